@@ -1,0 +1,77 @@
+"""The methods by which channels are chosen, as small frozen records of their options."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """The paper's coreset: importance sampling by sensitivity, the next layer reweighted (arXiv 2008.08316).
+
+    Attributes:
+        sampler: ``"distinct"`` draws with replacement until enough distinct channels came up, as the authors' code
+            does; ``"draws"`` draws exactly as many times as channels are wanted, as the theorem does (fewer distinct
+            ones come out); ``"pps"`` fixes the size and has the least variance.
+        input_radius: Bound on the norm of a layer's input. It cancels out for ReLU.
+    """
+
+    sampler: Literal["distinct", "draws", "pps"] = "distinct"
+    input_radius: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.sampler not in ("distinct", "draws", "pps"):
+            raise ValueError(f"Expected sampler to be 'distinct', 'draws' or 'pps' but got {self.sampler!r}.")
+        if not self.input_radius > 0:
+            raise ValueError(f"Expected input_radius to be positive but got {self.input_radius}.")
+
+
+@dataclass(frozen=True)
+class Magnitude:
+    """Keep the channels whose filters have the largest norm; a heuristic, to compare with.
+
+    Attributes:
+        p: 1 or 2, the norm.
+    """
+
+    p: Literal[1, 2] = 2
+
+    def __post_init__(self) -> None:
+        if self.p not in (1, 2):
+            raise ValueError(f"Expected p to be 1 or 2 but got {self.p!r}.")
+
+
+@dataclass(frozen=True)
+class Random:
+    """Keep random channels, to compare with."""
+
+
+Method: TypeAlias = Sensitivity | Magnitude | Random
+MethodName: TypeAlias = Literal["sensitivity", "magnitude", "random"]
+
+_BY_NAME = {"sensitivity": Sensitivity, "magnitude": Magnitude, "random": Random}
+
+
+def as_method(method: Method | str) -> Method:
+    """The options of a method given by name; options pass.
+
+    Raises:
+        ValueError: If there is no method of that name.
+    """
+    if isinstance(method, (Sensitivity, Magnitude, Random)):
+        return method
+    if method not in _BY_NAME:
+        raise ValueError(
+            f"Expected method to be one of {sorted(_BY_NAME)} or an instance of Sensitivity, Magnitude or Random, "
+            f"but got {method!r}."
+        )
+    return _BY_NAME[method]()
+
+
+def method_name(method: Method) -> str:
+    """The name by which a plan reports a method."""
+    name = type(method).__name__.lower()
+    if isinstance(method, Sensitivity):
+        return f"{name} ({method.sampler})"
+    return f"{name} (L{method.p})" if isinstance(method, Magnitude) else name

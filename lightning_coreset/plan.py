@@ -1,0 +1,144 @@
+"""The hinge of the package: what a pruning event does, as frozen records that speak by qualified name.
+
+A plan knows nothing of how it was made (structure, mathematics) nor of how it is applied (surgery, optimizers). It is
+made once, broadcast, applied, logged and saved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class ParameterChange:
+    """How one parameter or buffer changes.
+
+    Attributes:
+        name: Qualified name of the parameter or buffer.
+        old_shape: Shape before.
+        new_shape: Shape after.
+        kept: For every sliced dimension, the int64 positions that stay, in ascending order.
+        value: New content of shape ``new_shape``, where the change is more than a slice (a reweighted consumer);
+            ``None`` for a plain slice.
+    """
+
+    name: str
+    old_shape: tuple[int, ...]
+    new_shape: tuple[int, ...]
+    kept: Mapping[int, Tensor]
+    value: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class GroupPlan:
+    """What happens to one group of channels.
+
+    Attributes:
+        name: The group's name.
+        channels_before: Classes before the event.
+        channels_after: Classes after the event.
+        kept: The classes that stay, ascending, as positions among those before the event.
+        method: How they were chosen, with the reason where a group fell back to another method.
+    """
+
+    name: str
+    channels_before: int
+    channels_after: int
+    kept: tuple[int, ...]
+    method: str
+
+
+@dataclass(frozen=True, eq=False)
+class PruningPlan:
+    """Everything one pruning event does to a model, and what it comes to.
+
+    Attributes:
+        groups: What happens to each group, in network order; groups that keep all their channels included.
+        changes: What happens to each parameter and buffer.
+        skipped: Layers that cannot be pruned, by qualified name, each with the reason in words.
+        requested: The pruning ratio asked for, as a fraction of the original model's ``unit``.
+        reached: The pruning ratio that whole channels allow.
+        unit: What ``requested`` and ``reached`` count: ``"params"``, ``"macs"`` or ``"channels"``.
+        params_original: Parameters of the original model, before any event.
+        params_before: Parameters before this event.
+        params_after: Parameters after this event.
+        macs_before: Multiply-accumulates of one sample before this event.
+        macs_after: Multiply-accumulates of one sample after this event.
+    """
+
+    groups: tuple[GroupPlan, ...]
+    changes: tuple[ParameterChange, ...]
+    skipped: Mapping[str, str]
+    requested: float
+    reached: float
+    unit: str
+    params_original: int
+    params_before: int
+    params_after: int
+    macs_before: int
+    macs_after: int
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction of the original model's parameters that is gone after this event."""
+        return 1.0 - self.params_after / self.params_original
+
+    @property
+    def channels_removed(self) -> int:
+        """Channels that this event removes, over all groups."""
+        return sum(group.channels_before - group.channels_after for group in self.groups)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A plain nested dict of numbers, strings, lists and tensors, as checkpoints and broadcasts want it."""
+        plain = {field.name: getattr(self, field.name) for field in fields(self)}
+        return plain | {
+            "groups": [asdict(group) | {"kept": list(group.kept)} for group in self.groups],
+            "changes": [_change_to_dict(change) for change in self.changes],
+            "skipped": dict(self.skipped),
+        }
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> PruningPlan:
+        """The inverse of :meth:`to_dict`."""
+        groups = tuple(GroupPlan(**{**group, "kept": tuple(group["kept"])}) for group in plain["groups"])
+        changes = tuple(
+            ParameterChange(**{**change, "old_shape": tuple(change["old_shape"]), "new_shape": tuple(change["new_shape"])})
+            for change in plain["changes"]
+        )
+        return cls(**{**plain, "groups": groups, "changes": changes})
+
+    def __str__(self) -> str:
+        """A table of the groups and the totals, and the reasons of what was skipped."""
+        rows = [("group", "channels", "kept", "method")]
+        rows += [
+            (
+                group.name,
+                f"{group.channels_before} -> {group.channels_after}",
+                f"{group.channels_after / group.channels_before:.0%}",
+                group.method,
+            )
+            for group in self.groups
+        ]
+        totals = [
+            f"{self.unit} removed: {self.reached:.2%} of the original (requested {self.requested:.2%})",
+            f"params {self.params_before:,} -> {self.params_after:,}, sparsity {self.sparsity:.2%}",
+            f"MACs per sample {self.macs_before:,} -> {self.macs_after:,}",
+        ]
+        skipped = [f"not pruned: {name} {reason}" for name, reason in self.skipped.items()]
+        return "\n".join([*_table(rows), *totals, *skipped])
+
+
+def _change_to_dict(change: ParameterChange) -> dict[str, Any]:
+    plain = {field.name: getattr(change, field.name) for field in fields(change)}
+    shapes = {"old_shape": list(change.old_shape), "new_shape": list(change.new_shape)}
+    return plain | shapes | {"kept": dict(change.kept)}
+
+
+def _table(rows: list[tuple[str, ...]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return [lines[0], "-" * max(map(len, lines)), *lines[1:]]

@@ -1,0 +1,226 @@
+"""Make a plan: groups, mathematics and a target come together; the model is only read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor, nn
+
+from lightning_coreset.methods import Method, Sensitivity
+from lightning_coreset.plan import GroupPlan, ParameterChange, PruningPlan
+from lightning_coreset.planning.select import Selection, select
+from lightning_coreset.planning.sizes import Meter, Totals, Unit, reached, uniform_sizes
+from lightning_coreset.structure import ChannelGroup, Structure
+from lightning_coreset.surgery import named_tensors, slice_members, take
+
+_SUMS = frozenset({"add", "sub"})
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of a plan.
+
+    Attributes:
+        pruning_ratio: The fraction of the original model that shall be gone, in [0, 1).
+        unit: What the fraction counts: parameters, multiply-accumulates or removable channels.
+        method: How channels are chosen.
+        ignore: Shell patterns of module names whose output channels all stay.
+        include_residual: Whether channels coupled by residual additions may go.
+        seed: Seed of the random choices.
+    """
+
+    pruning_ratio: float
+    unit: Unit = "params"
+    method: Method = Sensitivity()
+    ignore: tuple[str, ...] = ()
+    include_residual: bool = False
+    seed: int = 0
+
+
+def check_ratio(ratio: float, name: str = "pruning_ratio") -> None:
+    """Raise ``ValueError`` unless a ratio is a number in [0, 1)."""
+    if isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not 0 <= ratio < 1:
+        raise ValueError(
+            f"Expected {name} to be a number in [0, 1), the fraction of the original model that goes, but got {ratio!r}."
+        )
+
+
+def check_ignore(model: nn.Module, ignore: Sequence[str]) -> None:
+    """Raise ``ValueError`` if a pattern matches no module."""
+    names = [name for name, _ in model.named_modules() if name]
+    for pattern in ignore:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            close = get_close_matches(re.sub(r"[*?\[\]]", "", pattern), names, n=3, cutoff=0.3) or names[:3]
+            raise ValueError(
+                f"Expected every ignore pattern to match a module name but {pattern!r} matches none. "
+                f"Module names look like {close}; model.named_modules() lists them all."
+            )
+
+
+def prunable(
+    structure: Structure, request: Request
+) -> tuple[list[ChannelGroup], dict[str, str]]:
+    """The groups that may shrink, and the layers that may not, each with the reason."""
+    groups, skipped = [], dict(structure.refused)
+    for group in structure.groups:
+        pattern = next((pattern for pattern in request.ignore if _made_by(group, pattern)), None)
+        if pattern is not None:
+            skipped[group.name] = f"is ignored by {pattern!r}"
+        elif not request.include_residual and is_residual(group):
+            skipped[group.name] = "is coupled with other layers by an addition (include_residual=True prunes it)"
+        else:
+            groups.append(group)
+    return groups, skipped
+
+
+def is_residual(group: ChannelGroup) -> bool:
+    """Whether several layers' channels are added up, as on a residual stream."""
+    several = len({member.name for member in group.by_role("producer")}) > 1
+    return several and any(step.op in _SUMS for path in group.paths for step in path.steps)
+
+
+def _made_by(group: ChannelGroup, pattern: str) -> bool:
+    makers = {member.name.rpartition(".")[0] for member in group.by_role("producer")}
+    return any(fnmatchcase(name, pattern) for name in makers | {group.name})
+
+
+@dataclass(frozen=True, eq=False)
+class _Survey:
+    """A model with what may shrink in it."""
+
+    tensors: Mapping[str, Tensor]
+    groups: Sequence[ChannelGroup]
+    skipped: Mapping[str, str]
+    meter: Meter
+
+
+def _survey(model: nn.Module, structure: Structure, request: Request) -> _Survey:
+    check_ratio(request.pruning_ratio)
+    check_ignore(model, request.ignore)
+    groups, skipped = prunable(structure, request)
+    if not groups:
+        raise ValueError(_nothing_to_prune(skipped))
+    tensors = named_tensors(model)
+    return _Survey(tensors, groups, skipped, Meter(tensors, groups, structure.macs))
+
+
+def measure(model: nn.Module, structure: Structure, request: Request) -> Totals:
+    """What a model comes to, for plans that count against it later.
+
+    Raises:
+        ValueError: If nothing in it can be pruned.
+    """
+    return _survey(model, structure, request).meter.totals()
+
+
+def final_sizes(model: nn.Module, structure: Structure, request: Request) -> dict[str, int]:
+    """Classes that are left in each group when ``request.pruning_ratio`` of this model is gone, in network order."""
+    survey = _survey(model, structure, request)
+    original = survey.meter.totals()
+    return uniform_sizes(survey.groups, survey.meter, request.pruning_ratio, request.unit, original)
+
+
+def bottom_up_sizes(final: Mapping[str, int], fraction: float) -> dict[str, int]:
+    """The final sizes of the first groups in network order, at least of one; the others keep theirs."""
+    count = max(1, round(fraction * len(final)))
+    return dict(list(final.items())[:count])
+
+
+def make_plan(
+    model: nn.Module,
+    structure: Structure,
+    request: Request,
+    *,
+    original: Totals | None = None,
+    sizes: Mapping[str, int] | None = None,
+) -> PruningPlan:
+    """Plan one pruning event, bottom to top, each group from the weights that the earlier ones left.
+
+    Args:
+        model: The network, only read.
+        structure: What ``analyse`` found in it as it is now.
+        request: What is asked.
+        original: Totals of the model before any pruning; those of ``model`` by default.
+        sizes: Classes to keep by group name, instead of the solution for ``request.pruning_ratio``.
+
+    Raises:
+        ValueError: If the ratio is outside [0, 1), a pattern matches nothing, or nothing can be pruned.
+    """
+    survey = _survey(model, structure, request)
+    tensors, groups, meter = survey.tensors, survey.groups, survey.meter
+    before = meter.totals()
+    original = original or before
+    if sizes is None:
+        sizes = uniform_sizes(groups, meter, request.pruning_ratio, request.unit, original)
+    chosen, changes = _choose(groups, sizes, request, tensors)
+    after = meter.after(changes, sum(len(selection.kept) for _, selection in chosen))
+    return PruningPlan(
+        groups=tuple(
+            GroupPlan(group.name, group.size, len(selection.kept), tuple(selection.kept.tolist()), selection.method)
+            for group, selection in chosen
+        ),
+        changes=changes,
+        skipped=survey.skipped,
+        requested=request.pruning_ratio,
+        reached=reached(after, original, request.unit),
+        unit=request.unit,
+        params_original=original.params,
+        params_before=before.params,
+        params_after=after.params,
+        macs_before=before.macs,
+        macs_after=after.macs,
+    )
+
+
+def _nothing_to_prune(skipped: Mapping[str, str]) -> str:
+    reasons = "\n".join(f"  {name}: {reason}" for name, reason in list(skipped.items())[:20])
+    more = f"\n  ... and {len(skipped) - 20} more" if len(skipped) > 20 else ""
+    return f"Expected a model with channels that can be pruned, but no layer has any:\n{reasons}{more}"
+
+
+def _choose(
+    groups: Sequence[ChannelGroup], sizes: Mapping[str, int], request: Request, tensors: Mapping[str, Tensor]
+) -> tuple[list[tuple[ChannelGroup, Selection]], tuple[ParameterChange, ...]]:
+    """Select bottom to top on working copies, in which removed columns are zero and kept ones reweighted."""
+    generator = torch.Generator().manual_seed(request.seed)
+    working = dict(tensors)
+    reweighted: set[str] = set()
+    chosen = []
+    for group in groups:
+        size = sizes.get(group.name, group.size)
+        if size >= group.size:
+            chosen.append((group, Selection(torch.arange(group.size), None, "kept whole")))
+            continue
+        selection = select(group, size, request.method, working, generator)
+        chosen.append((group, selection))
+        reweighted |= _reweight(group, selection, working)
+    slices = slice_members(tensors, [(group, selection.kept.tolist()) for group, selection in chosen])
+    shapes = {name: tuple(tensors[name].shape) for name in reweighted}
+    by_name = {name: ParameterChange(name, shape, shape, {}) for name, shape in shapes.items()}
+    by_name |= {change.name: change for change in slices}
+    for name in reweighted:
+        by_name[name] = replace(by_name[name], value=take(working[name], by_name[name].kept))
+    return chosen, tuple(by_name.values())
+
+
+def _reweight(group: ChannelGroup, selection: Selection, working: dict[str, Tensor]) -> set[str]:
+    """Scale the consumers' columns in the working copies; returns the names that are more than sliced."""
+    factor = torch.zeros(group.size, dtype=torch.float64)
+    factor[selection.kept] = 1.0 if selection.weights is None else selection.weights
+    changed = set()
+    for member in group.by_role("consumer"):
+        tensor = working[member.name].detach()
+        column = torch.ones(tensor.shape[member.dim], dtype=torch.float64)
+        for number, places in enumerate(member.index):
+            column[list(places)] = factor[number]
+        shape = [1] * tensor.dim()
+        shape[member.dim] = -1
+        working[member.name] = tensor * column.reshape(shape).to(tensor.device, tensor.dtype)
+        if selection.weights is not None:
+            changed.add(member.name)
+    return changed

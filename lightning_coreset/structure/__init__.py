@@ -1,0 +1,26 @@
+"""Which channels of a network belong together, found by running it once; read-only."""
+
+from __future__ import annotations
+
+from lightning_coreset.structure.example import Example, ExampleInputs, tensors_in
+from lightning_coreset.structure.find import Structure, analyse, find_groups
+from lightning_coreset.structure.groups import ChannelGroup, Layer, Member, Norm, Path, Role, Step
+from lightning_coreset.structure.trace import plain_execution, preserved
+
+__all__ = [
+    "ChannelGroup",
+    "Example",
+    "ExampleInputs",
+    "Layer",
+    "Member",
+    "Norm",
+    "Path",
+    "Role",
+    "Step",
+    "Structure",
+    "analyse",
+    "find_groups",
+    "plain_execution",
+    "preserved",
+    "tensors_in",
+]

@@ -1,0 +1,154 @@
+"""Axes: the label tensors that ride along with an activation or a weight.
+
+An axis says, for every element of a tensor, which atom it belongs to. It is stored compressed: size 1 along every
+dimension in which it does not vary. A weight of a Linear has two axes, its rows and its columns; an activation usually
+one, its channels. The axes of one tensor vary along different dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from lightning_coreset.structure.atoms import Atoms
+from lightning_coreset.structure.groups import Step
+
+
+@dataclass(frozen=True, eq=False)
+class Axis:
+    """Labels of one kind on a tensor.
+
+    Attributes:
+        labels: int64, as many dimensions as the tensor, size 1 where the labels do not vary.
+        sources: The ``(parameter name, dimension)`` pairs whose atoms these labels are.
+    """
+
+    labels: Tensor
+    sources: frozenset[tuple[str, int]] = frozenset()
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        """The dimensions along which the labels vary."""
+        return tuple(dim for dim, size in enumerate(self.labels.shape) if size > 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Carried:
+    """What is known of a tensor.
+
+    Attributes:
+        axes: Its label tensors.
+        constant: Whether it is made of parameters and buffers alone, as a weight is.
+        direct: The parameter whose values it holds unchanged, however moved, if it does.
+        trails: For every producer that reaches it, the steps since.
+    """
+
+    axes: tuple[Axis, ...] = ()
+    constant: bool = False
+    direct: str | None = None
+    trails: dict[str, tuple[Step, ...]] = field(default_factory=dict)
+
+    def along(self, dim: int) -> Axis | None:
+        """The axis that varies along ``dim``."""
+        return next((axis for axis in self.axes if axis.labels.shape[dim] > 1), None)
+
+
+NOTHING = Carried()
+
+
+def compress(axis: Axis, atoms: Atoms) -> Axis:
+    """Drop the dimensions along which all labels are of one class."""
+    labels = axis.labels
+    for dim in range(labels.dim()):
+        if labels.shape[dim] == 1:
+            continue
+        if labels.stride(dim) == 0:
+            labels = labels.narrow(dim, 0, 1)
+            continue
+        roots = atoms.roots(labels)
+        if bool((roots == roots.narrow(dim, 0, 1)).all()):
+            labels = labels.narrow(dim, 0, 1)
+    return replace(axis, labels=labels)
+
+
+def settle(axes: Iterable[Axis], atoms: Atoms) -> tuple[Axis, ...]:
+    """Compress and drop the axes that do not vary any more."""
+    return tuple(axis for axis in (compress(axis, atoms) for axis in axes) if axis.dims)
+
+
+def unite_along(axis: Axis, dims: Sequence[int], atoms: Atoms, reason: str) -> Axis:
+    """Forbid that single indices along ``dims`` go: all labels along them become one class."""
+    labels = axis.labels
+    for dim in dims:
+        if labels.shape[dim] > 1:
+            first = labels.narrow(dim, 0, 1)
+            atoms.unite(first.expand_as(labels), labels, reason)
+            labels = first
+    return replace(axis, labels=labels)
+
+
+def freeze(axis: Axis, dims: Sequence[int], atoms: Atoms, reason: str) -> Axis | None:
+    """Forbid that single indices along ``dims`` go, and block the axis if nothing else is left that could.
+
+    Returns what remains: the axis over its other dimensions, or ``None``.
+    """
+    if set(axis.dims) <= set(dims):
+        atoms.block(axis.labels, reason)
+        return None
+    return unite_along(axis, [dim for dim in axis.dims if dim in dims], atoms, reason)
+
+
+def vector(axis: Axis | None, dim: int, size: int, atoms: Atoms, reason: str) -> Tensor:
+    """The labels along one dimension, shape ``(size,)``; what else the axis varies along is united, zeros without it."""
+    if axis is None:
+        return torch.zeros(size, dtype=torch.int64)
+    others = [other for other in axis.dims if other != dim]
+    return unite_along(axis, others, atoms, reason).labels.reshape(-1).expand(size)
+
+
+def merge(first: Axis, second: Axis, atoms: Atoms, reason: str) -> Axis:
+    """One axis for two that lie on the same elements; the labels are united element by element."""
+    one, other = torch.broadcast_tensors(first.labels, second.labels)
+    atoms.unite(one, other, reason)
+    return Axis(torch.where(one != 0, one, other), first.sources | second.sources)
+
+
+def join(operands: Sequence[tuple[Tensor, Sequence[Axis]]], ndim: int, atoms: Atoms, reason: str) -> tuple[Axis, ...]:
+    """The axes of an element-wise result.
+
+    Args:
+        operands: Each operand with its axes; shapes broadcast from the right, as in torch.
+        ndim: Dimensions of the result.
+        atoms: The union-find.
+        reason: What to report if labels meet fixed elements.
+
+    Axes that vary along a common dimension are united. An operand that varies along such a dimension without labels
+    there (a constant of the channels' length) cannot be sliced, and blocks.
+    """
+    aligned = [
+        [replace(axis, labels=_align(axis.labels, ndim)) for axis in axes if axis.dims] for _, axes in operands
+    ]
+    merged: list[Axis] = []
+    for axis in (axis for axes in aligned for axis in axes):
+        for other in [other for other in merged if set(other.dims) & set(axis.dims)]:
+            merged.remove(other)
+            axis = merge(other, axis, atoms, reason)
+        merged.append(axis)
+    for (tensor, _), own in zip(operands, aligned, strict=True):
+        labelled = {dim for axis in own for dim in axis.dims}
+        unlabelled = [dim for dim in range(ndim) if dim not in labelled and _varies(tensor, dim - ndim)]
+        frozen = (freeze(axis, unlabelled, atoms, reason) if set(axis.dims) & set(unlabelled) else axis for axis in merged)
+        merged = [axis for axis in frozen if axis is not None]
+    return settle(merged, atoms)
+
+
+def _align(labels: Tensor, ndim: int) -> Tensor:
+    return labels.reshape((1,) * (ndim - labels.dim()) + tuple(labels.shape))
+
+
+def _varies(tensor: Tensor, dim: int) -> bool:
+    """Whether the operand has elements of its own along ``dim``, counted from the right; an expanded one has not."""
+    return tensor.dim() >= -dim and tensor.shape[dim] > 1 and tensor.stride(dim) != 0

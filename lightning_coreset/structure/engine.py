@@ -1,0 +1,247 @@
+"""The engine: runs a network once and lets labels ride along, from one aten operation to the next."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from lightning_coreset.structure.atoms import Atoms
+from lightning_coreset.structure.axes import NOTHING, Axis, Carried, freeze, settle, vector
+from lightning_coreset.structure.groups import Layer, Norm, Step
+
+
+@dataclass(frozen=True, eq=False)
+class Operation:
+    """One aten call, with its result.
+
+    Attributes:
+        name: Without namespace and without the underscore of the in-place form: ``"relu"``.
+        inplace: Whether it writes into its first argument.
+        arguments: All arguments by the names of aten's schema.
+        result: What it returned.
+    """
+
+    name: str
+    overload: str
+    inplace: bool
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    arguments: Mapping[str, Any]
+    result: Any
+
+    @classmethod
+    def read(cls, function: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> Operation:
+        """Take the call apart by the schema of ``function``."""
+        schema = function._schema
+        name = schema.name.rpartition("::")[2]
+        inplace = name.endswith("_") and not name.startswith("__")
+        names = [argument.name for argument in schema.arguments]
+        arguments = {argument.name: argument.default_value for argument in schema.arguments}
+        arguments |= dict(zip(names, args, strict=False)) | dict(kwargs)
+        plain = name[:-1] if inplace else name
+        return cls(plain, schema.overload_name, inplace, function, tuple(args), kwargs, arguments, result)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All tensors among the arguments."""
+        return [leaf for leaf in tree_leaves(list(self.arguments.values())) if isinstance(leaf, Tensor)]
+
+    @property
+    def results(self) -> list[Tensor]:
+        """All tensors among the results."""
+        return [leaf for leaf in tree_leaves(self.result) if isinstance(leaf, Tensor)]
+
+    @property
+    def numbers(self) -> tuple[float | str, ...]:
+        """The numbers and strings among the arguments, such as a negative slope."""
+        return tuple(value for value in self.args[1:] if isinstance(value, (int, float, str)))
+
+    def dims(self, argument: str, ndim: int) -> list[int]:
+        """A dimension argument as a list of non-negative dimensions; all of them where it is not given."""
+        value = self.arguments.get(argument)
+        if value is None or value == []:
+            return list(range(ndim))
+        return [dim % max(ndim, 1) for dim in ([value] if isinstance(value, int) else value)]
+
+
+@dataclass
+class Contraction:
+    """What the engine learns of a layer; becomes a ``Layer``."""
+
+    layer: Layer
+    order: int
+
+
+class Propagation(TorchDispatchMode):
+    """Follows every aten operation and keeps what is known of each tensor.
+
+    An operation that no rule knows blocks all labels that enter it. A rule that fails does so too: the engine may
+    refuse what could be pruned, never the other way round.
+    """
+
+    def __init__(self, model: nn.Module, rules: Mapping[str, Rule]) -> None:
+        super().__init__()
+        self.rules = rules
+        self.atoms = Atoms()
+        self.layers: dict[str, Contraction] = {}
+        self.producers: dict[tuple[str, int], int] = {}
+        self.consumers: dict[tuple[str, int], int] = {}
+        self.paths: list[tuple[str, tuple[Step, ...], str]] = []
+        self.grids: list[Axis] = []
+        self.macs: dict[str, int] = defaultdict(int)
+        self.recording = True
+        self._known = WeakTensorKeyDictionary()
+        self._adopt(model)
+
+    def _adopt(self, model: nn.Module) -> None:
+        """Give every index of every dimension of every floating parameter and buffer its atom."""
+        self.owners: dict[str, nn.Module] = {}
+        for prefix, module in model.named_modules():
+            for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+                if tensor is not None and tensor not in self._known and tensor.is_floating_point():
+                    qualified = f"{prefix}.{name}" if prefix else name
+                    self.owners[qualified] = module
+                    self._adopt_tensor(qualified, tensor)
+
+    def _adopt_tensor(self, name: str, tensor: Tensor) -> None:
+        axes = []
+        for dim, size in enumerate(tensor.shape):
+            if size > 1:
+                shape = [1] * tensor.dim()
+                shape[dim] = size
+                axes.append(Axis(self.atoms.allocate(name, dim, size).view(shape), frozenset({(name, dim)})))
+        self._known[tensor] = Carried(tuple(axes), constant=True, direct=name)
+
+    # ---- what is known of tensors
+
+    def of(self, tensor: Tensor | None) -> Carried:
+        """What is known of a tensor."""
+        return NOTHING if tensor is None else self._known.get(tensor, NOTHING)
+
+    def put(self, tensor: Tensor, carried: Carried) -> None:
+        """Remember what is known of a result, and the grids to be decided at the end."""
+        carried = replace(carried, axes=settle(carried.axes, self.atoms))
+        self.grids += [axis for axis in carried.axes if len(axis.dims) > 1]
+        self._known[tensor] = carried
+
+    def channels(self, tensor: Tensor, dim: int, reason: str) -> Tensor:
+        """The labels of ``tensor`` along ``dim``, shape ``(tensor.shape[dim],)``, zeros where there are none."""
+        return vector(self.of(tensor).along(dim), dim, tensor.shape[dim], self.atoms, reason)
+
+    def freeze(self, tensor: Tensor, dims: Iterable[int], reason: str) -> tuple[Axis, ...]:
+        """The axes of ``tensor`` after no single index along ``dims`` may go any more."""
+        dims = list(dims)
+        axes = (
+            freeze(axis, dims, self.atoms, reason) if set(axis.dims) & set(dims) else axis
+            for axis in self.of(tensor).axes
+        )
+        return tuple(axis for axis in axes if axis is not None)
+
+    def block(self, tensor: Tensor, reason: str) -> None:
+        """Forbid the removal of anything this tensor is labelled with."""
+        for axis in self.of(tensor).axes:
+            self.atoms.block(axis.labels, reason)
+
+    def trails(self, tensors: Iterable[Tensor], step: Step | None = None) -> dict[str, tuple[Step, ...]]:
+        """The trails of a result: those of its operands, with one step more."""
+        merged: dict[str, tuple[Step, ...]] = {}
+        for tensor in tensors:
+            for producer, steps in self.of(tensor).trails.items():
+                known = merged.get(producer, steps)
+                merged[producer] = known if known == steps else (*known, Step("mixed"))
+        return merged if step is None else {producer: (*steps, step) for producer, steps in merged.items()}
+
+    # ---- what is learnt of layers
+
+    def contracted(
+        self, weight: Tensor, in_dim: int | None, out_dim: int | None, inputs: Tensor | None, **details: Any
+    ) -> dict[str, tuple[Step, ...]]:
+        """Record that ``weight`` contracts ``inputs``; returns the trails of the output.
+
+        ``in_dim`` and ``out_dim`` are dimensions of the weight as it is used, which may be a transposed view.
+        """
+        carried = self.of(weight)
+        order = len(self.layers)
+        into = carried.along(in_dim) if in_dim is not None else None
+        out = carried.along(out_dim) if out_dim is not None else None
+        for axis, roles in ((into, self.consumers), (out, self.producers)):
+            for source in axis.sources if axis is not None else ():
+                roles.setdefault(source, order)
+        name = self._layer_name(carried, out or into)
+        if name is None:
+            return {}
+        if name not in self.layers:
+            layer = Layer(name, in_dim=_own_dim(into, name), out_dim=_own_dim(out, name) or 0, **details)
+            self.layers[name] = Contraction(layer, order)
+        opaque = () if carried.direct else (Step("derived weight"),)
+        if self.recording and inputs is not None:
+            trails = self.of(inputs).trails.items()
+            self.paths += [(producer, steps + opaque, name) for producer, steps in trails]
+        return {name: opaque}
+
+    def _layer_name(self, carried: Carried, axis: Axis | None) -> str | None:
+        if carried.direct is not None:
+            return carried.direct
+        return min(axis.sources)[0] if axis is not None and axis.sources else None
+
+    def normalised(self, inputs: Tensor, norm: Norm) -> None:
+        """Record that a BatchNorm directly follows the layer that made ``inputs``, if one did."""
+        for producer, steps in self.of(inputs).trails.items():
+            if not steps and producer in self.layers:
+                contraction = self.layers[producer]
+                contraction.layer = replace(contraction.layer, norm=norm)
+
+    def count(self, weight: Tensor | None, macs: int) -> None:
+        """Add multiply-accumulates to the account of a weight, or to that of products without one (``""``)."""
+        if self.recording:
+            self.macs[(self._layer_name(self.of(weight), None) or "") if weight is not None else ""] += macs
+
+    # ---- running
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Run without the import of dynamo, which takes over three seconds; ``trace`` runs compiled code eagerly."""
+        return False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the operation, then follow it."""
+        kwargs = kwargs or {}
+        # The state before an in-place operation is what its rule needs; labels do not change by running it.
+        result = func(*args, **kwargs)
+        operation = Operation.read(func, args, kwargs, result)
+        if any(tensor in self._known for tensor in operation.tensors):
+            self._follow(operation)
+        return result
+
+    def _follow(self, op: Operation) -> None:
+        rule = self.rules.get(op.name)
+        if rule is None:
+            self.refuse(op, f"enters aten.{op.name}, which has no rule")
+            return
+        try:
+            rule(self, op)
+        except Exception as error:  # a rule that cannot follow an unforeseen form must not end the user's program
+            self.refuse(op, f"enters aten.{op.name} in a form that cannot be followed ({error})")
+
+    def refuse(self, op: Operation, reason: str) -> None:
+        """Block everything that enters an operation."""
+        for tensor in (*op.tensors, *op.results):
+            self.block(tensor, reason)
+            if tensor in self._known and not self.of(tensor).constant:
+                self._known[tensor] = NOTHING
+
+
+def _own_dim(axis: Axis | None, name: str) -> int | None:
+    return next((dim for source, dim in axis.sources if source == name), None) if axis is not None else None
+
+
+Rule = Callable[[Propagation, Operation], None]

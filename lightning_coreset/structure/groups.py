@@ -1,0 +1,109 @@
+"""Groups of channels that belong together, as plain frozen records that speak by qualified name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Role = Literal["producer", "consumer", "channelwise"]
+
+
+@dataclass(frozen=True)
+class Member:
+    """One dimension of one parameter or buffer that carries the channels of a group.
+
+    Attributes:
+        name: Qualified name, as in ``model.named_parameters()`` or ``model.named_buffers()``; the first one if tied.
+        dim: The dimension of the tensor along which the channels lie.
+        role: ``"producer"`` if the tensor computes the channels (the rows of a weight), ``"consumer"`` if it contracts
+            them (the columns of the next weight), ``"channelwise"`` if it holds one value per channel (a bias, a
+            BatchNorm weight or running mean, a depthwise filter). A dimension with several uses, as in a tied
+            embedding, is a consumer before a producer before channelwise.
+        index: For every class of the group, the positions of the class along ``dim``. Empty where the tensor does not
+            carry the class; several where one channel became several positions (a Flatten, a grouped convolution).
+    """
+
+    name: str
+    dim: int
+    role: Role
+    index: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A BatchNorm met on a path: the qualified names of its tensors, ``None`` where it has none."""
+
+    weight: str | None
+    bias: str | None
+    running_mean: str | None
+    running_var: str | None
+    eps: float
+
+
+@dataclass(frozen=True)
+class Step:
+    """One operation between a producer and a consumer, by its aten name: ``Step("leaky_relu", (0.2,))``.
+
+    Movement (views, concatenation), dropout, casts and linear pooling leave no step.
+    """
+
+    op: str
+    args: tuple[float | str, ...] = ()
+    norm: Norm | None = None
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A weight that contracts channels and makes new ones: a Linear, a convolution, an own parameter in ``@``.
+
+    Attributes:
+        weight: Qualified name of the weight.
+        bias: Qualified name of the bias, if there is one.
+        in_dim: Dimension of the weight that is contracted; ``None`` for an embedding.
+        out_dim: Dimension of the weight that makes the output's channels.
+        groups: Convolution groups; 1 elsewhere.
+        norm: The BatchNorm that directly follows, if one does.
+    """
+
+    weight: str
+    bias: str | None
+    in_dim: int | None
+    out_dim: int
+    groups: int = 1
+    norm: Norm | None = None
+
+
+@dataclass(frozen=True)
+class Path:
+    """What stands between a producer and one of its consumers."""
+
+    producer: Layer
+    steps: tuple[Step, ...]
+    consumer: Layer
+
+
+@dataclass(frozen=True)
+class ChannelGroup:
+    """Channels that live and die together, with every tensor dimension that carries them.
+
+    A *class* is one removable unit: usually one channel; in a grouped convolution, one position in every conv group.
+
+    Attributes:
+        name: Qualified name of the module that first computes the channels (of the parameter, if a module owns several
+            such); with ``#2``, ``#3`` ... behind it where one module makes several groups.
+        members: Every dimension that must be sliced with the group.
+        paths: What stands between the group's producers and its consumers, one path per pair; empty if unknown.
+    """
+
+    name: str
+    members: tuple[Member, ...]
+    paths: tuple[Path, ...] = field(default=(), repr=False)
+
+    @property
+    def size(self) -> int:
+        """Number of classes, the most that could be removed plus one."""
+        return len(self.members[0].index)
+
+    def by_role(self, role: Role) -> tuple[Member, ...]:
+        """The members of one role, in network order."""
+        return tuple(member for member in self.members if member.role == role)

@@ -1,0 +1,16 @@
+"""What each aten operation does to labels: five families, and everything else is refused."""
+
+from __future__ import annotations
+
+from lightning_coreset.structure.engine import Rule
+from lightning_coreset.structure.rules import contraction, elementwise, movement, normalization, reduction
+
+RULES: dict[str, Rule] = {
+    **movement.RULES,
+    **elementwise.RULES,
+    **contraction.RULES,
+    **reduction.RULES,
+    **normalization.RULES,
+}
+
+__all__ = ["RULES"]

@@ -1,0 +1,268 @@
+"""Movement: the same operation, applied to the labels, gives the labels of the result.
+
+That is exact for any index map. What has to be watched is whether the user's code would move the *remaining* channels
+the same way: it would after a permute or a concatenation; after a slice at a fixed position only if the same share of
+every piece goes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from lightning_coreset.structure.axes import Axis, Carried, freeze, merge, unite_along
+from lightning_coreset.structure.engine import Operation, Propagation, Rule
+
+# A weight moved by these still holds the values of its parameter, dimension by dimension.
+_FAITHFUL = frozenset({"t", "numpy_T", "transpose", "permute", "detach", "alias", "_to_copy", "clone", "contiguous"})
+_RESHAPING = frozenset({"view", "_unsafe_view", "reshape", "_reshape_alias", "unsqueeze", "squeeze", "slice"})
+
+
+def _on_host(value: object) -> object:
+    return value.cpu() if isinstance(value, Tensor) else value
+
+
+def _moved(op: Operation, axis: Axis, source: Tensor) -> list[Axis]:
+    """Apply the operation to the labels of its first argument; one axis per result."""
+    labels = axis.labels.expand(source.shape)
+    if op.name in _RESHAPING and op.name not in ("slice", "unsqueeze", "squeeze"):
+        moved = labels.reshape(op.results[0].shape)
+    elif op.name in ("_to_copy", "clone", "contiguous", "lift_fresh", "lift", "alias", "detach", "positive"):
+        moved = labels
+    else:
+        rest, named = tree_map(_on_host, (op.args[1:], dict(op.kwargs)))
+        moved = op.function(labels, *rest, **named)
+    results = moved if isinstance(moved, (list, tuple)) else [moved]
+    return [replace(axis, labels=labels) for labels in results]
+
+
+def _put_moved(engine: Propagation, op: Operation, axes: Sequence[Axis]) -> None:
+    source = op.args[0]
+    carried = engine.of(source)
+    moved = [_moved(op, axis, source) for axis in axes]
+    for number, result in enumerate(op.results):
+        own = tuple(results[number] for results in moved)
+        faithful = op.name in _FAITHFUL or (op.name in _RESHAPING and _squeezed(source, result))
+        engine.put(result, replace(carried, axes=own, direct=carried.direct if faithful else None))
+
+
+def _squeezed(source: Tensor, result: Tensor) -> bool:
+    """Whether at most dimensions of size 1 came or went, as in ``weight[None]``."""
+    return [size for size in source.shape if size > 1] == [size for size in result.shape if size > 1]
+
+
+def safe(engine: Propagation, op: Operation) -> None:
+    """Permutes, views, copies, expansion, flip, repetition: any subset of indices may go before or after."""
+    _put_moved(engine, op, engine.of(op.args[0]).axes)
+
+
+def pinned(engine: Propagation, op: Operation) -> None:
+    """Operations that name positions along ``dim``: no single index along it may go."""
+    source = op.args[0]
+    names = [name for name in ("dim", "dim0", "dim1", "dim2", "dimension", "dims") if name in op.arguments]
+    dims = [dim for name in names for dim in op.dims(name, source.dim())]
+    _put_moved(engine, op, engine.freeze(source, dims, f"is taken apart at fixed positions by aten.{op.name}"))
+
+
+def pinned_everywhere(engine: Propagation, op: Operation) -> None:
+    """Operations that name positions in the last two dimensions (``tril``), or along no stated one."""
+    source = op.args[0]
+    dims = range(source.dim() - 2, source.dim()) if op.name in ("tril", "triu") else range(source.dim())
+    _put_moved(engine, op, engine.freeze(source, dims, f"is rearranged at fixed positions by aten.{op.name}"))
+
+
+def index(engine: Propagation, op: Operation) -> None:
+    """``x[:, positions]``: the indexed dimensions are pinned."""
+    source, indices = op.args[0], op.arguments["indices"]
+    dims, dim = [], 0
+    for position in indices:
+        width = position.dim() if position is not None and position.dtype in (torch.bool, torch.uint8) else 1
+        dims += list(range(dim, dim + width)) if position is not None else []
+        dim += width
+    reason = "is indexed at fixed positions"
+    for position in (position for position in indices if position is not None):
+        engine.block(position, reason)
+    _put_moved(engine, op, engine.freeze(source, dims, reason))
+
+
+def pieces(engine: Propagation, op: Operation) -> None:
+    """Chunks and slices: equal pieces lose the same positions; unequal ones cannot lose any."""
+    source = op.args[0]
+    dim = int(op.arguments["dim"]) % source.dim()
+    size, start = _piece(op, source, dim)
+    whole = source.shape[dim]
+    reason = f"is cut into unequal pieces by aten.{op.name}"
+    if size == whole:
+        axes = engine.of(source).axes
+    elif size and whole % size == 0 and start % size == 0:
+        axes = tuple(_united_pieces(engine, axis, dim, size, reason) for axis in engine.of(source).axes)
+    else:
+        axes = engine.freeze(source, [dim], reason)
+    _put_moved(engine, op, axes)
+
+
+def _piece(op: Operation, source: Tensor, dim: int) -> tuple[int, int]:
+    """Size of the pieces (0 if they differ) and where the first begins."""
+    if op.name == "slice":
+        step, start = int(op.arguments["step"]), op.arguments["start"] or 0
+        start = start + source.shape[dim] if start < 0 else start
+        return (op.results[0].shape[dim] if step == 1 else 0), start
+    sizes = {result.shape[dim] for result in op.results}
+    return (sizes.pop() if len(sizes) == 1 else 0), 0
+
+
+def _united_pieces(engine: Propagation, axis: Axis, dim: int, size: int, reason: str) -> Axis:
+    if axis.labels.shape[dim] == 1:
+        return axis
+    folded = axis.labels.unflatten(dim, (-1, size))
+    unite_along(Axis(folded), [dim], engine.atoms, reason)
+    return axis
+
+
+def channel_shuffle(engine: Propagation, op: Operation) -> None:
+    """Every shuffled group loses the same positions."""
+    source = op.args[0]
+    size = source.shape[1] // int(op.args[1])
+    reason = "is shuffled in groups"
+    _put_moved(engine, op, [_united_pieces(engine, axis, 1, size, reason) for axis in engine.of(source).axes])
+
+
+def pixel_shuffle(engine: Propagation, op: Operation) -> None:
+    """The channels that become one pixel block stay together."""
+    source, factor = op.args[0], int(op.args[1])
+    dim = source.dim() - 3
+    axes = []
+    for axis in engine.freeze(source, (source.dim() - 2, source.dim() - 1), "is moved between channels and pixels"):
+        if op.name == "pixel_shuffle" and axis.labels.shape[dim] > 1:
+            folded = axis.labels.unflatten(dim, (-1, factor * factor))
+            unite_along(Axis(folded), [dim + 1], engine.atoms, "becomes pixels of one channel")
+        axes.append(axis)
+    _put_moved(engine, op, axes)
+
+
+def concatenate(engine: Propagation, op: Operation) -> None:
+    """Labels side by side along ``dim``; along the other dimensions the parts must lose the same indices."""
+    parts = [part for part in op.arguments["tensors"] if part.dim() > 1 or part.numel()]
+    out = op.results[0]
+    dim = int(op.arguments["dim"]) % out.dim()
+    reason = "is joined with a tensor of fixed size"
+    if op.name == "stack":
+        parts = [part.unsqueeze(dim) for part in parts]
+        axes = [[_unsqueezed(axis, dim) for axis in engine.of(part).axes] for part in op.arguments["tensors"]]
+    else:
+        axes = [list(engine.of(part).axes) for part in parts]
+    joined = _side_by_side(engine, parts, axes, dim)
+    merged: list[Axis] = []
+    for axis in (axis for own in axes for axis in own if axis.labels.shape[dim] == 1):
+        for other in [other for other in merged if set(other.dims) & set(axis.dims)]:
+            merged.remove(other)
+            axis = merge(other, axis, engine.atoms, reason)
+        merged.append(axis)
+    for part, own in zip(parts, axes, strict=True):
+        bare = [d for d in range(out.dim()) if d != dim and part.shape[d] > 1 and part.stride(d) != 0]
+        bare = [d for d in bare if all(axis.labels.shape[d] == 1 for axis in own)]
+        frozen = [freeze(axis, bare, engine.atoms, reason) if set(axis.dims) & set(bare) else axis for axis in merged]
+        merged = [axis for axis in frozen if axis is not None]
+    for axis in joined:
+        for other in [other for other in merged if set(other.dims) & set(axis.dims)]:
+            merged.remove(other)
+            joined = [merge(axis, other, engine.atoms, reason)]
+    carried = [engine.of(tensor) for tensor in op.arguments["tensors"]]
+    engine.put(
+        out,
+        Carried(
+            (*joined, *merged),
+            constant=all(one.constant for one in carried),
+            trails=engine.trails(op.arguments["tensors"]),
+        ),
+    )
+
+
+def _unsqueezed(axis: Axis, dim: int) -> Axis:
+    return replace(axis, labels=axis.labels.unsqueeze(dim))
+
+
+def _side_by_side(engine: Propagation, parts: list[Tensor], axes: list[list[Axis]], dim: int) -> list[Axis]:
+    """The axis that varies along ``dim``, zeros where a part has none."""
+    own = [next((axis for axis in mine if axis.labels.shape[dim] > 1), None) for mine in axes]
+    if all(axis is None for axis in own):
+        return []
+    ndim = parts[0].dim()
+    others = {d for axis in own if axis is not None for d in axis.dims if d != dim}
+    shape = [max((part.shape[d] for part in parts), default=1) if d in others else 1 for d in range(ndim)]
+    labels = []
+    for part, axis, mine in zip(parts, own, axes, strict=True):
+        axis = axis or next((other for other in mine if others & set(other.dims)), None)
+        wanted = [part.shape[d] if d == dim else shape[d] for d in range(ndim)]
+        one = torch.zeros((), dtype=torch.int64) if axis is None else axis.labels
+        labels.append(one.expand(wanted))
+    sources = frozenset(source for axis in own if axis is not None for source in axis.sources)
+    return [Axis(torch.cat(labels, dim), sources)]
+
+
+def pad(engine: Propagation, op: Operation) -> None:
+    """Padding with a constant: new positions along a labelled dimension are fixed, elsewhere labels go on."""
+    source, widths = op.args[0], list(op.arguments["pad"])
+    axes = []
+    for axis in engine.of(source).axes:
+        labels = axis.labels
+        for number in range(len(widths) // 2):
+            dim = source.dim() - 1 - number
+            before, after = widths[2 * number : 2 * number + 2]
+            if labels.shape[dim] > 1 and (before < 0 or after < 0):
+                raise NotImplementedError("negative padding of channels")
+            if labels.shape[dim] > 1:
+                labels = torch.nn.functional.pad(labels, [0, 0] * number + [before, after])
+        axes.append(replace(axis, labels=labels))
+    engine.put(op.results[0], replace(engine.of(source), axes=tuple(axes), direct=None))
+
+
+def new(engine: Propagation, op: Operation) -> None:
+    """``x.new_zeros(shape)``: a dimension of the same place and size follows ``x``, as the noise of Dropout2d does."""
+    source, out = op.args[0], op.results[0]
+    if source.dim() != out.dim():
+        return
+    axes = [axis for axis in engine.of(source).axes if all(out.shape[dim] == source.shape[dim] for dim in axis.dims)]
+    engine.put(out, Carried(tuple(axes)))
+
+
+def write(engine: Propagation, op: Operation) -> None:
+    """``target.copy_(source)``: both carry the same labels from now on."""
+    target, source = op.args[0], op.args[1]
+    if not engine.of(target).axes and not engine.of(source).axes:
+        return
+    engine.block(source, "is written into another tensor in place")
+    engine.block(target, "is overwritten in place")
+
+
+def nothing(engine: Propagation, op: Operation) -> None:
+    """Operations whose result carries no labels and that constrain none (fills, reads of a single value)."""
+
+
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(
+        (
+            *("view", "_unsafe_view", "reshape", "_reshape_alias", "permute", "transpose", "t", "numpy_T", "expand"),
+            *("unsqueeze", "squeeze", "clone", "contiguous", "alias", "detach", "_to_copy", "lift_fresh", "lift"),
+            *("flip", "repeat", "positive"),
+        ),
+        safe,
+    ),
+    **dict.fromkeys(("select", "unbind", "roll", "index_select", "diagonal", "unfold", "rot90"), pinned),
+    **dict.fromkeys(("tril", "triu"), pinned_everywhere),
+    **dict.fromkeys(("slice", "split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes", "chunk"), pieces),
+    **dict.fromkeys(("channel_shuffle", "native_channel_shuffle"), channel_shuffle),
+    **dict.fromkeys(("pixel_shuffle", "pixel_unshuffle"), pixel_shuffle),
+    **dict.fromkeys(("cat", "concat", "stack"), concatenate),
+    **dict.fromkeys(("new_empty", "new_zeros", "new_ones", "new_full"), new),
+    **dict.fromkeys(
+        ("fill", "zero", "_local_scalar_dense", "is_nonzero", "equal", "sym_size", "_assert_async"), nothing
+    ),
+    "index": index,
+    "constant_pad_nd": pad,
+    "copy": write,
+}

@@ -1,0 +1,68 @@
+"""Normalisation: per-channel statistics pass labels and join them; statistics over channels block."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import Tensor
+
+from lightning_coreset.structure.axes import Carried
+from lightning_coreset.structure.engine import Operation, Propagation, Rule
+from lightning_coreset.structure.groups import Norm, Step
+
+
+def batch_norm(engine: Propagation, op: Operation) -> None:
+    """Weight, bias and running statistics join the channels they scale."""
+    source, out = op.args[0], op.results[0]
+    channels = engine.channels(source, 1, "is normalised")
+    parts = [op.arguments.get(name) for name in ("weight", "bias", "running_mean", "running_var")]
+    for part in parts:
+        if isinstance(part, Tensor) and part.numel() > 1:
+            own = engine.channels(part, 0, "is a statistic")
+            engine.atoms.unite(own, channels, "is normalised by a tensor that cannot be cut")
+    names = [engine.of(part).direct if isinstance(part, Tensor) else None for part in parts]
+    norm = Norm(*names, eps=float(op.arguments.get("eps", op.arguments.get("epsilon", 1e-5))))
+    opaque = any(isinstance(part, Tensor) and name is None for part, name in zip(parts, names, strict=True))
+    step = Step("normalisation") if opaque else Step("batch_norm", norm=norm)
+    engine.normalised(source, norm)
+    carried = engine.of(source)
+    engine.put(out, Carried(carried.axes, trails=engine.trails([source], step)))
+
+
+def layer_norm(engine: Propagation, op: Operation) -> None:
+    """Statistics over the last dimensions: channels there are pinned, and the weights with them."""
+    source, out = op.args[0], op.results[0]
+    count = len(op.arguments["normalized_shape"])
+    reason = f"is normalised over by aten.{op.name}"
+    axes = engine.freeze(source, range(source.dim() - count, source.dim()), reason)
+    _block_parameters(engine, op, reason)
+    engine.put(out, Carried(axes, trails=engine.trails([source], Step("layer_norm"))))
+
+
+def group_norm(engine: Propagation, op: Operation) -> None:
+    """Statistics over groups of channels: pinned."""
+    source, out = op.args[0], op.results[0]
+    reason = "is normalised over groups of channels"
+    axes = engine.freeze(source, range(1, source.dim()), reason)
+    _block_parameters(engine, op, reason)
+    engine.put(out, replace(engine.of(source), axes=axes, trails=engine.trails([source], Step("group_norm"))))
+
+
+def _block_parameters(engine: Propagation, op: Operation, reason: str) -> None:
+    for name in ("weight", "bias"):
+        if op.arguments.get(name) is not None:
+            engine.block(op.arguments[name], reason)
+
+
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(
+        (
+            *("native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training", "batch_norm"),
+            *("cudnn_batch_norm", "_native_batch_norm_legit_functional", "_batch_norm_with_update"),
+            *("_batch_norm_no_update", "miopen_batch_norm"),
+        ),
+        batch_norm,
+    ),
+    **dict.fromkeys(("native_layer_norm", "_fused_rms_norm", "rms_norm", "layer_norm"), layer_norm),
+    **dict.fromkeys(("native_group_norm", "group_norm"), group_norm),
+}

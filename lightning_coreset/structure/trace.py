@@ -1,0 +1,118 @@
+"""Run a network once under the engine, and leave it exactly as it was."""
+
+from __future__ import annotations
+
+import random
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.parameter import UninitializedTensorMixin
+
+from lightning_coreset.structure.engine import Propagation
+from lightning_coreset.structure.example import Example, tensors_in
+from lightning_coreset.structure.refusals import named_refusals
+from lightning_coreset.structure.rules import RULES
+
+def trace(model: nn.Module, example: Example) -> Propagation:
+    """Follow an example through ``model``, first as in evaluation, then as in training.
+
+    The second run shows what evaluation does not reach, such as auxiliary heads. Modules that draw random numbers or
+    keep statistics stay in evaluation mode. Flags, buffers and random states are restored.
+
+    Args:
+        model: The network whose parameters are followed.
+        example: How the network is run; what that returns counts as its output.
+
+    Raises:
+        ValueError: If a parameter is not initialised yet.
+        Exception: What the network raises in evaluation mode.
+    """
+    _check_initialised(model)
+    with ExitStack() as stack:
+        for context in (preserved(model), plain_execution()):
+            stack.enter_context(context)
+        engine = Propagation(model, RULES)
+        for name, reason in named_refusals(model).items():
+            for (tensor, _), atoms in engine.atoms.ranges.items():
+                if tensor == name:
+                    engine.atoms.block(torch.arange(atoms.start, atoms.stop), reason)
+        model.eval()
+        _run(engine, model, example)
+        engine.recording = False
+        _train_mode(model)
+        try:
+            _run(engine, model, example)
+        except Exception as error:
+            message = f"The network could not be run in training mode, so only what evaluation reaches is seen: {error}"
+            warnings.warn(message, stacklevel=2)
+    return engine
+
+
+def _run(engine: Propagation, model: nn.Module, example: Example) -> None:
+    with engine:
+        outputs = example.run(model, example.inputs)
+    for tensor in tensors_in(outputs):
+        engine.block(tensor, "reaches the network's output")
+
+
+def _train_mode(model: nn.Module) -> None:
+    model.train()
+    for module in model.modules():
+        if isinstance(module, (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)):
+            module.eval()
+
+
+def _check_initialised(model: nn.Module) -> None:
+    for name, parameter in model.named_parameters():
+        if isinstance(parameter, UninitializedTensorMixin):
+            raise ValueError(
+                f"Expected initialised parameters but {name!r} is lazy and has no shape yet. "
+                "Run the model once on real inputs first."
+            )
+
+
+@contextmanager
+def plain_execution() -> Iterator[None]:
+    """Operations that the rules know: no fused attention, no compiled code, no inference mode; no gradients."""
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.inference_mode(False), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), _eager():
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+@contextmanager
+def _eager() -> Iterator[None]:
+    # Nothing is compiled where dynamo was never imported, and its import takes over a second.
+    with torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext():
+        yield
+
+
+@contextmanager
+def preserved(model: nn.Module) -> Iterator[None]:
+    """Restore training flags, buffers (values and objects) and random states."""
+    flags = [(module, module.training) for module in model.modules()]
+    buffers = [(module, dict(module._buffers)) for module in model.modules()]
+    values = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    devices = {parameter.device for parameter in model.parameters() if parameter.is_cuda}
+    state = random.getstate()
+    try:
+        with torch.random.fork_rng(devices=list(devices)):
+            yield
+    finally:
+        random.setstate(state)
+        for module, training in flags:
+            module.training = training
+        for module, own in buffers:
+            module._buffers.clear()
+            module._buffers.update(own)
+        with torch.no_grad():
+            for buffer, value in values:
+                buffer.copy_(value)
