@@ -34,6 +34,16 @@ class ParameterChange:
 
 
 @dataclass(frozen=True)
+class AttributeChange:
+    """How one integer attribute of a module changes that no tensor's shape tells, such as a number of heads."""
+
+    module: str
+    name: str
+    old: int
+    new: int
+
+
+@dataclass(frozen=True)
 class GroupPlan:
     """What happens to one group of channels.
 
@@ -59,6 +69,7 @@ class PruningPlan:
     Attributes:
         groups: What happens to each group, in network order; groups that keep all their channels included.
         changes: What happens to each parameter and buffer.
+        attributes: What happens to attributes of modules, beside those that follow from the shapes.
         skipped: Layers that cannot be pruned, by qualified name, each with the reason in words.
         requested: The pruning ratio asked for, as a fraction of the original model's ``unit``.
         reached: The pruning ratio that whole channels allow.
@@ -81,6 +92,7 @@ class PruningPlan:
     params_after: int
     macs_before: int
     macs_after: int
+    attributes: tuple[AttributeChange, ...] = ()
 
     @property
     def sparsity(self) -> float:
@@ -99,6 +111,7 @@ class PruningPlan:
             "groups": [asdict(group) | {"kept": list(group.kept)} for group in self.groups],
             "changes": [_change_to_dict(change) for change in self.changes],
             "skipped": dict(self.skipped),
+            "attributes": [asdict(change) for change in self.attributes],
         }
 
     @classmethod
@@ -109,7 +122,8 @@ class PruningPlan:
             ParameterChange(**{**change, "old_shape": tuple(change["old_shape"]), "new_shape": tuple(change["new_shape"])})
             for change in plain["changes"]
         )
-        return cls(**{**plain, "groups": groups, "changes": changes})
+        attributes = tuple(AttributeChange(**change) for change in plain["attributes"])
+        return cls(**{**plain, "groups": groups, "changes": changes, "attributes": attributes})
 
     def __str__(self) -> str:
         """A table of the groups and the totals, and the reasons of what was skipped."""

@@ -75,7 +75,7 @@ def prune(
     if check:
         structure = verified(model, structure, example)
     plan = make_plan(model, structure, request)
-    apply_changes(model, plan.changes)
+    apply_changes(model, plan.changes, plan.attributes)
     return plan
 
 

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from lightning_coreset.plan import ParameterChange
+from lightning_coreset.plan import AttributeChange, ParameterChange
 from lightning_coreset.structure import ChannelGroup
 
 
@@ -49,7 +49,7 @@ def remove_channels(model: nn.Module, group: ChannelGroup, channels: Iterable[in
         raise ValueError(f"Expected at least one channel of group {group.name!r} to stay, but all {group.size} would go.")
     kept = [channel for channel in range(group.size) if channel not in removed]
     changes = slice_members(named_tensors(model), [(group, kept)])
-    apply_changes(model, changes)
+    apply_changes(model, changes, scale_counts(model, [(group, kept)]))
     return changes
 
 
@@ -106,7 +106,23 @@ def take(tensor: Tensor, kept: Mapping[int, Tensor]) -> Tensor:
     return taken
 
 
-def apply_changes(model: nn.Module, changes: Iterable[ParameterChange]) -> dict[Tensor, ParameterChange]:
+def scale_counts(
+    model: nn.Module, kept: Sequence[tuple[ChannelGroup, Collection[int]]]
+) -> tuple[AttributeChange, ...]:
+    """What happens to the attributes that count classes, when only some classes of each group are kept."""
+    old: dict[tuple[str, str], int] = {}
+    lost: dict[tuple[str, str], int] = {}
+    for group, classes in kept:
+        for count in group.counts:
+            where = (count.module, count.name)
+            old[where] = getattr(model.get_submodule(count.module), count.name)
+            lost[where] = lost.get(where, 0) + count.per_class * (group.size - len(classes))
+    return tuple(AttributeChange(*where, old[where], old[where] - gone) for where, gone in lost.items() if gone)
+
+
+def apply_changes(
+    model: nn.Module, changes: Iterable[ParameterChange], attributes: Iterable[AttributeChange] = ()
+) -> dict[Tensor, ParameterChange]:
     """Apply the changes of a plan in place, all or nothing.
 
     All new tensors are made before the first is put in place, so running out of memory changes nothing.
@@ -133,6 +149,8 @@ def apply_changes(model: nn.Module, changes: Iterable[ParameterChange]) -> dict[
     for tensor, value, grad, _ in ready:
         replace_data(tensor, value, grad)
     mend_modules(model)
+    for attribute in attributes:
+        setattr(model.get_submodule(attribute.module), attribute.name, attribute.new)
     return {tensor: change for tensor, _, _, change in ready if isinstance(tensor, nn.Parameter)}
 
 
@@ -170,6 +188,8 @@ def _mend(module: nn.Module) -> None:
     elif isinstance(module, nn.modules.batchnorm._NormBase):
         own = module.weight if module.weight is not None else module.running_mean
         module.num_features = module.num_features if own is None else len(own)
+    elif isinstance(module, nn.GroupNorm) and module.affine:
+        module.num_channels = len(module.weight)
     elif isinstance(module, nn.PReLU):
         module.num_parameters = len(module.weight)
     elif isinstance(module, (nn.Embedding, nn.EmbeddingBag)):

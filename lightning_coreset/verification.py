@@ -14,8 +14,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from lightning_coreset.structure import ChannelGroup, Example, Structure, plain_execution, preserved, tensors_in
-from lightning_coreset.surgery import apply_changes, named_tensors, slice_members
+from lightning_coreset.structure import ChannelGroup, Example, Structure, plain_execution, preserved_random, tensors_in
+from lightning_coreset.surgery import apply_changes, named_tensors, scale_counts, slice_members
 
 _SHARE = 0.3
 """Classes of every group that the check removes."""
@@ -27,9 +27,14 @@ def verified(model: nn.Module, structure: Structure, example: Example) -> Struct
     """The structure without the groups that fail the self-check, with a warning that names them."""
     failures = failing_groups(model, structure.groups, example)
     if failures:
-        reasons = "\n".join(f"  {name}: {reason}" for name, reason in failures.items())
-        warnings.warn(f"These channels are not pruned, since a trial on a copy failed:\n{reasons}", stacklevel=3)
+        warnings.warn(describe_failures(failures), stacklevel=3)
     return structure.without(failures)
+
+
+def describe_failures(failures: Mapping[str, str]) -> str:
+    """A warning that names the groups that failed, each with the reason."""
+    reasons = "\n".join(f"  {name}: {reason}" for name, reason in failures.items())
+    return f"The channels of these layers are not pruned, since a trial on a copy failed:\n{reasons}"
 
 
 def failing_groups(model: nn.Module, groups: Sequence[ChannelGroup], example: Example) -> dict[str, str]:
@@ -77,7 +82,7 @@ class _Trial:
         """All floating outputs of both examples, under one seed."""
         outputs = []
         for example in self.examples:
-            with preserved(model), plain_execution(), torch.set_grad_enabled(gradients):
+            with preserved_random(model), plain_execution(), torch.set_grad_enabled(gradients):
                 _seed(model)
                 found = example.run(model, example.inputs)
             outputs += [tensor for tensor in tensors_in(found) if tensor.is_floating_point()]
@@ -105,7 +110,7 @@ class _Trial:
             return f"its channels reach further than its consumers ({leak})"
         kept = [(group, sorted(set(range(group.size)) - removed[group.name])) for group in groups]
         try:
-            apply_changes(model, slice_members(named_tensors(model), kept))
+            apply_changes(model, slice_members(named_tensors(model), kept), scale_counts(model, kept))
             found = self._run(model)
         except Exception as error:
             return (

@@ -16,9 +16,7 @@ from lightning_coreset.plan import GroupPlan, ParameterChange, PruningPlan
 from lightning_coreset.planning.select import Selection, select
 from lightning_coreset.planning.sizes import Meter, Totals, Unit, reached, uniform_sizes
 from lightning_coreset.structure import ChannelGroup, Structure
-from lightning_coreset.surgery import named_tensors, slice_members, take
-
-_SUMS = frozenset({"add", "sub"})
+from lightning_coreset.surgery import named_tensors, scale_counts, slice_members, take
 
 
 @dataclass(frozen=True)
@@ -81,7 +79,7 @@ def prunable(
 def is_residual(group: ChannelGroup) -> bool:
     """Whether several layers' channels are added up, as on a residual stream."""
     several = len({member.name for member in group.by_role("producer")}) > 1
-    return several and any(step.op in _SUMS for path in group.paths for step in path.steps)
+    return several and any(step.op == "sum" for path in group.paths for step in path.steps)
 
 
 def _made_by(group: ChannelGroup, pattern: str) -> bool:
@@ -174,6 +172,7 @@ def make_plan(
         params_after=after.params,
         macs_before=before.macs,
         macs_after=after.macs,
+        attributes=scale_counts(model, [(group, selection.kept.tolist()) for group, selection in chosen]),
     )
 
 

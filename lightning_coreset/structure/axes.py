@@ -24,10 +24,12 @@ class Axis:
     Attributes:
         labels: int64, as many dimensions as the tensor, size 1 where the labels do not vary.
         sources: The ``(parameter name, dimension)`` pairs whose atoms these labels are.
+        made: Whether a layer made what is labelled; a parameter or buffer by itself is not.
     """
 
     labels: Tensor
     sources: frozenset[tuple[str, int]] = frozenset()
+    made: bool = False
 
     @property
     def dims(self) -> tuple[int, ...]:
@@ -110,10 +112,18 @@ def vector(axis: Axis | None, dim: int, size: int, atoms: Atoms, reason: str) ->
 
 
 def merge(first: Axis, second: Axis, atoms: Atoms, reason: str) -> Axis:
-    """One axis for two that lie on the same elements; the labels are united element by element."""
+    """One axis for two that lie on the same elements; the labels are united element by element.
+
+    A grid that meets a vector of parameters, as (heads, positions) meet rotary frequencies, could give up columns with
+    the vector or whole rows; networks are written for the second, so the vector is blocked and the columns with it.
+    """
+    for grid, bare in ((first, second), (second, first)):
+        if grid.made and not bare.made and set(bare.dims) < set(grid.dims):
+            atoms.block(bare.labels, reason)
+            return unite_along(grid, bare.dims, atoms, reason)
     one, other = torch.broadcast_tensors(first.labels, second.labels)
     atoms.unite(one, other, reason)
-    return Axis(torch.where(one != 0, one, other), first.sources | second.sources)
+    return Axis(torch.where(one != 0, one, other), first.sources | second.sources, first.made or second.made)
 
 
 def join(operands: Sequence[tuple[Tensor, Sequence[Axis]]], ndim: int, atoms: Atoms, reason: str) -> tuple[Axis, ...]:

@@ -88,26 +88,34 @@ class Propagation(TorchDispatchMode):
     refuse what could be pruned, never the other way round.
     """
 
-    def __init__(self, model: nn.Module, rules: Mapping[str, Rule]) -> None:
+    def __init__(self, model: nn.Module, rules: Mapping[str, Rule], refused: Mapping[str, str]) -> None:
         super().__init__()
         self.rules = rules
+        self.refused = refused
         self.atoms = Atoms()
         self.layers: dict[str, Contraction] = {}
         self.producers: dict[tuple[str, int], int] = {}
         self.consumers: dict[tuple[str, int], int] = {}
         self.paths: list[tuple[str, tuple[Step, ...], str]] = []
         self.grids: list[Axis] = []
+        # Labels that number attention heads, and those whose classes an attribute of a module counts.
+        self.heads: list[Tensor] = []
+        self.counts: list[tuple[Tensor, str, str]] = []
         self.macs: dict[str, int] = defaultdict(int)
         self.recording = True
         self._known = WeakTensorKeyDictionary()
         self._adopt(model)
+        for (name, _), atoms in self.atoms.ranges.items():
+            if name in refused:
+                self.atoms.block(torch.arange(atoms.start, atoms.stop), refused[name])
 
     def _adopt(self, model: nn.Module) -> None:
-        """Give every index of every dimension of every floating parameter and buffer its atom."""
+        """Give every index of every dimension of every parameter and buffer its atom; whole numbers are indices."""
         self.owners: dict[str, nn.Module] = {}
+        self.modules = dict(model.named_modules())
         for prefix, module in model.named_modules():
             for name, tensor in (*module._parameters.items(), *module._buffers.items()):
-                if tensor is not None and tensor not in self._known and tensor.is_floating_point():
+                if tensor is not None and tensor not in self._known and _holds_values(tensor):
                     qualified = f"{prefix}.{name}" if prefix else name
                     self.owners[qualified] = module
                     self._adopt_tensor(qualified, tensor)
@@ -180,7 +188,11 @@ class Propagation(TorchDispatchMode):
         if name is None:
             return {}
         if name not in self.layers:
-            layer = Layer(name, in_dim=_own_dim(into, name), out_dim=_own_dim(out, name) or 0, **details)
+            made = _own_dim(out, name) or 0
+            read = _own_dim(into, name)
+            if read is None and in_dim is not None:
+                read = 1 - min(made, 1)  # a single input channel has no atoms
+            layer = Layer(name, in_dim=read, out_dim=made, **details)
             self.layers[name] = Contraction(layer, order)
         opaque = () if carried.direct else (Step("derived weight"),)
         if self.recording and inputs is not None:
@@ -225,7 +237,9 @@ class Propagation(TorchDispatchMode):
     def _follow(self, op: Operation) -> None:
         rule = self.rules.get(op.name)
         if rule is None:
-            self.refuse(op, f"enters aten.{op.name}, which has no rule")
+            names = [self.of(tensor).direct for tensor in op.tensors]
+            known = next((self.refused[name] for name in names if name in self.refused), None)
+            self.refuse(op, f"enters a layer that {known}" if known else f"enters aten.{op.name}, which has no rule")
             return
         try:
             rule(self, op)
@@ -238,6 +252,10 @@ class Propagation(TorchDispatchMode):
             self.block(tensor, reason)
             if tensor in self._known and not self.of(tensor).constant:
                 self._known[tensor] = NOTHING
+
+
+def _holds_values(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool
 
 
 def _own_dim(axis: Axis | None, name: str) -> int | None:

@@ -12,10 +12,16 @@ from torch import Tensor, nn
 from lightning_coreset.structure.axes import compress, unite_along
 from lightning_coreset.structure.engine import Propagation
 from lightning_coreset.structure.example import Example, ExampleInputs
-from lightning_coreset.structure.groups import ChannelGroup, Member, Path, Role
+from lightning_coreset.structure.groups import ChannelGroup, Count, Member, Path, Role
 from lightning_coreset.structure.trace import trace
 
 _Dim = tuple[str, int]
+
+HEAD_COUNTS = (
+    *("num_heads", "num_attention_heads", "n_heads", "n_head", "nhead", "heads", "num_key_value_heads"),
+    *("num_kv_heads", "n_kv_heads", "all_head_size", "split_size", "inner_dim"),
+)
+"""Names under which attention modules keep how many heads they have, or how wide these are together."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +118,12 @@ def _block_whole_dimensions(engine: Propagation) -> None:
             engine.atoms.block(labels[:1], f"couples all channels of {name} (dimension {dim})")
 
 
+def _prefixes(name: str, count: int) -> list[str]:
+    """The last ``count`` modules on the way to a parameter."""
+    parts = name.split(".")[:-1]
+    return [".".join(parts[: len(parts) - back]) for back in range(min(count, len(parts) + 1))]
+
+
 class _Classes:
     """The classes of atoms that may be removed, by root."""
 
@@ -164,7 +176,25 @@ class _Classes:
             Member(*where, self._role(where), tuple(tuple(positions) for positions in index[where]))
             for where in sorted(index, key=self._network_order)
         )
-        return ChannelGroup(name, members, self._paths(members))
+        return ChannelGroup(name, members, self._paths(members), self._counts(members, set(roots)))
+
+    def _counts(self, members: tuple[Member, ...], roots: set[int]) -> tuple[Count, ...]:
+        """Group counts of GroupNorms, and head counts of the modules that hold a head's weights."""
+        named = [(module, name) for labels, module, name in self.engine.counts if self._meets(labels, roots)]
+        if any(self._meets(labels, roots) for labels in self.engine.heads):
+            weights = [member.name for member in members if member.role != "channelwise"]
+            # The weight's own module where it is a parameter of the attention itself, else that module's parent.
+            holders = {prefix for name in weights for prefix in _prefixes(name, 2)}
+            named += [(holder, name) for holder in sorted(holders) for name in HEAD_COUNTS]
+        counts = []
+        for module, name in dict.fromkeys(named):
+            value = vars(self.engine.modules.get(module, object)).get(name)
+            if isinstance(value, int) and value and value % len(roots) == 0:
+                counts.append(Count(module, name, value // len(roots)))
+        return tuple(counts)
+
+    def _meets(self, labels: Tensor, roots: set[int]) -> bool:
+        return not roots.isdisjoint(self.engine.atoms.roots(labels).unique().tolist())
 
     def _role(self, where: _Dim) -> Role:
         if where in self.engine.consumers:

@@ -83,6 +83,21 @@ class Path:
 
 
 @dataclass(frozen=True)
+class Count:
+    """An integer attribute of a module that grows and shrinks with a group, such as a number of heads.
+
+    Attributes:
+        module: Qualified name of the module.
+        name: Name of the attribute.
+        per_class: What one class adds to it.
+    """
+
+    module: str
+    name: str
+    per_class: int
+
+
+@dataclass(frozen=True)
 class ChannelGroup:
     """Channels that live and die together, with every tensor dimension that carries them.
 
@@ -93,11 +108,13 @@ class ChannelGroup:
             such); with ``#2``, ``#3`` ... behind it where one module makes several groups.
         members: Every dimension that must be sliced with the group.
         paths: What stands between the group's producers and its consumers, one path per pair; empty if unknown.
+        counts: Attributes of modules that count the classes, beside the sizes of tensors.
     """
 
     name: str
     members: tuple[Member, ...]
     paths: tuple[Path, ...] = field(default=(), repr=False)
+    counts: tuple[Count, ...] = ()
 
     @property
     def size(self) -> int:

@@ -13,7 +13,7 @@ def named_refusals(model: nn.Module) -> dict[str, str]:
         reason = _reason(module)
         if reason is None:
             continue
-        recurse = parametrize.is_parametrized(module)
+        recurse = parametrize.is_parametrized(module) or isinstance(module, nn.MultiheadAttention)
         for name, _ in (*module.named_parameters(recurse=recurse), *module.named_buffers(recurse=recurse)):
             refused[f"{prefix}.{name}" if prefix else name] = reason
     return refused
@@ -22,6 +22,8 @@ def named_refusals(model: nn.Module) -> dict[str, str]:
 def _reason(module: nn.Module) -> str | None:
     if isinstance(module, nn.RNNBase | nn.RNNCellBase):
         return f"belongs to a recurrent {type(module).__name__}, whose weights are not cut"
+    if isinstance(module, nn.MultiheadAttention):
+        return "belongs to nn.MultiheadAttention, which takes its heads to be as wide together as the model"
     if parametrize.is_parametrized(module):
         return "is parametrized (remove the parametrization first: torch.nn.utils.parametrize.remove_parametrizations)"
     own = module._parameters

@@ -36,11 +36,7 @@ def trace(model: nn.Module, example: Example) -> Propagation:
     with ExitStack() as stack:
         for context in (preserved(model), plain_execution()):
             stack.enter_context(context)
-        engine = Propagation(model, RULES)
-        for name, reason in named_refusals(model).items():
-            for (tensor, _), atoms in engine.atoms.ranges.items():
-                if tensor == name:
-                    engine.atoms.block(torch.arange(atoms.start, atoms.stop), reason)
+        engine = Propagation(model, RULES, named_refusals(model))
         model.eval()
         _run(engine, model, example)
         engine.recording = False
@@ -101,13 +97,10 @@ def preserved(model: nn.Module) -> Iterator[None]:
     flags = [(module, module.training) for module in model.modules()]
     buffers = [(module, dict(module._buffers)) for module in model.modules()]
     values = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    devices = {parameter.device for parameter in model.parameters() if parameter.is_cuda}
-    state = random.getstate()
     try:
-        with torch.random.fork_rng(devices=list(devices)):
+        with preserved_random(model):
             yield
     finally:
-        random.setstate(state)
         for module, training in flags:
             module.training = training
         for module, own in buffers:
@@ -116,3 +109,15 @@ def preserved(model: nn.Module) -> Iterator[None]:
         with torch.no_grad():
             for buffer, value in values:
                 buffer.copy_(value)
+
+
+@contextmanager
+def preserved_random(model: nn.Module) -> Iterator[None]:
+    """Restore the random states of Python, of torch on the CPU and on the model's CUDA devices."""
+    devices = {parameter.device for parameter in model.parameters() if parameter.is_cuda}
+    state = random.getstate()
+    try:
+        with torch.random.fork_rng(devices=list(devices)):
+            yield
+    finally:
+        random.setstate(state)

@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from lightning_coreset.structure.axes import Axis, Carried, join
+from lightning_coreset.structure.axes import Axis, Carried, freeze, join
 from lightning_coreset.structure.engine import Operation, Propagation, Rule
 from lightning_coreset.structure.groups import Step
 
@@ -28,7 +28,8 @@ def _contract(engine: Propagation, first: Tensor, second: Tensor, spec: str, out
     for letter in summed:
         _sum_over(engine, tensors, [names.index(letter) for names in letters], survivors, weight)
     for tensor, names, axes in zip(tensors, letters, survivors, strict=True):
-        moved = [_place(axis, names, out_letters) for axis in axes]
+        made = tensor is weight
+        moved = [replace(_place(axis, names, out_letters), made=axis.made or made) for axis in axes]
         kept.append((_place_tensor(tensor, names, out_letters), moved))
     if bias is not None:
         kept.append((bias, list(engine.of(bias).axes)))
@@ -47,9 +48,13 @@ def _sum_over(
     weight: Tensor | None,
 ) -> None:
     """Unite the two operands' labels along the summed dimension; fixed on one side blocks the other."""
-    reason = _INPUT if weight is not None else "is summed over in a product of two activations"
+    if weight is None:
+        _sum_over_activations(engine, tensors, dims, survivors)
+        engine.heads += [axis.labels for axes in survivors for axis in axes if 0 in axis.dims]  # heads are a batch
+        return
+    reason = _INPUT
     labelled = [engine.of(tensor).along(dim) is not None for tensor, dim in zip(tensors, dims, strict=True)]
-    if weight is None or not all(labelled):
+    if not all(labelled):
         for number, (tensor, dim) in enumerate(zip(tensors, dims, strict=True)):
             blocked = [axis for axis in survivors[number] if axis.labels.shape[dim] > 1]
             for axis in blocked:
@@ -60,6 +65,20 @@ def _sum_over(
     engine.atoms.unite(*vectors, reason)
     for number, dim in enumerate(dims):
         survivors[number] = [axis for axis in survivors[number] if axis.labels.shape[dim] == 1]
+
+
+def _sum_over_activations(
+    engine: Propagation, tensors: Sequence[Tensor], dims: Sequence[int], survivors: list[list[Axis]]
+) -> None:
+    """Queries times keys: single positions along the summed dimension stay, whole heads may go."""
+    for number, (tensor, dim) in enumerate(zip(tensors, dims, strict=True)):
+        axis = engine.of(tensor).along(dim)
+        if axis is None:
+            continue
+        survivors[number] = [own for own in survivors[number] if own is not axis]
+        rest = freeze(axis, [dim], engine.atoms, "is summed over in a product of two activations")
+        if rest is not None:
+            survivors[number].append(rest)
 
 
 def _place(axis: Axis, letters: str, out_letters: str) -> Axis:
@@ -120,7 +139,7 @@ def embedding(engine: Propagation, op: Operation) -> None:
     """Rows of a table: the vocabulary is fixed, the columns label the result."""
     weight, out = op.arguments["weight"], op.results[0]
     axes = engine.freeze(weight, [0], "is a vocabulary")
-    placed = [replace(axis, labels=axis.labels.reshape((1,) * (out.dim() - 1) + (-1,))) for axis in axes]
+    placed = [replace(axis, labels=axis.labels.reshape((1,) * (out.dim() - 1) + (-1,)), made=True) for axis in axes]
     trails = engine.contracted(weight, None, 1, None, bias=None)
     engine.put(out, Carried(tuple(placed), trails=trails))
 
@@ -147,7 +166,7 @@ def convolution(engine: Propagation, op: Operation) -> None:
     if bias is not None:
         engine.atoms.unite(engine.channels(bias, 0, "is a bias"), labels, "has a bias that cannot be cut")
     carried_in = [axis for axis in engine.of(inputs).axes if axis.dims == (0,)]
-    engine.put(out, Carried((*carried_in, Axis(labels.reshape(shape))), trails=trails))
+    engine.put(out, Carried((*carried_in, Axis(labels.reshape(shape), made=True)), trails=trails))
 
 
 def _grouped(engine: Propagation, inputs: Tensor, weight: Tensor, groups: int, into: int, made: int) -> Tensor:
@@ -189,5 +208,5 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("mm", "bmm", "addmm", "baddbmm", "mv", "addmv", "dot"), product),
     **dict.fromkeys(("convolution", "_convolution", "mkldnn_convolution", "cudnn_convolution"), convolution),
     "linear": linear,
-    "embedding": embedding,
+    **dict.fromkeys(("embedding", "_embedding_bag", "_embedding_bag_forward_only"), embedding),
 }

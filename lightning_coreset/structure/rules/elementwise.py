@@ -50,6 +50,9 @@ def elementwise(engine: Propagation, op: Operation) -> None:
 def _step(engine: Propagation, op: Operation) -> Step | None:
     if op.name in _IDENTITIES:
         return None
+    labelled = [carried for carried in map(engine.of, op.tensors) if carried.axes and not carried.constant]
+    if op.name in ("add", "sub") and len({frozenset(carried.trails) for carried in labelled}) > 1:
+        return Step("sum")  # of different layers' channels, as on a residual stream
     return Step(op.name, op.numbers)
 
 

@@ -200,8 +200,28 @@ def _side_by_side(engine: Propagation, parts: list[Tensor], axes: list[list[Axis
         wanted = [part.shape[d] if d == dim else shape[d] for d in range(ndim)]
         one = torch.zeros((), dtype=torch.int64) if axis is None else axis.labels
         labels.append(one.expand(wanted))
-    sources = frozenset(source for axis in own if axis is not None for source in axis.sources)
-    return [Axis(torch.cat(labels, dim), sources)]
+    present = [axis for axis in own if axis is not None]
+    sources = frozenset(source for axis in present for source in axis.sources)
+    return [Axis(torch.cat(labels, dim), sources, any(axis.made for axis in present))]
+
+
+def unfold_patches(engine: Propagation, op: Operation) -> None:
+    """``im2col`` lays the kernel positions of a channel side by side, ``col2im`` adds them up again."""
+    source, out = op.args[0], op.results[0]
+    size = op.arguments["kernel_size"]
+    window = size[0] * size[1]
+    channel = source.dim() - (3 if op.name == "im2col" else 2)
+    axes = []
+    for axis in engine.freeze(source, range(channel + 1, source.dim()), "is moved over by a window"):
+        labels = axis.labels
+        if op.name == "im2col":
+            labels = labels.repeat_interleave(window, channel) if labels.shape[channel] > 1 else labels
+            labels = labels.squeeze(-1)
+        else:
+            folded = labels.unflatten(channel, (-1, window)) if labels.shape[channel] > 1 else labels.unsqueeze(-1)
+            labels = unite_along(Axis(folded), [channel + 1], engine.atoms, "is added up to one channel").labels
+        axes.append(replace(axis, labels=labels))
+    engine.put(out, replace(engine.of(source), axes=tuple(axes), direct=None))
 
 
 def pad(engine: Propagation, op: Operation) -> None:
@@ -262,6 +282,7 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(
         ("fill", "zero", "_local_scalar_dense", "is_nonzero", "equal", "sym_size", "_assert_async"), nothing
     ),
+    **dict.fromkeys(("im2col", "col2im"), unfold_patches),
     "index": index,
     "constant_pad_nd": pad,
     "copy": write,

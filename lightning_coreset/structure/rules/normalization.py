@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from torch import Tensor, nn
 
-from torch import Tensor
-
-from lightning_coreset.structure.axes import Carried
+from lightning_coreset.structure.axes import Axis, Carried, unite_along
 from lightning_coreset.structure.engine import Operation, Propagation, Rule
 from lightning_coreset.structure.groups import Norm, Step
 
@@ -14,6 +12,8 @@ from lightning_coreset.structure.groups import Norm, Step
 def batch_norm(engine: Propagation, op: Operation) -> None:
     """Weight, bias and running statistics join the channels they scale."""
     source, out = op.args[0], op.results[0]
+    # Statistics run over all other dimensions: a standardised weight's columns lie there.
+    axes = engine.freeze(source, [dim for dim in range(source.dim()) if dim != 1], "is normalised over")
     channels = engine.channels(source, 1, "is normalised")
     parts = [op.arguments.get(name) for name in ("weight", "bias", "running_mean", "running_var")]
     for part in parts:
@@ -25,8 +25,8 @@ def batch_norm(engine: Propagation, op: Operation) -> None:
     opaque = any(isinstance(part, Tensor) and name is None for part, name in zip(parts, names, strict=True))
     step = Step("normalisation") if opaque else Step("batch_norm", norm=norm)
     engine.normalised(source, norm)
-    carried = engine.of(source)
-    engine.put(out, Carried(carried.axes, trails=engine.trails([source], step)))
+    constant = engine.of(source).constant
+    engine.put(out, Carried(axes, constant, trails=engine.trails([source], step)))
 
 
 def layer_norm(engine: Propagation, op: Operation) -> None:
@@ -40,12 +40,25 @@ def layer_norm(engine: Propagation, op: Operation) -> None:
 
 
 def group_norm(engine: Propagation, op: Operation) -> None:
-    """Statistics over groups of channels: pinned."""
+    """Statistics over groups of channels: whole groups may go, if the module's group count can be mended."""
     source, out = op.args[0], op.results[0]
+    groups = int(op.arguments.get("group", op.arguments.get("num_groups", 1)))
     reason = "is normalised over groups of channels"
-    axes = engine.freeze(source, range(1, source.dim()), reason)
-    _block_parameters(engine, op, reason)
-    engine.put(out, replace(engine.of(source), axes=axes, trails=engine.trails([source], Step("group_norm"))))
+    weight = op.arguments.get("weight")
+    name = (engine.of(weight).direct or "").rpartition(".")[0] if isinstance(weight, Tensor) else None
+    if groups == 1 or name is None or not isinstance(engine.owners.get(f"{name}.weight"), nn.GroupNorm):
+        axes = engine.freeze(source, range(1, source.dim()), reason)
+        _block_parameters(engine, op, reason)
+    else:
+        engine.freeze(source, range(2, source.dim()), reason)
+        channels = engine.channels(source, 1, reason).clone()
+        unite_along(Axis(channels.unflatten(0, (groups, -1))), [1], engine.atoms, reason)
+        for part in (weight, op.arguments.get("bias")):
+            if isinstance(part, Tensor):
+                engine.atoms.unite(engine.channels(part, 0, reason), channels, reason)
+        engine.counts.append((channels, name, "num_groups"))
+        axes = engine.of(source).axes
+    engine.put(out, Carried(axes, trails=engine.trails([source], Step("group_norm"))))
 
 
 def _block_parameters(engine: Propagation, op: Operation, reason: str) -> None:

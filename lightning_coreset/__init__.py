@@ -1,0 +1,20 @@
+"""Structured pruning with provable coresets, inside PyTorch Lightning and without it."""
+
+from __future__ import annotations
+
+from lightning_coreset.callback import CoresetPruningCallback
+from lightning_coreset.methods import Magnitude, Random, Sensitivity
+from lightning_coreset.plan import GroupPlan, ParameterChange, PruningPlan
+from lightning_coreset.pruning import count_macs, prune
+
+__all__ = [
+    "CoresetPruningCallback",
+    "GroupPlan",
+    "Magnitude",
+    "ParameterChange",
+    "PruningPlan",
+    "Random",
+    "Sensitivity",
+    "count_macs",
+    "prune",
+]

@@ -1,0 +1,316 @@
+"""The callback: hooks, and the order of the calls."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+
+from lightning_coreset.methods import Method, MethodName, as_method
+from lightning_coreset.optimizers import slice_optimizer_state
+from lightning_coreset.plan import PruningPlan
+from lightning_coreset.planning import Request, Totals, Unit, bottom_up_sizes, check_ignore, final_sizes, make_plan, measure
+from lightning_coreset.schedule import Schedule, check_schedule, pruning_events
+from lightning_coreset.structure import ExampleInputs, Structure, analyse
+from lightning_coreset.surgery import apply_changes
+from lightning_coreset.training import (
+    AccuracyProbe,
+    ExampleSource,
+    agreed,
+    check_strategy,
+    event_scalars,
+    log_scalars,
+    training_epochs,
+    unwrapped,
+)
+from lightning_coreset.verification import describe_failures, failing_groups
+
+Order = Literal["together", "bottom_up"]
+
+
+class CoresetPruningCallback(pl.Callback):
+    """Prune channels physically while the model trains, by a schedule.
+
+    At every event the structure of the network is read, a coreset of each group of channels is chosen (Mussay et al.,
+    arXiv 2008.08316), the rest is removed from every tensor, and the optimizers' state is sliced along, in place. Layers
+    whose channels reach the output or the loss are left alone.
+
+    Args:
+        pruning_ratio: The fraction of the ORIGINAL model's ``unit`` that is gone at the end, in [0, 1).
+        unit: What the ratio counts: ``"params"``, ``"macs"`` (multiply-accumulates of one sample) or ``"channels"``.
+        method: How channels are chosen; see :func:`lightning_coreset.prune`.
+        schedule: How the ratio grows from ``start`` to ``end``: ``"one_shot"``, ``"linear"``, ``"cubic"`` (most at
+            first, while there is much to remove and much training left to heal), ``"cosine"``; a mapping from epoch to
+            the ratio reached there (``pruning_ratio`` is unused then); or a callable from progress in (0, 1] to the
+            fraction of the ratio.
+        start: The first event; a float is a fraction of training, an int is an epoch.
+        end: The last event, likewise; what follows is left to recover.
+        every: Epochs between events.
+        order: ``"together"`` takes a little from all groups at every event; ``"bottom_up"`` brings the next groups, in
+            network order, to their final size, as the paper goes layer by layer.
+        ignore: Shell patterns of module names, such as ``"model.stem*"``, whose output channels all stay.
+        include_residual: Whether channels coupled by residual additions may go as well.
+        example_inputs: A tensor, a tuple of positional arguments or a dict of keyword arguments for the LightningModule,
+            to run it once and see its structure. Without it the module's ``example_input_array`` is used, and without
+            that its own training step on the first batch, whose side effects are undone.
+        eval_batches: How many recent batches ``coreset/accuracy`` is measured on right after an event; 0 turns it off.
+        check: Whether to try on a copy of the model, before training, that removing channels of a group does just what
+            zeroing their consumers does; groups that fail are left alone with a warning that names them.
+        seed: Seed of the random choices; the global generator is never touched.
+        verbose: Whether to say what each event did.
+
+    Raises:
+        ValueError: For an argument out of its range, here; for an ``ignore`` pattern that matches nothing, a schedule
+            that never fires or a model with nothing to prune, before the first training step.
+        MisconfigurationException: In ``setup``, for a strategy that cannot follow a change of shapes.
+
+    Example:
+        >>> import lightning.pytorch as pl
+        >>> from lightning_coreset import CoresetPruningCallback
+        >>> trainer = pl.Trainer(max_epochs=10, accelerator="cpu", logger=False, callbacks=[CoresetPruningCallback(0.5)])
+    """
+
+    def __init__(
+        self,
+        pruning_ratio: float = 0.5,
+        *,
+        unit: Unit = "params",
+        method: Method | MethodName = "sensitivity",
+        schedule: Schedule = "cubic",
+        start: int | float = 0.1,
+        end: int | float = 0.7,
+        every: int = 1,
+        order: Order = "together",
+        ignore: Sequence[str] = (),
+        include_residual: bool = False,
+        example_inputs: ExampleInputs | None = None,
+        eval_batches: int = 8,
+        check: bool = True,
+        seed: int = 0,
+        verbose: bool = True,
+    ) -> None:
+        check_schedule(schedule, pruning_ratio, start=start, end=end, every=every)
+        if order not in ("together", "bottom_up"):
+            raise ValueError(f"Expected order to be 'together' or 'bottom_up' but got {order!r}.")
+        if isinstance(ignore, str):
+            raise ValueError(f"Expected ignore to be a sequence of patterns but got the string {ignore!r}: [{ignore!r}].")
+        self.request = Request(pruning_ratio, unit, as_method(method), tuple(ignore), include_residual, seed)
+        self.schedule = schedule
+        self.start = start
+        self.end = end
+        self.every = every
+        self.order = order
+        self.check = check
+        self.verbose = verbose
+        self.plans: list[PruningPlan] = []
+        self._source = ExampleSource(example_inputs)
+        self._accuracy = AccuracyProbe(eval_batches=eval_batches)
+        self._events: dict[int, float] = {}
+        self._done: dict[int, float] = {}
+        self._original: Totals | None = None
+        self._final_sizes: dict[str, int] = {}
+        self._unsound: dict[str, str] = {}
+
+    # ---- before training
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Refuse a strategy that cannot follow a change of shapes."""
+        if stage == "fit":
+            check_strategy(trainer)
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Check what can be checked before the loaders are there, and begin anew unless training goes on."""
+        check_ignore(pl_module, self.request.ignore)
+        self._source.begin(pl_module)
+        if trainer.current_epoch == 0 and trainer.global_step == 0:
+            self.plans, self._done, self._original, self._final_sizes, self._unsound = [], {}, None, {}, {}
+        self._accuracy.start(pl_module)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Lay out the events: by now the length of training is known."""
+        self._events = self._lay_out(training_epochs(trainer))
+        if self._source.ready:
+            self._measure(trainer, pl_module)
+
+    def _lay_out(self, epochs: int | None) -> dict[int, float]:
+        fractions = [time for time in (self.start, self.end) if isinstance(time, float)]
+        if epochs is None and fractions and not isinstance(self.schedule, Mapping):
+            raise MisconfigurationException(
+                f"Expected a Trainer with max_epochs or max_steps, since start={self.start!r} and end={self.end!r} are "
+                "fractions of training, which has no end. Set one of them, or give start and end as epochs (int)."
+            )
+        if epochs is None:
+            epochs = 1 + max(*self.schedule, 0) if isinstance(self.schedule, Mapping) else 1 + int(self.end)
+        return pruning_events(
+            self.schedule,
+            self.request.pruning_ratio,
+            start=self.start,
+            end=self.end,
+            every=self.every,
+            epochs=epochs,
+        )
+
+    def _measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Remember what the model comes to before any pruning; raises if nothing can be pruned."""
+        if self._original is None:
+            with self._source.example(trainer, pl_module) as example:
+                structure = analyse(pl_module, example)
+                if self.check:
+                    self._unsound = failing_groups(pl_module, structure.groups, example)
+            if self._unsound:
+                rank_zero_warn(describe_failures(self._unsound))
+            structure = structure.without(self._unsound)
+            self._original = measure(pl_module, structure, self.request)
+            if self.order == "bottom_up":
+                self._final_sizes = final_sizes(pl_module, structure, self.request)
+
+    # ---- in training
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Prune if an event is due and the structure can be read already."""
+        self._prune_if_due(trainer, pl_module)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Take the first batch as an example; prune what ``on_train_epoch_start`` could not.
+
+        A run that resumes from the last step of an epoch never sees the next ``on_train_epoch_start``.
+        """
+        self._source.see_batch(pl_module, batch)
+        if self._source.ready:
+            self._measure(trainer, pl_module)
+        self._prune_if_due(trainer, pl_module)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """With manual optimisation the first step shows the structure: only now it can be read."""
+        if self._source.see_step_end(batch):
+            self._measure(trainer, pl_module)
+            self._prune_if_due(trainer, pl_module)
+        if self._without_validation(trainer):
+            self._accuracy.batch_end(batch)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Log where the model stands."""
+        if self._without_validation(trainer):
+            self._log_accuracy(trainer, self._accuracy.compute_and_reset())
+        if self.plans:
+            log_scalars(trainer, event_scalars(self.plans[-1]))
+
+    def _prune_if_due(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        due = {epoch: ratio for epoch, ratio in self._events.items() if epoch <= trainer.current_epoch}
+        waiting = {epoch: ratio for epoch, ratio in due.items() if epoch not in self._done}
+        if waiting and self._source.ready:
+            self._measure(trainer, pl_module)
+            self._prune(trainer, pl_module, max(waiting.values()))
+            self._done.update(waiting)
+
+    def _structure(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Structure:
+        with self._source.example(trainer, pl_module) as example:
+            structure = analyse(pl_module, example)
+        names = {group.name for group in structure.groups}
+        return structure.without({name: reason for name, reason in self._unsound.items() if name in names})
+
+    def _prune(self, trainer: pl.Trainer, pl_module: pl.LightningModule, ratio: float) -> None:
+        """One event: structure, plan, surgery, optimizers, report; nothing is changed before all is planned."""
+        structure = self._structure(trainer, pl_module)
+        request = replace(self.request, pruning_ratio=ratio, seed=self.request.seed + len(self._done))
+        sizes = bottom_up_sizes(self._final_sizes, ratio / max(self._events.values())) or None
+        plan = make_plan(pl_module, structure, request, original=self._original, sizes=sizes)
+        plan = agreed(trainer, plan)
+        with unwrapped(trainer):
+            changed = apply_changes(pl_module, plan.changes, plan.attributes)
+        for optimizer in trainer.optimizers:
+            reset = slice_optimizer_state(optimizer, changed)
+            if reset:
+                rank_zero_warn(
+                    f"The state of {type(optimizer).__name__} could not be cut along for {', '.join(reset)}; it starts "
+                    "anew for these parameters."
+                )
+        self.plans.append(plan)
+        self._report(trainer, pl_module, plan)
+
+    def _report(self, trainer: pl.Trainer, pl_module: pl.LightningModule, plan: PruningPlan) -> None:
+        if plan.channels_removed == 0 and self.order == "together":
+            rank_zero_warn(f"The pruning event of epoch {trainer.current_epoch} removed no channel:\n{plan}")
+        elif self.verbose:
+            rank_zero_info(f"Pruned at epoch {trainer.current_epoch}:\n{plan}")
+        log_scalars(trainer, event_scalars(plan))
+        self._log_accuracy(trainer, self._accuracy.evaluate(pl_module))
+
+    def _log_accuracy(self, trainer: pl.Trainer, accuracy: float | None) -> None:
+        if accuracy is not None:
+            log_scalars(trainer, {"coreset/accuracy": accuracy})
+
+    # ---- in validation
+
+    @staticmethod
+    def _without_validation(trainer: pl.Trainer) -> bool:
+        return not trainer.enable_validation
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Count right answers."""
+        if trainer.state.fn == "fit":
+            self._accuracy.batch_end(batch)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Log the accuracy of this validation."""
+        if trainer.state.fn == "fit":
+            accuracy = self._accuracy.compute_and_reset()
+            if not trainer.sanity_checking:
+                self._log_accuracy(trainer, accuracy)
+
+    # ---- afterwards
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Take all hooks off the module."""
+        self._accuracy.stop()
+        self._source.end()
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Say so loudly if training ended before the schedule did."""
+        missed = [epoch for epoch in self._events if epoch not in self._done]
+        if missed and not trainer.interrupted:
+            rank_zero_warn(
+                f"Training ended before the pruning events of epochs {missed}; the last ratio reached was "
+                f"{self.plans[-1].reached if self.plans else 0.0:.2%} of the requested {max(self._events.values()):.2%}."
+            )
+
+    # ---- checkpoints
+
+    @property
+    def state_key(self) -> str:
+        """Tells several callbacks of this class apart in one checkpoint."""
+        return self._generate_state_key(unit=self.request.unit, order=self.order, ignore=list(self.request.ignore))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was done, as plain data."""
+        return {
+            "done": dict(self._done),
+            "original": None if self._original is None else asdict(self._original),
+            "final_sizes": dict(self._final_sizes),
+            "unsound": dict(self._unsound),
+            "plans": [replace(plan, changes=()).to_dict() for plan in self.plans],
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue where the checkpoint was made."""
+        self._done = dict(state_dict["done"])
+        self._original = None if state_dict["original"] is None else Totals(**state_dict["original"])
+        self._final_sizes = dict(state_dict["final_sizes"])
+        self._unsound = dict(state_dict["unsound"])
+        self.plans = [PruningPlan.from_dict(plan) for plan in state_dict["plans"]]

@@ -1,0 +1,79 @@
+"""The mathematics of coresets of channels: tensors in, tensors out.
+
+Nothing here knows of a model, a trainer or a logger. Computations run in float64, except that matrices of more than
+2048 channels are in float32 where the text says so.
+"""
+
+from lightning_coreset.coreset.absolute_sum import largest_absolute_sum
+from lightning_coreset.coreset.activations import (
+    Activation,
+    PiecewiseLinear,
+    find_activation,
+    largest_magnitude,
+    value_range,
+)
+from lightning_coreset.coreset.bounds import (
+    error_bound,
+    paper_error_bound,
+    paper_sample_size,
+    sample_size,
+    sampling_complexity,
+)
+from lightning_coreset.coreset.certificate import Certificate, certify, largest_found_error, output_radius
+from lightning_coreset.coreset.elimination import eliminate
+from lightning_coreset.coreset.gram import (
+    Gaussian,
+    Moments,
+    gram,
+    linear_law,
+    normalised_law,
+    spatial_correlation,
+)
+from lightning_coreset.coreset.hermite import gauss_hermite, hermite_coefficients
+from lightning_coreset.coreset.reconstruction import (
+    Reconstruction,
+    expected_error,
+    mixing_matrix,
+    reconstruct,
+    variance_ratios,
+)
+from lightning_coreset.coreset.sampling import Sample, draw_distinct, draw_fixed, draw_pps, inclusion_probabilities
+from lightning_coreset.coreset.sensitivity import sensitivities
+
+__all__ = [
+    "Activation",
+    "Certificate",
+    "Gaussian",
+    "Moments",
+    "PiecewiseLinear",
+    "Reconstruction",
+    "Sample",
+    "certify",
+    "draw_distinct",
+    "draw_fixed",
+    "draw_pps",
+    "eliminate",
+    "error_bound",
+    "expected_error",
+    "find_activation",
+    "gauss_hermite",
+    "gram",
+    "hermite_coefficients",
+    "inclusion_probabilities",
+    "largest_absolute_sum",
+    "largest_found_error",
+    "largest_magnitude",
+    "linear_law",
+    "mixing_matrix",
+    "normalised_law",
+    "output_radius",
+    "paper_error_bound",
+    "paper_sample_size",
+    "reconstruct",
+    "sample_size",
+    "sampling_complexity",
+    "sensitivities",
+    "spatial_correlation",
+    "value_range",
+    "variance_ratios",
+]

@@ -1,0 +1,185 @@
+r"""Which channels to keep: backward elimination under the least-squares error of the consumers' outputs.
+
+Shapes: N channels, J rows of the consumers (outputs times kernel positions), A channels still alive in a round.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# A round drops one by one among this many times as many candidates as it has to drop.
+_CANDIDATES = 2
+
+
+def eliminate(
+    moment: Tensor,
+    consumers: Tensor,
+    size: int,
+    *,
+    rounds: int = 16,
+    ridge: float = 1e-3,
+    classes: Tensor | None = None,
+) -> Tensor:
+    r"""Drop the channels that the others can best stand in for, until ``size`` are left.
+
+    With :math:`Q = (C_{AA} + \lambda I)^{-1}` and the consumers re-solved on the channels alive,
+    :math:`B = W C_{:A} Q`, dropping the set :math:`D` raises the expected squared error by exactly
+
+    .. math:: \mathrm{tr}(B_D \, Q_{DD}^{-1} B_D^T) \qquad (= \|B_q\|^2 / Q_{qq} \text{ for one channel}).
+
+    Rounds shrink the channels geometrically. The cheapest candidates of a round, twice as many as have to go, are taken
+    out one at a time with their costs kept exact; :math:`Q` and :math:`B` of the others follow once a round by a block
+    downdate. Without that inner loop a round would drop both of two channels that stand in for each other.
+
+    Args:
+        moment: The moments :math:`C` of the activations, centred or not, ``(N, N)``. Computed in its dtype, except that
+            the first inverse is always taken in float64.
+        consumers: The consumers' weights, ``(J, N)``, with one row for each output and position.
+        size: How many channels to keep, at least 1.
+        rounds: The number of rounds. With 16 the error is within 1% of dropping one at a time on random layers.
+        ridge: :math:`\lambda` as a part of the mean diagonal of ``moment``. Anything from 1e-8 to 1e-2 selects as well;
+            1e-3 keeps the new weights small.
+        classes: Labels ``(N,)`` of channels that must stay or go together, such as the groups of a grouped
+            convolution. The cost of a class is that of dropping it whole, not the sum over its channels, which would
+            call two of them free because each can stand in for the other. Costs are compared per channel.
+
+    Returns:
+        The positions that stay, int64, ascending: exactly ``size`` of them, or with ``classes`` whole classes of at
+        most ``size`` channels together (one class at least).
+
+    Raises:
+        ValueError: If the shapes do not fit, or ``size`` or ``rounds`` is below 1.
+
+    Example:
+        >>> moment = torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
+        >>> eliminate(moment, torch.tensor([[1.0, 1.0, 0.5]]), 2).tolist()[1]
+        2
+
+    """
+    labels = _checked(moment, consumers, size, rounds, classes)
+    alive = torch.arange(len(moment), device=moment.device)
+    if size >= len(alive):
+        return alive
+    precision, coefficients = _first_solution(moment, consumers, ridge)
+    for target in _schedule(len(alive), size, rounds):
+        if len(alive) <= target or bool((labels == labels[0]).all()):
+            continue
+        dropped = _cheapest(precision, coefficients, labels, target)
+        stays = torch.ones(len(alive), dtype=torch.bool, device=alive.device)
+        stays[dropped] = False
+        kept = stays.nonzero().flatten()
+        alive, labels = alive[kept], labels[kept]
+        if len(alive) > size:  # the last round needs no solution after it
+            precision, coefficients = _downdated(precision, coefficients, kept, dropped)
+    return alive
+
+
+def regularisation(moment: Tensor, ridge: float) -> float:
+    """The ridge in the units of ``moment``: a part of its mean diagonal, or 1 where that is zero."""
+    return ridge * float(moment.diagonal().double().mean()) or 1.0
+
+
+def _first_solution(moment: Tensor, consumers: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
+    amount = regularisation(moment, ridge)
+    shifted = moment.double().clone()
+    shifted.diagonal().add_(amount)
+    precision = torch.cholesky_inverse(torch.linalg.cholesky(shifted)).to(moment.dtype)
+    del shifted
+    weights = consumers.to(moment)
+    if weights.shape[0] > weights.shape[1]:  # only W^T W matters: N rows say as much as J
+        weights = torch.linalg.qr(weights, mode="r").R
+    # W C Q = W (I - lambda Q) spares a product of N x N matrices.
+    return precision, torch.addmm(weights, weights, precision, alpha=-amount)
+
+
+def _downdated(precision: Tensor, coefficients: Tensor, kept: Tensor, dropped: Tensor) -> tuple[Tensor, Tensor]:
+    """The inverse and the coefficients of the kept channels alone: a Schur complement."""
+    across = precision[dropped][:, kept]
+    share = torch.linalg.solve(precision[dropped][:, dropped], across)
+    smaller = precision[kept][:, kept].addmm_(across.T, share, alpha=-1)
+    return smaller, coefficients[:, kept].addmm_(coefficients[:, dropped], share, alpha=-1)
+
+
+def _schedule(channels: int, size: int, rounds: int) -> list[int]:
+    ratio = size / channels
+    return [*(round(channels * ratio ** (r / rounds)) for r in range(1, rounds)), size]
+
+
+def _cheapest(precision: Tensor, coefficients: Tensor, labels: Tensor, target: int) -> Tensor:
+    """Positions to drop in one round, so that at most ``target`` channels are left."""
+    first = _costs(coefficients.square().sum(dim=0), None, precision, labels, coefficients)
+    labels = torch.unique(labels, return_inverse=True)[1]
+    sizes = torch.bincount(labels)
+    order = (first / sizes).argsort(stable=True)
+    reached = sizes[order].cumsum(0)
+    surplus = len(labels) - target
+    wanted = int(torch.searchsorted(reached, _CANDIDATES * surplus)) + 1
+    candidates = torch.isin(labels, order[:wanted]).nonzero().flatten()
+    Q = precision[candidates][:, candidates].double()
+    chosen = coefficients[:, candidates].double()
+    picked = _one_by_one(Q, chosen.T @ chosen, labels[candidates], surplus, last=len(candidates) == len(labels))
+    return candidates[picked]
+
+
+def _one_by_one(Q: Tensor, H: Tensor, labels: Tensor, surplus: int, last: bool) -> Tensor:
+    """Drop whole classes until ``surplus`` channels are gone; one class stays when the ``last`` are all here."""
+    gone = torch.zeros(len(labels), dtype=torch.bool, device=labels.device)
+    labels = torch.unique(labels, return_inverse=True)[1]
+    sizes = torch.bincount(labels)
+    out = torch.zeros(len(sizes), dtype=torch.bool, device=labels.device)
+    while int(gone.sum()) < surplus and int(out.sum()) < len(sizes) - int(last):
+        cost = _costs(H.diagonal(), H, Q, labels, None) / sizes
+        choice = int(torch.where(out, torch.inf, cost).argmin())
+        out[choice] = True
+        members = labels == choice
+        gone |= members
+        drop = members.nonzero().flatten()
+        share = torch.linalg.solve(Q[drop][:, drop], Q[drop])
+        across = H[drop].T @ share
+        H = H - across - across.T + share.T @ H[drop][:, drop] @ share
+        Q = Q - Q[:, drop] @ share
+        # Their rows are zero by now up to rounding; a unit block keeps the costs of classes already gone finite.
+        Q[drop], Q[:, drop] = 0, 0
+        Q[drop, drop] = 1
+    return gone.nonzero().flatten()
+
+
+def _costs(norms: Tensor, H: Tensor | None, Q: Tensor, labels: Tensor, coefficients: Tensor | None) -> Tensor:
+    """The exact cost of dropping each class, in the order of the sorted labels."""
+    labels = torch.unique(labels, return_inverse=True)[1]
+    sizes = torch.bincount(labels)
+    single = norms / Q.diagonal()
+    if len(sizes) == len(labels):
+        return torch.empty_like(single).scatter_(0, labels, single)
+    costs = torch.empty(len(sizes), dtype=Q.dtype, device=Q.device)
+    by_class = labels.argsort(stable=True)
+    starts = sizes.cumsum(0) - sizes
+    for width in sizes.unique().tolist():  # classes of one size share a batch
+        which = (sizes == width).nonzero().flatten()
+        members = by_class[starts[which][:, None] + torch.arange(width, device=Q.device)]
+        blocks = Q[members[:, :, None], members[:, None, :]]
+        if H is None:
+            assert coefficients is not None
+            part = coefficients[:, members]
+            products = torch.einsum("jcv,jcw->cvw", part, part)
+        else:
+            products = H[members[:, :, None], members[:, None, :]]
+        costs[which] = torch.linalg.solve(blocks, products).diagonal(dim1=1, dim2=2).sum(dim=1)
+    return costs
+
+
+def _checked(moment: Tensor, consumers: Tensor, size: int, rounds: int, classes: Tensor | None) -> Tensor:
+    channels = len(moment)
+    if moment.ndim != 2 or moment.shape[1] != channels or consumers.ndim != 2 or consumers.shape[1] != channels:
+        raise ValueError(
+            "Expected `moment` of shape (N, N) and `consumers` of shape (J, N) but got "
+            f"{tuple(moment.shape)} and {tuple(consumers.shape)}."
+        )
+    if size < 1 or rounds < 1:
+        raise ValueError(f"Expected `size` and `rounds` to be at least 1 but got {size} and {rounds}.")
+    if classes is None:
+        return torch.arange(channels, device=moment.device)
+    if classes.shape != (channels,):
+        raise ValueError(f"Expected one class for each of {channels} channels but got {tuple(classes.shape)}.")
+    return torch.unique(classes.to(moment.device), return_inverse=True)[1]

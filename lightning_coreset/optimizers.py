@@ -1,0 +1,147 @@
+"""Carry an optimizer's state over to parameters that have lost channels, so that training goes on undisturbed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_coreset.plan import ParameterChange
+
+_SCALARS = (bool, int, float, complex, str, type(None))
+
+
+def slice_optimizer_state(
+    optimizer: torch.optim.Optimizer, changes: Mapping[Tensor, ParameterChange]
+) -> tuple[str, ...]:
+    """Slice the state of an optimizer the way its parameters have been sliced.
+
+    Nothing but ``optimizer.state`` changes: the optimizer, its parameter groups and whatever learning-rate scheduler
+    points at them stay the objects they were. For every optimizer of torch that works element by element, the next step
+    then equals the step of the unpruned network on the elements that stay. A reweighted consumer keeps its sliced
+    state too, in the coordinates that stay.
+
+    A scalar of the state is kept (the number of steps), and so is a tensor of one element. A tensor is carried if each
+    of its dimensions has the size that the parameter's had (then it is sliced) or 1 (then it is kept: Adafactor's
+    factored variances). State that holds anything else is not understood, and is dropped whole for that parameter
+    alone: the optimizer starts it anew. LBFGS keeps one history for all its parameters together, which is reset.
+
+    Args:
+        optimizer: The optimizer, also when wrapped in another one that has it as ``optimizer``.
+        changes: What was done to each parameter that changed, by the parameter itself. Its ``data`` has the new shape
+            already. Parameters that the optimizer does not hold are passed over.
+
+    Returns:
+        The names of the parameters whose state was reset, for the caller to warn of; empty if all state was carried.
+
+    Raises:
+        ValueError: If a parameter does not have the new shape yet. No state has changed then.
+
+    Example:
+        >>> layer = torch.nn.Linear(3, 4, bias=False)
+        >>> optimizer = torch.optim.SGD(layer.parameters(), lr=0.1, momentum=0.9)
+        >>> layer(torch.ones(1, 3)).sum().backward()
+        >>> optimizer.step()
+        >>> kept = torch.tensor([0, 2])
+        >>> layer.weight.grad, layer.weight.data = None, layer.weight.data[kept]
+        >>> change = ParameterChange("weight", old_shape=(4, 3), new_shape=(2, 3), kept={0: kept})
+        >>> slice_optimizer_state(optimizer, {layer.weight: change})
+        ()
+        >>> optimizer.state[layer.weight]["momentum_buffer"].shape
+        torch.Size([2, 3])
+    """
+    for parameter, change in changes.items():
+        if tuple(parameter.shape) != change.new_shape:
+            raise ValueError(
+                f"Expected parameter '{change.name}' to have its new shape {change.new_shape} but got "
+                f"{tuple(parameter.shape)}. Change the parameters before the state of their optimizer."
+            )
+    reset: dict[str, None] = {}  # a set that keeps its order
+    for layer in _innermost_first(optimizer):
+        slice_one = _reset_lbfgs if isinstance(layer, torch.optim.LBFGS) else _slice_by_parameter
+        reset.update(dict.fromkeys(slice_one(layer, changes)))
+    return tuple(reset)
+
+
+def _innermost_first(optimizer: Any) -> Iterator[Any]:
+    """Yield an optimizer and the optimizers that wrap it, each state once.
+
+    Duck-typed, for Lightning's wrapper imitates the class of what it wraps and hands out its state, while others
+    (Lookahead) keep a state of their own.
+    """
+    layers = [optimizer]
+    while True:
+        inner = getattr(layers[-1], "_optimizer", None) or getattr(layers[-1], "optimizer", None)
+        if inner is None or not hasattr(inner, "param_groups"):
+            break
+        layers.append(inner)
+    seen: set[int] = set()
+    for layer in reversed(layers):
+        state = getattr(layer, "state", None)
+        if isinstance(state, dict) and id(state) not in seen:
+            seen.add(id(state))
+            yield layer
+
+
+def _reset_lbfgs(optimizer: torch.optim.LBFGS, changes: Mapping[Tensor, ParameterChange]) -> list[str]:
+    changed = [changes[p].name for group in optimizer.param_groups for p in group["params"] if p in changes]
+    if not changed:
+        return []
+    optimizer._numel_cache = None
+    had_state = bool(optimizer.state)
+    optimizer.state.clear()
+    return changed if had_state else []
+
+
+def _slice_by_parameter(optimizer: torch.optim.Optimizer, changes: Mapping[Tensor, ParameterChange]) -> list[str]:
+    reset = []
+    for parameter, change in changes.items():
+        # The state is a defaultdict: asking for what is not there would put it there.
+        if not change.kept or parameter not in optimizer.state:
+            continue
+        state = optimizer.state[parameter]
+        sliced = _slice_state(state, parameter, change)
+        if sliced is None:
+            del optimizer.state[parameter]
+            reset.append(change.name)
+        else:
+            state.update(sliced)
+    return reset
+
+
+def _slice_state(state: Any, parameter: Tensor, change: ParameterChange) -> dict[Any, Any] | None:
+    """Slice all of one parameter's state, or return ``None`` if any of it is not understood."""
+    if not isinstance(state, dict):
+        return None
+    sliced = {}
+    for key, value in state.items():
+        if isinstance(value, Tensor):
+            value = _slice_tensor(value, parameter, change)
+            if value is None:
+                return None
+        elif not isinstance(value, _SCALARS):
+            return None
+        sliced[key] = value
+    return sliced
+
+
+def _slice_tensor(value: Tensor, parameter: Tensor, change: ParameterChange) -> Tensor | None:
+    if value.numel() == 1 and value.ndim != len(change.old_shape):
+        return value
+    if value.ndim != len(change.old_shape):
+        return None
+    if any(size not in (old, 1) for size, old in zip(value.shape, change.old_shape, strict=True)):
+        return None
+    with torch.no_grad():
+        sliced = value
+        for dim, kept in change.kept.items():
+            if value.shape[dim] == change.old_shape[dim]:
+                sliced = sliced.index_select(dim, kept.to(value.device))
+        if sliced is value:
+            return value
+        if sliced.shape != parameter.shape:
+            return sliced
+        # Laid out in memory like the parameter, as the optimizer would have made it: fused kernels walk both in step.
+        return torch.empty_like(parameter, dtype=value.dtype, device=value.device).copy_(sliced)

@@ -1,0 +1,225 @@
+"""See which networks a step calls, whatever the step is: the outermost calls of modules in it."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.loss import _Loss
+from torch.utils.hooks import RemovableHandle
+from torchmetrics import Metric, MetricCollection
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Call:
+    """One call of a module.
+
+    Attributes:
+        name: Qualified name of the module; empty for the LightningModule itself, called as ``self(x)``.
+        module: The module.
+        args: Positional arguments, tensors detached.
+        kwargs: Keyword arguments, tensors detached.
+        output: What the call returned, tensors detached.
+    """
+
+    name: str
+    module: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    output: Any
+
+
+@dataclasses.dataclass(eq=False)
+class _Running:
+    """A call that has not returned yet; ``name`` is ``None`` where it will not be recorded."""
+
+    module: nn.Module
+    name: str | None
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+class OutermostCalls:
+    """Record the calls that a step makes of a module and its submodules, but for the calls within such calls.
+
+    ``self.decoder(self.encoder(x))`` in a step makes two calls. ``self(x)`` makes one, of the module itself, and what
+    its ``forward`` does is not looked at. A module that is called twice makes two calls. Not recorded are
+
+    - metrics of torchmetrics, and what they call;
+    - losses: modules without parameters that are torch's own losses or return nothing but scalars. Other modules
+      without parameters (``Softmax``, ``Flatten``, augmentations) may well stand between networks;
+    - calls that raise or return ``None``;
+    - calls in the backward pass, where activation checkpointing calls the inside of networks anew;
+    - calls inside code compiled by ``torch.compile``; a compiled module itself is recorded.
+
+    Recording goes on from entering the context (or ``start``) to leaving it (or ``stop``). A copy or a pickle of the
+    module, made meanwhile, records nothing.
+
+    Args:
+        module: The module, mostly a LightningModule.
+        only: Qualified names of the submodules to watch, all others not being seen; by default all are watched.
+
+    Attributes:
+        calls: The calls so far, in the order in which they returned.
+
+    Example:
+        >>> network = nn.Sequential(nn.Linear(3, 4), nn.ReLU())
+        >>> with OutermostCalls(network) as recorder:
+        ...     _ = network(torch.ones(2, 3))
+        ...     _ = network[0](torch.ones(5, 3))
+        >>> [(call.name, tuple(call.output.shape)) for call in recorder.calls]
+        [('', (2, 4)), ('0', (5, 4))]
+    """
+
+    def __init__(self, module: nn.Module, *, only: set[str] | None = None) -> None:
+        self.calls: list[Call] = []
+        self._module = module
+        self._only = only
+        self._running: list[_Running] = []
+        self._handles: list[RemovableHandle] = []
+
+    def start(self) -> None:
+        """Begin to record; starting twice is starting once."""
+        if self._handles:
+            return
+        for name, module in self._module.named_modules():
+            if self._only is None or name in self._only:
+                before, after = _Hook(partial(self._before, name)), _Hook(self._after)
+                self._handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+                self._handles.append(module.register_forward_hook(after, with_kwargs=True, always_call=True))
+
+    def stop(self) -> None:
+        """Stop recording; ``calls`` stay."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._running.clear()
+
+    def clear(self) -> None:
+        """Forget all calls, and with them the last reference to their tensors."""
+        self.calls.clear()
+        self._running.clear()
+
+    def __enter__(self) -> OutermostCalls:
+        self.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.stop()
+
+    def _before(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if _in_backward() or _is_redirected(module):
+            return
+        outermost = not self._running and not isinstance(module, Metric | MetricCollection)
+        if outermost:
+            args, kwargs = detach(args), detach(kwargs)
+            self._running.append(_Running(module, name, args, kwargs))
+        else:
+            self._running.append(_Running(module, None, (), {}))
+
+    def _after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        # A call may return without having begun: a hook of the user's raised before ours ran.
+        if all(call.module is not module for call in self._running):
+            return
+        while (call := self._running.pop()).module is not module:
+            pass
+        if call.name is not None and output is not None and not _is_loss(module, output):
+            self.calls.append(Call(call.name, module, call.args, call.kwargs, detach(output)))
+
+
+def detach(tree: Any) -> Any:
+    """Detach all tensors in nested tuples, lists, mappings and dataclasses.
+
+    Example:
+        >>> detach({"logits": torch.ones(1, requires_grad=True)})
+        {'logits': tensor([1.])}
+    """
+    return map_tensors(Tensor.detach, tree)
+
+
+def map_tensors(function: Callable[[Tensor], Any], tree: Any) -> Any:
+    """Copy nested tuples, lists, mappings and dataclasses, with a function applied to the tensors in them.
+
+    Anything else is passed on as it is. Keeps types, also those of Hugging Face's outputs and of frozen dataclasses.
+
+    Example:
+        >>> map_tensors(lambda tensor: tuple(tensor.shape), [torch.ones(2, 3), {"a": (torch.ones(4), "b")}])
+        [(2, 3), {'a': ((4,), 'b')}]
+    """
+    mapped = partial(map_tensors, function)
+    if isinstance(tree, Tensor):
+        return function(tree)
+    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        return type(tree)(*map(mapped, tree))
+    if type(tree) in (tuple, list):
+        return type(tree)(map(mapped, tree))
+    if isinstance(tree, MutableMapping):  # before dataclasses: the outputs of Hugging Face are both
+        result = copy.copy(tree)
+        for key, value in tree.items():
+            result[key] = mapped(value)
+        return result
+    if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
+        result = copy.copy(tree)
+        for field in dataclasses.fields(tree):
+            if hasattr(tree, field.name):
+                object.__setattr__(result, field.name, mapped(getattr(tree, field.name)))
+        return result
+    return tree
+
+
+def named_tensors(tree: Any, path: tuple[Any, ...] = ()) -> dict[tuple[Any, ...], Tensor]:
+    """Return the tensors in nested tuples, lists, mappings and dataclasses, by the keys that lead to them.
+
+    Example:
+        >>> sorted(named_tensors([torch.ones(2), {"a": torch.ones(3), "b": "text"}]))
+        [(0,), (1, 'a')]
+    """
+    if isinstance(tree, Tensor):
+        return {path: tree}
+    if isinstance(tree, Mapping):  # before dataclasses: the outputs of Hugging Face are both
+        items: Iterable[tuple[Any, Any]] = tree.items()
+    elif isinstance(tree, tuple | list):
+        items = enumerate(tree)
+    elif dataclasses.is_dataclass(tree) and not isinstance(tree, type):
+        items = [(f.name, getattr(tree, f.name)) for f in dataclasses.fields(tree) if hasattr(tree, f.name)]
+    else:
+        return {}
+    return {name: tensor for key, value in items for name, tensor in named_tensors(value, (*path, key)).items()}
+
+
+class _Hook:
+    """A hook that stays behind where its module is copied or pickled: a bound method would drag all calls along."""
+
+    def __init__(self, function: Callable[..., None]) -> None:
+        self._function = function
+
+    def __call__(self, *args: Any) -> None:
+        if not torch.compiler.is_compiling():
+            self._function(*args)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Hook, (_do_nothing,)
+
+
+def _do_nothing(*args: Any) -> None:
+    pass
+
+
+def _in_backward() -> bool:
+    return torch._C._current_graph_task_id() != -1  # as torch.utils.module_tracker tells
+
+
+def _is_redirected(module: nn.Module) -> bool:
+    """Tell a step in disguise: under DDP Lightning calls the module with its ``forward`` replaced by the step."""
+    return getattr(module.__dict__.get("forward"), "__name__", None) == "wrapped_forward"
+
+
+def _is_loss(module: nn.Module, output: Any) -> bool:
+    if next(module.parameters(), None) is not None:
+        return False
+    return isinstance(module, _Loss) or all(tensor.ndim == 0 for tensor in named_tensors(output).values())

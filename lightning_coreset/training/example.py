@@ -1,0 +1,90 @@
+"""How a LightningModule is run to see its structure: from given inputs, from its own example, or as training does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.fabric.utilities.apply_func import move_data_to_device
+from lightning.pytorch.utilities.data import extract_batch_size
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+from torch import nn
+
+from lightning_coreset.structure import Example, ExampleInputs
+from lightning_coreset.training.calls import OutermostCalls
+from lightning_coreset.training.undisturbed import undisturbed
+
+
+class ExampleSource:
+    """Finds an example of how a LightningModule is run, once in a training run.
+
+    In order of preference: the user's example inputs; the module's ``example_input_array``; its own ``training_step``
+    on the first batch, whose loss then counts as the network's output; and with manual optimisation, where a training
+    step cannot be repeated, the module calls that the first real step made.
+
+    Args:
+        example_inputs: The user's, or ``None``.
+    """
+
+    def __init__(self, example_inputs: ExampleInputs | None = None) -> None:
+        self._given = example_inputs
+        self._example: Example | None = None
+        self._recorder: OutermostCalls | None = None
+
+    def begin(self, pl_module: pl.LightningModule) -> None:
+        """Begin a training run."""
+        self.end()
+        inputs = self._given if self._given is not None else pl_module.example_input_array
+        if inputs is not None:
+            self._example = Example.of(inputs)
+
+    @property
+    def ready(self) -> bool:
+        """Whether there is an example by now."""
+        return self._example is not None
+
+    def see_batch(self, pl_module: pl.LightningModule, batch: Any) -> None:
+        """Take the first batch as an example, or watch what the step on it does."""
+        if self.ready or self._recorder is not None:
+            return
+        if pl_module.automatic_optimization:
+            kept = move_data_to_device(batch, "cpu")  # it may stay for the whole of training
+            self._example = Example(kept, _training_step, extract_batch_size(batch))
+        else:
+            self._recorder = OutermostCalls(pl_module)
+            self._recorder.start()
+
+    def see_step_end(self, batch: Any) -> bool:
+        """Stop watching after the first step; whether there has just come to be an example."""
+        if self._recorder is None:
+            return False
+        calls = [(call.name, call.args, call.kwargs) for call in self._recorder.calls]
+        self.end()
+        self._example = Example(calls, _recorded_calls, extract_batch_size(batch))
+        return True
+
+    @contextmanager
+    def example(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Iterator[Example]:
+        """The example on the module's device; what is run in the block leaves no trace on the module."""
+        assert self._example is not None
+        inputs = move_data_to_device(self._example.inputs, pl_module.device)
+        with undisturbed(pl_module), trainer.precision_plugin.forward_context():
+            yield Example(inputs, self._example.run, self._example.batch_size)
+
+    def end(self) -> None:
+        """Take all hooks off the module and let go of batches."""
+        if self._recorder is not None:
+            self._recorder.stop()
+            self._recorder.clear()
+        self._recorder = self._example = None
+
+
+def _training_step(module: nn.Module, batch: Any) -> Any:
+    step = module.training_step
+    return step(batch, 0) if is_param_in_hook_signature(step, "batch_idx", min_args=2) else step(batch)  # type: ignore[operator]
+
+
+def _recorded_calls(module: nn.Module, calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]]) -> list[Any]:
+    return [module.get_submodule(name)(*args, **kwargs) for name, args, kwargs in calls]
