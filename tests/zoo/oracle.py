@@ -1,0 +1,212 @@
+"""Is a group right? Removing its channels must do what zeroing their consumers does, and nothing else.
+
+Legend: A is a copy of the network with channels removed, B one with the consumers' positions of the same channels
+set to zero. A and B must agree on every output. B must differ from the network itself (else nothing was tested), and
+must not notice when the weights that make the removed channels change (else the channels leak past their consumers).
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor, nn
+
+from lightning_coreset.structure import ChannelGroup, Structure, analyse
+from lightning_coreset.surgery import apply_changes, named_tensors, remove_channels, scale_counts, slice_members
+
+from .entry import Entry, Inputs
+from .inspection import Verdict, fingerprint, malformed, reachable, tensors, wrong_attributes
+from .running import call, distance, duplicate, evaluate, flat, randomise
+
+TOLERANCE = 1e-6
+NO_GROUP_CHANGES = 1e-5  # a zeroing must move the outputs by more than this, relatively, to have tested anything
+
+
+@dataclass(frozen=True)
+class Record:
+    """One row of the table of all networks.
+
+    Attributes:
+        name: The network.
+        groups: Number of groups.
+        classes: Channels (classes) in all groups together.
+        parameters: Elements of all parameters.
+        reachable: Elements that lie in a row or column of some group.
+        refused: Layers without a group, each with the reason.
+        verdicts: The oracle's word on the groups that it tried.
+    """
+
+    name: str
+    groups: int
+    classes: int
+    parameters: int
+    reachable: int
+    refused: Mapping[str, str]
+    verdicts: tuple[Verdict, ...]
+
+
+def survey(entry: Entry, *, limit: int = 6) -> Record:
+    """Finds the groups of a network and judges at most ``limit`` of them."""
+    model = build(entry)
+    structure = search(entry, model)
+    verdicts = examine(entry, model, structure.groups, limit=limit)
+    classes = sum(group.size for group in structure.groups)
+    total = sum(parameter.numel() for parameter in model.parameters())
+    reached = reachable(model, structure.groups)
+    return Record(entry.name, len(structure.groups), classes, total, reached, dict(structure.refused), verdicts)
+
+
+def build(entry: Entry) -> nn.Module:
+    """Builds the network under a fixed seed, without touching the global random state."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return entry.build()
+
+
+def search(entry: Entry, model: nn.Module) -> Structure:
+    """Finds the groups, which must leave the network and the random state as they were."""
+    inputs = entry.inputs(Generator().manual_seed(1))
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        call(model.eval(), inputs)  # some networks put their own hooks in place when they first run
+    model.train()
+    before, randomness = fingerprint(model), torch.random.get_rng_state()
+    structure = analyse(model, inputs)
+    assert fingerprint(model) == before, "finding groups changed the network"
+    assert torch.equal(torch.random.get_rng_state(), randomness), "finding groups changed the random state"
+    return structure
+
+
+def examine(entry: Entry, model: nn.Module, groups: Sequence[ChannelGroup], *, limit: int = 6) -> tuple[Verdict, ...]:
+    """The oracle's verdicts on a sample of groups (the first, the last, some at random between), and on all at once."""
+    faults = list(malformed(model, groups))
+    if faults:
+        return tuple(faults)
+    inner = list(groups[1:-1])
+    random.Random(0).shuffle(inner)
+    sample = [*groups[:1], *inner[: max(0, limit - 2)], *groups[1:][-1:]]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        reference = duplicate(model)
+        generator = Generator().manual_seed(3)
+        inputs = [entry.inputs(generator) for _ in range(2)]
+        randomise(reference, inputs[0], Generator().manual_seed(2))
+        verdicts = [judge(reference, inputs, group, train=entry.train) for group in sample]
+        sound = [group for group in groups if not excused(entry, group.name)]
+        if len(sound) > 1 and all(one.kind == "right" or excused(entry, one.group) for one in verdicts):
+            verdicts.append(judge_together(reference, inputs, sound))
+        return tuple(verdicts)
+
+
+def excused(entry: Entry, group: str) -> bool:
+    """Whether the forward pass names the width of this group in numbers."""
+    return any(fnmatch.fnmatch(group, pattern) for pattern in entry.hard)
+
+
+def judge(model: nn.Module, inputs: Sequence[Inputs], group: ChannelGroup, *, train: bool = False) -> Verdict:
+    """Compares removal with zeroed consumers on all inputs, with 30% of the classes, chosen at random.
+
+    Args:
+        model: The network, with randomised statistics; it stays as it is.
+        inputs: Inputs to compare on.
+        group: The group to judge.
+        train: Compare in train mode as well.
+    """
+    modes = (False, True) if train else (False,)
+    whole = [evaluate(model, one, mode) for mode in modes for one in inputs]
+    changed = False
+    for seed in range(3):
+        removed = choose(group.size, seed)
+        cut, zeroed = duplicate(model), duplicate(model)
+        zero_consumers(zeroed, group, removed)
+        expected = [evaluate(zeroed, one, mode) for mode in modes for one in inputs]
+        disturb_producers(zeroed, group, removed)
+        disturbed = [evaluate(zeroed, one, mode) for mode in modes for one in inputs]
+        leak = max(map(distance, disturbed, expected))
+        if not leak <= TOLERANCE:
+            return Verdict(group.name, "leak", f"the weights of removed channels move the outputs by {leak:.1e}")
+        try:
+            remove_channels(cut, group, removed)
+            found = [evaluate(cut, one, mode) for mode in modes for one in inputs]
+        except Exception as error:
+            return Verdict(group.name, "exception", f"{type(error).__name__}: {error}")
+        error = max(map(distance, found, expected))
+        if not error <= TOLERANCE:
+            return Verdict(group.name, "wrong output", f"relative error {error:.1e}")
+        faults = [*wrong_attributes(cut), *backward_faults(model, cut, inputs[0])]
+        if faults:
+            return Verdict(group.name, "backward" if "backward" in faults[0] else "attributes", faults[0])
+        if max(map(distance, expected, whole)) > NO_GROUP_CHANGES:
+            changed = True
+            break
+    return Verdict(group.name, "right" if changed else "vacuous", "" if changed else "zeroing changed no output")
+
+
+def judge_together(model: nn.Module, inputs: Sequence[Inputs], groups: Sequence[ChannelGroup]) -> Verdict:
+    """Compares the removal of 30% of every group at once, as a pruning step does it, with zeroed consumers."""
+    cut, zeroed = duplicate(model), duplicate(model)
+    chosen = [choose(group.size, 0) for group in groups]
+    for group, removed in zip(groups, chosen, strict=True):
+        zero_consumers(zeroed, group, removed)
+    kept = [[i for i in range(group.size) if i not in removed] for group, removed in zip(groups, chosen, strict=True)]
+    try:
+        pairs = list(zip(groups, kept, strict=True))
+        apply_changes(cut, slice_members(named_tensors(cut), pairs), scale_counts(cut, pairs))
+        found = [evaluate(cut, one) for one in inputs]
+    except Exception as error:
+        return Verdict("all groups", "exception", f"{type(error).__name__}: {error}")
+    error = max(distance(a, evaluate(zeroed, one)) for a, one in zip(found, inputs, strict=True))
+    if not error <= TOLERANCE:
+        return Verdict("all groups", "wrong output", f"relative error {error:.1e}")
+    return Verdict("all groups", "right")
+
+
+def choose(size: int, seed: int) -> list[int]:
+    """About 30% of the classes, at least one; at least one stays."""
+    count = min(max(1, round(0.3 * size)), size - 1)
+    return sorted(random.Random(seed).sample(range(size), count))
+
+
+def zero_consumers(model: nn.Module, group: ChannelGroup, removed: Sequence[int]) -> None:
+    """Sets the consumers' positions of the removed classes to zero."""
+    for tensor, dim, places in positions(model, group, removed, ("consumer",)):
+        tensor.index_fill_(dim, places, 0)
+
+
+def disturb_producers(model: nn.Module, group: ChannelGroup, removed: Sequence[int]) -> None:
+    """Changes what makes the removed classes, keeping signs (a variance stays positive) and the consumers' zeros."""
+    for tensor, dim, places in positions(model, group, removed, ("producer", "channelwise")):
+        if tensor.is_floating_point():
+            tensor.index_copy_(dim, places, tensor.index_select(dim, places) * 1.7 + 0.1)
+    zero_consumers(model, group, removed)
+
+
+def positions(
+    model: nn.Module, group: ChannelGroup, removed: Sequence[int], roles: tuple[str, ...]
+) -> Iterator[tuple[Tensor, int, Tensor]]:
+    """Tensor, dimension and positions of the removed classes for the members of some roles; without gradients."""
+    named = tensors(model)
+    for member in group.members:
+        places = [place for number in removed for place in member.index[number]]
+        if member.role in roles and places:
+            yield named[member.name].detach(), member.dim, torch.tensor(places)
+
+
+def backward_faults(model: nn.Module, cut: nn.Module, inputs: Inputs) -> list[str]:
+    """A training step's backward pass runs on the cut network wherever it runs on the whole one."""
+
+    def step(network: nn.Module) -> str:
+        network = duplicate(network).train()
+        try:
+            real = [one for one in flat(call(network, inputs)) if one.is_floating_point()]
+            sum(one.double().sum() for one in real).backward()
+        except Exception as error:
+            return f"backward: {type(error).__name__}: {error}"
+        wrong = [name for name, p in network.named_parameters() if p.grad is not None and p.grad.shape != p.shape]
+        return f"backward: gradients of another shape: {wrong}" if wrong else ""
+
+    fault = step(cut)
+    return [fault] if fault and not step(model) else []
