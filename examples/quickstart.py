@@ -1,0 +1,233 @@
+"""Train two classifiers on handwritten digits, once as they are and once with channels pruned during training.
+
+Run it with ``python examples/quickstart.py``. It needs no GPU and no download: the digits ship with scikit-learn.
+
+What to expect: for a multilayer perceptron and for a small convolutional network, a table of the network trained
+without pruning ("before") and of the same network trained for as many epochs with ``CoresetPruningCallback()``
+("after"). The callback's default is to remove half of the parameters.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import logging
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.loggers import TensorBoardLogger
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+from torchmetrics.classification import MulticlassAccuracy
+
+from lightning_coreset import CoresetPruningCallback, count_macs
+
+EPOCHS = 20
+BATCH_SIZE = 64
+
+
+def multilayer_perceptron() -> nn.Module:
+    """Return LeNet-300-100 for 8 x 8 images."""
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(64, 300),
+        nn.ReLU(),
+        nn.Linear(300, 100),
+        nn.ReLU(),
+        nn.Linear(100, 10),
+    )
+
+
+def convolutional_network() -> nn.Module:
+    """Return three convolutions with BatchNorm and a linear classifier."""
+    return nn.Sequential(
+        nn.Conv2d(1, 32, 3, padding=1, bias=False),
+        nn.BatchNorm2d(32),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(32, 64, 3, padding=1, bias=False),
+        nn.BatchNorm2d(64),
+        nn.ReLU(),
+        nn.Conv2d(64, 64, 3, padding=1, bias=False),
+        nn.BatchNorm2d(64),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(64, 10),
+    )
+
+
+NETWORKS = {"MLP": multilayer_perceptron, "ConvNet": convolutional_network}
+
+
+class Classifier(L.LightningModule):
+    """A LightningModule like any other: it knows nothing of pruning."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.accuracy = MulticlassAccuracy(num_classes=10, average="micro")
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(images)
+
+    def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
+        images, labels = batch
+        loss = F.cross_entropy(self(images), labels)
+        self.log("train_loss", loss)
+        return loss
+
+    def validation_step(self, batch: Sequence[Tensor], batch_idx: int) -> None:
+        images, labels = batch
+        self.accuracy(self(images), labels)
+        self.log("val_acc", self.accuracy)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(self.parameters(), lr=1e-3)
+
+
+@cache
+def digits() -> tuple[TensorDataset, TensorDataset]:
+    """Return the training images and, one in five of all, the images to validate on."""
+    data = load_digits()
+    images = torch.tensor(data.images, dtype=torch.float32).unsqueeze(1) / 16
+    labels = torch.tensor(data.target, dtype=torch.long)
+    train, test = train_test_split(range(len(labels)), test_size=0.2, stratify=data.target, random_state=0)
+    return TensorDataset(images[train], labels[train]), TensorDataset(images[test], labels[test])
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained network and its accuracy on the validation images."""
+
+    network: nn.Module
+    accuracy: float
+
+
+def train(name: str, *, prune: bool, epochs: int = EPOCHS, logdir: Path) -> Trained:
+    """Train the network called ``name`` and log to ``logdir``, with channels pruned on the way if ``prune``."""
+    L.seed_everything(0, verbose=False)
+    model = Classifier(NETWORKS[name]())
+    train_set, test_set = digits()
+    trainer = L.Trainer(
+        max_epochs=epochs,
+        accelerator="cpu",
+        callbacks=[CoresetPruningCallback()] if prune else [],
+        logger=TensorBoardLogger(logdir, name=name, version="pruned" if prune else "dense"),
+        log_every_n_steps=10,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=False,
+    )
+    trainer.fit(
+        model,
+        DataLoader(train_set, batch_size=BATCH_SIZE, shuffle=True),
+        DataLoader(test_set, batch_size=len(test_set)),
+    )
+    return Trained(model.network.eval(), trainer.callback_metrics["val_acc"].item())
+
+
+def file_size(network: nn.Module) -> int:
+    """Return the bytes that ``torch.save(network.state_dict())`` writes."""
+    file = io.BytesIO()
+    torch.save(network.state_dict(), file)
+    return file.tell()
+
+
+@torch.inference_mode()
+def latencies(networks: Sequence[nn.Module], *, batch_size: int = 32, repeats: int = 300) -> list[float]:
+    """Return each network's median seconds for one batch.
+
+    The networks take turns, so that whatever else the machine does meanwhile falls on all of them.
+    """
+    images = torch.randn(batch_size, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    seconds: list[list[float]] = [[] for _ in networks]
+    for repeat in range(repeats + repeats // 10):
+        for network, times in zip(networks, seconds, strict=True):
+            start = time.perf_counter()
+            network(images)
+            if repeat >= repeats // 10:  # the first turns warm up caches
+                times.append(time.perf_counter() - start)
+    return [statistics.median(times) for times in seconds]
+
+
+def compare(before: Trained, after: Trained) -> list[tuple[str, ...]]:
+    """Return the rows of the table: what, before, after, after / before."""
+
+    def row(what: str, old: float, new: float, unit: str = "", scale: float = 1, places: int = 0) -> tuple[str, ...]:
+        return what, f"{old / scale:,.{places}f}{unit}", f"{new / scale:,.{places}f}{unit}", f"{new / old:.2f}"
+
+    def parameters(network: nn.Module) -> int:
+        return sum(p.numel() for p in network.parameters())
+
+    example = digits()[1][:1][0]
+    old, new = before.network, after.network
+    slow, fast = latencies([old, new])
+    return [
+        row("parameters", parameters(old), parameters(new)),
+        row("MACs per image", count_macs(old, example), count_macs(new, example)),
+        row("validation accuracy", before.accuracy, after.accuracy, " %", 0.01, 1),
+        row("file size", file_size(old), file_size(new), " kB", 1e3, 1),
+        row("latency, batch of 32", slow, fast, " ms", 1e-3, 3),
+    ]
+
+
+def show(title: str, rows: Sequence[tuple[str, ...]]) -> None:
+    """Print the table, with rich if it is installed."""
+    head = ("", "before", "after", "after / before")
+    try:
+        from rich.console import Console
+        from rich.table import Table
+    except ImportError:
+        print(f"\n{title}")
+        for what, *figures in [head, *rows]:
+            print(f"{what:<22}" + "".join(f"{figure:>16}" for figure in figures))
+        return
+    table = Table(title=title, title_justify="left")
+    for column in head:
+        table.add_column(column, justify="right" if column else "left")
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+
+
+def quiet() -> None:
+    """Silence what Lightning says of this script that is right and of no use to its reader."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    # The images lie in memory: worker processes would only cost time.
+    warnings.filterwarnings("ignore", message=".*does not have many workers")
+    # The networks are too small to gain from a GPU.
+    warnings.filterwarnings("ignore", message="GPU available but not used")
+    # Lightning up to 2.6 uses a name that torch 2.13 deprecates.
+    warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")
+
+
+def main() -> None:
+    """Train, compare, and say where the curves are."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--epochs", type=int, default=EPOCHS, help="epochs per training (default: %(default)s)")
+    parser.add_argument("--logdir", type=Path, help="folder for TensorBoard's files (default: a new temporary one)")
+    args = parser.parse_args()
+    logdir = args.logdir or Path(tempfile.mkdtemp(prefix="lightning-coreset-"))
+    quiet()
+    torch.set_num_threads(1)  # the networks are so small that more threads mostly wait for each other
+    for name in NETWORKS:
+        before = train(name, prune=False, epochs=args.epochs, logdir=logdir)
+        after = train(name, prune=True, epochs=args.epochs, logdir=logdir)
+        show(f"{name}, {args.epochs} epochs", compare(before, after))
+    print(f"\nSee how it went, event by event: tensorboard --logdir {logdir}")
+
+
+if __name__ == "__main__":
+    main()
