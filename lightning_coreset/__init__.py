@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lightning_coreset.callback import CoresetPruningCallback
-from lightning_coreset.methods import Magnitude, Random, Sensitivity
+from lightning_coreset.methods import Magnitude, Random, Reconstruction, Sensitivity
 from lightning_coreset.plan import GroupPlan, ParameterChange, PruningPlan
 from lightning_coreset.pruning import count_macs, prune
 
@@ -14,6 +14,7 @@ __all__ = [
     "ParameterChange",
     "PruningPlan",
     "Random",
+    "Reconstruction",
     "Sensitivity",
     "count_macs",
     "prune",

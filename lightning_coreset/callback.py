@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -13,7 +13,16 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from lightning_coreset.methods import Method, MethodName, as_method
 from lightning_coreset.optimizers import slice_optimizer_state
 from lightning_coreset.plan import PruningPlan
-from lightning_coreset.planning import Request, Totals, Unit, bottom_up_sizes, check_ignore, final_sizes, make_plan, measure
+from lightning_coreset.planning import (
+    Request,
+    Totals,
+    Unit,
+    bottom_up_sizes,
+    check_ignore,
+    final_sizes,
+    make_plan,
+    measure,
+)
 from lightning_coreset.schedule import Schedule, check_schedule, pruning_events
 from lightning_coreset.structure import ExampleInputs, Structure, analyse
 from lightning_coreset.surgery import apply_changes
@@ -36,8 +45,8 @@ class CoresetPruningCallback(pl.Callback):
     """Prune channels physically while the model trains, by a schedule.
 
     At every event the structure of the network is read, a coreset of each group of channels is chosen (Mussay et al.,
-    arXiv 2008.08316), the rest is removed from every tensor, and the optimizers' state is sliced along, in place. Layers
-    whose channels reach the output or the loss are left alone.
+    arXiv 2008.08316), the rest is removed from every tensor, and the optimizers' state is sliced along, in place.
+    Layers whose channels reach the output or the loss are left alone.
 
     Args:
         pruning_ratio: The fraction of the ORIGINAL model's ``unit`` that is gone at the end, in [0, 1).
@@ -54,9 +63,9 @@ class CoresetPruningCallback(pl.Callback):
             network order, to their final size, as the paper goes layer by layer.
         ignore: Shell patterns of module names, such as ``"model.stem*"``, whose output channels all stay.
         include_residual: Whether channels coupled by residual additions may go as well.
-        example_inputs: A tensor, a tuple of positional arguments or a dict of keyword arguments for the LightningModule,
-            to run it once and see its structure. Without it the module's ``example_input_array`` is used, and without
-            that its own training step on the first batch, whose side effects are undone.
+        example_inputs: A tensor, a tuple of positional arguments or a dict of keyword arguments for the
+            LightningModule, to run it once and see its structure. Without it the module's ``example_input_array`` is
+            used, and without that its own training step on the first batch, whose side effects are undone.
         eval_batches: How many recent batches ``coreset/accuracy`` is measured on right after an event; 0 turns it off.
         check: Whether to try on a copy of the model, before training, that removing channels of a group does just what
             zeroing their consumers does; groups that fail are left alone with a warning that names them.
@@ -71,7 +80,9 @@ class CoresetPruningCallback(pl.Callback):
     Example:
         >>> import lightning.pytorch as pl
         >>> from lightning_coreset import CoresetPruningCallback
-        >>> trainer = pl.Trainer(max_epochs=10, accelerator="cpu", logger=False, callbacks=[CoresetPruningCallback(0.5)])
+        >>> trainer = pl.Trainer(
+        ...     max_epochs=10, accelerator="cpu", logger=False, callbacks=[CoresetPruningCallback(0.5)]
+        ... )
     """
 
     def __init__(
@@ -79,7 +90,7 @@ class CoresetPruningCallback(pl.Callback):
         pruning_ratio: float = 0.5,
         *,
         unit: Unit = "params",
-        method: Method | MethodName = "sensitivity",
+        method: Method | MethodName = "reconstruction",
         schedule: Schedule = "cubic",
         start: int | float = 0.1,
         end: int | float = 0.7,
@@ -94,10 +105,14 @@ class CoresetPruningCallback(pl.Callback):
         verbose: bool = True,
     ) -> None:
         check_schedule(schedule, pruning_ratio, start=start, end=end, every=every)
+        if unit not in get_args(Unit):
+            raise ValueError(f"Expected unit to be 'params', 'macs' or 'channels' but got {unit!r}.")
         if order not in ("together", "bottom_up"):
             raise ValueError(f"Expected order to be 'together' or 'bottom_up' but got {order!r}.")
         if isinstance(ignore, str):
-            raise ValueError(f"Expected ignore to be a sequence of patterns but got the string {ignore!r}: [{ignore!r}].")
+            raise ValueError(
+                f"Expected ignore to be a sequence of patterns but got the string {ignore!r}: [{ignore!r}]."
+            )
         self.request = Request(pruning_ratio, unit, as_method(method), tuple(ignore), include_residual, seed)
         self.schedule = schedule
         self.start = start
@@ -118,17 +133,21 @@ class CoresetPruningCallback(pl.Callback):
     # ---- before training
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Refuse a strategy that cannot follow a change of shapes."""
-        if stage == "fit":
-            check_strategy(trainer)
+        """Refuse a strategy that cannot follow a change of shapes, and begin anew unless training goes on.
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Check what can be checked before the loaders are there, and begin anew unless training goes on."""
-        check_ignore(pl_module, self.request.ignore)
-        self._source.begin(pl_module)
+        Not later: Lightning loads the state of a checkpoint's callbacks right after this hook.
+        """
+        if stage != "fit":
+            return
+        check_strategy(trainer)
+        self._events = {}
         if trainer.current_epoch == 0 and trainer.global_step == 0:
             self.plans, self._done, self._original, self._final_sizes, self._unsound = [], {}, None, {}, {}
-        self._accuracy.start(pl_module)
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Check what can be checked before the loaders are there."""
+        check_ignore(pl_module, self.request.ignore)
+        self._source.begin(pl_module)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Lay out the events: by now the length of training is known."""
@@ -137,14 +156,18 @@ class CoresetPruningCallback(pl.Callback):
             self._measure(trainer, pl_module)
 
     def _lay_out(self, epochs: int | None) -> dict[int, float]:
-        fractions = [time for time in (self.start, self.end) if isinstance(time, float)]
+        times = (self.start,) if self.schedule == "one_shot" else (self.start, self.end)
+        fractions = [time for time in times if isinstance(time, float)]
         if epochs is None and fractions and not isinstance(self.schedule, Mapping):
             raise MisconfigurationException(
                 f"Expected a Trainer with max_epochs or max_steps, since start={self.start!r} and end={self.end!r} are "
                 "fractions of training, which has no end. Set one of them, or give start and end as epochs (int)."
             )
+        if isinstance(self.schedule, Mapping) and epochs is not None and epochs <= max(self.schedule):
+            beyond = sorted(epoch for epoch in self.schedule if epoch >= epochs)
+            rank_zero_warn(f"Training has {epochs} epochs: the schedule's events of epochs {beyond} will not happen.")
         if epochs is None:
-            epochs = 1 + max(*self.schedule, 0) if isinstance(self.schedule, Mapping) else 1 + int(self.end)
+            epochs = 1 + max(*self.schedule, 0) if isinstance(self.schedule, Mapping) else 1 + int(max(times))
         return pruning_events(
             self.schedule,
             self.request.pruning_ratio,
@@ -185,31 +208,42 @@ class CoresetPruningCallback(pl.Callback):
         if self._source.ready:
             self._measure(trainer, pl_module)
         self._prune_if_due(trainer, pl_module)
+        if self._without_validation(trainer):
+            self._accuracy.start(pl_module)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """With manual optimisation the first step shows the structure: only now it can be read."""
+        if self._without_validation(trainer):
+            self._accuracy.batch_end(batch)  # first, for it watches all calls until then
         if self._source.see_step_end(batch):
             self._measure(trainer, pl_module)
             self._prune_if_due(trainer, pl_module)
-        if self._without_validation(trainer):
-            self._accuracy.batch_end(batch)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log where the model stands."""
+        # Private; Lightning logs its own metrics of the epoch here, one step before an event at the next epoch's start.
+        step = max(trainer.fit_loop.epoch_loop._batches_that_stepped - 1, 0)
         if self._without_validation(trainer):
-            self._log_accuracy(trainer, self._accuracy.compute_and_reset())
+            self._log_accuracy(trainer, self._accuracy.compute_and_reset(), step)
         if self.plans:
-            log_scalars(trainer, event_scalars(self.plans[-1]))
+            log_scalars(trainer, event_scalars(self.plans[-1]), step)
 
     def _prune_if_due(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        due = {epoch: ratio for epoch, ratio in self._events.items() if epoch <= trainer.current_epoch}
-        waiting = {epoch: ratio for epoch, ratio in due.items() if epoch not in self._done}
-        if waiting and self._source.ready:
+        due = {epoch: ratio for epoch, ratio in self._open_events().items() if epoch <= trainer.current_epoch}
+        if due and self._source.ready:
             self._measure(trainer, pl_module)
-            self._prune(trainer, pl_module, max(waiting.values()))
-            self._done.update(waiting)
+            self._prune(trainer, pl_module, max(due.values()))
+            self._done.update(due)
+
+    def _open_events(self) -> dict[int, float]:
+        """The events that ask for more than was reached.
+
+        Compared by ratio, not by epoch: where training goes on for more epochs, the events are laid out anew.
+        """
+        reached = max(self._done.values(), default=0.0)
+        return {epoch: ratio for epoch, ratio in self._events.items() if ratio > reached}
 
     def _structure(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Structure:
         with self._source.example(trainer, pl_module) as example:
@@ -237,22 +271,30 @@ class CoresetPruningCallback(pl.Callback):
         self._report(trainer, pl_module, plan)
 
     def _report(self, trainer: pl.Trainer, pl_module: pl.LightningModule, plan: PruningPlan) -> None:
-        if plan.channels_removed == 0 and self.order == "together":
+        # Later events may well ask for less than a channel, as the last ones of "cubic" do.
+        if plan.channels_removed == 0 and plan.reached <= 0:
             rank_zero_warn(f"The pruning event of epoch {trainer.current_epoch} removed no channel:\n{plan}")
         elif self.verbose:
             rank_zero_info(f"Pruned at epoch {trainer.current_epoch}:\n{plan}")
         log_scalars(trainer, event_scalars(plan))
         self._log_accuracy(trainer, self._accuracy.evaluate(pl_module))
 
-    def _log_accuracy(self, trainer: pl.Trainer, accuracy: float | None) -> None:
+    def _log_accuracy(self, trainer: pl.Trainer, accuracy: float | None, step: int | None = None) -> None:
         if accuracy is not None:
-            log_scalars(trainer, {"coreset/accuracy": accuracy})
+            log_scalars(trainer, {"coreset/accuracy": accuracy}, step)
 
     # ---- in validation
 
     @staticmethod
     def _without_validation(trainer: pl.Trainer) -> bool:
         return not trainer.enable_validation
+
+    def on_validation_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Watch the step."""
+        if trainer.state.fn == "fit":
+            self._accuracy.start(pl_module)
 
     def on_validation_batch_end(
         self,
@@ -281,13 +323,18 @@ class CoresetPruningCallback(pl.Callback):
         self._accuracy.stop()
         self._source.end()
 
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Leave the module as ``teardown`` does, which Lightning does not call then."""
+        self.teardown(trainer, pl_module, "fit")
+
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Say so loudly if training ended before the schedule did."""
-        missed = [epoch for epoch in self._events if epoch not in self._done]
+        missed = list(self._open_events())
         if missed and not trainer.interrupted:
+            reached, requested = self.plans[-1].reached if self.plans else 0.0, max(self._events.values())
             rank_zero_warn(
                 f"Training ended before the pruning events of epochs {missed}; the last ratio reached was "
-                f"{self.plans[-1].reached if self.plans else 0.0:.2%} of the requested {max(self._events.values()):.2%}."
+                f"{reached:.2%} of the requested {requested:.2%}."
             )
 
     # ---- checkpoints

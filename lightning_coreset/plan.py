@@ -53,6 +53,8 @@ class GroupPlan:
         channels_after: Classes after the event.
         kept: The classes that stay, ascending, as positions among those before the event.
         method: How they were chosen, with the reason where a group fell back to another method.
+        expected_error: The expected squared error of the next layer's outputs over their expected square, under the
+            Gaussian law of the activations; ``None`` where the method does not tell it.
     """
 
     name: str
@@ -60,6 +62,7 @@ class GroupPlan:
     channels_after: int
     kept: tuple[int, ...]
     method: str
+    expected_error: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +122,9 @@ class PruningPlan:
         """The inverse of :meth:`to_dict`."""
         groups = tuple(GroupPlan(**{**group, "kept": tuple(group["kept"])}) for group in plain["groups"])
         changes = tuple(
-            ParameterChange(**{**change, "old_shape": tuple(change["old_shape"]), "new_shape": tuple(change["new_shape"])})
+            ParameterChange(
+                **{**change, "old_shape": tuple(change["old_shape"]), "new_shape": tuple(change["new_shape"])}
+            )
             for change in plain["changes"]
         )
         attributes = tuple(AttributeChange(**change) for change in plain["attributes"])
@@ -127,12 +132,13 @@ class PruningPlan:
 
     def __str__(self) -> str:
         """A table of the groups and the totals, and the reasons of what was skipped."""
-        rows = [("group", "channels", "kept", "method")]
+        rows = [("group", "channels", "kept", "error", "method")]
         rows += [
             (
                 group.name,
                 f"{group.channels_before} -> {group.channels_after}",
                 f"{group.channels_after / group.channels_before:.0%}",
+                "" if group.expected_error is None else f"{group.expected_error:.2%}",
                 group.method,
             )
             for group in self.groups

@@ -20,7 +20,7 @@ def prune(
     pruning_ratio: float = 0.5,
     *,
     unit: Unit = "params",
-    method: Method | MethodName = "sensitivity",
+    method: Method | MethodName = "reconstruction",
     ignore: Sequence[str] = (),
     include_residual: bool = False,
     seed: int = 0,
@@ -41,9 +41,10 @@ def prune(
             of its channels, solved to the nearest whole channel.
         unit: What the ratio counts: ``"params"``, ``"macs"`` (multiply-accumulates) or ``"channels"`` (removable
             ones).
-        method: How channels are chosen: ``"sensitivity"`` (the paper's coreset), ``"magnitude"`` or ``"random"`` (to
-            compare with), or an instance such as ``Sensitivity(sampler="pps")``. Groups that are no sum of one layer's
-            activated channels are ranked by norms; the plan says so.
+        method: How channels are chosen: ``"reconstruction"`` (closed-form, deterministic, keeps most accuracy),
+            ``"sensitivity"`` (the paper's coreset, with its guarantee for any input), ``"magnitude"`` or ``"random"``
+            (to compare with), or an instance such as ``Sensitivity(sampler="pps")``. Groups that are no sum of one
+            layer's activated channels are ranked by norms; the plan says so.
         ignore: Shell patterns of module names, such as ``"encoder.*"``, whose output channels all stay.
         include_residual: Whether channels coupled by residual additions may go as well; the paper prunes inside
             blocks only.

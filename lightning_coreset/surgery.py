@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from lightning_coreset.plan import AttributeChange, ParameterChange
-from lightning_coreset.structure import ChannelGroup
+
+if TYPE_CHECKING:
+    from lightning_coreset.structure import ChannelGroup
 
 
 def remove_channels(model: nn.Module, group: ChannelGroup, channels: Iterable[int]) -> tuple[ParameterChange, ...]:
@@ -46,7 +49,9 @@ def remove_channels(model: nn.Module, group: ChannelGroup, channels: Iterable[in
     if unknown:
         raise ValueError(f"Expected channels of group {group.name!r} in [0, {group.size}) but got {unknown[:8]}.")
     if len(removed) == group.size:
-        raise ValueError(f"Expected at least one channel of group {group.name!r} to stay, but all {group.size} would go.")
+        raise ValueError(
+            f"Expected at least one channel of group {group.name!r} to stay, but all {group.size} would go."
+        )
     kept = [channel for channel in range(group.size) if channel not in removed]
     changes = slice_members(named_tensors(model), [(group, kept)])
     apply_changes(model, changes, scale_counts(model, [(group, kept)]))
@@ -106,9 +111,7 @@ def take(tensor: Tensor, kept: Mapping[int, Tensor]) -> Tensor:
     return taken
 
 
-def scale_counts(
-    model: nn.Module, kept: Sequence[tuple[ChannelGroup, Collection[int]]]
-) -> tuple[AttributeChange, ...]:
+def scale_counts(model: nn.Module, kept: Sequence[tuple[ChannelGroup, Collection[int]]]) -> tuple[AttributeChange, ...]:
     """What happens to the attributes that count classes, when only some classes of each group are kept."""
     old: dict[tuple[str, str], int] = {}
     lost: dict[tuple[str, str], int] = {}
@@ -177,29 +180,32 @@ def replace_data(tensor: Tensor, value: Tensor, grad: Tensor | None = None) -> N
 def mend_modules(model: nn.Module) -> None:
     """Set the sizes that modules remember to those of their tensors."""
     for module in model.modules():
-        _mend(module)
+        # Not ``module.weight``: a parametrized one is computed anew, and in training mode that has side effects.
+        own = module._parameters.get("weight")
+        if own is None and isinstance(module, nn.modules.batchnorm._NormBase):
+            own = module.running_mean
+        if own is not None:
+            _mend(module, own.shape)
 
 
-def _mend(module: nn.Module) -> None:
+def _mend(module: nn.Module, shape: torch.Size) -> None:
     if isinstance(module, nn.Linear):
-        module.out_features, module.in_features = module.weight.shape
+        module.out_features, module.in_features = shape
     elif isinstance(module, nn.modules.conv._ConvNd):
-        _mend_convolution(module)
+        _mend_convolution(module, *shape[:2])
     elif isinstance(module, nn.modules.batchnorm._NormBase):
-        own = module.weight if module.weight is not None else module.running_mean
-        module.num_features = module.num_features if own is None else len(own)
-    elif isinstance(module, nn.GroupNorm) and module.affine:
-        module.num_channels = len(module.weight)
+        module.num_features = shape[0]
+    elif isinstance(module, nn.GroupNorm):
+        module.num_channels = shape[0]
     elif isinstance(module, nn.PReLU):
-        module.num_parameters = len(module.weight)
+        module.num_parameters = shape[0]
     elif isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
-        module.num_embeddings, module.embedding_dim = module.weight.shape
-    elif type(module).__name__ == "Conv1D" and {"nf", "weight"} <= {*vars(module), *module._parameters}:
-        _mend_gpt2(module)
+        module.num_embeddings, module.embedding_dim = shape
+    elif type(module).__name__ == "Conv1D" and "nf" in vars(module):  # GPT-2's in transformers, a transposed Linear
+        vars(module).update(nf=shape[1], **({"nx": shape[0]} if "nx" in vars(module) else {}))
 
 
-def _mend_convolution(module: nn.modules.conv._ConvNd) -> None:
-    first, second = module.weight.shape[:2]
+def _mend_convolution(module: nn.modules.conv._ConvNd, first: int, second: int) -> None:
     if module.groups > 1 and module.groups == module.in_channels:
         multiplier = module.out_channels // module.groups
         module.groups = first if module.transposed else first // multiplier
@@ -208,9 +214,3 @@ def _mend_convolution(module: nn.modules.conv._ConvNd) -> None:
         module.in_channels, module.out_channels = first, second * module.groups
     else:
         module.in_channels, module.out_channels = second * module.groups, first
-
-
-def _mend_gpt2(module: nn.Module) -> None:
-    """The transposed Linear of GPT-2 in Hugging Face's transformers: weight (nx, nf)."""
-    weight = module.get_parameter("weight")
-    vars(module).update(nf=weight.shape[1], **({"nx": weight.shape[0]} if "nx" in vars(module) else {}))

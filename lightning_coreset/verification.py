@@ -153,7 +153,14 @@ class _Trial:
 
 def _copy(model: nn.Module) -> nn.Module:
     """A deep copy; a LightningModule's copy keeps its Trainer, which ``training_step`` may ask for the epoch."""
-    duplicate = copy.deepcopy(model)
+    # Computed weights that modules keep as attributes (weight_norm of old, prune masks) cannot be copied as they are.
+    computed = {
+        id(value): value.detach().clone()
+        for module in model.modules()
+        for value in vars(module).values()
+        if isinstance(value, Tensor) and not value.is_leaf
+    }
+    duplicate = copy.deepcopy(model, computed)
     if "_trainer" in vars(model):
         vars(duplicate)["_trainer"] = vars(model)["_trainer"]
     return duplicate.eval()

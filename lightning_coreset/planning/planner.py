@@ -11,9 +11,10 @@ from fnmatch import fnmatchcase
 import torch
 from torch import Tensor, nn
 
-from lightning_coreset.methods import Method, Sensitivity
+from lightning_coreset.methods import Method, Reconstruction
 from lightning_coreset.plan import GroupPlan, ParameterChange, PruningPlan
-from lightning_coreset.planning.select import Selection, select
+from lightning_coreset.planning.select import Selector
+from lightning_coreset.planning.selection import Selection, scale_consumers
 from lightning_coreset.planning.sizes import Meter, Totals, Unit, reached, uniform_sizes
 from lightning_coreset.structure import ChannelGroup, Structure
 from lightning_coreset.surgery import named_tensors, scale_counts, slice_members, take
@@ -34,7 +35,7 @@ class Request:
 
     pruning_ratio: float
     unit: Unit = "params"
-    method: Method = Sensitivity()
+    method: Method = Reconstruction()
     ignore: tuple[str, ...] = ()
     include_residual: bool = False
     seed: int = 0
@@ -60,9 +61,7 @@ def check_ignore(model: nn.Module, ignore: Sequence[str]) -> None:
             )
 
 
-def prunable(
-    structure: Structure, request: Request
-) -> tuple[list[ChannelGroup], dict[str, str]]:
+def prunable(structure: Structure, request: Request) -> tuple[list[ChannelGroup], dict[str, str]]:
     """The groups that may shrink, and the layers that may not, each with the reason."""
     groups, skipped = [], dict(structure.refused)
     for group in structure.groups:
@@ -159,7 +158,14 @@ def make_plan(
     after = meter.after(changes, sum(len(selection.kept) for _, selection in chosen))
     return PruningPlan(
         groups=tuple(
-            GroupPlan(group.name, group.size, len(selection.kept), tuple(selection.kept.tolist()), selection.method)
+            GroupPlan(
+                group.name,
+                group.size,
+                len(selection.kept),
+                tuple(selection.kept.tolist()),
+                selection.method,
+                selection.expected_error,
+            )
             for group, selection in chosen
         ),
         changes=changes,
@@ -186,40 +192,22 @@ def _choose(
     groups: Sequence[ChannelGroup], sizes: Mapping[str, int], request: Request, tensors: Mapping[str, Tensor]
 ) -> tuple[list[tuple[ChannelGroup, Selection]], tuple[ParameterChange, ...]]:
     """Select bottom to top on working copies, in which removed columns are zero and kept ones reweighted."""
-    generator = torch.Generator().manual_seed(request.seed)
+    selector = Selector(request.method, torch.Generator().manual_seed(request.seed))
     working = dict(tensors)
     reweighted: set[str] = set()
     chosen = []
     for group in groups:
-        size = sizes.get(group.name, group.size)
-        if size >= group.size:
-            chosen.append((group, Selection(torch.arange(group.size), None, "kept whole")))
-            continue
-        selection = select(group, size, request.method, working, generator)
+        selection = selector.select(group, sizes.get(group.name, group.size), working)
         chosen.append((group, selection))
-        reweighted |= _reweight(group, selection, working)
+        reweighted |= selection.updates.keys()
+        working |= selection.updates
+        factor = torch.zeros(group.size, dtype=torch.float64).index_fill_(0, selection.kept, 1.0)
+        working |= scale_consumers(group, factor, working)
     slices = slice_members(tensors, [(group, selection.kept.tolist()) for group, selection in chosen])
     shapes = {name: tuple(tensors[name].shape) for name in reweighted}
     by_name = {name: ParameterChange(name, shape, shape, {}) for name, shape in shapes.items()}
     by_name |= {change.name: change for change in slices}
     for name in reweighted:
-        by_name[name] = replace(by_name[name], value=take(working[name], by_name[name].kept))
+        value = take(working[name], by_name[name].kept).to(tensors[name].dtype)
+        by_name[name] = replace(by_name[name], value=value)
     return chosen, tuple(by_name.values())
-
-
-def _reweight(group: ChannelGroup, selection: Selection, working: dict[str, Tensor]) -> set[str]:
-    """Scale the consumers' columns in the working copies; returns the names that are more than sliced."""
-    factor = torch.zeros(group.size, dtype=torch.float64)
-    factor[selection.kept] = 1.0 if selection.weights is None else selection.weights
-    changed = set()
-    for member in group.by_role("consumer"):
-        tensor = working[member.name].detach()
-        column = torch.ones(tensor.shape[member.dim], dtype=torch.float64)
-        for number, places in enumerate(member.index):
-            column[list(places)] = factor[number]
-        shape = [1] * tensor.dim()
-        shape[member.dim] = -1
-        working[member.name] = tensor * column.reshape(shape).to(tensor.device, tensor.dtype)
-        if selection.weights is not None:
-            changed.add(member.name)
-    return changed

@@ -1,79 +1,91 @@
-"""Choose the classes of one group that stay, and what their consumers are multiplied by."""
+"""Choose the classes of one group that stay, and what their consumers become."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from lightning_coreset.coreset import draw_distinct, draw_fixed, draw_pps, sensitivities
-from lightning_coreset.methods import Magnitude, Method, Random, Sensitivity, method_name
-from lightning_coreset.planning.forms import NoCoresetForm, path_forms
+from lightning_coreset.methods import Magnitude, Method, Random, Reconstruction, Sensitivity, method_name
+from lightning_coreset.planning.forms import path_forms, weighted_consumers
+from lightning_coreset.planning.laws import InputLaw
+from lightning_coreset.planning.layout import NoCoresetForm
+from lightning_coreset.planning.reconstruct import reconstruct_group
+from lightning_coreset.planning.selection import Selection
 from lightning_coreset.structure import ChannelGroup, Member
 
 
-@dataclass(frozen=True, eq=False)
-class Selection:
-    """The coreset of one group.
+@dataclass
+class Selector:
+    """Chooses group after group of one model, bottom to top.
 
     Attributes:
-        kept: Classes that stay, int64 (m,), ascending.
-        weights: What the consumers' slices of each are multiplied by, float64 (m,); ``None`` for one.
-        method: How they were chosen, in words.
-    """
-
-    kept: Tensor
-    weights: Tensor | None
-    method: str
-
-
-def select(
-    group: ChannelGroup, size: int, method: Method, tensors: Mapping[str, Tensor], generator: torch.Generator
-) -> Selection:
-    """Choose ``size`` classes of a group.
-
-    Args:
-        group: The group.
-        size: Classes to keep. Fewer stay where the rest contributes nothing.
         method: How to choose.
-        tensors: Parameters and buffers by name, as the groups before left them.
         generator: The source of random numbers, on the CPU.
+        laws: What is known by now of the inputs of layers, by the name of their weight.
     """
-    if isinstance(method, Random):
-        kept = torch.randperm(group.size, generator=generator)[:size].sort().values
-        return Selection(kept, None, method_name(method))
-    if isinstance(method, Magnitude):
-        return Selection(_largest(_producer_norms(group, tensors, method.p), size), None, method_name(method))
-    try:
-        return _sensitivity(group, size, method, tensors, generator)
-    except NoCoresetForm as reason:
-        return Selection(_largest(_importance(group, tensors), size), None, f"rank ({reason})")
+
+    method: Method
+    generator: torch.Generator
+    laws: dict[str, InputLaw] = field(default_factory=dict)
+
+    def select(self, group: ChannelGroup, size: int, tensors: Mapping[str, Tensor]) -> Selection:
+        """Choose ``size`` classes of a group.
+
+        Args:
+            group: The group.
+            size: Classes to keep, all of them included. Fewer stay where the rest contributes nothing.
+            tensors: Parameters and buffers by name, as the groups before left them.
+        """
+        method = self.method
+        if isinstance(method, Reconstruction):
+            try:
+                return reconstruct_group(group, size, method, tensors, self.laws)
+            except NoCoresetForm as reason:
+                return _ranked(group, size, tensors, f"rank ({reason})")
+        if size >= group.size:
+            return Selection.whole(group)
+        if isinstance(method, Random):
+            kept = torch.randperm(group.size, generator=self.generator)[:size].sort().values
+            return Selection(kept, method_name(method))
+        if isinstance(method, Magnitude):
+            return Selection(_largest(_producer_norms(group, tensors, method.p), size), method_name(method))
+        try:
+            return self._sampled(group, size, method, tensors)
+        except NoCoresetForm as reason:
+            return _ranked(group, size, tensors, f"rank ({reason})")
+
+    def _sampled(self, group: ChannelGroup, size: int, method: Sensitivity, tensors: Mapping[str, Tensor]) -> Selection:
+        scores = torch.stack(
+            [
+                sensitivities(
+                    form.producers,
+                    weighted_consumers(group, form, tensors),
+                    form.activation,
+                    input_radius=method.input_radius,
+                )
+                for form in path_forms(group, tensors)
+            ]
+        ).amax(dim=0)
+        draw = {"distinct": draw_distinct, "draws": draw_fixed, "pps": draw_pps}[method.sampler]
+        sample = draw(scores, size, self.generator)
+        return Selection.weighted(group, sample.kept, sample.weights, tensors, method_name(method))
 
 
-def _sensitivity(
-    group: ChannelGroup, size: int, method: Sensitivity, tensors: Mapping[str, Tensor], generator: torch.Generator
-) -> Selection:
-    scores = torch.stack(
-        [
-            sensitivities(form.producers, form.consumers, form.activation, input_radius=method.input_radius).cpu()
-            for form in path_forms(group, tensors)
-        ]
-    ).amax(dim=0)
-    draw = {"distinct": draw_distinct, "draws": draw_fixed, "pps": draw_pps}[method.sampler]
-    sample = draw(scores, size, generator)
-    return Selection(sample.kept, sample.weights, method_name(method))
+def _ranked(group: ChannelGroup, size: int, tensors: Mapping[str, Tensor], method: str) -> Selection:
+    """Norms of what makes a class times the largest norm of what reads it, without reweighting."""
+    if size >= group.size:
+        return Selection.whole(group)
+    read = [_class_norms(tensors[member.name], member, largest=True) for member in group.by_role("consumer")]
+    scores = _producer_norms(group, tensors, 2) * torch.stack(read).amax(dim=0)
+    return Selection(_largest(scores, size), method)
 
 
 def _largest(scores: Tensor, size: int) -> Tensor:
     return scores.topk(size).indices.sort().values
-
-
-def _importance(group: ChannelGroup, tensors: Mapping[str, Tensor]) -> Tensor:
-    """Norms of what makes a class times the largest norm of what reads it, for groups without a coreset form."""
-    read = [_class_norms(tensors[member.name], member, largest=True) for member in group.by_role("consumer")]
-    return _producer_norms(group, tensors, 2) * torch.stack(read).amax(dim=0)
 
 
 def _producer_norms(group: ChannelGroup, tensors: Mapping[str, Tensor], p: int) -> Tensor:

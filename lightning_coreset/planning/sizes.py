@@ -28,9 +28,7 @@ class Totals:
 class Meter:
     """Counts what a model comes to when each group has so many channels, from shapes alone."""
 
-    def __init__(
-        self, tensors: Mapping[str, Tensor], groups: Sequence[ChannelGroup], macs: Mapping[str, int]
-    ) -> None:
+    def __init__(self, tensors: Mapping[str, Tensor], groups: Sequence[ChannelGroup], macs: Mapping[str, int]) -> None:
         self._shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         self._parameters = [name for name, tensor in tensors.items() if isinstance(tensor, nn.Parameter)]
         self._groups = groups

@@ -25,11 +25,13 @@ class Axis:
         labels: int64, as many dimensions as the tensor, size 1 where the labels do not vary.
         sources: The ``(parameter name, dimension)`` pairs whose atoms these labels are.
         made: Whether a layer made what is labelled; a parameter or buffer by itself is not.
+        lone: Whether a view put them beside a dimension of size 1, as the channels of a single attention head.
     """
 
     labels: Tensor
     sources: frozenset[tuple[str, int]] = frozenset()
     made: bool = False
+    lone: bool = False
 
     @property
     def dims(self) -> tuple[int, ...]:
@@ -123,7 +125,12 @@ def merge(first: Axis, second: Axis, atoms: Atoms, reason: str) -> Axis:
             return unite_along(grid, bare.dims, atoms, reason)
     one, other = torch.broadcast_tensors(first.labels, second.labels)
     atoms.unite(one, other, reason)
-    return Axis(torch.where(one != 0, one, other), first.sources | second.sources, first.made or second.made)
+    return Axis(
+        torch.where(one != 0, one, other),
+        first.sources | second.sources,
+        first.made or second.made,
+        first.lone or second.lone,
+    )
 
 
 def join(operands: Sequence[tuple[Tensor, Sequence[Axis]]], ndim: int, atoms: Atoms, reason: str) -> tuple[Axis, ...]:
@@ -138,9 +145,7 @@ def join(operands: Sequence[tuple[Tensor, Sequence[Axis]]], ndim: int, atoms: At
     Axes that vary along a common dimension are united. An operand that varies along such a dimension without labels
     there (a constant of the channels' length) cannot be sliced, and blocks.
     """
-    aligned = [
-        [replace(axis, labels=_align(axis.labels, ndim)) for axis in axes if axis.dims] for _, axes in operands
-    ]
+    aligned = [[replace(axis, labels=_align(axis.labels, ndim)) for axis in axes if axis.dims] for _, axes in operands]
     merged: list[Axis] = []
     for axis in (axis for axes in aligned for axis in axes):
         for other in [other for other in merged if set(other.dims) & set(axis.dims)]:
@@ -150,7 +155,9 @@ def join(operands: Sequence[tuple[Tensor, Sequence[Axis]]], ndim: int, atoms: At
     for (tensor, _), own in zip(operands, aligned, strict=True):
         labelled = {dim for axis in own for dim in axis.dims}
         unlabelled = [dim for dim in range(ndim) if dim not in labelled and _varies(tensor, dim - ndim)]
-        frozen = (freeze(axis, unlabelled, atoms, reason) if set(axis.dims) & set(unlabelled) else axis for axis in merged)
+        frozen = (
+            freeze(axis, unlabelled, atoms, reason) if set(axis.dims) & set(unlabelled) else axis for axis in merged
+        )
         merged = [axis for axis in frozen if axis is not None]
     return settle(merged, atoms)
 

@@ -133,7 +133,7 @@ class Propagation(TorchDispatchMode):
 
     def of(self, tensor: Tensor | None) -> Carried:
         """What is known of a tensor."""
-        return NOTHING if tensor is None else self._known.get(tensor, NOTHING)
+        return (self._known.get(tensor) if tensor is not None else None) or NOTHING
 
     def put(self, tensor: Tensor, carried: Carried) -> None:
         """Remember what is known of a result, and the grids to be decided at the end."""
@@ -237,7 +237,7 @@ class Propagation(TorchDispatchMode):
     def _follow(self, op: Operation) -> None:
         rule = self.rules.get(op.name)
         if rule is None:
-            names = [self.of(tensor).direct for tensor in op.tensors]
+            names = [self.of(tensor).direct or "" for tensor in op.tensors]
             known = next((self.refused[name] for name in names if name in self.refused), None)
             self.refuse(op, f"enters a layer that {known}" if known else f"enters aten.{op.name}, which has no rule")
             return

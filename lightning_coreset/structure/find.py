@@ -17,6 +17,10 @@ from lightning_coreset.structure.trace import trace
 
 _Dim = tuple[str, int]
 
+_LAYERS = (
+    *(nn.Linear, nn.modules.conv._ConvNd, nn.Embedding, nn.EmbeddingBag, nn.Bilinear, nn.RNNBase, nn.RNNCellBase),
+    nn.MultiheadAttention,
+)
 HEAD_COUNTS = (
     *("num_heads", "num_attention_heads", "n_heads", "n_head", "nhead", "heads", "num_key_value_heads"),
     *("num_kv_heads", "n_kv_heads", "all_head_size", "split_size", "inner_dim"),
@@ -168,10 +172,10 @@ class _Classes:
         position = {root: position for root in roots for where, position in self.places[root][::-1] if where == first}
         roots = sorted(roots, key=lambda root: position[root])
         number = {root: index for index, root in enumerate(roots)}
-        index: dict[_Dim, list[list[int]]] = {}
+        index: dict[_Dim, list[list[int]]] = defaultdict(lambda: [[] for _ in roots])
         for root in roots:
             for where, place in self.places[root]:
-                index.setdefault(where, [[] for _ in roots])[number[root]].append(place)
+                index[where][number[root]].append(place)
         members = tuple(
             Member(*where, self._role(where), tuple(tuple(positions) for positions in index[where]))
             for where in sorted(index, key=self._network_order)
@@ -219,28 +223,31 @@ class _Classes:
         return tuple(paths.values())
 
     def refused(self, groups: tuple[ChannelGroup, ...]) -> dict[str, str]:
-        """For every layer that makes channels but is in no group, why."""
+        """For every layer none of whose channels are in a group, why."""
         grouped = {(member.name, member.dim) for group in groups for member in group.members}
         refused = {}
         for where in sorted(self.engine.producers, key=lambda dim: self.engine.producers[dim]):
             if where not in grouped:
                 refused[self._name(where)] = self._why(where)
-        for name in self.engine.owners:
-            layer = self._layer_never_run(name)
-            if layer is not None:
-                refused.setdefault(layer, "is not run by the example inputs")
+        told = {name for name, _ in grouped} | {name for name, _ in self.engine.producers}
+        for name, owner in self.engine.owners.items():
+            layer = name.partition(".parametrizations.")[0] if ".parametrizations." in name else _module(name)
+            if (
+                isinstance(self.engine.modules.get(layer, owner), _LAYERS)
+                and name not in told
+                and (name, 0) in self.root_of
+            ):
+                refused.setdefault(layer, self._why((name, 0)))
         return refused
 
     def _why(self, where: _Dim) -> str:
         for root in self.root_of[where]:
             if root in self.reasons:
                 return self.reasons[root]
-        return "is consumed by no layer whose weights could be cut"
-
-    def _layer_never_run(self, name: str) -> str | None:
-        owner = self.engine.owners[name]
-        known = name.endswith("weight") and isinstance(owner, (nn.Linear, nn.modules.conv._ConvNd, nn.Embedding))
-        seen = {*self.engine.layers, *self.engine.macs, *(where[0] for where in self.engine.producers)}
-        return name.rpartition(".")[0] if known and name not in seen else None
+        if where in self.engine.producers:
+            return "is consumed by no layer whose weights could be cut"
+        return "is not run by the example inputs"
 
 
+def _module(name: str) -> str:
+    return name.rpartition(".")[0]

@@ -5,18 +5,19 @@ from __future__ import annotations
 import random
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 
 from lightning_coreset.structure.engine import Propagation
 from lightning_coreset.structure.example import Example, tensors_in
 from lightning_coreset.structure.refusals import named_refusals
 from lightning_coreset.structure.rules import RULES
+
 
 def trace(model: nn.Module, example: Example) -> Propagation:
     """Follow an example through ``model``, first as in evaluation, then as in training.
@@ -37,6 +38,7 @@ def trace(model: nn.Module, example: Example) -> Propagation:
         for context in (preserved(model), plain_execution()):
             stack.enter_context(context)
         engine = Propagation(model, RULES, named_refusals(model))
+        stack.enter_context(_watched_norms(model, engine))
         model.eval()
         _run(engine, model, example)
         engine.recording = False
@@ -56,6 +58,30 @@ def _run(engine: Propagation, model: nn.Module, example: Example) -> None:
         engine.block(tensor, "reaches the network's output")
 
 
+@contextmanager
+def _watched_norms(model: nn.Module, engine: Propagation) -> Iterator[None]:
+    """See what passes InstanceNorms that own no tensor: only their ``num_features`` has to follow the channels."""
+
+    def watcher(name: str) -> Callable[..., None]:
+        def see(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+            engine.counts.append((engine.channels(inputs[0], 1, "is normalised"), name, "num_features"))
+
+        return see
+
+    handles = [
+        module.register_forward_pre_hook(watcher(name))
+        for name, module in model.named_modules()
+        if isinstance(module, nn.modules.instancenorm._InstanceNorm)
+        and module.weight is None
+        and module.running_mean is None
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def _train_mode(model: nn.Module) -> None:
     model.train()
     for module in model.modules():
@@ -65,7 +91,7 @@ def _train_mode(model: nn.Module) -> None:
 
 def _check_initialised(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
-        if isinstance(parameter, UninitializedTensorMixin):
+        if is_lazy(parameter):
             raise ValueError(
                 f"Expected initialised parameters but {name!r} is lazy and has no shape yet. "
                 "Run the model once on real inputs first."

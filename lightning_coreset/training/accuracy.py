@@ -9,11 +9,11 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torchmetrics import Metric
 
-from lightning_coreset.training.calls import OutermostCalls, map_tensors
+from lightning_coreset.training.calls import OutermostCalls, copied
 from lightning_coreset.training.classifier import Classifier, find_classifier
 from lightning_coreset.training.undisturbed import undisturbed
 
@@ -52,11 +52,9 @@ class AccuracyProbe:
         >>> probe = AccuracyProbe()
         >>> batch = torch.eye(2), torch.tensor([0, 1])
         >>> probe.start(model)
-        >>> correct = (model.layer(batch[0]).argmax(1) == batch[1]).float().mean()
+        >>> loss = torch.nn.functional.cross_entropy(model.layer(batch[0]), batch[1])
         >>> probe.batch_end(batch)
-        >>> probe.compute_and_reset() == correct
-        tensor(True)
-        >>> torch.nn.init.eye_(model.layer.weight), torch.nn.init.zeros_(model.layer.bias) and None
+        >>> model.layer.weight.data, model.layer.bias.data = torch.eye(2), torch.zeros(2)
         >>> probe.evaluate(model)
         1.0
     """
@@ -76,7 +74,7 @@ class AccuracyProbe:
         if self._score.device != pl_module.device:
             self._score.to(pl_module.device)
         only = None if self._classifier is None else {self._classifier.module}
-        self._recorder = OutermostCalls(pl_module, only=only)
+        self._recorder = OutermostCalls(pl_module, only=only, copy_inputs=self.eval_batches > 0)
         self._recorder.start()
 
     def batch_end(self, batch: Any) -> None:
@@ -95,9 +93,9 @@ class AccuracyProbe:
             self._refuse()
             return
         call, logits, targets = shown
-        self._score.update(logits, targets)
-        if self._classifier.replayable:
-            self._kept.append((call.args, call.kwargs, targets))
+        self._score.update(*_counts(logits, targets))
+        if self._classifier.replayable and call.before is not None:
+            self._kept.append((*call.before, targets))
 
     def compute_and_reset(self) -> float | None:
         """Return the accuracy over the steps since the last call, on all ranks, or ``None``; a collective operation."""
@@ -156,13 +154,17 @@ class AccuracyProbe:
             for args, kwargs, targets in self._kept:
                 assert self._classifier is not None
                 module = pl_module.get_submodule(self._classifier.module)
-                # Cloned: the network may write to its inputs, and those from validation are inference tensors.
-                output = module(*map_tensors(torch.clone, args), **map_tensors(torch.clone, kwargs))
-                score.update(self._classifier.logits_of(output), targets)
+                # Copied: the network may write to its inputs, and those from validation are inference tensors.
+                output = module(*copied(args), **copied(kwargs))
+                logits = self._classifier.logits_of(output)
+                assert logits is not None
+                score.update(*_counts(logits, targets))
+        if self._recorder is not None:
+            self._recorder.clear()
 
     def _reduce(self, score: _Score) -> float | None:
         """Add up the ranks' counts and judge them; every rank gets here, also one that has seen nothing."""
-        score.refuse(self._refused)
+        score.update(torch.zeros(3, dtype=torch.int64), torch.tensor([0, 0, 0, int(self._refused)]))
         correct, correct_if_probability, total, labels, classes, beyond_probability, refused = score.compute().tolist()
         self._labels = max(self._labels, labels)
         self._beyond_probability |= bool(beyond_probability)
@@ -191,27 +193,26 @@ class _Score(Metric):
         self.add_state("sums", torch.zeros(3, dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("maxima", torch.zeros(4, dtype=torch.int64), dist_reduce_fx="max")
 
-    def update(self, logits: Tensor, targets: Tensor) -> None:
-        """Count logits ``(B, K)``, or ``(B,)`` if binary, with targets ``(B,)``; nothing waits for the device."""
-        if logits.ndim == 2:
-            classes = logits.shape[1]
-            right = right_if_probability = (logits.argmax(1) == targets).sum()
-            beyond_probability = torch.zeros_like(right)
-        else:
-            classes = 2
-            right, right_if_probability = (((logits > bar) == targets.bool()).sum() for bar in (0.0, 0.5))
-            beyond_probability = ((logits < 0) | (logits > 1)).any().long()
-        sums = torch.stack([right, right_if_probability, torch.full_like(right, len(targets))])
-        outside = ((targets < 0) | (targets >= classes)).any().long()
-        maxima = torch.stack([targets.max() + 1, torch.full_like(right, classes), beyond_probability, outside])
-        self.sums = self.sums + sums
-        self.maxima = torch.maximum(self.maxima, maxima)
-
-    def refuse(self, refused: bool) -> None:
-        """Note whether this rank has seen what is no classifier."""
-        self._update_count += 1  # a rank without batches has nothing to be warned of
-        self.maxima = torch.maximum(self.maxima, torch.tensor([0, 0, 0, int(refused)], device=self.maxima.device))
+    def update(self, sums: Tensor, maxima: Tensor) -> None:
+        """Take in the counts of a batch."""
+        self.sums = self.sums + sums.to(self.sums.device)
+        self.maxima = torch.maximum(self.maxima, maxima.to(self.maxima.device))
 
     def compute(self) -> Tensor:
         """Return ``sums`` and ``maxima`` over all ranks, in one tensor ``(7,)``."""
         return torch.cat([self.sums, self.maxima])
+
+
+def _counts(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Count logits ``(B, K)``, or ``(B,)`` if binary, with targets ``(B,)``; nothing waits for the device."""
+    if logits.ndim == 2:
+        classes = logits.shape[1]
+        right = right_if_probability = (logits.argmax(1) == targets).sum()
+        beyond_probability = torch.zeros_like(right)
+    else:
+        classes = 2
+        right, right_if_probability = (((logits > bar) == targets.bool()).sum() for bar in (0.0, 0.5))
+        beyond_probability = ((logits < 0) | (logits > 1)).any().long()
+    outside = ((targets < 0) | (targets >= classes)).any().long()
+    sums = torch.stack([right, right_if_probability, torch.full_like(right, len(targets))])
+    return sums, torch.stack([targets.max() + 1, torch.full_like(right, classes), beyond_probability, outside])

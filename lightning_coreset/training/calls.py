@@ -25,6 +25,7 @@ class Call:
         args: Positional arguments, tensors detached.
         kwargs: Keyword arguments, tensors detached.
         output: What the call returned, tensors detached.
+        before: Copies of ``args`` and ``kwargs`` from before the call, if asked for: a network may write to its inputs.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Call:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     output: Any
+    before: tuple[tuple[Any, ...], dict[str, Any]] | None = None
 
 
 @dataclasses.dataclass(eq=False)
@@ -40,8 +42,9 @@ class _Running:
 
     module: nn.Module
     name: str | None
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
+    before: tuple[tuple[Any, ...], dict[str, Any]] | None = None
 
 
 class OutermostCalls:
@@ -63,6 +66,7 @@ class OutermostCalls:
     Args:
         module: The module, mostly a LightningModule.
         only: Qualified names of the submodules to watch, all others not being seen; by default all are watched.
+        copy_inputs: Whether to copy the inputs before each call, as :attr:`Call.before`.
 
     Attributes:
         calls: The calls so far, in the order in which they returned.
@@ -76,10 +80,11 @@ class OutermostCalls:
         [('', (2, 4)), ('0', (5, 4))]
     """
 
-    def __init__(self, module: nn.Module, *, only: set[str] | None = None) -> None:
+    def __init__(self, module: nn.Module, *, only: set[str] | None = None, copy_inputs: bool = False) -> None:
         self.calls: list[Call] = []
         self._module = module
         self._only = only
+        self._copy_inputs = copy_inputs
         self._running: list[_Running] = []
         self._handles: list[RemovableHandle] = []
 
@@ -115,12 +120,12 @@ class OutermostCalls:
     def _before(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if _in_backward() or _is_redirected(module):
             return
-        outermost = not self._running and not isinstance(module, Metric | MetricCollection)
-        if outermost:
-            args, kwargs = detach(args), detach(kwargs)
-            self._running.append(_Running(module, name, args, kwargs))
-        else:
-            self._running.append(_Running(module, None, (), {}))
+        call = _Running(module, None)
+        if not self._running and not isinstance(module, Metric | MetricCollection):
+            call.name, call.args, call.kwargs = name, detach(args), detach(kwargs)
+            if self._copy_inputs:
+                call.before = copied((call.args, call.kwargs))
+        self._running.append(call)
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         # A call may return without having begun: a hook of the user's raised before ours ran.
@@ -129,7 +134,7 @@ class OutermostCalls:
         while (call := self._running.pop()).module is not module:
             pass
         if call.name is not None and output is not None and not _is_loss(module, output):
-            self.calls.append(Call(call.name, module, call.args, call.kwargs, detach(output)))
+            self.calls.append(Call(call.name, module, call.args, call.kwargs, detach(output), call.before))
 
 
 def detach(tree: Any) -> Any:
@@ -140,6 +145,11 @@ def detach(tree: Any) -> Any:
         {'logits': tensor([1.])}
     """
     return map_tensors(Tensor.detach, tree)
+
+
+def copied(tree: Any) -> Any:
+    """Copy all tensors in nested tuples, lists, mappings and dataclasses."""
+    return map_tensors(torch.clone, tree)
 
 
 def map_tensors(function: Callable[[Tensor], Any], tree: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,8 @@ from lightning_coreset.training.calls import Call, named_tensors
 
 Path = tuple[Any, ...]
 
-_LABEL_NAMES = {"label", "labels", "target", "targets", "y", "class", "classes"}
+_LABEL_ARGUMENTS = {"label", "labels", "target", "targets"}
+_LABEL_NAMES = _LABEL_ARGUMENTS | {"y", "class", "classes"}  # in a batch; as an argument, `y` may be a condition
 
 
 @dataclass(frozen=True)
@@ -49,11 +51,18 @@ class Classifier:
         mine = [call for call in calls if call.name == self.module]
         if len(mine) != 1:
             return None
-        logits = _outputs(mine[0]).get(self.logits)
+        logits = self.logits_of(mine[0].output)
         targets = named_tensors(batch).get(self.targets)
-        if logits is None or targets is None or logits.shape[1:] != self.shape or targets.numel() != len(logits):
+        if logits is None or targets is None or targets.numel() != len(logits):
             return None
-        return mine[0], logits if logits.shape[1:].numel() > 1 else logits.flatten(), targets.flatten().long()
+        return mine[0], logits, targets.flatten().long()
+
+    def logits_of(self, output: Any) -> Tensor | None:
+        """Take the logits, ``(B, K)`` or ``(B,)``, out of what the module returned; ``None`` if they are not there."""
+        logits = _outputs(output).get(self.logits)
+        if logits is None or not _may_be_logits(logits) or logits.shape[1:] != self.shape:
+            return None
+        return logits if logits.shape[1:].numel() > 1 else logits.flatten()
 
 
 def find_classifier(calls: Sequence[Call], batch: Any) -> Classifier | None:
@@ -80,7 +89,7 @@ def find_classifier(calls: Sequence[Call], batch: Any) -> Classifier | None:
         >>> find_classifier(recorder.calls, batch)
         Classifier(module='', logits=(), targets=(1,), shape=(3,), replayable=True)
     """
-    inputs = {_identity(tensor) for call in calls for tensor in _inputs(call)}
+    inputs = {_identity(tensor) for call in calls if not _returns_scalars(call) for tensor in _inputs(call)}
     others = {path: tensor for path, tensor in named_tensors(batch).items() if _identity(tensor) not in inputs}
     targets = {path: tensor for path, tensor in others.items() if _may_be_targets(tensor)}
     named = {path: tensor for path, tensor in targets.items() if path and str(path[-1]).lower() in _LABEL_NAMES}
@@ -93,7 +102,9 @@ def find_classifier(calls: Sequence[Call], batch: Any) -> Classifier | None:
     if len(pairs) != 1:
         return None
     call, path, logits, where = pairs[0]
-    if logits.shape[1:].numel() == 1 and any(t.is_floating_point() and t.numel() == len(logits) for t in others.values()):
+    if logits.shape[1:].numel() == 1 and any(
+        t.is_floating_point() and t.numel() == len(logits) for t in others.values()
+    ):
         return None  # rather a regression on that, in a batch that happens to hold a flag
     networks = [other for other in calls if _has_parameters(other) and not _returns_scalars(other)]
     return Classifier(call.name, path, where, tuple(logits.shape[1:]), replayable=networks == [call])
@@ -108,23 +119,24 @@ def _logits(calls: Sequence[Call]) -> list[tuple[Call, Path, Tensor]]:
         # A loss that learns takes in logits and returns a scalar; it makes nothing else of them.
         onwards = [later for later in calls[i + 1 :] if _has_parameters(later) and not _returns_scalars(later)]
         consumed = {_storage(tensor) for later in onwards for tensor in _inputs(later)}
-        for path, tensor in _outputs(call).items():
+        for path, tensor in _outputs(call.output).items():
             if _may_be_logits(tensor) and _storage(tensor) not in consumed:
                 found.append((call, path, tensor))
     return found
 
 
-def _outputs(call: Call) -> dict[Path, Tensor]:
-    """What a call returned, or the part of it that is named ``logits``, as Hugging Face's and torchvision's are."""
-    tensors = named_tensors(call.output)
-    if ("logits",) in tensors:
-        return {("logits",): tensors[("logits",)]}
-    return tensors
+def _outputs(output: Any) -> dict[Path, Tensor]:
+    """Name what a call returned, or only ``logits`` if that is one of the names, as in Hugging Face and torchvision."""
+    tensors = named_tensors(output)
+    return {("logits",): tensors[("logits",)]} if ("logits",) in tensors else tensors
 
 
 def _inputs(call: Call) -> list[Tensor]:
-    kwargs = {name: value for name, value in call.kwargs.items() if name.lower() not in _LABEL_NAMES}
-    return list(named_tensors((call.args, kwargs)).values())
+    """What goes into a call, but for labels: some networks take them to return the loss beside the logits."""
+    names = [*inspect.signature(call.module.forward).parameters]
+    names += [""] * (len(call.args) - len(names))  # of *args
+    inputs = [*zip(names, call.args, strict=False), *call.kwargs.items()]
+    return list(named_tensors([value for name, value in inputs if name.lower() not in _LABEL_ARGUMENTS]).values())
 
 
 def _may_be_logits(tensor: Tensor) -> bool:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.fabric.utilities.apply_func import move_data_to_device
-from lightning.pytorch.utilities.data import extract_batch_size
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_coreset.structure import Example, ExampleInputs
-from lightning_coreset.training.calls import OutermostCalls
+from lightning_coreset.training.calls import OutermostCalls, map_tensors
 from lightning_coreset.training.undisturbed import undisturbed
 
 
@@ -50,19 +51,24 @@ class ExampleSource:
         if self.ready or self._recorder is not None:
             return
         if pl_module.automatic_optimization:
+            if batch is None:  # of a `training_step(dataloader_iter)`, which fetches it itself
+                raise MisconfigurationException(
+                    "Expected a training_step that takes a batch but got one that takes an iterator, which cannot be "
+                    "run on an example. Give CoresetPruningCallback(example_inputs=...)."
+                )
             kept = move_data_to_device(batch, "cpu")  # it may stay for the whole of training
-            self._example = Example(kept, _training_step, extract_batch_size(batch))
+            self._example = replace(Example.of(kept), run=_training_step)
         else:
             self._recorder = OutermostCalls(pl_module)
             self._recorder.start()
 
     def see_step_end(self, batch: Any) -> bool:
-        """Stop watching after the first step; whether there has just come to be an example."""
-        if self._recorder is None:
+        """Stop watching after the first step that called a network; whether there has just come to be an example."""
+        if self._recorder is None or not self._recorder.calls:
             return False
         calls = [(call.name, call.args, call.kwargs) for call in self._recorder.calls]
         self.end()
-        self._example = Example(calls, _recorded_calls, extract_batch_size(batch))
+        self._example = Example(calls, _recorded_calls, Example.of(batch).batch_size)
         return True
 
     @contextmanager
@@ -70,8 +76,9 @@ class ExampleSource:
         """The example on the module's device; what is run in the block leaves no trace on the module."""
         assert self._example is not None
         inputs = move_data_to_device(self._example.inputs, pl_module.device)
+        inputs = trainer.precision_plugin.convert_input(inputs)
         with undisturbed(pl_module), trainer.precision_plugin.forward_context():
-            yield Example(inputs, self._example.run, self._example.batch_size)
+            yield Example(inputs, _OnACopy(self._example.run), self._example.batch_size)
 
     def end(self) -> None:
         """Take all hooks off the module and let go of batches."""
@@ -79,6 +86,16 @@ class ExampleSource:
             self._recorder.stop()
             self._recorder.clear()
         self._recorder = self._example = None
+
+
+class _OnACopy:
+    """A run that may write to its inputs or take items out of them, as ``batch.pop("labels")`` does."""
+
+    def __init__(self, run: Callable[[nn.Module, Any], Any]) -> None:
+        self._run = run
+
+    def __call__(self, module: nn.Module, inputs: Any) -> Any:
+        return self._run(module, map_tensors(Tensor.clone, inputs))
 
 
 def _training_step(module: nn.Module, batch: Any) -> Any:

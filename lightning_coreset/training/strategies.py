@@ -8,7 +8,13 @@ from contextlib import contextmanager
 
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies import (
+    DDPStrategy,
+    DeepSpeedStrategy,
+    SingleDeviceStrategy,
+    SingleDeviceXLAStrategy,
+    XLAStrategy,
+)
 from torch.nn.parallel import DistributedDataParallel
 
 from lightning_coreset.plan import PruningPlan
@@ -17,11 +23,13 @@ from lightning_coreset.plan import PruningPlan
 def check_strategy(trainer: pl.Trainer) -> None:
     """Raise ``MisconfigurationException`` for a strategy under which parameters cannot change their shape."""
     strategy = trainer.strategy
-    if isinstance(strategy, (SingleDeviceStrategy, DDPStrategy)):
+    # These are subclasses of what can follow.
+    unable = isinstance(strategy, (DeepSpeedStrategy, XLAStrategy, SingleDeviceXLAStrategy))
+    if isinstance(strategy, (SingleDeviceStrategy, DDPStrategy)) and not unable:
         return
     raise MisconfigurationException(
-        f"Expected a single-device or a DDP strategy but got {type(strategy).__name__}, which flattens or shards "
-        "parameters and cannot follow a change of their shapes. Prune before wrapping, with "
+        f"Expected a single-device or a DDP strategy but got {type(strategy).__name__}, which flattens, shards "
+        "or compiles parameters and cannot follow a change of their shapes. Prune before wrapping, with "
         "lightning_coreset.prune(model, example_inputs, ...), or train with strategy='ddp'."
     )
 

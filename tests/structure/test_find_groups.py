@@ -31,7 +31,8 @@ def test_conv_batch_norm_flatten() -> None:
     assert consumer.index[1] == (4, 5, 6, 7)  # the four positions that the Flatten made of the second channel
     (path,) = group.paths
     assert [step.op for step in path.steps] == ["batch_norm", "relu"]
-    assert path.producer.norm is not None and path.producer.norm.running_var == "1.running_var"
+    assert path.producer.norm is not None
+    assert path.producer.norm.running_var == "1.running_var"
 
 
 def test_order_is_the_order_of_execution_not_of_definition() -> None:
@@ -218,7 +219,7 @@ def test_under_any_gradient_mode(context: type) -> None:
 
 
 def test_lazy_parameters_are_an_error_that_says_so() -> None:
-    with pytest.raises(ValueError, match="'0.weight' is lazy"):
+    with pytest.raises(ValueError, match=r"'0\.weight' is lazy"):
         find_groups(nn.Sequential(nn.LazyLinear(3), nn.Linear(3, 2)), torch.randn(1, 4))
 
 

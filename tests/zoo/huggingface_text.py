@@ -90,7 +90,13 @@ text("deberta-v2", "DebertaV2", CLASSIFY, {**SIZES, "relative_attention": True, 
 text("mpnet", "MPNet", CLASSIFY, SIZES)
 text("squeezebert", "SqueezeBert", CLASSIFY, {**SIZES, "embedding_size": 24, "q_groups": 2, "intermediate_groups": 2})
 text("fnet", "FNet", CLASSIFY, SIZES, masked=False)
-text("convbert", "ConvBert", CLASSIFY, {**SIZES, "embedding_size": 20, "head_ratio": 2, "conv_kernel_size": 3})
+text(
+    "convbert",
+    "ConvBert",
+    CLASSIFY,
+    {**SIZES, "embedding_size": 20, "head_ratio": 2, "conv_kernel_size": 3},
+    hard=("*.conv_kernel_layer",),
+)
 text("modernbert", "ModernBert", CLASSIFY, {**SIZES, "sep_token_id": 3, "cls_token_id": 4})
 XLNET = {"vocab_size": 60, "d_model": 24, "n_layer": 2, "n_head": 4, "d_inner": 36}
 add(

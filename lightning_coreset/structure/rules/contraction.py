@@ -21,7 +21,7 @@ def _contract(engine: Propagation, first: Tensor, second: Tensor, spec: str, out
     operands, out_letters = spec.split("->")
     letters = operands.split(",")
     tensors = (first, second)
-    weight = next((tensor for tensor in (second, first) if engine.of(tensor).constant), None)
+    weight = next((tensor for tensor in (second, first) if _is_weight(engine.of(tensor))), None)
     kept: list[tuple[Tensor, list[Axis]]] = []
     summed = [letter for letter in letters[0] if letter not in out_letters]
     survivors = [list(engine.of(tensor).axes) for tensor in tensors]
@@ -40,6 +40,11 @@ def _contract(engine: Propagation, first: Tensor, second: Tensor, spec: str, out
     engine.put(out, Carried(axes, constant=constant, trails=trails))
 
 
+def _is_weight(carried: Carried) -> bool:
+    """What a layer made of learned queries is as constant as a weight, but an activation."""
+    return carried.constant and not carried.trails
+
+
 def _sum_over(
     engine: Propagation,
     tensors: Sequence[Tensor],
@@ -50,19 +55,19 @@ def _sum_over(
     """Unite the two operands' labels along the summed dimension; fixed on one side blocks the other."""
     if weight is None:
         _sum_over_activations(engine, tensors, dims, survivors)
-        engine.heads += [axis.labels for axes in survivors for axis in axes if 0 in axis.dims]  # heads are a batch
+        survivors[:] = [_whole_heads(engine, axes) for axes in survivors]
         return
     reason = _INPUT
     labelled = [engine.of(tensor).along(dim) is not None for tensor, dim in zip(tensors, dims, strict=True)]
     if not all(labelled):
-        for number, (tensor, dim) in enumerate(zip(tensors, dims, strict=True)):
+        for number, dim in enumerate(dims):
             blocked = [axis for axis in survivors[number] if axis.labels.shape[dim] > 1]
             for axis in blocked:
                 engine.atoms.block(axis.labels, reason)
             survivors[number] = [axis for axis in survivors[number] if axis not in blocked]
         return
-    vectors = [engine.channels(tensor, dim, reason) for tensor, dim in zip(tensors, dims, strict=True)]
-    engine.atoms.unite(*vectors, reason)
+    first, second = (engine.channels(tensor, dim, reason) for tensor, dim in zip(tensors, dims, strict=True))
+    engine.atoms.unite(first, second, reason)
     for number, dim in enumerate(dims):
         survivors[number] = [axis for axis in survivors[number] if axis.labels.shape[dim] == 1]
 
@@ -79,6 +84,15 @@ def _sum_over_activations(
         rest = freeze(axis, [dim], engine.atoms, "is summed over in a product of two activations")
         if rest is not None:
             survivors[number].append(rest)
+
+
+def _whole_heads(engine: Propagation, axes: list[Axis]) -> list[Axis]:
+    """Heads lie along the batch dimension of a product; nothing goes within one, its size is in the user's code."""
+    reason = "is a position within an attention head"
+    kept = [freeze(axis, axis.dims if axis.lone else axis.dims[1:], engine.atoms, reason) for axis in axes]
+    kept = [axis for axis in kept if axis is not None]
+    engine.heads += [axis.labels for axis in kept if 0 in axis.dims]
+    return kept
 
 
 def _place(axis: Axis, letters: str, out_letters: str) -> Axis:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from lightning_coreset.structure.axes import Axis, Carried, freeze, merge, unite_along
+from lightning_coreset.structure.axes import Axis, Carried, compress, freeze, merge, unite_along
 from lightning_coreset.structure.engine import Operation, Propagation, Rule
 
 # A weight moved by these still holds the values of its parameter, dimension by dimension.
@@ -40,10 +40,30 @@ def _moved(op: Operation, axis: Axis, source: Tensor) -> list[Axis]:
     return [replace(axis, labels=labels) for labels in results]
 
 
+def _within_heads(source: Tensor, before: Axis, result: Tensor, after: Axis) -> bool:
+    """Whether a view split channels into (heads, positions), or wrote a 1 for the heads, and only positions can go."""
+    if result.dim() <= source.dim() or len(before.dims) != 1 or len(after.dims) != 1 or after.dims[0] == 0:
+        return False
+    size, inner, outer = (
+        source.shape[before.dims[0]],
+        result.shape[after.dims[0]],
+        result.shape[after.dims[0] - 1],
+    )
+    alone = inner == size and outer == 1 != source.shape[before.dims[0] - 1]
+    # Heads that were only merged with the batch repeat their atoms; channels of several heads are atoms of their own.
+    split = inner < size == inner * outer and len(before.labels.unique()) > inner
+    return alone or split
+
+
 def _put_moved(engine: Propagation, op: Operation, axes: Sequence[Axis]) -> None:
     source = op.args[0]
     carried = engine.of(source)
-    moved = [_moved(op, axis, source) for axis in axes]
+    moved = [[compress(one, engine.atoms) for one in _moved(op, axis, source)] for axis in axes]
+    if op.name in _RESHAPING and len(op.results) == 1:
+        moved = [
+            [replace(one, lone=one.lone or _within_heads(source, axis, op.results[0], one)) for one in ones]
+            for axis, ones in zip(axes, moved, strict=True)
+        ]
     for number, result in enumerate(op.results):
         own = tuple(results[number] for results in moved)
         faithful = op.name in _FAITHFUL or (op.name in _RESHAPING and _squeezed(source, result))

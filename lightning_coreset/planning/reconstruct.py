@@ -1,0 +1,177 @@
+"""The reconstruction of one group: which channels stay, and new weights, biases and statistics behind them.
+
+Legend of shapes: N channels, m kept; O outputs of a consumer, q inputs that one channel becomes, k kernel positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_coreset import coreset
+from lightning_coreset.coreset import mixing_matrix, spatial_correlation, variance_ratios
+from lightning_coreset.methods import Reconstruction, method_name
+from lightning_coreset.planning.forms import PathForm, output_scale, path_forms
+from lightning_coreset.planning.laws import InputLaw, carried, moments, second_moment
+from lightning_coreset.planning.layout import NoCoresetForm, consumer_matrix, host, member_of, positions, put_consumer
+from lightning_coreset.planning.selection import Selection
+from lightning_coreset.structure import ChannelGroup, Step
+
+_OUTPUT_NEIGHBOURS = 0.7
+"""Correlation of neighbouring activations behind an activation function, for the variance of a convolution's output."""
+
+
+def reconstruct_group(
+    group: ChannelGroup,
+    size: int,
+    method: Reconstruction,
+    tensors: Mapping[str, Tensor],
+    laws: dict[str, InputLaw],
+) -> Selection:
+    """Choose the channels that can best stand in for the others, and the weights with which they do.
+
+    Args:
+        group: The group.
+        size: Channels to keep.
+        method: The options.
+        tensors: Parameters and buffers by name, as the groups before left them.
+        laws: What is known of the inputs of layers; the laws behind this group are added.
+
+    Raises:
+        NoCoresetForm: If the group has no coreset form, or several channels make one class.
+    """
+    forms = path_forms(group, tensors)
+    if any(form.rows.shape[1] != 1 for form in forms):
+        raise NoCoresetForm("several channels of a grouped convolution go together")
+    if any(form.path.consumer.groups != 1 for form in forms):
+        raise NoCoresetForm("a grouped convolution reads its channels")
+    readers = [form.path.consumer.weight for form in forms]
+    if len(set(readers)) != len(readers):
+        raise NoCoresetForm("one weight reads its channels in two ways")
+    alike: dict[tuple[Step, ...], list[PathForm]] = {}
+    for form in forms:
+        alike.setdefault(form.path.steps, []).append(form)
+    views = [_View(group, same, tensors, laws) for same in alike.values()]
+    for view in views:
+        laws.update(view.carried_laws(group, tensors))
+    if size >= group.size:
+        return Selection.whole(group)
+    main = max(views, key=lambda view: view.energy)
+    result = coreset.reconstruct(
+        main.moment, main.rows, size, mean=main.centre, rounds=method.rounds, ridge=method.ridge
+    )
+    updates: dict[str, Tensor] = {}
+    for view in views:
+        mix = result.mix if view is main else mixing_matrix(view.moment, result.kept, ridge=method.ridge)
+        updates |= view.updates(group, result.kept, mix, {**tensors, **updates})
+    error = result.error / result.energy if result.energy > 0 else 0.0
+    return Selection(result.kept, method_name(method), updates, error)
+
+
+class _View:
+    """The channels as consumers behind the same steps see them: one law, several consumers.
+
+    Attributes:
+        mean: (N,).
+        covariance: (N, N), centred.
+        centre: The mean if every consumer can take a constant, so that the moments are centred; ``None`` otherwise.
+        moment: The moments that the mathematics works with, (N, N).
+        rows: The consumers' weights, scaled by the BatchNorms behind them, (J, N).
+        energy: The expected square of the consumers' outputs.
+    """
+
+    def __init__(
+        self,
+        group: ChannelGroup,
+        forms: Sequence[PathForm],
+        tensors: Mapping[str, Tensor],
+        laws: Mapping[str, InputLaw],
+    ) -> None:
+        self.forms = forms
+        self.mean, self.covariance = moments(group, forms[0], tensors, laws)
+        takes_constant = all(_constant_goes_into(form, tensors) is not None for form in forms)
+        self.centre = self.mean if forms[0].before is not None and takes_constant else None
+        self.moment = self.covariance if self.centre is not None else second_moment(self.mean, self.covariance)
+        self.rows = torch.cat(
+            [_matrix(form.consumers) * _repeated(output_scale(form, tensors), form) for form in forms]
+        )
+        self.energy = coreset.expected_error(self.moment, self.rows)
+
+    def carried_laws(self, group: ChannelGroup, tensors: Mapping[str, Tensor]) -> dict[str, InputLaw]:
+        """The laws of the consumers' inputs, where this group is all of them."""
+        found = {
+            form.path.consumer.weight: carried(group, form, tensors, self.mean, self.covariance) for form in self.forms
+        }
+        return {name: law for name, law in found.items() if law is not None}
+
+    def updates(
+        self, group: ChannelGroup, kept: Tensor, mix: Tensor, tensors: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """New consumers, biases and statistics for the channels that stay."""
+        offset = torch.zeros_like(self.mean) if self.centre is None else self.mean - mix @ self.mean[kept]
+        updates: dict[str, Tensor] = {}
+        for form in self.forms:
+            new = torch.einsum("onqk,nm->omqk", form.consumers, mix.to(form.consumers))
+            layer = form.path.consumer
+            updates[layer.weight] = _written(group, form, kept, new, {**tensors, **updates})
+            constant = torch.einsum("onqk,n->o", form.consumers, offset.to(form.consumers))
+            updates |= _shifted(form, constant, {**tensors, **updates})
+            updates |= self._repaired(group, form, kept, new, {**tensors, **updates})
+        return updates
+
+    def _repaired(
+        self, group: ChannelGroup, form: PathForm, kept: Tensor, new: Tensor, tensors: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """The running variance of a BatchNorm behind the consumer, told that its input varies less now."""
+        norm = form.path.consumer.norm
+        law = carried(group, form, tensors, self.mean, self.covariance)
+        if norm is None or norm.running_var is None or law is None or law.positions > 1:
+            return {}
+        kernel = tuple(tensors[form.path.consumer.weight].shape[2:]) or (1,)
+        correlation = spatial_correlation(kernel, _OUTPUT_NEIGHBOURS)
+        ratios = variance_ratios(self.covariance, form.consumers.flatten(2), kept, new.flatten(2), correlation)
+        return {norm.running_var: host(tensors[norm.running_var]) * ratios}
+
+
+def _matrix(consumers: Tensor) -> Tensor:
+    """Consumers (O, N, q, k) as (J, N)."""
+    return consumers.permute(0, 2, 3, 1).reshape(-1, consumers.shape[1])
+
+
+def _repeated(scale: Tensor, form: PathForm) -> Tensor:
+    """A scale (O,) for every row of ``_matrix``, (J, 1)."""
+    return scale.repeat_interleave(form.consumers.shape[2] * form.consumers.shape[3])[:, None]
+
+
+def _constant_goes_into(form: PathForm, tensors: Mapping[str, Tensor]) -> tuple[str, float] | None:
+    """The tensor that takes a constant added to the consumer's output, with its sign."""
+    layer = form.path.consumer
+    if layer.bias is not None and tensors[layer.bias].numel() == len(form.consumers):
+        return layer.bias, 1.0
+    if layer.norm is not None and layer.norm.running_mean is not None:
+        return layer.norm.running_mean, -1.0
+    return None
+
+
+def _shifted(form: PathForm, constant: Tensor, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    place = _constant_goes_into(form, tensors)
+    if place is None or not constant.any():
+        return {}
+    name, sign = place
+    return {name: host(tensors[name]) + sign * constant.reshape(tensors[name].shape)}
+
+
+def _written(group: ChannelGroup, form: PathForm, kept: Tensor, new: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+    """The consumer's weight with new columns (O, m, q, k) for kept classes and zeros for the others."""
+    layer = form.path.consumer
+    member = member_of(group, layer.weight, layer.in_dim)
+    assert member is not None
+    matrix = consumer_matrix(layer, tensors).clone()
+    places = positions(member, -1)
+    if bool((places < 0).any()):
+        raise NoCoresetForm("its channels become different numbers of inputs")
+    matrix[:, places.reshape(-1)] = 0.0
+    matrix[:, places[kept].reshape(-1)] = new.flatten(1, 2)
+    return put_consumer(layer, matrix, tensors[layer.weight])
