@@ -48,14 +48,20 @@ def failing_groups(model: nn.Module, groups: Sequence[ChannelGroup], example: Ex
         example: How to run it. It is run on these inputs and on others of the same shapes.
 
     Returns:
-        The names of the groups that fail, each with the reason in words.
+        The names of the groups that fail, each with the reason in words. Where a copy of the model in double precision
+        does not fit into memory, nothing is tried: a warning says so.
     """
     if not groups:
         return {}
-    trial = _Trial(model, example)
-    failures = dict(trial.blame(groups))
-    sound = [group for group in groups if group.name not in failures]
-    return failures | trial.without_effect(sound)
+    try:
+        trial = _Trial(model, example)
+        failures = dict(trial.blame(groups))
+        sound = [group for group in groups if group.name not in failures]
+        return failures | trial.without_effect(sound)
+    except (MemoryError, torch.OutOfMemoryError):
+        message = "There is not enough memory for a copy of the model, so channels are pruned without a trial."
+        warnings.warn(message, stacklevel=3)
+        return {}
 
 
 class _Trial:

@@ -106,7 +106,7 @@ def freeze(axis: Axis, dims: Sequence[int], atoms: Atoms, reason: str) -> Axis |
 
 
 def vector(axis: Axis | None, dim: int, size: int, atoms: Atoms, reason: str) -> Tensor:
-    """The labels along one dimension, shape ``(size,)``; what else the axis varies along is united, zeros without it."""
+    """The labels along one dimension, shape ``(size,)``, zeros without an axis; its other dimensions are pinned."""
     if axis is None:
         return torch.zeros(size, dtype=torch.int64)
     others = [other for other in axis.dims if other != dim]
@@ -133,33 +133,46 @@ def merge(first: Axis, second: Axis, atoms: Atoms, reason: str) -> Axis:
     )
 
 
-def join(operands: Sequence[tuple[Tensor, Sequence[Axis]]], ndim: int, atoms: Atoms, reason: str) -> tuple[Axis, ...]:
-    """The axes of an element-wise result.
+def join(
+    operands: Sequence[tuple[Tensor, Sequence[Axis]]],
+    ndim: int,
+    atoms: Atoms,
+    reason: str,
+    *,
+    apart: int | None = None,
+) -> tuple[Axis, ...]:
+    """The axes of tensors that are laid over each other, as in an element-wise operation.
 
     Args:
         operands: Each operand with its axes; shapes broadcast from the right, as in torch.
         ndim: Dimensions of the result.
         atoms: The union-find.
         reason: What to report if labels meet fixed elements.
+        apart: A dimension along which the operands lie side by side instead; axes along it are left out.
 
     Axes that vary along a common dimension are united. An operand that varies along such a dimension without labels
-    there (a constant of the channels' length) cannot be sliced, and blocks.
+    there (a constant of the channels' length) cannot be sliced, and pins it.
     """
     aligned = [[replace(axis, labels=_align(axis.labels, ndim)) for axis in axes if axis.dims] for _, axes in operands]
     merged: list[Axis] = []
-    for axis in (axis for axes in aligned for axis in axes):
-        for other in [other for other in merged if set(other.dims) & set(axis.dims)]:
-            merged.remove(other)
-            axis = merge(other, axis, atoms, reason)
-        merged.append(axis)
+    for axis in (axis for axes in aligned for axis in axes if apart is None or axis.labels.shape[apart] == 1):
+        merged = add(merged, axis, atoms, reason)
     for (tensor, _), own in zip(operands, aligned, strict=True):
-        labelled = {dim for axis in own for dim in axis.dims}
+        labelled = {dim for axis in own for dim in axis.dims} | {apart}
         unlabelled = [dim for dim in range(ndim) if dim not in labelled and _varies(tensor, dim - ndim)]
         frozen = (
             freeze(axis, unlabelled, atoms, reason) if set(axis.dims) & set(unlabelled) else axis for axis in merged
         )
         merged = [axis for axis in frozen if axis is not None]
     return settle(merged, atoms)
+
+
+def add(axes: Sequence[Axis], axis: Axis, atoms: Atoms, reason: str) -> list[Axis]:
+    """One axis more, united with those that vary along a common dimension."""
+    overlapping = [other for other in axes if set(other.dims) & set(axis.dims)]
+    for other in overlapping:
+        axis = merge(other, axis, atoms, reason)
+    return [*(other for other in axes if other not in overlapping), axis]
 
 
 def _align(labels: Tensor, ndim: int) -> Tensor:

@@ -83,6 +83,7 @@ class AccuracyProbe:
         Args:
             batch: Its batch, as the step got it.
         """
+        assert self._refused or self._recorder is not None, "start() comes before the step"
         calls = self._unhook()
         if not calls:  # a step may do nothing, say in a sanity check, and may next time
             return
@@ -118,6 +119,7 @@ class AccuracyProbe:
             self._replay(pl_module, score)
         except Exception as error:  # a number for the eye must not end a training run
             rank_zero_warn(f"The accuracy after pruning could not be measured, and will not be again: {error!r}")
+            score.reset()
             self._kept.clear()
             self._classifier = replace(self._classifier, replayable=False) if self._classifier else None
         return self._reduce(score)

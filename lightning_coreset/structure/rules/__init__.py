@@ -1,12 +1,13 @@
-"""What each aten operation does to labels: five families, and everything else is refused."""
+"""What each aten operation does to labels: five families (joining is movement, too), and everything else is refused."""
 
 from __future__ import annotations
 
 from lightning_coreset.structure.engine import Rule
-from lightning_coreset.structure.rules import contraction, elementwise, movement, normalization, reduction
+from lightning_coreset.structure.rules import contraction, elementwise, joining, movement, normalization, reduction
 
 RULES: dict[str, Rule] = {
     **movement.RULES,
+    **joining.RULES,
     **elementwise.RULES,
     **contraction.RULES,
     **reduction.RULES,

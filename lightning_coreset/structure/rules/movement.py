@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from lightning_coreset.structure.axes import Axis, Carried, compress, freeze, merge, unite_along
+from lightning_coreset.structure.axes import Axis, compress, unite_along
 from lightning_coreset.structure.engine import Operation, Propagation, Rule
 
 # A weight moved by these still holds the values of its parameter, dimension by dimension.
@@ -164,67 +164,6 @@ def pixel_shuffle(engine: Propagation, op: Operation) -> None:
     _put_moved(engine, op, axes)
 
 
-def concatenate(engine: Propagation, op: Operation) -> None:
-    """Labels side by side along ``dim``; along the other dimensions the parts must lose the same indices."""
-    parts = [part for part in op.arguments["tensors"] if part.dim() > 1 or part.numel()]
-    out = op.results[0]
-    dim = int(op.arguments["dim"]) % out.dim()
-    reason = "is joined with a tensor of fixed size"
-    if op.name == "stack":
-        parts = [part.unsqueeze(dim) for part in parts]
-        axes = [[_unsqueezed(axis, dim) for axis in engine.of(part).axes] for part in op.arguments["tensors"]]
-    else:
-        axes = [list(engine.of(part).axes) for part in parts]
-    joined = _side_by_side(engine, parts, axes, dim)
-    merged: list[Axis] = []
-    for axis in (axis for own in axes for axis in own if axis.labels.shape[dim] == 1):
-        for other in [other for other in merged if set(other.dims) & set(axis.dims)]:
-            merged.remove(other)
-            axis = merge(other, axis, engine.atoms, reason)
-        merged.append(axis)
-    for part, own in zip(parts, axes, strict=True):
-        bare = [d for d in range(out.dim()) if d != dim and part.shape[d] > 1 and part.stride(d) != 0]
-        bare = [d for d in bare if all(axis.labels.shape[d] == 1 for axis in own)]
-        frozen = [freeze(axis, bare, engine.atoms, reason) if set(axis.dims) & set(bare) else axis for axis in merged]
-        merged = [axis for axis in frozen if axis is not None]
-    for axis in joined:
-        for other in [other for other in merged if set(other.dims) & set(axis.dims)]:
-            merged.remove(other)
-            joined = [merge(axis, other, engine.atoms, reason)]
-    carried = [engine.of(tensor) for tensor in op.arguments["tensors"]]
-    engine.put(
-        out,
-        Carried(
-            (*joined, *merged),
-            constant=all(one.constant for one in carried),
-            trails=engine.trails(op.arguments["tensors"]),
-        ),
-    )
-
-
-def _unsqueezed(axis: Axis, dim: int) -> Axis:
-    return replace(axis, labels=axis.labels.unsqueeze(dim))
-
-
-def _side_by_side(engine: Propagation, parts: list[Tensor], axes: list[list[Axis]], dim: int) -> list[Axis]:
-    """The axis that varies along ``dim``, zeros where a part has none."""
-    own = [next((axis for axis in mine if axis.labels.shape[dim] > 1), None) for mine in axes]
-    if all(axis is None for axis in own):
-        return []
-    ndim = parts[0].dim()
-    others = {d for axis in own if axis is not None for d in axis.dims if d != dim}
-    shape = [max((part.shape[d] for part in parts), default=1) if d in others else 1 for d in range(ndim)]
-    labels = []
-    for part, axis, mine in zip(parts, own, axes, strict=True):
-        axis = axis or next((other for other in mine if others & set(other.dims)), None)
-        wanted = [part.shape[d] if d == dim else shape[d] for d in range(ndim)]
-        one = torch.zeros((), dtype=torch.int64) if axis is None else axis.labels
-        labels.append(one.expand(wanted))
-    present = [axis for axis in own if axis is not None]
-    sources = frozenset(source for axis in present for source in axis.sources)
-    return [Axis(torch.cat(labels, dim), sources, any(axis.made for axis in present))]
-
-
 def unfold_patches(engine: Propagation, op: Operation) -> None:
     """``im2col`` lays the kernel positions of a channel side by side, ``col2im`` adds them up again."""
     source, out = op.args[0], op.results[0]
@@ -242,41 +181,6 @@ def unfold_patches(engine: Propagation, op: Operation) -> None:
             labels = unite_along(Axis(folded), [channel + 1], engine.atoms, "is added up to one channel").labels
         axes.append(replace(axis, labels=labels))
     engine.put(out, replace(engine.of(source), axes=tuple(axes), direct=None))
-
-
-def pad(engine: Propagation, op: Operation) -> None:
-    """Padding with a constant: new positions along a labelled dimension are fixed, elsewhere labels go on."""
-    source, widths = op.args[0], list(op.arguments["pad"])
-    axes = []
-    for axis in engine.of(source).axes:
-        labels = axis.labels
-        for number in range(len(widths) // 2):
-            dim = source.dim() - 1 - number
-            before, after = widths[2 * number : 2 * number + 2]
-            if labels.shape[dim] > 1 and (before < 0 or after < 0):
-                raise NotImplementedError("negative padding of channels")
-            if labels.shape[dim] > 1:
-                labels = torch.nn.functional.pad(labels, [0, 0] * number + [before, after])
-        axes.append(replace(axis, labels=labels))
-    engine.put(op.results[0], replace(engine.of(source), axes=tuple(axes), direct=None))
-
-
-def new(engine: Propagation, op: Operation) -> None:
-    """``x.new_zeros(shape)``: a dimension of the same place and size follows ``x``, as the noise of Dropout2d does."""
-    source, out = op.args[0], op.results[0]
-    if source.dim() != out.dim():
-        return
-    axes = [axis for axis in engine.of(source).axes if all(out.shape[dim] == source.shape[dim] for dim in axis.dims)]
-    engine.put(out, Carried(tuple(axes)))
-
-
-def write(engine: Propagation, op: Operation) -> None:
-    """``target.copy_(source)``: both carry the same labels from now on."""
-    target, source = op.args[0], op.args[1]
-    if not engine.of(target).axes and not engine.of(source).axes:
-        return
-    engine.block(source, "is written into another tensor in place")
-    engine.block(target, "is overwritten in place")
 
 
 def nothing(engine: Propagation, op: Operation) -> None:
@@ -297,13 +201,9 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("slice", "split", "split_with_sizes", "unsafe_split", "unsafe_split_with_sizes", "chunk"), pieces),
     **dict.fromkeys(("channel_shuffle", "native_channel_shuffle"), channel_shuffle),
     **dict.fromkeys(("pixel_shuffle", "pixel_unshuffle"), pixel_shuffle),
-    **dict.fromkeys(("cat", "concat", "stack"), concatenate),
-    **dict.fromkeys(("new_empty", "new_zeros", "new_ones", "new_full"), new),
     **dict.fromkeys(
         ("fill", "zero", "_local_scalar_dense", "is_nonzero", "equal", "sym_size", "_assert_async"), nothing
     ),
     **dict.fromkeys(("im2col", "col2im"), unfold_patches),
     "index": index,
-    "constant_pad_nd": pad,
-    "copy": write,
 }
