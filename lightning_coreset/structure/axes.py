@@ -65,17 +65,20 @@ NOTHING = Carried()
 
 def compress(axis: Axis, atoms: Atoms) -> Axis:
     """Drop the dimensions along which all labels are of one class."""
-    labels = axis.labels
-    for dim in range(labels.dim()):
-        if labels.shape[dim] == 1:
-            continue
-        if labels.stride(dim) == 0:
-            labels = labels.narrow(dim, 0, 1)
-            continue
-        roots = atoms.roots(labels)
-        if bool((roots == roots.narrow(dim, 0, 1)).all()):
-            labels = labels.narrow(dim, 0, 1)
+    labels = _narrowed(axis.labels, axis.labels)
+    labels = _narrowed(labels, atoms.roots(labels))
+    if labels.untyped_storage().nbytes() > labels.nbytes:
+        labels = labels.clone()  # a narrowed view would keep the labels of the whole activation alive
     return replace(axis, labels=labels)
+
+
+def _narrowed(labels: Tensor, keys: Tensor) -> Tensor:
+    """Size 1 along every dimension in which ``keys`` do not vary."""
+    for dim in range(labels.dim()):
+        first = keys.narrow(dim, 0, 1)
+        if labels.shape[dim] > 1 and (keys.stride(dim) == 0 or bool((keys == first).all())):
+            labels, keys = labels.narrow(dim, 0, 1), first
+    return labels
 
 
 def settle(axes: Iterable[Axis], atoms: Atoms) -> tuple[Axis, ...]:

@@ -28,16 +28,29 @@ def _on_host(value: object) -> object:
 
 def _moved(op: Operation, axis: Axis, source: Tensor) -> list[Axis]:
     """Apply the operation to the labels of its first argument; one axis per result."""
-    labels = axis.labels.expand(source.shape)
     if op.name in _RESHAPING and op.name not in ("slice", "unsqueeze", "squeeze"):
-        moved = labels.reshape(op.results[0].shape)
-    elif op.name in ("_to_copy", "clone", "contiguous", "lift_fresh", "lift", "alias", "detach", "positive"):
+        return [replace(axis, labels=_reshaped(axis.labels, source.shape, op.results[0].shape))]
+    labels = axis.labels.expand(source.shape)
+    if op.name in ("_to_copy", "clone", "contiguous", "lift_fresh", "lift", "alias", "detach", "positive"):
         moved = labels
     else:
         rest, named = tree_map(_on_host, (op.args[1:], dict(op.kwargs)))
         moved = op.function(labels, *rest, **named)
     results = moved if isinstance(moved, (list, tuple)) else [moved]
     return [replace(axis, labels=labels) for labels in results]
+
+
+def _reshaped(labels: Tensor, old: torch.Size, new: torch.Size) -> Tensor:
+    """Compressed labels in a new shape; outer dimensions that stay and do not vary are not written out."""
+    inner = min(len(old), len(new))
+    lead = tail = 0
+    while lead < inner and old[lead] == new[lead] and labels.shape[lead] == 1:
+        lead += 1
+    while tail < inner - lead and old[-1 - tail] == new[-1 - tail] and labels.shape[-1 - tail] == 1:
+        tail += 1
+    before, after = [1] * lead, [1] * tail
+    written = labels.expand(*before, *old[lead : len(old) - tail], *after)
+    return written.reshape(*before, *new[lead : len(new) - tail], *after)
 
 
 def _within_heads(source: Tensor, before: Axis, result: Tensor, after: Axis) -> bool:
