@@ -8,20 +8,23 @@ from typing import Any, Literal, get_args
 
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_coreset.methods import Method, MethodName, as_method
 from lightning_coreset.optimizers import slice_optimizer_state
 from lightning_coreset.plan import PruningPlan
 from lightning_coreset.planning import (
+    LayerInputs,
     Request,
     Totals,
     Unit,
     bottom_up_sizes,
     check_ignore,
     final_sizes,
+    layer_inputs,
     make_plan,
     measure,
+    prunable,
 )
 from lightning_coreset.schedule import Schedule, check_schedule, pruning_events
 from lightning_coreset.structure import ExampleInputs, Structure, analyse
@@ -69,6 +72,8 @@ class CoresetPruningCallback(pl.Callback):
         eval_batches: How many recent batches ``coreset/accuracy`` is measured on right after an event; 0 turns it off.
         check: Whether to try on a copy of the model, before training, that removing channels of a group does just what
             zeroing their consumers does; groups that fail are left alone with a warning that names them.
+        certify: Whether every event computes certificates of its coresets; see :func:`lightning_coreset.prune`.
+        input_radius: For certificates: a bound on the norm of the network's own input as its first layer sees it.
         seed: Seed of the random choices; the global generator is never touched.
         verbose: Whether to say what each event did.
 
@@ -101,6 +106,8 @@ class CoresetPruningCallback(pl.Callback):
         example_inputs: ExampleInputs | None = None,
         eval_batches: int = 8,
         check: bool = True,
+        certify: bool = False,
+        input_radius: float | None = None,
         seed: int = 0,
         verbose: bool = True,
     ) -> None:
@@ -113,13 +120,16 @@ class CoresetPruningCallback(pl.Callback):
             raise ValueError(
                 f"Expected ignore to be a sequence of patterns but got the string {ignore!r}: [{ignore!r}]."
             )
-        self.request = Request(pruning_ratio, unit, as_method(method), tuple(ignore), include_residual, seed)
-        self.schedule = schedule
+        self.request = Request(
+            pruning_ratio, unit, as_method(method), tuple(ignore), include_residual, seed, input_radius
+        )
+        self.schedule: Schedule = schedule
         self.start = start
         self.end = end
         self.every = every
         self.order = order
         self.check = check
+        self.certify = certify
         self.verbose = verbose
         self.plans: list[PruningPlan] = []
         self._source = ExampleSource(example_inputs)
@@ -163,12 +173,9 @@ class CoresetPruningCallback(pl.Callback):
                 f"Expected a Trainer with max_epochs or max_steps, since start={self.start!r} and end={self.end!r} are "
                 "fractions of training, which has no end. Set one of them, or give start and end as epochs (int)."
             )
-        if isinstance(self.schedule, Mapping) and epochs is not None and epochs <= max(self.schedule):
-            beyond = sorted(epoch for epoch in self.schedule if epoch >= epochs)
-            rank_zero_warn(f"Training has {epochs} epochs: the schedule's events of epochs {beyond} will not happen.")
         if epochs is None:
             epochs = 1 + max(*self.schedule, 0) if isinstance(self.schedule, Mapping) else 1 + int(max(times))
-        return pruning_events(
+        events = pruning_events(
             self.schedule,
             self.request.pruning_ratio,
             start=self.start,
@@ -176,6 +183,10 @@ class CoresetPruningCallback(pl.Callback):
             every=self.every,
             epochs=epochs,
         )
+        beyond = [epoch for epoch in self.schedule if epoch >= epochs] if isinstance(self.schedule, Mapping) else []
+        if beyond:
+            rank_zero_warn(f"Training has {epochs} epochs: the schedule's events of epochs {beyond} will not happen.")
+        return events
 
     def _measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Remember what the model comes to before any pruning; raises if nothing can be pruned."""
@@ -251,12 +262,24 @@ class CoresetPruningCallback(pl.Callback):
         names = {group.name for group in structure.groups}
         return structure.without({name: reason for name, reason in self._unsound.items() if name in names})
 
+    def _layer_inputs(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> LayerInputs:
+        with self._source.example(trainer, pl_module) as example:
+            return layer_inputs(pl_module, example)
+
     def _prune(self, trainer: pl.Trainer, pl_module: pl.LightningModule, ratio: float) -> None:
         """One event: structure, plan, surgery, optimizers, report; nothing is changed before all is planned."""
         structure = self._structure(trainer, pl_module)
+        if not prunable(structure, self.request)[0]:
+            reached = self.plans[-1].reached if self.plans else 0.0
+            rank_zero_warn(
+                f"The pruning event of epoch {trainer.current_epoch} found nothing left to prune: {reached:.2%} of the "
+                f"original is gone where {ratio:.2%} was requested."
+            )
+            return
         request = replace(self.request, pruning_ratio=ratio, seed=self.request.seed + len(self._done))
         sizes = bottom_up_sizes(self._final_sizes, ratio / max(self._events.values())) or None
-        plan = make_plan(pl_module, structure, request, original=self._original, sizes=sizes)
+        inputs = self._layer_inputs(trainer, pl_module) if self.certify else None
+        plan = make_plan(pl_module, structure, request, original=self._original, sizes=sizes, inputs=inputs)
         plan = agreed(trainer, plan)
         with unwrapped(trainer):
             changed = apply_changes(pl_module, plan.changes, plan.attributes)

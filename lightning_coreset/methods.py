@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -37,17 +38,34 @@ class Sensitivity:
         sampler: ``"distinct"`` draws with replacement until enough distinct channels came up, as the authors' code
             does; ``"draws"`` draws exactly as many times as channels are wanted, as the theorem does (fewer distinct
             ones come out); ``"pps"`` fixes the size and has the least variance.
+            With ``epsilon`` it is ``"draws"``, else ``"distinct"`` unless given.
         input_radius: Bound on the norm of a layer's input. It cancels out for ReLU.
+        epsilon: The error to guarantee instead of a size: every group is drawn as often as the theorem asks, and with
+            probability ``1 - delta`` no input of norm at most ``input_radius`` moves any coordinate of the next layer's
+            outputs by more than this (a coordinate is one output and one kernel position; the bound is about one
+            group at one event). No pruning ratio is solved for then. Groups for which the theorem asks for as many
+            draws as they have channels, and groups without a coreset form, stay whole.
+        delta: The probability with which the guarantee may fail, for each group.
     """
 
-    sampler: Literal["distinct", "draws", "pps"] = "distinct"
+    sampler: Literal["distinct", "draws", "pps"] | None = None
     input_radius: float = 1.0
+    epsilon: float | None = None
+    delta: float = 0.05
 
     def __post_init__(self) -> None:
+        if self.sampler is None:
+            object.__setattr__(self, "sampler", "distinct" if self.epsilon is None else "draws")
         if self.sampler not in ("distinct", "draws", "pps"):
             raise ValueError(f"Expected sampler to be 'distinct', 'draws' or 'pps' but got {self.sampler!r}.")
         if not self.input_radius > 0:
             raise ValueError(f"Expected input_radius to be positive but got {self.input_radius}.")
+        if self.epsilon is not None and not 0 < self.epsilon < math.inf:
+            raise ValueError(f"Expected epsilon to be a positive number but got {self.epsilon}.")
+        if not 0 < self.delta < 1:
+            raise ValueError(f"Expected delta to lie between 0 and 1 but got {self.delta}.")
+        if self.epsilon is not None and self.sampler != "draws":
+            raise ValueError(f"Expected sampler 'draws' with epsilon, as the theorem has it, but got {self.sampler!r}.")
 
 
 @dataclass(frozen=True)
@@ -92,9 +110,14 @@ def as_method(method: Method | str) -> Method:
     return _BY_NAME[method]()
 
 
+def chooses_sizes(method: Method) -> bool:
+    """Whether a method decides itself how many channels stay."""
+    return isinstance(method, Sensitivity) and method.epsilon is not None
+
+
 def method_name(method: Method) -> str:
     """The name by which a plan reports a method."""
     name = type(method).__name__.lower()
     if isinstance(method, Sensitivity):
-        return f"{name} ({method.sampler})"
+        return f"{name} ({method.sampler})" if method.epsilon is None else f"{name} (epsilon={method.epsilon:g})"
     return f"{name} (L{method.p})" if isinstance(method, Magnitude) else name

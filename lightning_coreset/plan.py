@@ -55,6 +55,13 @@ class GroupPlan:
         method: How they were chosen, with the reason where a group fell back to another method.
         expected_error: The expected squared error of the next layer's outputs over their expected square, under the
             Gaussian law of the activations; ``None`` where the method does not tell it.
+        certified_error: A proven bound on what the plan changes in any coordinate of the next layer's outputs, for
+            every input of norm at most ``input_radius``; ``None`` unless certificates were asked for and there is one.
+            A coordinate is an output of a Linear; the output of a convolution adds one for each kernel position.
+        found_error: The largest such change that gradient ascent found: the truth lies between the two.
+        input_radius: The radius of the ball of inputs of the layer that makes the channels.
+        radius_source: Where the radius comes from: ``"given"`` by the user, ``"propagated"`` from the layer below with
+            proof, ``"measured"`` on the example inputs; or why there is no certificate. ``None`` if none was asked for.
     """
 
     name: str
@@ -63,6 +70,10 @@ class GroupPlan:
     kept: tuple[int, ...]
     method: str
     expected_error: float | None = None
+    certified_error: float | None = None
+    found_error: float | None = None
+    input_radius: float | None = None
+    radius_source: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,13 +143,15 @@ class PruningPlan:
 
     def __str__(self) -> str:
         """A table of the groups and the totals, and the reasons of what was skipped."""
-        rows = [("group", "channels", "kept", "error", "method")]
+        certified = any(group.radius_source is not None for group in self.groups)
+        rows = [("group", "channels", "kept", "error", *(_CERTIFICATE if certified else ()), "method")]
         rows += [
             (
                 group.name,
                 f"{group.channels_before} -> {group.channels_after}",
                 f"{group.channels_after / group.channels_before:.0%}",
                 "" if group.expected_error is None else f"{group.expected_error:.2%}",
+                *(_certificate_cells(group) if certified else ()),
                 group.method,
             )
             for group in self.groups
@@ -150,6 +163,17 @@ class PruningPlan:
         ]
         skipped = [f"not pruned: {name} {reason}" for name, reason in self.skipped.items()]
         return "\n".join([*_table(rows), *totals, *skipped])
+
+
+_CERTIFICATE = ("found", "certified", "input radius")
+
+
+def _certificate_cells(group: GroupPlan) -> tuple[str, ...]:
+    """The cells of a row below ``_CERTIFICATE``."""
+    numbers = (group.found_error, group.certified_error, group.input_radius)
+    found, certified, radius = ("" if number is None else f"{number:.4g}" for number in numbers)
+    source = group.radius_source or ""
+    return found, certified, f"{radius} {source}".strip()
 
 
 def _change_to_dict(change: ParameterChange) -> dict[str, Any]:

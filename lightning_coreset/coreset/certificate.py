@@ -31,8 +31,8 @@ class Certificate:
         bound: The least of the others, float64 ``(J,)``.
         triangle: Each channel at the end of its own range, ``(J,)``.
         spectral: :math:`\|\Delta_j\| L \|P\|_2 \tilde\beta` plus the constant part, ``(J,)``.
-        sharp: The bound by the relaxation of signs, ``(J,)``; ``None`` unless the activation is linear on either side
-            of zero.
+        sharp: The bound by the relaxation of signs, ``(J,)``; ``None`` unless it was asked for and the
+            activation is linear on either side of zero.
     """
 
     bound: Tensor
@@ -42,7 +42,13 @@ class Certificate:
 
 
 def certify(
-    change: Tensor, producers: Tensor, activation: Activation, *, input_radius: float, steps: int = 30
+    change: Tensor,
+    producers: Tensor,
+    activation: Activation,
+    *,
+    input_radius: float,
+    steps: int = 30,
+    sharpen: bool = True,
 ) -> Certificate:
     r"""Bound the error of any coreset over the whole ball of inputs.
 
@@ -61,6 +67,7 @@ def certify(
         activation: The activation.
         input_radius: The radius :math:`\beta` of the ball.
         steps: Steps of the descent that tightens the sharp bound; the bound is valid after any number.
+        sharpen: Whether to compute the sharp bound at all, which is nearly all of the cost.
 
     Returns:
         The bounds. Time grows as ``J * N * min(N, d + 1) * steps`` multiplications in float64 and a Cholesky
@@ -92,7 +99,7 @@ def certify(
 
     sharp = None
     bound = torch.fmin(triangle, spectral)  # fmin: an infinite Lipschitz constant times no change is NaN
-    if activation.half_slopes is not None:
+    if sharpen and activation.half_slopes is not None:
         left, right = activation.half_slopes
         linear = input_radius * (delta @ P[:, :-1]).norm(dim=1) + (delta @ bias).abs()
         sharp = abs(right + left) / 2 * linear

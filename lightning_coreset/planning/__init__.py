@@ -13,9 +13,11 @@ from lightning_coreset.planning.planner import (
     measure,
     prunable,
 )
+from lightning_coreset.planning.radii import LayerInputs, layer_inputs
 from lightning_coreset.planning.sizes import Meter, Totals, Unit, reached, uniform_sizes
 
 __all__ = [
+    "LayerInputs",
     "Meter",
     "Request",
     "Totals",
@@ -25,6 +27,7 @@ __all__ = [
     "check_ratio",
     "final_sizes",
     "is_residual",
+    "layer_inputs",
     "make_plan",
     "measure",
     "prunable",

@@ -9,7 +9,16 @@ import torch
 from torch import Tensor
 
 from lightning_coreset.coreset import Activation, find_activation
-from lightning_coreset.planning.layout import NoCoresetForm, consumer_slices, fold, norm_scale, per_class, producer_rows
+from lightning_coreset.planning.layout import (
+    NoCoresetForm,
+    consumer_slices,
+    fold,
+    host,
+    norm_scale,
+    norm_shift,
+    per_class,
+    producer_rows,
+)
 from lightning_coreset.structure import ChannelGroup, Norm, Path, Step
 
 
@@ -105,9 +114,36 @@ def weighted_consumers(group: ChannelGroup, form: PathForm, tensors: Mapping[str
 
 def output_scale(form: PathForm, tensors: Mapping[str, Tensor]) -> Tensor:
     """|gamma_o| / sqrt(var_o + eps) of the BatchNorm that follows the consumer, (O,); ones without."""
-    norm = form.path.consumer.norm
+    norm = norm_of_outputs(form, tensors)
     if norm is not None and norm.running_var is not None:
-        scale = norm_scale(norm, tensors).abs()
-        if len(scale) == len(form.consumers):
-            return scale
+        return norm_scale(norm, tensors).abs()
     return torch.ones(len(form.consumers), dtype=torch.float64)
+
+
+def norm_of_outputs(form: PathForm, tensors: Mapping[str, Tensor]) -> Norm | None:
+    """The BatchNorm that follows the consumer, if it normalises its outputs and nothing else.
+
+    Behind a concatenation it has more channels than the consumer has outputs, and where they lie is not known here.
+    """
+    norm = form.path.consumer.norm
+    if norm is None or norm.running_mean is None:
+        return None
+    return norm if len(tensors[norm.running_mean]) == len(form.consumers) else None
+
+
+def affine_behind(group: ChannelGroup, form: PathForm, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Scale and offset, both (N,), that BatchNorms behind the activation apply to the channels.
+
+    Raises:
+        NoCoresetForm: If a BatchNorm behind a Flatten treats the positions of one channel differently.
+    """
+    scale, offset = torch.ones(group.size, dtype=torch.float64), torch.zeros(group.size, dtype=torch.float64)
+    for norm in form.behind:
+        assert norm.running_mean is not None
+        mean = host(tensors[norm.running_mean])
+        parts = (norm_scale(norm, tensors), mean, norm_shift(norm, tensors, len(mean)))
+        a, centre, shift = (per_class(group, part, norm) for part in parts)
+        if a.shape[1] != 1:
+            raise NoCoresetForm("a BatchNorm behind its activation treats the positions of a channel differently")
+        scale, offset = a[:, 0] * scale, a[:, 0] * (offset - centre[:, 0]) + shift[:, 0]
+    return scale, offset

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from lightning_coreset.coreset import Gaussian, gram, linear_law, normalised_law, spatial_correlation
-from lightning_coreset.planning.forms import PathForm
-from lightning_coreset.planning.layout import member_of, norm_scale, norm_shift, norm_weight, per_class, positions
+from lightning_coreset.planning.forms import PathForm, affine_behind
+from lightning_coreset.planning.layout import member_of, norm_shift, norm_weight, per_class, positions
 from lightning_coreset.structure import ChannelGroup
 
 _NEIGHBOURS = 0.8
@@ -44,24 +44,14 @@ def moments(
     """
     found = gram(form.activation, _law(group, form, tensors, inputs))
     mean, covariance = found.mean, found.covariance
-    for norm in form.behind:
-        scale = per_class(group, norm_scale(norm, tensors), norm)[:, 0]
-        centre = per_class(group, _buffer(norm.running_mean, tensors), norm)[:, 0]
-        shift = per_class(group, norm_shift(norm, tensors, len(_buffer(norm.running_mean, tensors))), norm)[:, 0]
-        mean = scale * (mean - centre) + shift
-        covariance = covariance * (scale[:, None] * scale).to(covariance.dtype)
-    return mean, covariance
+    scale, offset = affine_behind(group, form, tensors)
+    return scale * mean + offset, covariance * (scale[:, None] * scale).to(covariance.dtype)
 
 
 def second_moment(mean: Tensor, covariance: Tensor) -> Tensor:
     """The uncentred second moment."""
     centre = mean.to(covariance.dtype)
     return torch.addr(covariance, centre, centre)
-
-
-def _buffer(name: str | None, tensors: Mapping[str, Tensor]) -> Tensor:
-    assert name is not None
-    return tensors[name].detach().to("cpu", torch.float64)
 
 
 def _law(
@@ -100,6 +90,15 @@ def carried(
     group: ChannelGroup, form: PathForm, tensors: Mapping[str, Tensor], mean: Tensor, covariance: Tensor
 ) -> InputLaw | None:
     """The law of the consumer's input, if this group is all of it."""
+    places = whole_input(group, form, tensors)
+    if places is None:
+        return None
+    order = places[:, 0].argsort()
+    return InputLaw(mean[order], covariance[order][:, order], places.shape[1])
+
+
+def whole_input(group: ChannelGroup, form: PathForm, tensors: Mapping[str, Tensor]) -> Tensor | None:
+    """The positions of every class in the consumer's input, (N, q), if this group is all of it."""
     layer = form.path.consumer
     member = member_of(group, layer.weight, layer.in_dim)
     if member is None or layer.groups != 1:
@@ -112,4 +111,4 @@ def carried(
     assert layer.in_dim is not None
     if tensors[layer.weight].shape[layer.in_dim] != whole or not torch.equal(places[order], expected):
         return None
-    return InputLaw(mean[order], covariance[order][:, order], per_channel)
+    return places

@@ -1,8 +1,8 @@
 """A group's tensors as the matrices of the mathematics.
 
-Legend of shapes: N classes of the group; r rows that make one class (1 but for grouped convolutions and the like); d + 1
-inputs of a producer with its bias last; O outputs of a consumer; I its inputs; q input positions of one class (several
-behind a Flatten); k kernel positions; K = q k.
+Legend of shapes: N classes of the group; r rows that make one class (1 but for grouped convolutions and the like);
+d + 1 inputs of a producer with its bias last; O outputs of a consumer; I its inputs; q input positions of one class
+(several behind a Flatten); k kernel positions; K = q k.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 from lightning_coreset.structure import ChannelGroup, Layer, Member, Norm
 
 
-class NoCoresetForm(Exception):
+class NoCoresetForm(Exception):  # noqa: N818 - a finding, not an error
     """A group is no sum of one layer's activated channels; the message says why, in words for a user."""
 
 
@@ -71,7 +71,7 @@ def put_consumer(layer: Layer, matrix: Tensor, like: Tensor) -> Tensor:
 
 
 def norm_scale(norm: Norm, tensors: Mapping[str, Tensor]) -> Tensor:
-    """gamma / sqrt(var + eps) for every channel of a BatchNorm."""
+    """The scale gamma / sqrt(var + eps) for every channel of a BatchNorm."""
     if norm.running_var is None:
         raise NoCoresetForm("a BatchNorm beside it keeps no running statistics")
     deviation = (host(tensors[norm.running_var]) + norm.eps).sqrt()
@@ -79,12 +79,12 @@ def norm_scale(norm: Norm, tensors: Mapping[str, Tensor]) -> Tensor:
 
 
 def norm_weight(norm: Norm, tensors: Mapping[str, Tensor], channels: int) -> Tensor:
-    """gamma of a BatchNorm, ones without."""
+    """The weight gamma of a BatchNorm, ones without."""
     return torch.ones(channels, dtype=torch.float64) if norm.weight is None else host(tensors[norm.weight])
 
 
 def norm_shift(norm: Norm, tensors: Mapping[str, Tensor], channels: int) -> Tensor:
-    """beta of a BatchNorm, zeros without."""
+    """The bias beta of a BatchNorm, zeros without."""
     return torch.zeros(channels, dtype=torch.float64) if norm.bias is None else host(tensors[norm.bias])
 
 

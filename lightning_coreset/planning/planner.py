@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import re
+import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
 import torch
 from torch import Tensor, nn
 
-from lightning_coreset.methods import Method, Reconstruction
+from lightning_coreset.methods import Method, Reconstruction, chooses_sizes
 from lightning_coreset.plan import GroupPlan, ParameterChange, PruningPlan
+from lightning_coreset.planning.certificates import Certifier, GroupCertificate
+from lightning_coreset.planning.radii import LayerInputs
 from lightning_coreset.planning.select import Selector
 from lightning_coreset.planning.selection import Selection, scale_consumers
 from lightning_coreset.planning.sizes import Meter, Totals, Unit, reached, uniform_sizes
@@ -31,21 +35,32 @@ class Request:
         ignore: Shell patterns of module names whose output channels all stay.
         include_residual: Whether channels coupled by residual additions may go.
         seed: Seed of the random choices.
+        input_radius: Bound on the norm of the network's own input as its first layer sees it, for certificates.
+
+    Raises:
+        ValueError: If the radius is not a positive number.
     """
 
     pruning_ratio: float
     unit: Unit = "params"
-    method: Method = Reconstruction()
+    method: Method = field(default_factory=Reconstruction)
     ignore: tuple[str, ...] = ()
     include_residual: bool = False
     seed: int = 0
+    input_radius: float | None = None
+
+    def __post_init__(self) -> None:
+        radius = self.input_radius
+        if radius is not None and not (isinstance(radius, (int, float)) and math.isfinite(radius) and radius > 0):
+            raise ValueError(f"Expected input_radius to be a positive number but got {radius!r}.")
 
 
 def check_ratio(ratio: float, name: str = "pruning_ratio") -> None:
     """Raise ``ValueError`` unless a ratio is a number in [0, 1)."""
     if isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not 0 <= ratio < 1:
         raise ValueError(
-            f"Expected {name} to be a number in [0, 1), the fraction of the original model that goes, but got {ratio!r}."
+            f"Expected {name} to be a number in [0, 1), the fraction of the original model that goes, "
+            f"but got {ratio!r}."
         )
 
 
@@ -135,6 +150,7 @@ def make_plan(
     *,
     original: Totals | None = None,
     sizes: Mapping[str, int] | None = None,
+    inputs: LayerInputs | None = None,
 ) -> PruningPlan:
     """Plan one pruning event, bottom to top, each group from the weights that the earlier ones left.
 
@@ -143,7 +159,9 @@ def make_plan(
         structure: What ``analyse`` found in it as it is now.
         request: What is asked.
         original: Totals of the model before any pruning; those of ``model`` by default.
-        sizes: Classes to keep by group name, instead of the solution for ``request.pruning_ratio``.
+        sizes: Classes to keep by group name, instead of the solution for ``request.pruning_ratio``; groups without a
+            size stay whole.
+        inputs: What ``layer_inputs`` measured: every group gets a certificate, and the plan is the same otherwise.
 
     Raises:
         ValueError: If the ratio is outside [0, 1), a pattern matches nothing, or nothing can be pruned.
@@ -152,22 +170,16 @@ def make_plan(
     tensors, groups, meter = survey.tensors, survey.groups, survey.meter
     before = meter.totals()
     original = original or before
-    if sizes is None:
+    if sizes is None and chooses_sizes(request.method):
+        sizes = dict.fromkeys((group.name for group in groups), 1)
+    elif sizes is None:
         sizes = uniform_sizes(groups, meter, request.pruning_ratio, request.unit, original)
-    chosen, changes = _choose(groups, sizes, request, tensors)
+    certifier = None if inputs is None else Certifier(inputs, request.input_radius, request.seed)
+    choices, changes = _choose(groups, sizes, request, tensors, certifier)
+    chosen = [(choice.group, choice.selection) for choice in choices]
     after = meter.after(changes, sum(len(selection.kept) for _, selection in chosen))
     return PruningPlan(
-        groups=tuple(
-            GroupPlan(
-                group.name,
-                group.size,
-                len(selection.kept),
-                tuple(selection.kept.tolist()),
-                selection.method,
-                selection.expected_error,
-            )
-            for group, selection in chosen
-        ),
+        groups=tuple(choice.report() for choice in choices),
         changes=changes,
         skipped=survey.skipped,
         requested=request.pruning_ratio,
@@ -188,26 +200,58 @@ def _nothing_to_prune(skipped: Mapping[str, str]) -> str:
     return f"Expected a model with channels that can be pruned, but no layer has any:\n{reasons}{more}"
 
 
+@dataclass(frozen=True, eq=False)
+class _Choice:
+    """What was chosen for a group, and what is proven about it."""
+
+    group: ChannelGroup
+    selection: Selection
+    certificate: GroupCertificate | None
+
+    def report(self) -> GroupPlan:
+        group, selection = self.group, self.selection
+        return GroupPlan(
+            group.name,
+            group.size,
+            len(selection.kept),
+            tuple(selection.kept.tolist()),
+            selection.method,
+            selection.expected_error,
+            **({} if self.certificate is None else vars(self.certificate)),
+        )
+
+
 def _choose(
-    groups: Sequence[ChannelGroup], sizes: Mapping[str, int], request: Request, tensors: Mapping[str, Tensor]
-) -> tuple[list[tuple[ChannelGroup, Selection]], tuple[ParameterChange, ...]]:
+    groups: Sequence[ChannelGroup],
+    sizes: Mapping[str, int],
+    request: Request,
+    tensors: Mapping[str, Tensor],
+    certifier: Certifier | None,
+) -> tuple[list[_Choice], tuple[ParameterChange, ...]]:
     """Select bottom to top on working copies, in which removed columns are zero and kept ones reweighted."""
     selector = Selector(request.method, torch.Generator().manual_seed(request.seed))
     working = dict(tensors)
     reweighted: set[str] = set()
-    chosen = []
+    choices = []
     for group in groups:
         selection = selector.select(group, sizes.get(group.name, group.size), working)
-        chosen.append((group, selection))
+        certificate = None if certifier is None else certifier.certificate(group, selection, working)
+        choices.append(_Choice(group, selection, certificate))
         reweighted |= selection.updates.keys()
         working |= selection.updates
         factor = torch.zeros(group.size, dtype=torch.float64).index_fill_(0, selection.kept, 1.0)
         working |= scale_consumers(group, factor, working)
-    slices = slice_members(tensors, [(group, selection.kept.tolist()) for group, selection in chosen])
+    if selector.clipped:
+        warnings.warn(
+            f"The bound is vacuous for {', '.join(selector.clipped)}: the theorem asks for at least as many draws as "
+            "there are channels, so all of them stay. Ask for a larger epsilon.",
+            stacklevel=4,
+        )
+    slices = slice_members(tensors, [(choice.group, choice.selection.kept.tolist()) for choice in choices])
     shapes = {name: tuple(tensors[name].shape) for name in reweighted}
     by_name = {name: ParameterChange(name, shape, shape, {}) for name, shape in shapes.items()}
     by_name |= {change.name: change for change in slices}
     for name in reweighted:
         value = take(working[name], by_name[name].kept).to(tensors[name].dtype)
         by_name[name] = replace(by_name[name], value=value)
-    return chosen, tuple(by_name.values())
+    return choices, tuple(by_name.values())

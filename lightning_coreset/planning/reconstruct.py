@@ -13,7 +13,7 @@ from torch import Tensor
 from lightning_coreset import coreset
 from lightning_coreset.coreset import mixing_matrix, spatial_correlation, variance_ratios
 from lightning_coreset.methods import Reconstruction, method_name
-from lightning_coreset.planning.forms import PathForm, output_scale, path_forms
+from lightning_coreset.planning.forms import PathForm, norm_of_outputs, output_scale, path_forms
 from lightning_coreset.planning.laws import InputLaw, carried, moments, second_moment
 from lightning_coreset.planning.layout import NoCoresetForm, consumer_matrix, host, member_of, positions, put_consumer
 from lightning_coreset.planning.selection import Selection
@@ -125,7 +125,7 @@ class _View:
         self, group: ChannelGroup, form: PathForm, kept: Tensor, new: Tensor, tensors: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
         """The running variance of a BatchNorm behind the consumer, told that its input varies less now."""
-        norm = form.path.consumer.norm
+        norm = norm_of_outputs(form, tensors)
         law = carried(group, form, tensors, self.mean, self.covariance)
         if norm is None or norm.running_var is None or law is None or law.positions > 1:
             return {}
@@ -150,8 +150,9 @@ def _constant_goes_into(form: PathForm, tensors: Mapping[str, Tensor]) -> tuple[
     layer = form.path.consumer
     if layer.bias is not None and tensors[layer.bias].numel() == len(form.consumers):
         return layer.bias, 1.0
-    if layer.norm is not None and layer.norm.running_mean is not None:
-        return layer.norm.running_mean, -1.0
+    norm = norm_of_outputs(form, tensors)
+    if norm is not None and norm.running_mean is not None:
+        return norm.running_mean, -1.0
     return None
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from lightning_coreset.coreset import draw_distinct, draw_fixed, draw_pps, sensitivities
+from lightning_coreset.coreset import draw_distinct, draw_fixed, draw_pps, sample_size, sensitivities
 from lightning_coreset.methods import Magnitude, Method, Random, Reconstruction, Sensitivity, method_name
-from lightning_coreset.planning.forms import path_forms, weighted_consumers
+from lightning_coreset.planning.forms import PathForm, affine_behind, path_forms, weighted_consumers
 from lightning_coreset.planning.laws import InputLaw
 from lightning_coreset.planning.layout import NoCoresetForm
 from lightning_coreset.planning.reconstruct import reconstruct_group
@@ -26,18 +27,21 @@ class Selector:
         method: How to choose.
         generator: The source of random numbers, on the CPU.
         laws: What is known by now of the inputs of layers, by the name of their weight.
+        clipped: Groups for which a guaranteed error asks for more draws than they have channels.
     """
 
     method: Method
     generator: torch.Generator
     laws: dict[str, InputLaw] = field(default_factory=dict)
+    clipped: list[str] = field(default_factory=list)
 
     def select(self, group: ChannelGroup, size: int, tensors: Mapping[str, Tensor]) -> Selection:
         """Choose ``size`` classes of a group.
 
         Args:
             group: The group.
-            size: Classes to keep, all of them included. Fewer stay where the rest contributes nothing.
+            size: Classes to keep, all of them included. Fewer stay where the rest contributes nothing. A method that
+                chooses sizes itself only looks whether the group is to stay whole.
             tensors: Parameters and buffers by name, as the groups before left them.
         """
         method = self.method
@@ -54,8 +58,12 @@ class Selector:
         if isinstance(method, Magnitude):
             return Selection(_largest(_producer_norms(group, tensors, method.p), size), method_name(method))
         try:
+            if method.epsilon is not None:
+                return self._guaranteed(group, method.epsilon, method, tensors)
             return self._sampled(group, size, method, tensors)
         except NoCoresetForm as reason:
+            if method.epsilon is not None:
+                return replace(Selection.whole(group), method=f"kept whole ({reason})")
             return _ranked(group, size, tensors, f"rank ({reason})")
 
     def _sampled(self, group: ChannelGroup, size: int, method: Sensitivity, tensors: Mapping[str, Tensor]) -> Selection:
@@ -70,9 +78,58 @@ class Selector:
                 for form in path_forms(group, tensors)
             ]
         ).amax(dim=0)
+        assert method.sampler is not None
         draw = {"distinct": draw_distinct, "draws": draw_fixed, "pps": draw_pps}[method.sampler]
         sample = draw(scores, size, self.generator)
         return Selection.weighted(group, sample.kept, sample.weights, tensors, method_name(method))
+
+    def _guaranteed(
+        self, group: ChannelGroup, epsilon: float, method: Sensitivity, tensors: Mapping[str, Tensor]
+    ) -> Selection:
+        """As many draws as the theorem asks for; the whole group if it has no more channels than that."""
+        views = [_TheoremView.of(group, form, method.input_radius, tensors) for form in path_forms(group, tensors)]
+        scores = torch.stack([view.scores for view in views]).amax(dim=0)
+        drawn = scores > 0
+        squares = torch.stack([(view.slopes[drawn].square() / scores[drawn]).sum() for view in views])
+        complexity = math.sqrt(float(scores.sum() * squares.amax()))
+        coordinates = sum(view.coordinates for view in views)
+        draws = sample_size(float(scores.sum()), epsilon, coordinates, method.delta, complexity=complexity)
+        if draws >= group.size:
+            self.clipped.append(group.name)
+            return Selection.whole(group)
+        sample = draw_fixed(scores, draws, self.generator)
+        return Selection.weighted(group, sample.kept, sample.weights, tensors, method_name(method))
+
+
+@dataclass(frozen=True, eq=False)
+class _TheoremView:
+    """One path of a group as the theorem of ``coreset.bounds`` sees it.
+
+    In units of the consumer's outputs, before any BatchNorm behind it. A BatchNorm behind the activation makes a
+    channel ``a phi(z) + t``: its offset counts in the sensitivity, and no more in the Rademacher average than any
+    constant, whose mean over random signs is zero.
+
+    Attributes:
+        scores: Bounds on what a channel adds to any coordinate, (N,).
+        slopes: Lipschitz constants times the largest norm of input and row, (N,).
+        coordinates: Outputs times positions.
+    """
+
+    scores: Tensor
+    slopes: Tensor
+    coordinates: int
+
+    @classmethod
+    def of(
+        cls, group: ChannelGroup, form: PathForm, input_radius: float, tensors: Mapping[str, Tensor]
+    ) -> _TheoremView:
+        scale, offset = affine_behind(group, form, tensors)
+        consumers = form.consumers.flatten(2)
+        weights = consumers.norm(dim=2).amax(dim=0)
+        scores = scale.abs() * sensitivities(form.producers, consumers, form.activation, input_radius=input_radius)
+        reach = form.producers.norm(dim=1) * math.sqrt(input_radius**2 + 1)
+        slopes = weights * scale.abs() * form.activation.lipschitz * reach
+        return cls(scores + weights * offset.abs(), slopes, consumers.shape[0] * consumers.shape[2])
 
 
 def _ranked(group: ChannelGroup, size: int, tensors: Mapping[str, Tensor], method: str) -> Selection:

@@ -61,9 +61,13 @@ class Operation:
         return [leaf for leaf in tree_leaves(self.result) if isinstance(leaf, Tensor)]
 
     @property
-    def numbers(self) -> tuple[float | str, ...]:
-        """The numbers and strings among the arguments, such as a negative slope."""
-        return tuple(value for value in self.args[1:] if isinstance(value, (int, float, str)))
+    def numbers(self) -> tuple[float | str | None, ...]:
+        """The numbers and strings among the arguments, such as a negative slope, in the order of the schema.
+
+        Keyword arguments and defaults count, and so does ``None``: a clamp from above is none from below.
+        """
+        values = list(self.arguments.values())[1:]
+        return tuple(value for value in values if value is None or isinstance(value, (int, float, str)))
 
     def dims(self, argument: str, ndim: int) -> list[int]:
         """A dimension argument as a list of non-negative dimensions; all of them where it is not given."""
@@ -94,6 +98,7 @@ class Propagation(TorchDispatchMode):
         self.refused = refused
         self.atoms = Atoms()
         self.layers: dict[str, Contraction] = {}
+        self.normalised_by: dict[Norm, set[str]] = {}
         self.producers: dict[tuple[str, int], int] = {}
         self.consumers: dict[tuple[str, int], int] = {}
         self.paths: list[tuple[str, tuple[Step, ...], str]] = []
@@ -209,8 +214,12 @@ class Propagation(TorchDispatchMode):
         """Record that a BatchNorm directly follows the layer that made ``inputs``, if one did."""
         for producer, steps in self.of(inputs).trails.items():
             if not steps and producer in self.layers:
-                contraction = self.layers[producer]
-                contraction.layer = replace(contraction.layer, norm=norm)
+                served = self.normalised_by.setdefault(norm, set())
+                served.add(producer)
+                # What is right for one of several layers that a BatchNorm serves would be wrong for the others.
+                for name in served:
+                    layer = self.layers[name].layer
+                    self.layers[name].layer = replace(layer, norm=norm if len(served) == 1 else None)
 
     def count(self, weight: Tensor | None, macs: int) -> None:
         """Add multiply-accumulates to the account of a weight, or to that of products without one (``""``)."""

@@ -48,7 +48,7 @@ class Step:
     """
 
     op: str
-    args: tuple[float | str, ...] = ()
+    args: tuple[float | str | None, ...] = ()
     norm: Norm | None = None
 
 

@@ -18,7 +18,8 @@ def event_scalars(plan: PruningPlan) -> dict[str, float]:
     Returns:
         ``coreset/sparsity`` (fraction of the original parameters that is gone), ``coreset/params`` and ``coreset/macs``
         (parameters and multiply-accumulates of one sample that are left) and, for every group,
-        ``coreset/channels/<name>`` (channels that are left).
+        ``coreset/channels/<name>`` (channels that are left) and, as far as the plan tells them,
+        ``coreset/expected_error/<name>``, ``coreset/certified_error/<name>`` and ``coreset/found_error/<name>``.
 
     Example:
         >>> from lightning_coreset.plan import GroupPlan
@@ -48,6 +49,12 @@ def event_scalars(plan: PruningPlan) -> dict[str, float]:
         "coreset/params": float(plan.params_after),
         "coreset/macs": float(plan.macs_after),
         **{f"coreset/channels/{group.name}": float(group.channels_after) for group in plan.groups},
+        **{
+            f"coreset/{error}/{group.name}": getattr(group, error)
+            for error in ("expected_error", "certified_error", "found_error")
+            for group in plan.groups
+            if getattr(group, error) is not None
+        },
     }
 
 

@@ -8,13 +8,9 @@ from contextlib import contextmanager
 
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.strategies import (
-    DDPStrategy,
-    DeepSpeedStrategy,
-    SingleDeviceStrategy,
-    SingleDeviceXLAStrategy,
-    XLAStrategy,
-)
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies.single_xla import SingleDeviceXLAStrategy
+from lightning.pytorch.strategies.xla import XLAStrategy
 from torch.nn.parallel import DistributedDataParallel
 
 from lightning_coreset.plan import PruningPlan
@@ -50,7 +46,8 @@ def unwrapped(trainer: pl.Trainer) -> Iterator[None]:
     try:
         yield
     finally:
-        # Private, but with static_graph=True the first iteration's delayed all-reduce is otherwise never run again.
+        # Private, but with static_graph=True and manual optimization the first iteration's delayed all-reduce is
+        # otherwise never run again, and the ranks drift apart silently.
         strategy._pl_static_graph_delay_done = False
         strategy.configure_ddp()
 

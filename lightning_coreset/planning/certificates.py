@@ -1,0 +1,234 @@
+r"""Certificates of a plan: for every group the worst error that its coreset can make, from above and from below.
+
+For a group with a coreset form, :math:`e_j(x) = \sum_p \Delta_{jp} \phi(P_p \cdot (x, 1)) + c_j` is what the plan
+changes in coordinate j of a consumer, for *every* input of norm at most the radius. A coordinate is one output, one
+input position that a channel becomes (several behind a Flatten) and one kernel position: for a Linear it is the output
+itself; the output of a convolution adds as many coordinates as its kernel has positions, each with a patch of its own,
+so that its error is at most that number times the coordinate's. A constant that went into the consumer's bias, or out
+of the running mean behind it, is shared equally among the coordinates of its output.
+
+What a certificate does not speak of: several layers together, fine-tuning, and the repaired variance of a BatchNorm
+behind the consumer, which rescales its output. A sum over positions (``x.sum((2, 3))``) multiplies errors. Average
+pooling does no harm; behind max pooling, where every channel may come from another position, the triangle bound alone
+counts, and the error found is that of positions which are all alike.
+
+Shapes as in ``layout``; J coordinates.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from lightning_coreset.coreset import Activation, certify, largest_found_error, largest_magnitude, output_radius
+from lightning_coreset.planning.forms import PathForm, affine_behind, norm_of_outputs, path_forms
+from lightning_coreset.planning.laws import whole_input
+from lightning_coreset.planning.layout import NoCoresetForm, consumer_slices, host
+from lightning_coreset.planning.radii import LayerInputs
+from lightning_coreset.planning.selection import Selection
+from lightning_coreset.structure import ChannelGroup
+
+_SHARPENED = 64
+_ASCENDED = 8
+_ENTRIES = 2**26
+"""Rows times N times min(N, d + 1) that are sharpened at most: above 1024 channels fewer than ``_SHARPENED`` rows."""
+_LEAST_SHARPENED = 4
+
+
+@dataclass(frozen=True)
+class GroupCertificate:
+    """The worst error of one group's coreset, bracketed; the largest over all coordinates.
+
+    Attributes:
+        certified_error: Proven: no input of the ball makes a larger one. ``None`` without a certificate.
+        found_error: Found by gradient ascent: an input of the ball makes this one.
+        input_radius: The radius of the ball.
+        radius_source: ``"given"``, ``"propagated"`` or ``"measured"``; or why there is no certificate.
+    """
+
+    certified_error: float | None
+    found_error: float | None
+    input_radius: float | None
+    radius_source: str
+
+
+@dataclass
+class Certifier:
+    """Certifies group after group of one plan, bottom to top.
+
+    Attributes:
+        inputs: What the example showed of the layers' inputs.
+        input_radius: The user's bound on the norm of the network's own input as its first layer sees it.
+        seed: Of the starts of the ascent.
+        rows: Rows that get the sharp bound, at most. The bound is valid whatever the number.
+    """
+
+    inputs: LayerInputs
+    input_radius: float | None = None
+    seed: int = 0
+    rows: int = _SHARPENED
+    _proven: dict[str, float] = field(default_factory=dict)
+
+    def certificate(self, group: ChannelGroup, selection: Selection, tensors: Mapping[str, Tensor]) -> GroupCertificate:
+        """Bracket the worst error of a group's coreset.
+
+        Args:
+            group: The group.
+            selection: Its coreset.
+            tensors: Parameters and buffers by name, as the groups before left them and without this group's updates.
+        """
+        try:
+            forms = path_forms(group, tensors)
+            _check_sound(forms)
+            radius, source = self._radius(forms[0].path.producer.weight)
+            changes = [_Change.of(group, form, selection, tensors) for form in forms]
+        except NoCoresetForm as reason:
+            return GroupCertificate(None, None, None, f"none: {reason}")
+        if source != "measured":
+            self._propagate(group, forms, selection, tensors, radius)
+        brackets = [(0.0, 0.0)]
+        if len(selection.kept) < group.size:
+            brackets = [change.bracket(radius, self.rows, self.seed) for change in changes]
+        certified, found = (max(values) for values in zip(*brackets, strict=True))
+        return GroupCertificate(certified, found, radius, source)
+
+    def _radius(self, weight: str) -> tuple[float, str]:
+        """The radius of a layer's inputs, and where it comes from."""
+        if self.input_radius is not None and weight in self.inputs.first:
+            return self.input_radius, "given"
+        if weight in self._proven:
+            return self._proven[weight], "propagated"
+        if weight not in self.inputs.radii:
+            raise NoCoresetForm(f"no module that can be watched runs {weight}")
+        radius = self.inputs.radii[weight]
+        if not (math.isfinite(radius) and radius > 0):
+            raise NoCoresetForm(f"the inputs measured at {weight} have norm {radius}")
+        return radius, "measured"
+
+    def _propagate(
+        self,
+        group: ChannelGroup,
+        forms: list[PathForm],
+        selection: Selection,
+        tensors: Mapping[str, Tensor],
+        radius: float,
+    ) -> None:
+        """What the channels that stay can come to, at all positions that a consumer reads at once."""
+        for form in forms:
+            weight = form.path.consumer.weight
+            # A layer that is called several times may read something else as well.
+            if weight in self.inputs.repeated or whole_input(group, form, tensors) is None:
+                continue
+            rows = form.producers[selection.kept]
+            if _pooled(form):  # every channel from a position of its own
+                norms = rows.norm(dim=1) * math.sqrt(radius**2 + 1)
+                largest = float(largest_magnitude(form.activation, norms).norm())
+            else:
+                largest = output_radius(rows, form.activation, input_radius=radius)
+            scale, offset = (part[selection.kept] for part in affine_behind(group, form, tensors))
+            positions = math.prod(form.consumers.shape[2:])
+            proven = math.sqrt(positions) * (float(scale.abs().max()) * largest + float(offset.norm()))
+            if proven > 0 and math.isfinite(proven):
+                self._proven[weight] = max(proven, self._proven.get(weight, 0.0))
+
+
+@dataclass(frozen=True, eq=False)
+class _Change:
+    """What a plan changes in one consumer.
+
+    Attributes:
+        change: Old weights minus new ones, BatchNorms behind the activation included, (J, N).
+        constant: Old constants minus new ones, (J,).
+        producers: The rows that make the channels, (N, d + 1).
+        activation: What stands between.
+        pooled: Whether a max pooling stands between, too.
+    """
+
+    change: Tensor
+    constant: Tensor
+    producers: Tensor
+    activation: Activation
+    pooled: bool
+
+    @classmethod
+    def of(cls, group: ChannelGroup, form: PathForm, selection: Selection, tensors: Mapping[str, Tensor]) -> _Change:
+        # In the dtype of the model: the certificate is about the weights that it will have.
+        updates = {name: value.to(tensors[name].dtype) for name, value in selection.updates.items()}
+        after = {**tensors, **updates}
+        kept = torch.zeros(group.size, dtype=torch.float64).index_fill_(0, selection.kept, 1.0)
+        new = consumer_slices(group, form.path.consumer, after) * kept[:, None, None]
+        difference = (form.consumers - new).permute(0, 2, 3, 1)  # (O, q, k, N)
+        scale, offset = affine_behind(group, form, tensors)
+        share = (_constants(form, tensors) - _constants(form, after)) / math.prod(difference.shape[1:3])
+        constant = difference @ offset + share[:, None, None]
+        return cls(
+            (difference * scale).flatten(0, 2), constant.flatten(), form.producers, form.activation, _pooled(form)
+        )
+
+    def bracket(self, radius: float, rows: int, seed: int) -> tuple[float, float]:
+        """The certified error and the one found, both the largest over the coordinates."""
+        bound = self._certified(radius, rows)
+        worst = bound.topk(min(_ASCENDED, len(bound))).indices
+        return float(bound.max()), self._found(worst, radius, seed)
+
+    def _certified(self, radius: float, rows: int) -> Tensor:
+        """Valid bounds for all coordinates, the largest of them sharp unless the limit of rows comes first."""
+        cheap = certify(self.change, self.producers, self.activation, input_radius=radius, sharpen=False)
+        bound = (cheap.triangle if self.pooled else cheap.bound) + self.constant.abs()
+        if self.pooled or self.activation.half_slopes is None:
+            return bound
+        left = min(rows, max(_LEAST_SHARPENED, _ENTRIES // (len(self.producers) * min(self.producers.shape))))
+        waiting = bound.clone()  # what is sharp already waits no more
+        while left > 0 and bool(waiting.max() >= bound.max()):
+            some = waiting.topk(min(8, left, len(waiting))).indices
+            sharp = certify(self.change[some], self.producers, self.activation, input_radius=radius).bound
+            bound[some] = torch.minimum(bound[some], sharp + self.constant[some].abs())
+            waiting[some] = -math.inf
+            left -= len(some)
+        return bound
+
+    def _found(self, rows: Tensor, radius: float, seed: int) -> float:
+        change, producers = self.change[rows], self.producers
+        constant = self.constant[rows]
+        if constant.any():
+            # A channel that no input moves carries the constant, so that the ascent sees it.
+            at = next((t for t in (1.0, -1.0) if abs(_value(self.activation, t)) > 1e-3), None)
+            if at is None:
+                return 0.0
+            still = producers.new_zeros(1, producers.shape[1])
+            still[0, -1] = at
+            producers = torch.cat([producers, still])
+            change = torch.cat([change, (constant / _value(self.activation, at))[:, None]], dim=1)
+        generator = torch.Generator().manual_seed(seed)
+        found = largest_found_error(change, producers, self.activation, input_radius=radius, generator=generator)
+        return float(found.max())
+
+
+def _check_sound(forms: list[PathForm]) -> None:
+    if any(form.rows.shape[1] != 1 for form in forms):
+        raise NoCoresetForm("several rows make one of its channels")
+    if any(form.path.consumer.groups != 1 for form in forms):
+        raise NoCoresetForm("a grouped convolution reads its channels")
+
+
+def _pooled(form: PathForm) -> bool:
+    return any(step.op == "max_pool" for step in form.path.steps)
+
+
+def _value(activation: Activation, at: float) -> float:
+    return float(activation.function(torch.tensor(at, dtype=torch.float64)))
+
+
+def _constants(form: PathForm, tensors: Mapping[str, Tensor]) -> Tensor:
+    """What is added to each output of the consumer, up to a constant that no plan changes, (O,)."""
+    constant = torch.zeros(len(form.consumers), dtype=torch.float64)
+    bias, norm = form.path.consumer.bias, norm_of_outputs(form, tensors)
+    if bias is not None and tensors[bias].numel() == len(constant):
+        constant = constant + host(tensors[bias]).reshape(-1)
+    if norm is not None and norm.running_mean is not None:
+        constant = constant - host(tensors[norm.running_mean])
+    return constant

@@ -1,0 +1,111 @@
+"""How large the inputs of layers are, measured on an example: the radius of the ball that a certificate speaks of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from lightning_coreset.structure import Example, plain_execution
+from lightning_coreset.structure.trace import preserved
+
+
+@dataclass(frozen=True)
+class LayerInputs:
+    """What an example showed of the inputs of layers, by the qualified name of their weight.
+
+    Attributes:
+        radii: The largest norm of an input: of a row for a Linear, of a patch for a convolution.
+        first: Weights that read what the first layer reads, the network's own input.
+        repeated: Weights of layers that are called more than once in a run.
+    """
+
+    radii: Mapping[str, float]
+    first: frozenset[str] = frozenset()
+    repeated: frozenset[str] = frozenset()
+
+
+def layer_inputs(model: nn.Module, example: Example) -> LayerInputs:
+    """Run a network once, as in evaluation, and measure the inputs of its Linears and convolutions.
+
+    Flags, buffers and random states are restored. Layers that are no module of their own, such as a weight used in a
+    functional call, are not seen.
+
+    Args:
+        model: The network.
+        example: How it is run. The radii hold for these inputs only.
+    """
+    watch = _Watch({id(tensor): name for name, tensor in model.named_parameters()})
+    handles = [
+        module.register_forward_pre_hook(watch.see, with_kwargs=True)
+        for module in model.modules()
+        if _weight(module) is not None
+    ]
+    try:
+        with preserved(model), plain_execution():
+            model.eval()
+            example.run(model, example.inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return LayerInputs(watch.radii, frozenset(watch.first - watch.deep), frozenset(watch.repeated))
+
+
+@dataclass
+class _Watch:
+    """Sees every call of a layer with a weight."""
+
+    names: Mapping[int, str]
+    radii: dict[str, float] = field(default_factory=dict)
+    first: set[str] = field(default_factory=set)
+    deep: set[str] = field(default_factory=set)
+    repeated: set[str] = field(default_factory=set)
+    seen: set[str] = field(default_factory=set)
+    _origin: torch.UntypedStorage | None = None  # held, so that its address is not given to another tensor
+
+    def see(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        inputs = args[0] if args else next(iter(kwargs.values()), None)
+        name = self.names.get(id(_weight(module)))
+        if name is None or not isinstance(inputs, Tensor):
+            return
+        if self._origin is None:
+            self._origin = inputs.untyped_storage()
+        # Views, such as a Flatten's, share the storage.
+        own = inputs.untyped_storage().data_ptr() == self._origin.data_ptr()
+        (self.repeated if name in self.seen else self.seen).add(name)
+        (self.first if own else self.deep).add(name)
+        if inputs.is_floating_point() and inputs.numel() > 0 and not isinstance(module, nn.Embedding):
+            radius = float(_squares(module, inputs.detach().double()).clamp_min(0).amax().sqrt())
+            self.radii[name] = max(self.radii.get(name, 0.0), radius)
+
+
+def _weight(module: nn.Module) -> Tensor | None:
+    weight = getattr(module, "weight", None)
+    return weight if isinstance(weight, Tensor) and weight.dim() > 1 else None
+
+
+def _squares(module: nn.Module, inputs: Tensor) -> Tensor:
+    """The squared norms of the rows or patches that a layer reads."""
+    if not isinstance(module, _ConvNd):
+        return inputs.square().sum(dim=-1)
+    # A convolution of the squares with a kernel of ones: it knows strides, paddings and dilations by itself.
+    squares = inputs.square()
+    if squares.dim() == len(module.kernel_size) + 1:  # a single image without a batch
+        squares = squares[None]
+    squares = squares.unflatten(1, (module.groups, -1)).sum(dim=2)
+    ones = squares.new_ones(module.groups, 1, *module.kernel_size)
+    options = {"stride": module.stride, "dilation": module.dilation, "groups": module.groups}
+    convolve: Callable[..., Tensor]
+    if isinstance(module, _ConvTransposeNd):
+        convolve = getattr(functional, f"conv_transpose{len(module.kernel_size)}d")
+        return convolve(squares, ones, padding=module.padding, output_padding=module.output_padding, **options)
+    convolve = getattr(functional, f"conv{len(module.kernel_size)}d")
+    if module.padding_mode == "zeros":
+        return convolve(squares, ones, padding=module.padding, **options)
+    padded = functional.pad(squares, module._reversed_padding_repeated_twice, mode=module.padding_mode)
+    return convolve(padded, ones, **options)

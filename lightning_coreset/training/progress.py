@@ -1,0 +1,63 @@
+"""What a callback has done in a training run so far, and what it still has to do: plain data for checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from lightning_coreset.plan import PruningPlan
+from lightning_coreset.planning import Totals
+
+
+@dataclass
+class Progress:
+    """The state of a training run with pruning events.
+
+    Attributes:
+        plans: One plan for every event that was carried out. Those of a checkpoint have no ``changes``.
+        done: Epochs of the events that are over, with their ratios.
+        original: What the model came to before the first event; ``None`` until it was seen.
+        final_sizes: Where groups are pruned one after the other, the classes each will be left with.
+        unsound: Groups that failed the self-check, each with the reason.
+    """
+
+    plans: list[PruningPlan] = field(default_factory=list)
+    done: dict[int, float] = field(default_factory=dict)
+    original: Totals | None = None
+    final_sizes: dict[str, int] = field(default_factory=dict)
+    unsound: dict[str, str] = field(default_factory=dict)
+
+    def open_events(self, events: Mapping[int, float]) -> dict[int, float]:
+        """The events that ask for more than was reached.
+
+        Compared by ratio, not by epoch: where training goes on for more epochs, the events are laid out anew.
+        """
+        reached = max(self.done.values(), default=0.0)
+        return {epoch: ratio for epoch, ratio in events.items() if ratio > reached}
+
+    @property
+    def reached(self) -> float:
+        """The pruning ratio that the last event reached."""
+        return self.plans[-1].reached if self.plans else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Numbers, strings, lists and dicts."""
+        return {
+            "plans": [replace(plan, changes=()).to_dict() for plan in self.plans],
+            "done": dict(self.done),
+            "original": None if self.original is None else asdict(self.original),
+            "final_sizes": dict(self.final_sizes),
+            "unsound": dict(self.unsound),
+        }
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Progress:
+        """The inverse of :meth:`to_dict`."""
+        return cls(
+            plans=[PruningPlan.from_dict(plan) for plan in plain["plans"]],
+            done=dict(plain["done"]),
+            original=None if plain["original"] is None else Totals(**plain["original"]),
+            final_sizes=dict(plain["final_sizes"]),
+            unsound=dict(plain["unsound"]),
+        )

@@ -1,0 +1,372 @@
+"""The self-check: what no structure can know is found on a copy, and the model is left alone."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from networks import NETWORKS, assert_untouched, make, snapshot
+from torch import Tensor, nn
+from torch.nn import functional
+
+from lightning_coreset.structure import ChannelGroup, Example, Member, analyse, find_groups
+from lightning_coreset.verification import describe_failures, failing_groups, verified
+
+
+def failures(model: nn.Module, x: Tensor, groups: Sequence[ChannelGroup] | None = None) -> dict[str, str]:
+    return failing_groups(model, find_groups(model, x) if groups is None else groups, Example.of(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_right_groups_pass(name, dtype):
+    model, x = make(name, dtype)
+    assert find_groups(model, x)
+    assert failures(model, x) == {}
+
+
+@pytest.mark.parametrize("name", ["mlp", "vgg", "mobilenet", "attention"])
+def test_it_only_reads(name):
+    model, x = make(name)
+    model.train()
+    next(iter(model.children())).eval()
+    model(x).sum().backward()
+    gradients = [parameter.grad.clone() for parameter in model.parameters()]
+    flags = [module.training for module in model.modules()]
+    groups = find_groups(model, x)
+    before, states = snapshot(model), (random.getstate(), torch.get_rng_state())
+    failures(model, x, groups)
+    assert_untouched(model, before)
+    assert [module.training for module in model.modules()] == flags
+    assert states[0] == random.getstate()
+    assert torch.equal(states[1], torch.get_rng_state())
+    for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=0, atol=0)
+
+
+class Pair(nn.Module):
+    """``a`` is free; ``between`` stands behind ``b``."""
+
+    def __init__(self, between) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.between = nn.Linear(6, 10), nn.Linear(10, 8), nn.Linear(8, 3), between
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(self.between(self.b(self.a(x).relu()).relu()))
+
+
+WIDTHS = {
+    "view": (lambda y: y.view(-1, 8), "does not run"),
+    "reshape that fits": (lambda y: y.reshape(-1, 8)[: len(y)] if y.shape[1] == 8 else y.tanh(), "changes what"),
+    "division": (lambda y: y / y.shape[1], "changes what"),
+    "root of the width": (lambda y: y * y.shape[-1] ** -0.5, "changes what"),
+    "dynamic": (lambda y: y if y.shape[1] == 8 else 2 * y, "changes what"),
+    "assertion": (lambda y: functional.layer_norm(y.T, [len(y)]).T if y.shape[1] == 8 else 1 / 0, "division by zero"),
+    "slow drift": (lambda y: y * (1 + 1e-4 * y.shape[1]), "changes what"),
+}
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_widths_in_the_code_are_caught(width):
+    between, reason = WIDTHS[width]
+    model = Pair(between)
+    x = torch.randn(4, 6)
+    assert [group.name for group in find_groups(model, x)] == ["a", "b"]
+    found = failures(model, x)
+    assert list(found) == ["b"]
+    assert reason in found["b"]
+
+
+def test_a_masked_output_does_not_hide_a_difference():
+    """Logits of minus infinity are the same before and after; the others are still compared."""
+
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 10), nn.Linear(10, 4)
+            self.register_buffer("mask", torch.tensor([False, False, False, True]))
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.a(x).relu()
+            return (self.b(x) / x.shape[1]).masked_fill(self.mask, float("-inf"))
+
+    assert list(failures(Masked(), torch.randn(4, 6))) == ["a"]
+
+
+class Joint(nn.Module):
+    """Each of two layers may shrink a little, but not both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Linear(4, 10), nn.Linear(4, 10), nn.Linear(20, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.cat([self.a(x).relu(), self.b(x).relu()], 1)
+        return self.head(2 * y if y.shape[1] < 15 else y)
+
+
+def test_what_fails_only_together_is_caught():
+    assert failures(Joint(), torch.randn(4, 4))
+
+
+class Branches(nn.Module):
+    """Many groups side by side, some of them divided by their width."""
+
+    def __init__(self, bad: Sequence[int]) -> None:
+        super().__init__()
+        self.bad = bad
+        self.first = nn.ModuleList(nn.Linear(4, 6) for _ in range(7))
+        self.second = nn.ModuleList(nn.Linear(6, 2) for _ in range(7))
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = []
+        for number, (first, second) in enumerate(zip(self.first, self.second, strict=True)):
+            y = first(x).relu()
+            parts.append(second(y / y.shape[1] if number in self.bad else y))
+        return torch.stack(parts)
+
+
+@pytest.mark.parametrize("bad", [(), (0,), (6,), (2, 3), (0, 3, 6), tuple(range(7))])
+def test_the_ones_to_blame_are_found(bad):
+    assert list(failures(Branches(bad), torch.randn(3, 4))) == [f"first.{number}" for number in bad]
+
+
+# ---- groups made wrong on purpose
+
+
+def shifted(member: Member, by: int = 1) -> Member:
+    return replace(member, index=member.index[by:] + member.index[:by])
+
+
+def with_members(group: ChannelGroup, change) -> ChannelGroup:
+    return replace(group, members=tuple(filter(None, map(change, group.members))))
+
+
+def wrong(group: ChannelGroup, name: str, how: str) -> ChannelGroup:
+    def change(member: Member) -> Member | None:
+        if member.name != name:
+            return member
+        return {"shifted": shifted(member), "forgotten": None}[how]
+
+    return with_members(group, change)
+
+
+@pytest.mark.parametrize("how", ["shifted", "forgotten"])
+@pytest.mark.parametrize("name", ["3.weight", "3.bias", "6.weight"])
+def test_wrong_groups_of_a_convolution(name, how):
+    model, x = make("lenet")
+    group = find_groups(model, x)[1]
+    assert failures(model, x, [group]) == {}
+    assert list(failures(model, x, [wrong(group, name, how)])) == ["3"]
+
+
+@pytest.mark.parametrize("how", ["shifted", "forgotten"])
+@pytest.mark.parametrize("name", ["1.weight", "1.bias", "1.running_mean", "1.running_var", "3.weight"])
+def test_wrong_groups_of_a_norm(name, how):
+    model, x = make("vgg")
+    group = find_groups(model, x)[0]
+    assert list(failures(model, x, [wrong(group, name, how)])) == ["0"]
+
+
+def test_a_fresh_norm_does_not_hide_a_wrong_index():
+    """Before training all statistics are 0 and 1, and so are scales and shifts: the check has to move them."""
+    model = nn.Sequential(nn.Linear(6, 8, bias=False), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+    x = torch.randn(4, 6)
+    (group,) = find_groups(model, x)
+    for name in ("1.weight", "1.bias", "1.running_mean", "1.running_var"):
+        assert list(failures(model, x, [wrong(group, name, "shifted")])) == ["0"], name
+
+
+def test_a_reader_that_was_missed_is_a_leak():
+    class Branch(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(6, 8), nn.Linear(8, 3), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.a(x).relu()
+            return self.b(y) + self.c(y)
+
+    model, x = Branch(), torch.randn(4, 6)
+    (group,) = find_groups(model, x)
+    found = failures(model, x, [with_members(group, lambda member: None if member.name == "c.weight" else member)])
+    assert "reach further" in found["a"]
+
+
+def test_a_group_without_influence_is_named():
+    class Unused(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 3)
+            self.c, self.d = nn.Linear(6, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.d(self.c(x).relu())
+            return self.b(self.a(x).relu())
+
+    model, x = Unused(), torch.randn(4, 6)
+    assert [group.name for group in find_groups(model, x)] == ["c", "a"]
+    found = failures(model, x)
+    assert list(found) == ["c"]
+    assert "no influence" in found["c"]
+
+
+def test_influence_without_gradients_counts():
+    """Under ``no_grad``, through ``detach`` or a rounding, an output has no gradient but depends on the channels."""
+
+    class Detached(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 8)
+            self.c, self.d = nn.Linear(8, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.no_grad():
+                x = self.b(self.a(x).relu()).relu()
+            return self.d(self.c(x).relu())
+
+    model, x = Detached(), torch.randn(4, 6)
+    assert [group.name for group in find_groups(model, x)] == ["a", "b", "c"]
+    assert failures(model, x) == {}
+
+
+def test_whole_numbers_as_outputs_prove_nothing():
+    class Classes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(self.a(x).relu()).argmax(1)
+
+    model, x = Classes(), torch.randn(4, 6)
+    found = failures(model, x)
+    assert list(found) == ["a"]
+    assert "cannot be tried" in found["a"]
+
+
+# ---- networks that are hard to run twice
+
+
+def test_codes_among_floating_numbers():
+    """Other values than the user's may not be possible: then the example alone has to do."""
+
+    class Table(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.a, self.b = nn.Embedding(5, 6), nn.Linear(9, 10), nn.Linear(10, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(self.a(torch.cat([self.embed(x[:, 0].long()), x[:, 1:]], 1)).relu())
+
+    model, x = Table(), torch.randn(5, 4)
+    x[:, 0] = torch.arange(5)
+    assert failures(model, x) == {}
+
+
+def test_a_network_that_makes_single_precision_itself():
+    class Single(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 10), nn.Linear(10, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(torch.ones(len(x), 1) @ self.a(x.float()).relu().mean(0, keepdim=True))
+
+    assert failures(Single(), torch.randn(4, 6)) == {}
+
+
+def test_complex_buffers_stay_complex():
+    class Rotary(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 10), nn.Linear(10, 4)
+            self.register_buffer("turn", torch.polar(torch.ones(2), torch.tensor([0.3, 0.9])))
+
+        def forward(self, x: Tensor) -> Tensor:
+            pairs = torch.view_as_complex(self.b(self.a(x).relu()).reshape(-1, 2, 2))
+            return torch.view_as_real(pairs * self.turn)
+
+    assert failures(Rotary(), torch.randn(4, 6)) == {}
+
+
+def test_a_weight_of_one_element():
+    model = nn.Sequential(nn.Linear(1, 8), nn.ReLU(), nn.Linear(8, 1), nn.Tanh(), nn.Linear(1, 1))
+    assert failures(model, torch.randn(4, 1)) == {}
+
+
+@pytest.mark.parametrize("rate", [0.3, 0.5])
+def test_random_numbers_are_the_same_in_every_run(rate):
+    """Noise that evaluation mode does not switch off."""
+    model = Pair(lambda y: functional.dropout(y, rate, training=True) + 0 * random.random() * y)
+    x = torch.randn(4, 6)
+    groups = find_groups(model, x)
+    # The mask is drawn for the width at hand, so ``b`` cannot be compared; ``a`` in front of it can.
+    assert "a" not in failures(model, x, groups)
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_any_gradient_mode(context):
+    model, x = make("vgg")
+    groups = find_groups(model, x)
+    with context():
+        assert failures(model, x, groups) == {}
+
+
+class Module(pl.LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+
+    def training_step(self, batch: Tensor, index: int = 0) -> Tensor:
+        y = self.net(batch)
+        return (y * (1 + self.trainer.current_epoch)).pow(2).mean()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+def test_a_lightning_module_without_a_trainer():
+    model = Module()
+    assert failures(model, torch.randn(4, 6)) == {}
+    assert model._trainer is None
+
+
+def test_a_copy_of_a_lightning_module_knows_its_trainer():
+    model = Module()
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    model._trainer = trainer
+    x = torch.randn(4, 6)
+    example = Example(x, run=lambda module, batch: (module(batch), module.training_step(batch)))
+    groups = analyse(model, example).groups
+    assert [group.name for group in groups] == ["net.0"]
+    assert failing_groups(model, groups, example) == {}
+    assert model.trainer is trainer
+
+
+# ---- words
+
+
+def test_no_groups_no_trial():
+    assert failing_groups(nn.Linear(2, 2), (), Example.of(torch.randn(3))) == {}
+
+
+def test_verified_takes_the_failures_out_and_warns():
+    model, x = Pair(lambda y: y.view(-1, 8)), torch.randn(4, 6)
+    example = Example.of(x)
+    structure = analyse(model, example)
+    with pytest.warns(UserWarning, match=r"(?s)not pruned.*\n  b: without some of its channels"):
+        checked = verified(model, structure, example)
+    assert [group.name for group in checked.groups] == ["a"]
+    assert "written as a number" in checked.refused["b"]
+    assert checked.macs == structure.macs
+    assert [group.name for group in structure.groups] == ["a", "b"]
+
+
+def test_failures_in_words():
+    text = describe_failures({"a": "it does not run", "b.0": "it leaks"})
+    assert text.splitlines()[1:] == ["  a: it does not run", "  b.0: it leaks"]
