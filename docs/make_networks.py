@@ -30,9 +30,9 @@ by `python docs/make_networks.py` with torch {torch} and transformers {transform
 - **reachable**: the share of the parameters that lie in a row or column of some group.
 - **checked**: of the groups tried (at most six of a network, and all at once), how many were *right*: without 30% of
   their classes the network computes what it computes with the consumers' columns set to zero, to 1e-6 in double
-  precision on two inputs, nothing leaks, and a backward pass runs. A group that is *not possible* raises when it is cut,
-  because the network's own code writes its width as a number (or divides by it, *width*); pruning tries every group on
-  a copy first, finds just these and leaves them whole.
+  precision on two inputs, nothing leaks, and a backward pass runs. A group that is *not possible* raises when it is
+  cut, because the network's own code writes its width as a number (or divides by it, *width*); pruning tries every
+  group on a copy first, finds just these and leaves them whole.
 - **refused**: layers none of whose channels can go, with the commonest reasons.
 
 {summary}

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
-from typing import Any, Literal, get_args
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Literal
 
 import lightning.pytorch as pl
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_coreset.methods import Method, MethodName, as_method
 from lightning_coreset.optimizers import slice_optimizer_state
 from lightning_coreset.plan import PruningPlan
 from lightning_coreset.planning import (
-    LayerInputs,
     Request,
-    Totals,
     Unit,
     bottom_up_sizes,
     check_ignore,
@@ -26,17 +23,19 @@ from lightning_coreset.planning import (
     measure,
     prunable,
 )
-from lightning_coreset.schedule import Schedule, check_schedule, pruning_events
+from lightning_coreset.schedule import Schedule
 from lightning_coreset.structure import ExampleInputs, Structure, analyse
 from lightning_coreset.surgery import apply_changes
 from lightning_coreset.training import (
     AccuracyProbe,
     ExampleSource,
+    Progress,
+    Timeline,
     agreed,
     check_strategy,
     event_scalars,
     log_scalars,
-    training_epochs,
+    standing_scalars,
     unwrapped,
 )
 from lightning_coreset.verification import describe_failures, failing_groups
@@ -111,34 +110,24 @@ class CoresetPruningCallback(pl.Callback):
         seed: int = 0,
         verbose: bool = True,
     ) -> None:
-        check_schedule(schedule, pruning_ratio, start=start, end=end, every=every)
-        if unit not in get_args(Unit):
-            raise ValueError(f"Expected unit to be 'params', 'macs' or 'channels' but got {unit!r}.")
         if order not in ("together", "bottom_up"):
             raise ValueError(f"Expected order to be 'together' or 'bottom_up' but got {order!r}.")
-        if isinstance(ignore, str):
-            raise ValueError(
-                f"Expected ignore to be a sequence of patterns but got the string {ignore!r}: [{ignore!r}]."
-            )
-        self.request = Request(
-            pruning_ratio, unit, as_method(method), tuple(ignore), include_residual, seed, input_radius
-        )
-        self.schedule: Schedule = schedule
-        self.start = start
-        self.end = end
-        self.every = every
+        self.timeline = Timeline(schedule, pruning_ratio, start, end, every)
+        self.request = Request(pruning_ratio, unit, as_method(method), ignore, include_residual, seed, input_radius)
         self.order = order
         self.check = check
         self.certify = certify
         self.verbose = verbose
-        self.plans: list[PruningPlan] = []
+        self._progress = Progress()
+        self._events: dict[int, float] = {}
+        self._standing: dict[str, float] = {}
         self._source = ExampleSource(example_inputs)
         self._accuracy = AccuracyProbe(eval_batches=eval_batches)
-        self._events: dict[int, float] = {}
-        self._done: dict[int, float] = {}
-        self._original: Totals | None = None
-        self._final_sizes: dict[str, int] = {}
-        self._unsound: dict[str, str] = {}
+
+    @property
+    def plans(self) -> list[PruningPlan]:
+        """What every event of the run did; plans that come from a checkpoint have no ``changes``."""
+        return self._progress.plans
 
     # ---- before training
 
@@ -150,9 +139,9 @@ class CoresetPruningCallback(pl.Callback):
         if stage != "fit":
             return
         check_strategy(trainer)
-        self._events = {}
+        self._events, self._standing = {}, {}
         if trainer.current_epoch == 0 and trainer.global_step == 0:
-            self.plans, self._done, self._original, self._final_sizes, self._unsound = [], {}, None, {}, {}
+            self._progress = Progress()
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Check what can be checked before the loaders are there."""
@@ -161,46 +150,34 @@ class CoresetPruningCallback(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Lay out the events: by now the length of training is known."""
-        self._events = self._lay_out(training_epochs(trainer))
-        if self._source.ready:
-            self._measure(trainer, pl_module)
-
-    def _lay_out(self, epochs: int | None) -> dict[int, float]:
-        times = (self.start,) if self.schedule == "one_shot" else (self.start, self.end)
-        fractions = [time for time in times if isinstance(time, float)]
-        if epochs is None and fractions and not isinstance(self.schedule, Mapping):
-            raise MisconfigurationException(
-                f"Expected a Trainer with max_epochs or max_steps, since start={self.start!r} and end={self.end!r} are "
-                "fractions of training, which has no end. Set one of them, or give start and end as epochs (int)."
-            )
-        if epochs is None:
-            epochs = 1 + max(*self.schedule, 0) if isinstance(self.schedule, Mapping) else 1 + int(max(times))
-        events = pruning_events(
-            self.schedule,
-            self.request.pruning_ratio,
-            start=self.start,
-            end=self.end,
-            every=self.every,
-            epochs=epochs,
-        )
-        beyond = [epoch for epoch in self.schedule if epoch >= epochs] if isinstance(self.schedule, Mapping) else []
-        if beyond:
-            rank_zero_warn(f"Training has {epochs} epochs: the schedule's events of epochs {beyond} will not happen.")
-        return events
+        self._events = self.timeline.events(trainer)
 
     def _measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Remember what the model comes to before any pruning; raises if nothing can be pruned."""
-        if self._original is None:
-            with self._source.example(trainer, pl_module) as example:
-                structure = analyse(pl_module, example)
-                if self.check:
-                    self._unsound = failing_groups(pl_module, structure.groups, example)
-            if self._unsound:
-                rank_zero_warn(describe_failures(self._unsound))
-            structure = structure.without(self._unsound)
-            self._original = measure(pl_module, structure, self.request)
+        """Before the first event: try all groups, and remember what the model comes to.
+
+        Raises if nothing can be pruned.
+        """
+        if self._standing:
+            return
+        structure = self._structure(trainer, pl_module)
+        if self._progress.original is None:
+            if self.check:
+                self._progress.unsound = self._failing(trainer, pl_module, structure)
+                structure = structure.without(self._progress.unsound)
+            self._progress.original = measure(pl_module, structure, self.request)
             if self.order == "bottom_up":
-                self._final_sizes = final_sizes(pl_module, structure, self.request)
+                self._progress.final_sizes = final_sizes(pl_module, structure, self.request)
+        self._standing = standing_scalars(self._progress.original, prunable(structure, self.request)[0])
+
+    def _failing(self, trainer: pl.Trainer, pl_module: pl.LightningModule, structure: Structure) -> dict[str, str]:
+        failures: dict[str, str] = {}
+        with self._source.examples(trainer, pl_module) as examples:
+            for example in examples:
+                sound = [group for group in structure.groups if group.name not in failures]
+                failures |= failing_groups(pl_module, sound, example)
+        if failures:
+            rank_zero_warn(describe_failures(failures))
+        return failures
 
     # ---- in training
 
@@ -238,49 +215,32 @@ class CoresetPruningCallback(pl.Callback):
         step = max(trainer.fit_loop.epoch_loop._batches_that_stepped - 1, 0)
         if self._without_validation(trainer):
             self._log_accuracy(trainer, self._accuracy.compute_and_reset(), step)
-        if self.plans:
-            log_scalars(trainer, event_scalars(self.plans[-1]), step)
+        log_scalars(trainer, event_scalars(self.plans[-1]) if self.plans else self._standing, step)
 
     def _prune_if_due(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        due = {epoch: ratio for epoch, ratio in self._open_events().items() if epoch <= trainer.current_epoch}
+        waiting = self._progress.open_events(self._events)
+        due = {epoch: ratio for epoch, ratio in waiting.items() if epoch <= trainer.current_epoch}
         if due and self._source.ready:
             self._measure(trainer, pl_module)
             self._prune(trainer, pl_module, max(due.values()))
-            self._done.update(due)
-
-    def _open_events(self) -> dict[int, float]:
-        """The events that ask for more than was reached.
-
-        Compared by ratio, not by epoch: where training goes on for more epochs, the events are laid out anew.
-        """
-        reached = max(self._done.values(), default=0.0)
-        return {epoch: ratio for epoch, ratio in self._events.items() if ratio > reached}
+            self._progress.done.update(due)
 
     def _structure(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Structure:
-        with self._source.example(trainer, pl_module) as example:
-            structure = analyse(pl_module, example)
+        with self._source.examples(trainer, pl_module) as examples:
+            structure = analyse(pl_module, examples[0])
         names = {group.name for group in structure.groups}
-        return structure.without({name: reason for name, reason in self._unsound.items() if name in names})
-
-    def _layer_inputs(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> LayerInputs:
-        with self._source.example(trainer, pl_module) as example:
-            return layer_inputs(pl_module, example)
+        return structure.without({name: why for name, why in self._progress.unsound.items() if name in names})
 
     def _prune(self, trainer: pl.Trainer, pl_module: pl.LightningModule, ratio: float) -> None:
         """One event: structure, plan, surgery, optimizers, report; nothing is changed before all is planned."""
         structure = self._structure(trainer, pl_module)
         if not prunable(structure, self.request)[0]:
-            reached = self.plans[-1].reached if self.plans else 0.0
             rank_zero_warn(
-                f"The pruning event of epoch {trainer.current_epoch} found nothing left to prune: {reached:.2%} of the "
-                f"original is gone where {ratio:.2%} was requested."
+                f"The pruning event of epoch {trainer.current_epoch} found nothing left to prune: "
+                f"{self._progress.reached:.2%} of the original is gone where {ratio:.2%} was requested."
             )
             return
-        request = replace(self.request, pruning_ratio=ratio, seed=self.request.seed + len(self._done))
-        sizes = bottom_up_sizes(self._final_sizes, ratio / max(self._events.values())) or None
-        inputs = self._layer_inputs(trainer, pl_module) if self.certify else None
-        plan = make_plan(pl_module, structure, request, original=self._original, sizes=sizes, inputs=inputs)
-        plan = agreed(trainer, plan)
+        plan = agreed(trainer, self._plan(trainer, pl_module, structure, ratio))
         with unwrapped(trainer):
             changed = apply_changes(pl_module, plan.changes, plan.attributes)
         for optimizer in trainer.optimizers:
@@ -292,6 +252,18 @@ class CoresetPruningCallback(pl.Callback):
                 )
         self.plans.append(plan)
         self._report(trainer, pl_module, plan)
+
+    def _plan(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, structure: Structure, ratio: float
+    ) -> PruningPlan:
+        progress = self._progress
+        request = replace(self.request, pruning_ratio=ratio, seed=self.request.seed + len(progress.done))
+        sizes = bottom_up_sizes(progress.final_sizes, ratio / max(self._events.values())) or None
+        inputs = None
+        if self.certify:
+            with self._source.examples(trainer, pl_module) as examples:
+                inputs = layer_inputs(pl_module, examples[0])
+        return make_plan(pl_module, structure, request, original=progress.original, sizes=sizes, inputs=inputs)
 
     def _report(self, trainer: pl.Trainer, pl_module: pl.LightningModule, plan: PruningPlan) -> None:
         # Later events may well ask for less than a channel, as the last ones of "cubic" do.
@@ -352,12 +324,11 @@ class CoresetPruningCallback(pl.Callback):
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Say so loudly if training ended before the schedule did."""
-        missed = list(self._open_events())
+        missed = list(self._progress.open_events(self._events))
         if missed and not trainer.interrupted:
-            reached, requested = self.plans[-1].reached if self.plans else 0.0, max(self._events.values())
             rank_zero_warn(
                 f"Training ended before the pruning events of epochs {missed}; the last ratio reached was "
-                f"{reached:.2%} of the requested {requested:.2%}."
+                f"{self._progress.reached:.2%} of the requested {max(self._events.values()):.2%}."
             )
 
     # ---- checkpoints
@@ -369,18 +340,8 @@ class CoresetPruningCallback(pl.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """What was done, as plain data."""
-        return {
-            "done": dict(self._done),
-            "original": None if self._original is None else asdict(self._original),
-            "final_sizes": dict(self._final_sizes),
-            "unsound": dict(self._unsound),
-            "plans": [replace(plan, changes=()).to_dict() for plan in self.plans],
-        }
+        return self._progress.to_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue where the checkpoint was made."""
-        self._done = dict(state_dict["done"])
-        self._original = None if state_dict["original"] is None else Totals(**state_dict["original"])
-        self._final_sizes = dict(state_dict["final_sizes"])
-        self._unsound = dict(state_dict["unsound"])
-        self.plans = [PruningPlan.from_dict(plan) for plan in state_dict["plans"]]
+        self._progress = Progress.from_dict(state_dict)

@@ -102,7 +102,7 @@ def as_method(method: Method | str) -> Method:
     """
     if isinstance(method, (Reconstruction, Sensitivity, Magnitude, Random)):
         return method
-    if method not in _BY_NAME:
+    if not isinstance(method, str) or method not in _BY_NAME:
         raise ValueError(
             f"Expected method to be one of {sorted(_BY_NAME)} or an instance of Reconstruction, "
             f"Sensitivity, Magnitude or Random, but got {method!r}."

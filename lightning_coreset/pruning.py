@@ -80,7 +80,7 @@ def prune(
         >>> model[0].out_features, plan.params_before, plan.params_after
         (32, 1738, 874)
     """
-    request = Request(pruning_ratio, unit, as_method(method), tuple(ignore), include_residual, seed, input_radius)
+    request = Request(pruning_ratio, unit, as_method(method), ignore, include_residual, seed, input_radius)
     example = Example.of(example_inputs)
     structure = analyse(model, example)
     if check:

@@ -77,10 +77,12 @@ def slice_members(
         for member in group.members:
             tensor = tensors.get(member.name)
             highest = max((position for positions in member.index for position in positions), default=-1)
-            if tensor is None or member.dim >= tensor.dim() or highest >= tensor.shape[member.dim]:
+            length = None if tensor is None or member.dim >= tensor.dim() else tensor.shape[member.dim]
+            if length is None or highest >= length or member.length not in (None, length):
                 shape = None if tensor is None else tuple(tensor.shape)
+                wanted = f"at least {highest + 1}" if member.length is None else member.length
                 raise ValueError(
-                    f"Expected {member.name!r} to have at least {highest + 1} positions along dimension {member.dim} "
+                    f"Expected {member.name!r} to have {wanted} positions along dimension {member.dim} "
                     f"for group {group.name!r}, but its shape is {shape}. Find the groups of the model as it is now."
                 )
             lost = {place for number, places in enumerate(member.index) if number not in stays for place in places}
@@ -105,10 +107,15 @@ def take(tensor: Tensor, kept: Mapping[int, Tensor]) -> Tensor:
         taken = taken.index_select(dim, positions.to(tensor.device))
     if not kept:
         taken = taken.clone()
+    return _laid_out(taken, tensor)
+
+
+def _laid_out(new: Tensor, like: Tensor) -> Tensor:
+    """The same values in the memory format of another tensor."""
     for memory_format, ndim in ((torch.channels_last, 4), (torch.channels_last_3d, 5)):
-        if tensor.dim() == ndim and tensor.is_contiguous(memory_format=memory_format) and not tensor.is_contiguous():
-            return taken.contiguous(memory_format=memory_format)
-    return taken
+        if like.dim() == ndim and like.is_contiguous(memory_format=memory_format) and not like.is_contiguous():
+            return new.contiguous(memory_format=memory_format)
+    return new
 
 
 def scale_counts(model: nn.Module, kept: Sequence[tuple[ChannelGroup, Collection[int]]]) -> tuple[AttributeChange, ...]:
@@ -136,7 +143,15 @@ def apply_changes(
     Raises:
         ValueError: If a change does not fit the model; nothing is changed then.
     """
+    with torch.inference_mode(False):  # its tensors could not be trained
+        return _apply(model, list(changes), list(attributes))
+
+
+def _apply(
+    model: nn.Module, changes: Sequence[ParameterChange], attributes: Sequence[AttributeChange]
+) -> dict[Tensor, ParameterChange]:
     tensors = named_tensors(model)
+    _check_attributes(model, attributes)
     ready = []
     for change in changes:
         tensor = tensors.get(change.name)
@@ -151,17 +166,14 @@ def apply_changes(
         ready.append((tensor, value, grad, change))
     for tensor, value, grad, _ in ready:
         replace_data(tensor, value, grad)
-    mend_modules(model)
+    _mend_modules(model, {id(tensor) for tensor, *_ in ready})
     for attribute in attributes:
         setattr(model.get_submodule(attribute.module), attribute.name, attribute.new)
     return {tensor: change for tensor, _, _, change in ready if isinstance(tensor, nn.Parameter)}
 
 
 def _like(value: Tensor, tensor: Tensor) -> Tensor:
-    new = torch.empty_like(value, dtype=tensor.dtype, device=tensor.device)
-    if tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous():
-        new = new.contiguous(memory_format=torch.channels_last)
-    return new.copy_(value)
+    return _laid_out(value.detach().to(tensor.device, tensor.dtype, copy=True).contiguous(), tensor)
 
 
 def replace_data(tensor: Tensor, value: Tensor, grad: Tensor | None = None) -> None:
@@ -177,14 +189,25 @@ def replace_data(tensor: Tensor, value: Tensor, grad: Tensor | None = None) -> N
     tensor.grad = grad
 
 
-def mend_modules(model: nn.Module) -> None:
-    """Set the sizes that modules remember to those of their tensors."""
+def _check_attributes(model: nn.Module, attributes: Sequence[AttributeChange]) -> None:
+    modules = dict(model.named_modules())
+    for attribute in attributes:
+        found = getattr(modules.get(attribute.module), attribute.name, None)
+        if found != attribute.old:
+            raise ValueError(
+                f"Expected {attribute.name!r} of module {attribute.module!r} to be {attribute.old} but got {found}. "
+                "The plan was made for another model, or for this one before it was pruned."
+            )
+
+
+def _mend_modules(model: nn.Module, changed: set[int]) -> None:
+    """Set the sizes that modules remember to those of their tensors, where these have changed."""
     for module in model.modules():
         # Not ``module.weight``: a parametrized one is computed anew, and in training mode that has side effects.
         own = module._parameters.get("weight")
         if own is None and isinstance(module, nn.modules.batchnorm._NormBase):
             own = module.running_mean
-        if own is not None:
+        if own is not None and id(own) in changed:
             _mend(module, own.shape)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import random
+import sys
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -48,41 +49,48 @@ def failing_groups(model: nn.Module, groups: Sequence[ChannelGroup], example: Ex
         example: How to run it. It is run on these inputs and on others of the same shapes.
 
     Returns:
-        The names of the groups that fail, each with the reason in words. Where a copy of the model in double precision
-        does not fit into memory, nothing is tried: a warning says so.
+        The names of the groups that fail, each with the reason in words. Where a copy of the model cannot be made or
+        run, as when it does not fit into memory, nothing is tried: a warning says so.
     """
     if not groups:
         return {}
-    try:
-        trial = _Trial(model, example)
-        failures = dict(trial.blame(groups))
+    with torch.inference_mode(False):
+        try:
+            trial = _Trial(model, example)
+        except (
+            Exception
+        ) as error:  # no memory for a copy, a module that cannot be copied, a run that needs the original
+            message = f"A copy of the model cannot be run ({type(error).__name__}: {_short(error)})"
+            warnings.warn(f"{message}, so channels are pruned without a trial.", stacklevel=3)
+            return {}
+        failures = trial.blame(groups)
         sound = [group for group in groups if group.name not in failures]
         return failures | trial.without_effect(sound)
-    except (MemoryError, torch.OutOfMemoryError):
-        message = "There is not enough memory for a copy of the model, so channels are pruned without a trial."
-        warnings.warn(message, stacklevel=3)
-        return {}
 
 
 class _Trial:
     """Tries groups on fresh copies of one model with randomised parameters."""
 
     def __init__(self, model: nn.Module, example: Example) -> None:
-        self.dtype = torch.float64
         self.model = _copy(model)
-        self.outputs: list[list[Tensor]] = []
         generator = torch.Generator().manual_seed(0)
         _randomise(self.model, generator)
-        other = example.other(generator)
-        try:
-            self.model.to(self.dtype)
-            self.examples = [one.to(self.dtype) for one in (example, other)]
-            self.expected = self._run(self.model)
-        except Exception:  # code that makes single-precision tensors itself cannot run in double
-            self.dtype = torch.float32
-            self.model.to(self.dtype)
-            self.examples = [one.to(self.dtype) for one in (example, other)]
-            self.expected = self._run(self.model)
+        self.dtype, self.examples = torch.float64, []
+        # Code that makes single-precision tensors itself cannot run in double; a step that checks its inputs may refuse
+        # random ones.
+        attempts = [
+            (dtype, examples)
+            for dtype in (torch.float64, torch.float32)
+            for examples in ([example, example.other(generator)], [example])
+        ]
+        for number, (dtype, examples) in enumerate(attempts, 1):
+            try:
+                self.dtype, self.examples = dtype, [one.to(dtype) for one in examples]
+                self._run(self.model.to(dtype))
+                return
+            except Exception:
+                if number == len(attempts):
+                    raise
 
     def _run(self, model: nn.Module, *, gradients: bool = False) -> list[Tensor]:
         """All floating outputs of both examples, under one seed."""
@@ -95,14 +103,15 @@ class _Trial:
         return outputs
 
     def blame(self, groups: Sequence[ChannelGroup]) -> dict[str, str]:
-        """The groups that fail, found by halving."""
+        """The groups that fail, found by halving; all of them where they fail only together."""
         reason = self.attempt(groups)
         if reason is None:
             return {}
         if len(groups) == 1:
             return {groups[0].name: reason}
         middle = len(groups) // 2
-        return self.blame(groups[:middle]) | self.blame(groups[middle:])
+        found = self.blame(groups[:middle]) | self.blame(groups[middle:])
+        return found or {group.name: f"together with others, {reason}" for group in groups}
 
     def attempt(self, groups: Sequence[ChannelGroup]) -> str | None:
         """Zero the consumers, disturb the producers, then remove: the outputs must stay the same throughout."""
@@ -130,31 +139,46 @@ class _Trial:
         if [tensor.shape for tensor in found] != [tensor.shape for tensor in expected]:
             return "outputs of another shape"
         for one, other in zip(found, expected, strict=True):
-            scale = max(float(other.abs().nan_to_num().max()), 1e-12) if other.numel() else 1.0
-            error = float((one - other).abs().nan_to_num().max()) / scale if other.numel() else 0.0
-            if error > _TOLERANCE[self.dtype] or not torch.equal(one.isnan(), other.isnan()):
-                return f"relative error {error:.1e}"
+            finite = other.isfinite()
+            if not torch.equal(one.isfinite(), finite) or not torch.equal(one.isnan(), other.isnan()):
+                return "other outputs are not finite"
+            if finite.any():
+                one, other = one[finite], other[finite]
+                error = float((one - other).abs().max() / other.abs().max().clamp_min(1e-12))
+                if error > _TOLERANCE[self.dtype]:
+                    return f"relative error {error:.1e}"
         return None
 
     def without_effect(self, groups: Sequence[ChannelGroup]) -> dict[str, str]:
         """Groups whose consumers have no influence on any output, so that the trial proved nothing."""
+        moving = self._moving(groups)
+        idle = [group for group in groups if not any(one.name in moving for one in group.by_role("consumer"))]
+        expected = self._run(self.model) if idle else []
+        silent = []
+        for group in idle:  # no gradient: it may have been switched off, or really be zero
+            model = _copy(self.model)
+            _fill(model, [group], {group.name: _some(group)}, "consumer", 0.0)
+            if self._difference(self._run(model), expected) is None:
+                silent.append(group.name)
+        reason = "its removal cannot be tried, since it has no influence on the outputs of the example inputs"
+        return dict.fromkeys(silent, reason)
+
+    def _moving(self, groups: Sequence[ChannelGroup]) -> set[str]:
+        """The consumers that some output depends on, by its gradient."""
         consumers = {member.name for group in groups for member in group.by_role("consumer")}
-        parameters = {name: tensor for name, tensor in named_tensors(self.model).items() if name in consumers}
-        for parameter in parameters.values():
-            parameter.requires_grad_(True)
-        outputs = [tensor for tensor in self._run(self.model, gradients=True) if tensor.requires_grad]
-        if not outputs:
-            return {}
-        generator = torch.Generator().manual_seed(0)
-        mixed = [(output * _noise(output, generator)).nansum().cpu() for output in outputs]
-        total = torch.stack(mixed).sum()
-        gradients = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
-        moving = {name for name, grad in zip(parameters, gradients, strict=True) if grad is not None and grad.any()}
-        return {
-            group.name: "its removal cannot be tried, since it has no influence on the outputs of the example inputs"
-            for group in groups
-            if not any(member.name in moving for member in group.by_role("consumer"))
+        parameters = {
+            name: tensor.requires_grad_(True)
+            for name, tensor in named_tensors(self.model).items()
+            if name in consumers and tensor.is_floating_point()
         }
+        outputs = [tensor for tensor in self._run(self.model, gradients=True) if tensor.requires_grad]
+        if not outputs or not parameters:
+            return set()
+        generator = torch.Generator().manual_seed(0)
+        with torch.enable_grad():
+            mixed = [(output * _noise(output, generator)).nansum().cpu() for output in outputs]
+            gradients = torch.autograd.grad(torch.stack(mixed).sum(), list(parameters.values()), allow_unused=True)
+        return {name for name, grad in zip(parameters, gradients, strict=True) if grad is not None and grad.any()}
 
 
 def _copy(model: nn.Module) -> nn.Module:
@@ -175,6 +199,8 @@ def _copy(model: nn.Module) -> nn.Module:
 def _seed(model: nn.Module) -> None:
     """One seed for all random numbers that the run may draw; only those that ``preserved`` restores."""
     random.seed(0)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(0)
     torch.default_generator.manual_seed(0)
     for device in {parameter.device for parameter in model.parameters() if parameter.is_cuda}:
         torch.cuda.default_generators[device.index].manual_seed(0)
@@ -195,11 +221,15 @@ def _randomise(model: nn.Module, generator: torch.Generator) -> None:
     """Statistics and parameters that stand at one value, such as fresh biases, would hide a wrong index."""
     for module in model.modules():
         for tensor in module._parameters.values():
-            if tensor is not None and tensor.is_floating_point() and (tensor.dim() < 2 or tensor.std() == 0):
+            if tensor is not None and tensor.is_floating_point() and (tensor.dim() < 2 or _is_constant(tensor)):
                 tensor.add_(0.1 * _noise(tensor, generator))
         if isinstance(module, nn.modules.batchnorm._NormBase) and module.running_mean is not None:
             module.running_mean.add_(0.1 * _noise(module.running_mean, generator))
             module.running_var.mul_((0.3 * _noise(module.running_var, generator)).exp())  # type: ignore[union-attr]
+
+
+def _is_constant(tensor: Tensor) -> bool:
+    return tensor.numel() > 0 and bool((tensor == tensor.reshape(-1)[0]).all())
 
 
 @torch.no_grad()

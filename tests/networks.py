@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -236,6 +237,18 @@ def zero_consumers(model: nn.Module, group: ChannelGroup, channels: Any) -> None
     for member in group.by_role("consumer"):
         places = [place for channel in channels for place in member.index[channel]]
         tensors[member.name].index_fill_(member.dim, torch.tensor(places, dtype=torch.int64), 0.0)
+
+
+def random_states() -> tuple[Any, Tensor]:
+    """The states of the global generators, at a place where nobody would set them by a seed."""
+    random.random(), torch.rand(3)
+    return random.getstate(), torch.get_rng_state()
+
+
+def assert_same_random(before: tuple[Any, Tensor]) -> None:
+    """Nobody drew a random number, or set a seed, since ``before`` was taken."""
+    assert random.getstate() == before[0]
+    assert torch.equal(torch.get_rng_state(), before[1])
 
 
 def snapshot(model: nn.Module) -> dict[str, Any]:

@@ -531,17 +531,17 @@ def test_every_logger_gets_every_tag_at_every_event_and_epoch(tmp_path, validate
     first, second = callback.plans
     found = scalars(loggers[0].log_dir)
     # Steps: epochs have four batches. Epoch 1 begins after step 3 and ends with step 7.
-    for tag, value in {
-        "coreset/sparsity": lambda plan: plan.sparsity,
-        "coreset/params": lambda plan: plan.params_after,
-        "coreset/macs": lambda plan: plan.macs_after,
-        "coreset/channels/net.0": lambda plan: plan.groups[0].channels_after,
-        "coreset/channels/net.2": lambda plan: plan.groups[1].channels_after,
+    for tag, (before, value) in {
+        "coreset/sparsity": (0.0, lambda plan: plan.sparsity),
+        "coreset/params": (first.params_original, lambda plan: plan.params_after),
+        "coreset/macs": (first.macs_before, lambda plan: plan.macs_after),
+        "coreset/channels/net.0": (first.groups[0].channels_before, lambda plan: plan.groups[0].channels_after),
+        "coreset/channels/net.2": (first.groups[1].channels_before, lambda plan: plan.groups[1].channels_after),
     }.items():
         one, two = pytest.approx(value(first)), pytest.approx(value(second))
-        assert [value for _, value in found[tag]] == [one, one, one, two, two, two], tag
-        assert [step for step, _ in found[tag]] == [4, 7, 11, 12, 15, 19], tag
-        assert [value for _, value in loggers[2].of(tag)] == [one, one, one, two, two, two], tag
+        assert [value for _, value in found[tag]] == [before, one, one, one, two, two, two], tag
+        assert [step for step, _ in found[tag]] == [3, 4, 7, 11, 12, 15, 19], tag
+        assert [value for _, value in loggers[2].of(tag)] == [before, one, one, one, two, two, two], tag
     accuracy = found["coreset/accuracy"]
     assert [step for step, _ in accuracy] == [3, 4, 7, 11, 12, 15, 19]
     assert all(0 <= value <= 1 for _, value in accuracy)

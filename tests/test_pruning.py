@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import copy
-import random
 import warnings
 from typing import Any
 
 import pytest
 import torch
-from networks import NETWORKS, assert_untouched, make, snapshot
+from networks import NETWORKS, assert_same_random, assert_untouched, make, random_states, snapshot
 from torch import Tensor, nn
 
 from lightning_coreset import prune
@@ -20,23 +19,14 @@ from lightning_coreset.structure import find_groups
 METHODS = ["reconstruction", "sensitivity", "magnitude", "random", Sensitivity("pps"), Sensitivity("draws")]
 
 
-def states() -> tuple[Any, Tensor]:
-    return random.getstate(), torch.get_rng_state()
-
-
-def assert_same_states(before: tuple[Any, Tensor]) -> None:
-    assert random.getstate() == before[0]
-    assert torch.equal(torch.get_rng_state(), before[1])
-
-
 @pytest.mark.parametrize("method", METHODS, ids=str)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_networks_shrink_and_go_on_training(name, method):
     model, x = make(name)
     whole = sum(parameter.numel() for parameter in model.parameters())
-    before = states()
+    before = random_states()
     plan = prune(model, x, 0.4, method=method, include_residual=True)
-    assert_same_states(before)
+    assert_same_random(before)
     left = sum(parameter.numel() for parameter in model.parameters())
     assert (plan.params_before, plan.params_after) == (whole, left)
     assert left < whole
@@ -202,22 +192,22 @@ BAD: dict[str, dict[str, Any]] = {
 def test_bad_requests_leave_the_model_alone(bad, check):
     model, x = make("vgg")
     model.train()
-    before, randomness = snapshot(model), states()
+    before, randomness = snapshot(model), random_states()
     with pytest.raises(ValueError, match="Expected"):
         prune(model, **({"example_inputs": x, "check": check} | BAD[bad]))
     assert_untouched(model, before)
-    assert_same_states(randomness)
+    assert_same_random(randomness)
 
 
 @pytest.mark.parametrize("inputs", [torch.randn(2, 5, 8, 8).double(), torch.randn(3).double(), ()])
 def test_inputs_that_the_network_does_not_take(inputs):
     model, _ = make("vgg")
     model.train()
-    before, randomness = snapshot(model), states()
+    before, randomness = snapshot(model), random_states()
     with pytest.raises((RuntimeError, TypeError, ValueError)):
         prune(model, inputs)
     assert_untouched(model, before)
-    assert_same_states(randomness)
+    assert_same_random(randomness)
 
 
 def test_a_lazy_network():

@@ -9,7 +9,7 @@ from dataclasses import replace
 import lightning.pytorch as pl
 import pytest
 import torch
-from networks import NETWORKS, assert_untouched, make, snapshot
+from networks import NETWORKS, assert_same_random, assert_untouched, make, random_states, snapshot
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -38,12 +38,11 @@ def test_it_only_reads(name):
     gradients = [parameter.grad.clone() for parameter in model.parameters()]
     flags = [module.training for module in model.modules()]
     groups = find_groups(model, x)
-    before, states = snapshot(model), (random.getstate(), torch.get_rng_state())
+    before, randomness = snapshot(model), random_states()
     failures(model, x, groups)
     assert_untouched(model, before)
     assert [module.training for module in model.modules()] == flags
-    assert states[0] == random.getstate()
-    assert torch.equal(states[1], torch.get_rng_state())
+    assert_same_random(randomness)
     for parameter, gradient in zip(model.parameters(), gradients, strict=True):
         torch.testing.assert_close(parameter.grad, gradient, rtol=0, atol=0)
 
@@ -315,6 +314,13 @@ def test_any_gradient_mode(context):
     groups = find_groups(model, x)
     with context():
         assert failures(model, x, groups) == {}
+
+
+def test_inputs_made_in_inference_mode_are_copied():
+    with torch.inference_mode():
+        example = Example.of((torch.randn(2, 6), {"mask": torch.ones(2)}))
+    assert not example.inputs[0].is_inference()
+    assert not example.inputs[1]["mask"].is_inference()
 
 
 class Module(pl.LightningModule):

@@ -73,6 +73,9 @@ def _path_form(group: ChannelGroup, path: Path, tensors: Mapping[str, Tensor]) -
     before, activation, behind = _read(path.steps)
     if path.producer.in_dim is None:
         raise NoCoresetForm("an embedding makes its channels")
+    for layer in (path.producer, path.consumer):
+        if {layer.in_dim, layer.out_dim} != {0, 1}:
+            raise NoCoresetForm(f"{layer.weight} is a stack of matrices")
     rows = producer_rows(group, path.producer, tensors)
     for norm in before:
         rows = fold(group, rows, norm, tensors)

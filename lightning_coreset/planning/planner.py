@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
@@ -38,18 +39,23 @@ class Request:
         input_radius: Bound on the norm of the network's own input as its first layer sees it, for certificates.
 
     Raises:
-        ValueError: If the radius is not a positive number.
+        ValueError: If the unit is unknown, ``ignore`` is a string, or the radius is not a positive number.
     """
 
     pruning_ratio: float
     unit: Unit = "params"
     method: Method = field(default_factory=Reconstruction)
-    ignore: tuple[str, ...] = ()
+    ignore: Sequence[str] = ()
     include_residual: bool = False
     seed: int = 0
     input_radius: float | None = None
 
     def __post_init__(self) -> None:
+        if self.unit not in get_args(Unit):
+            raise ValueError(f"Expected unit to be 'params', 'macs' or 'channels' but got {self.unit!r}.")
+        if isinstance(self.ignore, str):  # its letters would be taken for patterns
+            raise ValueError(f"Expected ignore to be a sequence of patterns but got the string {self.ignore!r}.")
+        object.__setattr__(self, "ignore", tuple(self.ignore))
         radius = self.input_radius
         if radius is not None and not (isinstance(radius, (int, float)) and math.isfinite(radius) and radius > 0):
             raise ValueError(f"Expected input_radius to be a positive number but got {radius!r}.")

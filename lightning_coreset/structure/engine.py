@@ -193,10 +193,11 @@ class Propagation(TorchDispatchMode):
         if name is None:
             return {}
         if name not in self.layers:
-            made = _own_dim(out, name) or 0
-            read = _own_dim(into, name)
+            made, read = _own_dim(out, name), _own_dim(into, name)
+            if made is None:
+                made = 0 if read is None else 1 - min(read, 1)  # a single channel has no atoms
             if read is None and in_dim is not None:
-                read = 1 - min(made, 1)  # a single input channel has no atoms
+                read = 1 - min(made, 1)
             layer = Layer(name, in_dim=read, out_dim=made, **details)
             self.layers[name] = Contraction(layer, order)
         opaque = () if carried.direct else (Step("derived weight"),)
@@ -224,7 +225,8 @@ class Propagation(TorchDispatchMode):
     def count(self, weight: Tensor | None, macs: int) -> None:
         """Add multiply-accumulates to the account of a weight, or to that of products without one (``""``)."""
         if self.recording:
-            self.macs[(self._layer_name(self.of(weight), None) or "") if weight is not None else ""] += macs
+            carried = self.of(weight)
+            self.macs[self._layer_name(carried, next(iter(carried.axes), None)) or ""] += macs
 
     # ---- running
 

@@ -53,7 +53,8 @@ class Example:
 
         Inference tensors, which cannot be followed, are copied.
         """
-        inputs = tree_map(lambda leaf: leaf.clone() if _is_inference(leaf) else leaf, example_inputs)
+        with torch.inference_mode(False):
+            inputs = tree_map(lambda leaf: leaf.clone() if _is_inference(leaf) else leaf, example_inputs)
         batch = next((tensor.shape[0] for tensor in tensors_in(inputs) if tensor.dim() > 0), 1)
         return cls(inputs, batch_size=batch)
 

@@ -177,7 +177,7 @@ class _Classes:
             for where, place in self.places[root]:
                 index[where][number[root]].append(place)
         members = tuple(
-            Member(*where, self._role(where), tuple(tuple(positions) for positions in index[where]))
+            Member(*where, self._role(where), tuple(map(tuple, index[where])), len(self.root_of[where]))
             for where in sorted(index, key=self._network_order)
         )
         return ChannelGroup(name, members, self._paths(members), self._counts(members, set(roots)))

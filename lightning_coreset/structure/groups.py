@@ -21,12 +21,15 @@ class Member:
             embedding, is a consumer before a producer before channelwise.
         index: For every class of the group, the positions of the class along ``dim``. Empty where the tensor does not
             carry the class; several where one channel became several positions (a Flatten, a grouped convolution).
+        length: Size of ``dim`` when the group was found, by which a group that is out of date is told; ``None`` if
+            unknown.
     """
 
     name: str
     dim: int
     role: Role
     index: tuple[tuple[int, ...], ...]
+    length: int | None = None
 
 
 @dataclass(frozen=True)

@@ -139,11 +139,15 @@ def preserved(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def preserved_random(model: nn.Module) -> Iterator[None]:
-    """Restore the random states of Python, of torch on the CPU and on the model's CUDA devices."""
+    """Restore the random states of Python, numpy, and torch on the CPU and on the model's CUDA devices."""
     devices = {parameter.device for parameter in model.parameters() if parameter.is_cuda}
+    numpy = sys.modules.get("numpy")  # not a dependency: what was never imported draws no numbers
     state = random.getstate()
+    numpy_state = numpy.random.get_state() if numpy is not None else None
     try:
         with torch.random.fork_rng(devices=list(devices)):
             yield
     finally:
         random.setstate(state)
+        if numpy is not None:
+            numpy.random.set_state(numpy_state)

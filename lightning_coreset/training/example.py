@@ -12,6 +12,7 @@ from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
 
 from lightning_coreset.structure import Example, ExampleInputs
 from lightning_coreset.training.calls import OutermostCalls, map_tensors
@@ -22,8 +23,10 @@ class ExampleSource:
     """Finds an example of how a LightningModule is run, once in a training run.
 
     In order of preference: the user's example inputs; the module's ``example_input_array``; its own ``training_step``
-    on the first batch, whose loss then counts as the network's output; and with manual optimisation, where a training
-    step cannot be repeated, the module calls that the first real step made.
+    on some samples of the first batch, whose loss then counts as the network's output; and with manual optimisation,
+    where a training step cannot be repeated, the module calls that the first real step made.
+
+    Where inputs are given, the training step is a second example: it may call layers that ``forward`` does not.
 
     Args:
         example_inputs: The user's, or ``None``.
@@ -32,7 +35,9 @@ class ExampleSource:
     def __init__(self, example_inputs: ExampleInputs | None = None) -> None:
         self._given = example_inputs
         self._example: Example | None = None
+        self._step: Example | None = None
         self._recorder: OutermostCalls | None = None
+        self._seen = False
 
     def begin(self, pl_module: pl.LightningModule) -> None:
         """Begin a training run."""
@@ -43,22 +48,26 @@ class ExampleSource:
 
     @property
     def ready(self) -> bool:
-        """Whether there is an example by now."""
-        return self._example is not None
+        """Whether there is an example by now; the first batch is always waited for, since it may tell more."""
+        return self._example is not None and self._seen
 
     def see_batch(self, pl_module: pl.LightningModule, batch: Any) -> None:
         """Take the first batch as an example, or watch what the step on it does."""
         if self.ready or self._recorder is not None:
             return
+        self._seen = self._example is not None or pl_module.automatic_optimization
         if pl_module.automatic_optimization:
+            if batch is None and self._example is not None:
+                return
             if batch is None:  # of a `training_step(dataloader_iter)`, which fetches it itself
                 raise MisconfigurationException(
                     "Expected a training_step that takes a batch but got one that takes an iterator, which cannot be "
                     "run on an example. Give CoresetPruningCallback(example_inputs=...)."
                 )
-            kept = move_data_to_device(batch, "cpu")  # it may stay for the whole of training
-            self._example = replace(Example.of(kept), run=_training_step)
-        else:
+            kept = move_data_to_device(_few(batch), "cpu")  # it may stay for the whole of training
+            self._step = replace(Example.of(kept), run=_training_step)
+            self._example = self._example or self._step
+        elif self._example is None:
             self._recorder = OutermostCalls(pl_module)
             self._recorder.start()
 
@@ -69,23 +78,33 @@ class ExampleSource:
         calls = [(call.name, call.args, call.kwargs) for call in self._recorder.calls]
         self.end()
         self._example = Example(calls, _recorded_calls, Example.of(batch).batch_size)
+        self._seen = True
         return True
 
     @contextmanager
-    def example(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Iterator[Example]:
-        """The example on the module's device; what is run in the block leaves no trace on the module."""
+    def examples(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Iterator[list[Example]]:
+        """The examples on the module's device, the one to read the structure from first.
+
+        What is run in the block leaves no trace on the module.
+        """
         assert self._example is not None
-        inputs = move_data_to_device(self._example.inputs, pl_module.device)
-        inputs = trainer.precision_plugin.convert_input(inputs)
+
+        def placed(example: Example) -> Example:
+            inputs = move_data_to_device(example.inputs, pl_module.device)
+            inputs = trainer.precision_plugin.convert_input(inputs)
+            return Example(inputs, _OnACopy(example.run), example.batch_size)
+
+        known = [self._example] if self._step in (None, self._example) else [self._example, self._step]
         with undisturbed(pl_module), trainer.precision_plugin.forward_context():
-            yield Example(inputs, _OnACopy(self._example.run), self._example.batch_size)
+            yield [placed(example) for example in known if example is not None]
 
     def end(self) -> None:
         """Take all hooks off the module and let go of batches."""
         if self._recorder is not None:
             self._recorder.stop()
             self._recorder.clear()
-        self._recorder = self._example = None
+        self._recorder = self._example = self._step = None
+        self._seen = False
 
 
 class _OnACopy:
@@ -96,6 +115,20 @@ class _OnACopy:
 
     def __call__(self, module: nn.Module, inputs: Any) -> Any:
         return self._run(module, map_tensors(Tensor.clone, inputs))
+
+
+_ENOUGH = 8
+"""Samples of a batch that show the structure as well as all of them, in a fraction of the time and memory."""
+
+
+def _few(batch: Any) -> Any:
+    """The first samples of a batch, if all it holds are tensors of one length; else the batch."""
+    leaves = tree_leaves(batch)
+    if not leaves or not all(isinstance(leaf, Tensor) and leaf.dim() > 0 for leaf in leaves):
+        return batch
+    if len({len(leaf) for leaf in leaves}) > 1:
+        return batch
+    return tree_map(lambda leaf: leaf[:_ENOUGH], batch)
 
 
 def _training_step(module: nn.Module, batch: Any) -> Any:

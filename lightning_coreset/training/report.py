@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import lightning.pytorch as pl
 
 from lightning_coreset.plan import PruningPlan
+from lightning_coreset.planning import Totals
+from lightning_coreset.structure import ChannelGroup
 
 
 def event_scalars(plan: PruningPlan) -> dict[str, float]:
@@ -55,6 +57,16 @@ def event_scalars(plan: PruningPlan) -> dict[str, float]:
             for group in plan.groups
             if getattr(group, error) is not None
         },
+    }
+
+
+def standing_scalars(totals: Totals, groups: Sequence[ChannelGroup]) -> dict[str, float]:
+    """The same scalars for a model before its first event."""
+    return {
+        "coreset/sparsity": 0.0,
+        "coreset/params": float(totals.params),
+        "coreset/macs": float(totals.macs),
+        **{f"coreset/channels/{group.name}": float(group.size) for group in groups},
     }
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_coreset.schedule import Schedule, check_schedule, pruning_events
 
@@ -35,7 +35,7 @@ class Timeline:
             ValueError: If no event falls within training.
             MisconfigurationException: If training has no end, and the schedule needs one.
         """
-        if trainer.fast_dev_run:
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return pruning_events("one_shot", self._last_ratio, start=0, end=0, every=1, epochs=1)
         epochs = training_epochs(trainer)
         if epochs is None:

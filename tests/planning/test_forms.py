@@ -259,6 +259,17 @@ class OwnBias(nn.Module):
         return self.c((x @ self.w + self.bias).relu())
 
 
+class Stacked(nn.Module):
+    """One weight for each of five places."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Parameter(torch.randn(5, 6, 8)), nn.Parameter(torch.randn(5, 8, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.bmm(torch.bmm(x, self.a).relu(), self.b)
+
+
 IMAGE = (2, 2, 8, 8)
 TRANSPOSED = [nn.Conv2d(2, 8, 1), nn.ReLU(), nn.ConvTranspose2d(8, 12, 2, groups=2), nn.ReLU(), nn.Conv2d(12, 2, 1)]
 
@@ -275,6 +286,7 @@ TRANSPOSED = [nn.Conv2d(2, 8, 1), nn.ReLU(), nn.ConvTranspose2d(8, 12, 2, groups
         pytest.param(Consumed(lambda z: z.sin()), (2, 5), 0, "sin stands between", id="unknown"),
         pytest.param(Consumed(nn.PReLU(8)), (2, 5), 0, "stands between", id="prelu"),
         pytest.param(Consumed(lambda z: z * z.sigmoid()), (2, 5), 0, "stands between", id="own gate"),
+        pytest.param(Stacked(), (5, 4, 6), 0, "is a stack of matrices", id="stacked"),
         pytest.param(OwnBias(), (2, 5), 0, "add stands between", id="bias added later"),
         pytest.param(
             Consumed(nn.BatchNorm1d(8, track_running_stats=False)), (2, 5), 0, "no running statistics", id="statistics"

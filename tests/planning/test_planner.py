@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import random
-
 import pytest
 import torch
-from networks import NETWORKS, assert_untouched, make, snapshot, structure_of
+from networks import NETWORKS, assert_same_random, assert_untouched, make, random_states, snapshot, structure_of
 from torch import nn
 
 from lightning_coreset.methods import Magnitude, Method, Random, Reconstruction, Sensitivity
@@ -36,12 +34,11 @@ def test_planning_only_reads(name, method):
     model, _ = make(name)
     structure = structure_of(name)
     model.train()
-    before, states = snapshot(model), (random.getstate(), torch.get_rng_state())
+    before, randomness = snapshot(model), random_states()
     plan = make_plan(model, structure, Request(0.4, method=method, include_residual=True))
     assert plan.channels_removed > 0
     assert_untouched(model, before)
-    assert states[0] == random.getstate()
-    assert torch.equal(states[1], torch.get_rng_state())
+    assert_same_random(randomness)
 
 
 @pytest.mark.parametrize("method", METHODS, ids=str)

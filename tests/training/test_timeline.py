@@ -3,7 +3,7 @@ import pytest
 from fitting import Classifier, make_loader, make_trainer
 from torch.utils.data import DataLoader, IterableDataset
 
-from lightning_coreset.training.length import training_epochs
+from lightning_coreset.training.timeline import training_epochs
 
 
 class Ask(pl.Callback):
