@@ -1,4 +1,4 @@
-"""Write ``docs/networks.md``: what the structural engine finds in every network of the zoo, and the oracle's word on it.
+"""Write ``docs/networks.md``: what the engine finds in every network of the zoo, and the oracle's word on it.
 
     python docs/make_networks.py
 
