@@ -95,7 +95,7 @@ text(
     "ConvBert",
     CLASSIFY,
     {**SIZES, "embedding_size": 20, "head_ratio": 2, "conv_kernel_size": 3},
-    hard=("*.conv_kernel_layer",),
+    hard=("*.attention.self.*",),
 )
 text("modernbert", "ModernBert", CLASSIFY, {**SIZES, "sep_token_id": 3, "cls_token_id": 4})
 XLNET = {"vocab_size": 60, "d_model": 24, "n_layer": 2, "n_head": 4, "d_inner": 36}
