@@ -44,7 +44,7 @@ def remove_channels(model: nn.Module, group: ChannelGroup, channels: Iterable[in
         >>> model[0]
         Linear(in_features=4, out_features=6, bias=True)
     """
-    removed = set(channels)
+    removed = {int(channel) for channel in channels}  # also of a tensor
     unknown = sorted(removed - set(range(group.size)))
     if unknown:
         raise ValueError(f"Expected channels of group {group.name!r} in [0, {group.size}) but got {unknown[:8]}.")

@@ -399,3 +399,10 @@ def test_spectral_norm_elsewhere_is_not_run():
     remove_channels(model, group, [0])
     for name, buffer in model.named_buffers():
         torch.testing.assert_close(buffer, before[name], rtol=0, atol=0)
+
+
+def test_channels_may_come_as_a_tensor():
+    model = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 2))
+    (group,) = find_groups(model, torch.randn(1, 3))
+    remove_channels(model, group, torch.tensor([1, 4]))
+    assert model[0].out_features == 4
