@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from lightning_coreset.structure import ChannelGroup
 
 
-def remove_channels(model: nn.Module, group: ChannelGroup, channels: Iterable[int]) -> tuple[ParameterChange, ...]:
+def remove_channels(
+    model: nn.Module, group: ChannelGroup, channels: Iterable[int] | Tensor
+) -> tuple[ParameterChange, ...]:
     """Physically remove channels from every tensor that carries them.
 
     ``Parameter`` objects keep their identity, ties, ``requires_grad``, dtype, device and memory format; ``.grad`` is
@@ -44,7 +46,7 @@ def remove_channels(model: nn.Module, group: ChannelGroup, channels: Iterable[in
         >>> model[0]
         Linear(in_features=4, out_features=6, bias=True)
     """
-    removed = {int(channel) for channel in channels}  # also of a tensor
+    removed = set(channels.tolist() if isinstance(channels, Tensor) else channels)
     unknown = sorted(removed - set(range(group.size)))
     if unknown:
         raise ValueError(f"Expected channels of group {group.name!r} in [0, {group.size}) but got {unknown[:8]}.")
