@@ -270,7 +270,9 @@ class CoresetPruningCallback(pl.Callback):
         if plan.channels_removed == 0 and plan.reached <= 0:
             rank_zero_warn(f"The pruning event of epoch {trainer.current_epoch} removed no channel:\n{plan}")
         elif self.verbose:
-            rank_zero_info(f"Pruned at epoch {trainer.current_epoch}:\n{plan}")
+            # What is skipped stays the same: it is told once.
+            report = str(plan) if len(self.plans) == 1 else plan.table()
+            rank_zero_info(f"Pruned at epoch {trainer.current_epoch}:\n{report}")
         log_scalars(trainer, event_scalars(plan))
         self._log_accuracy(trainer, self._accuracy.evaluate(pl_module))
 

@@ -142,7 +142,12 @@ class PruningPlan:
         return cls(**{**plain, "groups": groups, "changes": changes, "attributes": attributes})
 
     def __str__(self) -> str:
-        """A table of the groups and the totals, and the reasons of what was skipped."""
+        """The table, and the reasons of what was skipped."""
+        skipped = (f"not pruned: {name} {reason}" for name, reason in self.skipped.items())
+        return "\n".join([self.table(), *skipped])
+
+    def table(self) -> str:
+        """A table of the groups, and the totals."""
         certified = any(group.radius_source is not None for group in self.groups)
         rows = [("group", "channels", "kept", "error", *(_CERTIFICATE if certified else ()), "method")]
         rows += [
@@ -161,8 +166,7 @@ class PruningPlan:
             f"params {self.params_before:,} -> {self.params_after:,}, sparsity {self.sparsity:.2%}",
             f"MACs per sample {self.macs_before:,} -> {self.macs_after:,}",
         ]
-        skipped = [f"not pruned: {name} {reason}" for name, reason in self.skipped.items()]
-        return "\n".join([*_table(rows), *totals, *skipped])
+        return "\n".join([*_table(rows), *totals])
 
 
 _CERTIFICATE = ("found", "certified", "input radius")
