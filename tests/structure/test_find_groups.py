@@ -238,3 +238,23 @@ def test_width_dependent_arithmetic_is_seen_as_far_as_it_goes_through_tensors() 
             return self.last(F.normalize(self.first(x), dim=1))
 
     assert find_groups(Net(), torch.randn(2, 4)) == []
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_channels_written_into_a_room_for_them(first: bool) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Conv2d(3, 6, 1), nn.Conv2d(9, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.first(x)
+            room = x.new_zeros(x.shape[0], 3 + y.shape[1], *x.shape[2:])
+            if first:
+                room[:, 3:] = y
+            else:
+                room[:, :-3] = y
+            return self.last(room)
+
+    (group,) = find_groups(Net(), torch.randn(2, 3, 4, 4))
+    assert group.by_role("consumer")[0].index[0] == ((3,) if first else (0,))

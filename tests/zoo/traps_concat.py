@@ -145,7 +145,7 @@ def stack_and_unbind() -> nn.Module:
     return two_convs(forward)
 
 
-@network(SMALL, expect="any")
+@network(SMALL, must=("first",))
 def slice_assignment() -> nn.Module:
     """Channels are written into a buffer made for them, next to the input."""
 

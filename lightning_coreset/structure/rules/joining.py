@@ -76,12 +76,35 @@ def new(engine: Propagation, op: Operation) -> None:
 
 
 def write(engine: Propagation, op: Operation) -> None:
-    """``target.copy_(source)``: both carry the same labels from now on."""
+    """``room[:, 3:] = channels``: the room carries their labels from now on; any other write blocks."""
     target, source = op.args[0], op.args[1]
     if not engine.of(target).axes and not engine.of(source).axes:
         return
+    if _write_into_room(engine, target, source):
+        return
     engine.block(source, "is written into another tensor in place")
     engine.block(target, "is overwritten in place")
+
+
+def _write_into_room(engine: Propagation, target: Tensor, source: Tensor) -> bool:
+    """Whether channels went into positions without labels of a tensor that lies around them along one dimension."""
+    room, axes = target._base, engine.of(source).axes
+    if room is None or len(axes) != 1 or len(axes[0].dims) != 1 or engine.of(target).axes:
+        return False
+    dim = axes[0].dims[0]
+    around = [d for d in range(room.dim()) if room.shape[d] != target.shape[d]] if room.dim() == target.dim() else None
+    if around not in ([], [dim]) or source.shape != target.shape or room.stride() != target.stride():
+        return False
+    if any(axis.dims != (dim,) for axis in engine.of(room).axes):
+        return False
+    labels = engine.channels(room, dim, "is written next to other channels").clone()
+    first = int(target.storage_offset() - room.storage_offset()) // room.stride(dim)
+    labels[first : first + target.shape[dim]] = axes[0].labels.reshape(-1)
+    shape = [1] * room.dim()
+    shape[dim] = -1
+    engine.put(room, Carried((Axis(labels.view(shape), made=axes[0].made),), trails=engine.trails([room, source])))
+    engine.put(target, engine.of(source))
+    return True
 
 
 RULES: dict[str, Rule] = {
