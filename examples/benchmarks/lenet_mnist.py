@@ -10,8 +10,8 @@ or let torchvision, if it is installed, download it into a folder:
 
     python examples/benchmarks/lenet_mnist.py --data folder
 
-About ten minutes on one CPU core with the default three seeds. Prints two Markdown tables; ``--certificates`` prints
-the second one alone, in three minutes.
+Some minutes on one CPU core with the default three seeds. Prints two Markdown tables; ``--certificates`` prints
+the second one alone.
 """
 
 from __future__ import annotations
