@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from lightning_coreset.coreset import Activation, certify, largest_found_error, largest_magnitude, output_radius
-from lightning_coreset.planning.forms import PathForm, affine_behind, norm_of_outputs, path_forms
+from lightning_coreset.planning.forms import PathForm, affine_behind, norm_of_outputs, single_channel_forms
 from lightning_coreset.planning.laws import whole_input
 from lightning_coreset.planning.layout import NoCoresetForm, consumer_slices, host
 from lightning_coreset.planning.radii import LayerInputs
@@ -82,8 +82,7 @@ class Certifier:
             tensors: Parameters and buffers by name, as the groups before left them and without this group's updates.
         """
         try:
-            forms = path_forms(group, tensors)
-            _check_sound(forms)
+            forms = single_channel_forms(group, tensors)
             radius, source = self._radius(forms[0].path.producer.weight)
             changes = [_Change.of(group, form, selection, tensors) for form in forms]
         except NoCoresetForm as reason:
@@ -207,13 +206,6 @@ class _Change:
         generator = torch.Generator().manual_seed(seed)
         found = largest_found_error(change, producers, self.activation, input_radius=radius, generator=generator)
         return float(found.max())
-
-
-def _check_sound(forms: list[PathForm]) -> None:
-    if any(form.rows.shape[1] != 1 for form in forms):
-        raise NoCoresetForm("several rows make one of its channels")
-    if any(form.path.consumer.groups != 1 for form in forms):
-        raise NoCoresetForm("a grouped convolution reads its channels")
 
 
 def _pooled(form: PathForm) -> bool:

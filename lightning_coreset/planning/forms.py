@@ -69,6 +69,20 @@ def path_forms(group: ChannelGroup, tensors: Mapping[str, Tensor]) -> list[PathF
     return [_path_form(group, path, tensors) for path in group.paths]
 
 
+def single_channel_forms(group: ChannelGroup, tensors: Mapping[str, Tensor]) -> list[PathForm]:
+    """The forms of a group each of whose classes is one channel that every output of its consumers may read.
+
+    Raises:
+        NoCoresetForm: If the group has no coreset form, or a grouped convolution makes or reads its channels.
+    """
+    forms = path_forms(group, tensors)
+    if any(form.rows.shape[1] != 1 for form in forms):
+        raise NoCoresetForm("several channels of a grouped convolution go together")
+    if any(form.path.consumer.groups != 1 for form in forms):
+        raise NoCoresetForm("a grouped convolution reads its channels")
+    return forms
+
+
 def _path_form(group: ChannelGroup, path: Path, tensors: Mapping[str, Tensor]) -> PathForm:
     before, activation, behind = _read(path.steps)
     if path.producer.in_dim is None:

@@ -245,8 +245,9 @@ def _choose(
         choices.append(_Choice(group, selection, certificate))
         reweighted |= selection.updates.keys()
         working |= selection.updates
-        factor = torch.zeros(group.size, dtype=torch.float64).index_fill_(0, selection.kept, 1.0)
-        working |= scale_consumers(group, factor, working)
+        if not selection.updates and len(selection.kept) < group.size:  # updates have their zeros already
+            factor = torch.zeros(group.size, dtype=torch.float64).index_fill_(0, selection.kept, 1.0)
+            working |= scale_consumers(group, factor, working)
     if selector.clipped:
         warnings.warn(
             f"The bound is vacuous for {', '.join(selector.clipped)}: the theorem asks for at least as many draws as "

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from lightning_coreset.structure import Example, plain_execution
-from lightning_coreset.structure.trace import preserved
+from lightning_coreset.structure import Example, plain_execution, preserved
 
 
 @dataclass(frozen=True)

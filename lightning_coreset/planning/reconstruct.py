@@ -13,8 +13,8 @@ from torch import Tensor
 from lightning_coreset import coreset
 from lightning_coreset.coreset import mixing_matrix, spatial_correlation, variance_ratios
 from lightning_coreset.methods import Reconstruction, method_name
-from lightning_coreset.planning.forms import PathForm, norm_of_outputs, output_scale, path_forms
-from lightning_coreset.planning.laws import InputLaw, carried, moments, second_moment
+from lightning_coreset.planning.forms import PathForm, norm_of_outputs, output_scale, single_channel_forms
+from lightning_coreset.planning.laws import InputLaw, carried, moments, second_moment, whole_input
 from lightning_coreset.planning.layout import NoCoresetForm, consumer_matrix, host, member_of, positions, put_consumer
 from lightning_coreset.planning.selection import Selection
 from lightning_coreset.structure import ChannelGroup, Step
@@ -42,11 +42,7 @@ def reconstruct_group(
     Raises:
         NoCoresetForm: If the group has no coreset form, or several channels make one class.
     """
-    forms = path_forms(group, tensors)
-    if any(form.rows.shape[1] != 1 for form in forms):
-        raise NoCoresetForm("several channels of a grouped convolution go together")
-    if any(form.path.consumer.groups != 1 for form in forms):
-        raise NoCoresetForm("a grouped convolution reads its channels")
+    forms = single_channel_forms(group, tensors)
     readers = [form.path.consumer.weight for form in forms]
     if len(set(readers)) != len(readers):
         raise NoCoresetForm("one weight reads its channels in two ways")
@@ -126,8 +122,8 @@ class _View:
     ) -> dict[str, Tensor]:
         """The running variance of a BatchNorm behind the consumer, told that its input varies less now."""
         norm = norm_of_outputs(form, tensors)
-        law = carried(group, form, tensors, self.mean, self.covariance)
-        if norm is None or norm.running_var is None or law is None or law.positions > 1:
+        places = whole_input(group, form, tensors)
+        if norm is None or norm.running_var is None or places is None or places.shape[1] > 1:
             return {}
         kernel = tuple(tensors[form.path.consumer.weight].shape[2:]) or (1,)
         correlation = spatial_correlation(kernel, _OUTPUT_NEIGHBOURS)

@@ -13,7 +13,7 @@ from lightning_coreset.coreset import draw_distinct, draw_fixed, draw_pps, sampl
 from lightning_coreset.methods import Magnitude, Method, Random, Reconstruction, Sensitivity, method_name
 from lightning_coreset.planning.forms import PathForm, affine_behind, path_forms, weighted_consumers
 from lightning_coreset.planning.laws import InputLaw
-from lightning_coreset.planning.layout import NoCoresetForm
+from lightning_coreset.planning.layout import NoCoresetForm, host
 from lightning_coreset.planning.reconstruct import reconstruct_group
 from lightning_coreset.planning.selection import Selection
 from lightning_coreset.structure import ChannelGroup, Member
@@ -152,7 +152,7 @@ def _producer_norms(group: ChannelGroup, tensors: Mapping[str, Tensor], p: int) 
 
 def _class_norms(tensor: Tensor, member: Member, *, p: int = 2, largest: bool = False) -> Tensor:
     """The norm of every class's part of a tensor, or the largest norm over its outputs; float64 (N,)."""
-    rows = tensor.detach().double().movedim(member.dim, 0).flatten(1).abs().cpu() ** p
+    rows = host(tensor).movedim(member.dim, 0).flatten(1).abs() ** p
     if largest and tensor.dim() > 1:
         outputs = rows.unflatten(1, (tensor.shape[1 - member.dim if member.dim < 2 else 0], -1))
         rows = outputs.sum(dim=2)

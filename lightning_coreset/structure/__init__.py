@@ -5,7 +5,7 @@ from __future__ import annotations
 from lightning_coreset.structure.example import Example, ExampleInputs, tensors_in
 from lightning_coreset.structure.find import Structure, analyse, find_groups
 from lightning_coreset.structure.groups import ChannelGroup, Count, Layer, Member, Norm, Path, Role, Step
-from lightning_coreset.structure.trace import plain_execution, preserved_random
+from lightning_coreset.structure.trace import plain_execution, preserved, preserved_random
 
 __all__ = [
     "ChannelGroup",
@@ -22,6 +22,7 @@ __all__ = [
     "analyse",
     "find_groups",
     "plain_execution",
+    "preserved",
     "preserved_random",
     "tensors_in",
 ]
