@@ -14,7 +14,15 @@ from torch import Tensor, nn
 
 from lightning_coreset.plan import AttributeChange, ParameterChange
 from lightning_coreset.structure import ChannelGroup, Member, find_groups
-from lightning_coreset.surgery import apply_changes, named_tensors, remove_channels, scale_counts, slice_members, take
+from lightning_coreset.surgery import (
+    Snapshot,
+    apply_changes,
+    named_tensors,
+    remove_channels,
+    scale_counts,
+    slice_members,
+    take,
+)
 
 EVERY_GROUP = [(name, group.name) for name in NETWORKS for group in structure_of(name).groups]
 
@@ -406,3 +414,42 @@ def test_channels_may_come_as_a_tensor():
     (group,) = find_groups(model, torch.randn(1, 3))
     remove_channels(model, group, torch.tensor([1, 4]))
     assert model[0].out_features == 4
+
+
+@pytest.mark.parametrize("copied", [False, True])
+def test_a_snapshot_undoes_surgery(copied):
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    example = torch.randn(2, 3, 8, 8)
+    model(example).sum().backward()
+    objects, before = named_tensors(model), copy.deepcopy(model)
+    grads = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    expected = model.eval()(example)
+    snapshot = Snapshot(model, copy=copied)
+    (group,) = find_groups(model, example)
+    for channels in ([0, 3], [1, 2, 5]):  # one snapshot serves many times
+        remove_channels(model, group, channels)
+        snapshot.restore()
+        assert torch.equal(model(example), expected)
+        assert str(model) == str(before)
+        for name, tensor in named_tensors(model).items():
+            assert tensor is objects[name]
+            assert tensor.grad is None if name not in grads else torch.equal(tensor.grad, grads[name])
+
+
+def test_a_snapshot_with_copies_undoes_training():
+    model = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 4))
+    before = copy.deepcopy(model.state_dict())
+    snapshot = Snapshot(model, copy=True)
+    (group,) = find_groups(model, torch.randn(2, 3))
+    for step in range(2):
+        if step:
+            remove_channels(model, group, [0])
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        model(torch.randn(4, 3)).sum().backward()
+        optimizer.step()
+        model.eval()
+        snapshot.restore()
+        assert model.training
+        assert all(parameter.grad is None for parameter in model.parameters())
+        for name, tensor in model.state_dict().items():
+            assert torch.equal(tensor, before[name]), name

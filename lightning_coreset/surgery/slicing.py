@@ -1,0 +1,86 @@
+"""What to slice off each tensor when classes of a group go; reads shapes only."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from lightning_coreset.plan import AttributeChange, ParameterChange
+
+if TYPE_CHECKING:
+    from lightning_coreset.structure import ChannelGroup
+
+
+def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """All parameters and buffers by their first qualified name."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def slice_members(
+    tensors: Mapping[str, Tensor], kept: Sequence[tuple[ChannelGroup, Collection[int]]]
+) -> tuple[ParameterChange, ...]:
+    """The slices that keep only some classes of each group; reads shapes only.
+
+    Raises:
+        ValueError: If a member does not fit the tensor of its name.
+    """
+    gone: dict[str, dict[int, set[int]]] = {}
+    for group, classes in kept:
+        stays = set(classes)
+        for member in group.members:
+            tensor = tensors.get(member.name)
+            highest = max((position for positions in member.index for position in positions), default=-1)
+            length = None if tensor is None or member.dim >= tensor.dim() else tensor.shape[member.dim]
+            if length is None or highest >= length or member.length not in (None, length):
+                shape = None if tensor is None else tuple(tensor.shape)
+                wanted = f"at least {highest + 1}" if member.length is None else member.length
+                raise ValueError(
+                    f"Expected {member.name!r} to have {wanted} positions along dimension {member.dim} "
+                    f"for group {group.name!r}, but its shape is {shape}. Find the groups of the model as it is now."
+                )
+            lost = {place for number, places in enumerate(member.index) if number not in stays for place in places}
+            if lost:
+                gone.setdefault(member.name, {}).setdefault(member.dim, set()).update(lost)
+    return tuple(_slice_change(name, tensors[name], dims) for name, dims in gone.items())
+
+
+def _slice_change(name: str, tensor: Tensor, gone: Mapping[int, set[int]]) -> ParameterChange:
+    kept = {
+        dim: torch.tensor([place for place in range(tensor.shape[dim]) if place not in lost], dtype=torch.int64)
+        for dim, lost in sorted(gone.items())
+    }
+    new_shape = [len(kept[dim]) if dim in kept else size for dim, size in enumerate(tensor.shape)]
+    return ParameterChange(name, tuple(tensor.shape), tuple(new_shape), kept)
+
+
+def take(tensor: Tensor, kept: Mapping[int, Tensor]) -> Tensor:
+    """Copy the kept positions along each dimension, in the memory format of ``tensor``."""
+    taken = tensor.detach()
+    for dim, positions in kept.items():
+        taken = taken.index_select(dim, positions.to(tensor.device))
+    if not kept:
+        taken = taken.clone()
+    return laid_out(taken, tensor)
+
+
+def laid_out(new: Tensor, like: Tensor) -> Tensor:
+    """The same values in the memory format of another tensor."""
+    for memory_format, ndim in ((torch.channels_last, 4), (torch.channels_last_3d, 5)):
+        if like.dim() == ndim and like.is_contiguous(memory_format=memory_format) and not like.is_contiguous():
+            return new.contiguous(memory_format=memory_format)
+    return new
+
+
+def scale_counts(model: nn.Module, kept: Sequence[tuple[ChannelGroup, Collection[int]]]) -> tuple[AttributeChange, ...]:
+    """What happens to the attributes that count classes, when only some classes of each group are kept."""
+    old: dict[tuple[str, str], int] = {}
+    lost: dict[tuple[str, str], int] = {}
+    for group, classes in kept:
+        for count in group.counts:
+            where = (count.module, count.name)
+            old[where] = getattr(model.get_submodule(count.module), count.name)
+            lost[where] = lost.get(where, 0) + count.per_class * (group.size - len(classes))
+    return tuple(AttributeChange(*where, old[where], old[where] - gone) for where, gone in lost.items() if gone)

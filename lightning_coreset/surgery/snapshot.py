@@ -1,0 +1,61 @@
+"""Go back to a model as it was before surgery."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_coreset.surgery.applying import replace_data
+from lightning_coreset.surgery.slicing import named_tensors
+
+
+class Snapshot:
+    """A model's tensors, gradients, flags and the sizes that its modules remember, to go back to.
+
+    The objects stay: going back gives the same parameters and buffers their old shapes and contents.
+
+    Args:
+        model: The model as it is now.
+        copy: Whether to copy all tensors, so that the model may even be trained before going back. Without it the old
+            tensors are only held: that costs nothing until surgery replaces them, and undoes no more than surgery.
+
+    Example:
+        >>> from lightning_coreset import prune
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> before = Snapshot(model)
+        >>> _ = prune(model, torch.randn(1, 4), 0.5)
+        >>> before.restore()
+        >>> model[0]
+        Linear(in_features=4, out_features=8, bias=True)
+    """
+
+    def __init__(self, model: nn.Module, *, copy: bool = False) -> None:
+        self._copy = copy
+        self._tensors = [
+            (tensor, _held(tensor.data, copy), None if tensor.grad is None else _held(tensor.grad, copy))
+            for tensor in named_tensors(model).values()
+        ]
+        self._attributes: list[tuple[nn.Module, dict[str, Any]]] = [
+            (module, {name: value for name, value in vars(module).items() if isinstance(value, int)})
+            for module in model.modules()
+        ]
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Put everything back; may be done again later."""
+        for tensor, value, grad in self._tensors:
+            grad = None if grad is None else _held(grad, self._copy)
+            if tensor.shape != value.shape:
+                replace_data(tensor, _held(value, self._copy), grad)
+                continue
+            if tensor.data_ptr() != value.data_ptr():
+                tensor.data.copy_(value)
+            tensor.grad = grad
+        for module, attributes in self._attributes:
+            vars(module).update(attributes)
+
+
+def _held(tensor: Tensor, copy: bool) -> Tensor:
+    return tensor.detach().clone() if copy else tensor
