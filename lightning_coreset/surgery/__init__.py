@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 from lightning_coreset.surgery.applying import apply_changes, replace_data
+from lightning_coreset.surgery.layout import Layout, all_tensors, original_layout, remembered
+from lightning_coreset.surgery.modules import mended_sizes, sizing_tensor
 from lightning_coreset.surgery.removal import remove_channels
+from lightning_coreset.surgery.resizing import resize
 from lightning_coreset.surgery.slicing import named_tensors, scale_counts, slice_members, take
 from lightning_coreset.surgery.snapshot import Snapshot
 
 __all__ = [
+    "Layout",
     "Snapshot",
+    "all_tensors",
     "apply_changes",
+    "mended_sizes",
     "named_tensors",
+    "original_layout",
+    "remembered",
     "remove_channels",
     "replace_data",
+    "resize",
     "scale_counts",
+    "sizing_tensor",
     "slice_members",
     "take",
 ]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_coreset.plan import AttributeChange, ParameterChange
+from lightning_coreset.surgery.layout import remembering
 from lightning_coreset.surgery.modules import mend_modules
 from lightning_coreset.surgery.slicing import laid_out, named_tensors, take
 
@@ -46,11 +47,12 @@ def _apply(
         value = take(tensor, change.kept) if change.value is None else _like(change.value, tensor)
         grad = None if tensor.grad is None else take(tensor.grad, change.kept)
         ready.append((tensor, value, grad, change))
-    for tensor, value, grad, _ in ready:
-        replace_data(tensor, value, grad)
-    mend_modules(model, {id(tensor) for tensor, *_ in ready})
-    for attribute in attributes:
-        setattr(model.get_submodule(attribute.module), attribute.name, attribute.new)
+    with remembering(model):
+        for tensor, value, grad, _ in ready:
+            replace_data(tensor, value, grad)
+        mend_modules(model, {id(tensor) for tensor, *_ in ready})
+        for attribute in attributes:
+            setattr(model.get_submodule(attribute.module), attribute.name, attribute.new)
     return {tensor: change for tensor, _, _, change in ready if isinstance(tensor, nn.Parameter)}
 
 

@@ -1,0 +1,9 @@
+"""Checkpoints of pruned models: what they say about the structure, and models that follow it when they load."""
+
+from __future__ import annotations
+
+from lightning_coreset.checkpoint.fitting import fit_to
+from lightning_coreset.checkpoint.hooks import is_resizable, make_resizable
+from lightning_coreset.checkpoint.loading import PrunedCheckpointMixin, load_pruned
+
+__all__ = ["PrunedCheckpointMixin", "fit_to", "is_resizable", "load_pruned", "make_resizable"]

@@ -1,0 +1,107 @@
+"""The shapes and sizes of a model, and what they were before surgery."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+_ATTRIBUTE = "_coreset_originals"
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """What surgery can change about a model beside the contents of its tensors; of all of it or of a part.
+
+    Attributes:
+        shapes: Shapes of parameters and buffers by qualified name; of a tied tensor, under each of its names.
+        sizes: Integers that modules remember by qualified name, such as ``"encoder.attention.num_heads"``.
+        constants: Contents of the buffers that no state dict holds (``persistent=False``).
+    """
+
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    constants: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Layout:
+        """The layout of a model as it is now; its constants are held, not copied."""
+        tensors = all_tensors(model)
+        sizes: dict[str, int] = {}
+        constants: dict[str, Tensor] = {}
+        for path, module in model.named_modules(remove_duplicate=False):
+            prefix = f"{path}." if path else ""
+            sizes |= {prefix + name: value for name, value in vars(module).items() if type(value) is int}
+            names = [prefix + name for name in module._non_persistent_buffers_set]
+            constants |= {name: tensors[name].data for name in names if name in tensors}
+        return cls({name: tuple(tensor.shape) for name, tensor in tensors.items()}, sizes, constants)
+
+    def __or__(self, other: Layout) -> Layout:
+        """This layout with another one over it."""
+        return Layout(
+            {**self.shapes, **other.shapes}, {**self.sizes, **other.sizes}, {**self.constants, **other.constants}
+        )
+
+    def where_not(self, other: Layout) -> Layout:
+        """The part of this layout in which another one of the same model differs."""
+        shapes = {name: shape for name, shape in self.shapes.items() if other.shapes.get(name, shape) != shape}
+        sizes = {name: size for name, size in self.sizes.items() if other.sizes.get(name, size) != size}
+        return Layout(shapes, sizes, {name: value for name, value in self.constants.items() if name in shapes})
+
+    def differs_from(self, other: Layout) -> bool:
+        """Whether another layout of the same model has other shapes or sizes."""
+        part = self.where_not(other)
+        return bool(part.shapes or part.sizes)
+
+    def at(self, names: Layout) -> Layout:
+        """The part of this layout that has the names of another one."""
+        return Layout(
+            {name: shape for name, shape in self.shapes.items() if name in names.shapes},
+            {name: size for name, size in self.sizes.items() if name in names.sizes},
+            {name: value for name, value in self.constants.items() if name in names.constants},
+        )
+
+    def below(self, path: str) -> Layout:
+        """The same layout of the model that holds this one as its submodule ``path``."""
+        prefix = f"{path}." if path else ""
+        return Layout(
+            {prefix + name: shape for name, shape in self.shapes.items()},
+            {prefix + name: size for name, size in self.sizes.items()},
+            {prefix + name: value for name, value in self.constants.items()},
+        )
+
+
+def all_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """All parameters and buffers that have a shape by now, by qualified name; a tied one under each of its names."""
+    named = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
+    return {name: tensor for name, tensor in named if not is_lazy(tensor)}
+
+
+@contextmanager
+def remembering(model: nn.Module) -> Iterator[None]:
+    """Remember on the model what its layout was before the surgery in the body, where that changes it.
+
+    Kept by name on the model itself: there it is copied and pickled along, and survives that modules are exchanged, as
+    for SyncBatchNorm.
+    """
+    before = Layout.of(model)
+    yield
+    known = remembered(model)
+    # Not ``setattr``: a compiled model would pass it on to the model inside, whose names are others.
+    vars(model)[_ATTRIBUTE] = before.where_not(Layout.of(model)) | known
+
+
+def remembered(model: nn.Module) -> Layout:
+    """What surgery changed about a model or its submodules so far, as it was before the first time."""
+    layout = Layout()
+    for path, module in model.named_modules():  # the outermost first, which knows best
+        layout = vars(module).get(_ATTRIBUTE, Layout()).below(path) | layout
+    return layout
+
+
+def original_layout(model: nn.Module) -> Layout:
+    """The layout that a model had before all surgery."""
+    return Layout.of(model) | remembered(model)

@@ -1,0 +1,73 @@
+"""Give a model another layout, smaller or larger, for contents that come from elsewhere."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from lightning_coreset.surgery.applying import replace_data
+from lightning_coreset.surgery.layout import Layout, all_tensors, remembering
+from lightning_coreset.surgery.slicing import laid_out
+
+
+def resize(model: nn.Module, layout: Layout) -> None:
+    """Give the tensors and modules of a model the shapes and sizes of a layout, in place, all or nothing.
+
+    ``Parameter`` objects keep their identity, ties, ``requires_grad``, dtype, device and memory format. A tensor that
+    changes is zero afterwards, for its contents are about to be loaded, and has lost its ``.grad``; the constants of
+    the layout are put in place. All new tensors are made before the first is put in place, so running out of memory
+    changes nothing.
+
+    Args:
+        model: The model; what is not in the layout stays.
+        layout: For a copy of a model, ``Layout.of(model)``.
+
+    Raises:
+        ValueError: If the layout has a name that the model has not, or two shapes for one tied tensor. The model is
+            unchanged then.
+
+    Example:
+        >>> import copy
+        >>> from lightning_coreset import prune
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> twin = copy.deepcopy(model)
+        >>> _ = prune(model, torch.randn(1, 4), 0.5)
+        >>> resize(twin, Layout.of(model))
+        >>> twin[0]
+        Linear(in_features=4, out_features=4, bias=True)
+    """
+    _check(model, layout)
+    tensors = all_tensors(model)
+    with remembering(model), torch.inference_mode(False):  # its tensors could not be trained
+        ready: dict[int, tuple[Tensor, Tensor]] = {}  # by id, since a tied tensor comes more than once
+        for name, shape in layout.shapes.items():
+            tensor = tensors[name]
+            if tuple(tensor.shape) != shape and id(tensor) not in ready:
+                ready[id(tensor)] = (tensor, laid_out(tensor.detach().new_zeros(shape), tensor))
+        for tensor, value in ready.values():
+            replace_data(tensor, value)
+        with torch.no_grad():
+            for name, value in layout.constants.items():
+                if id(tensors[name]) in ready:
+                    tensors[name].copy_(value)
+        for name, size in layout.sizes.items():
+            path, _, attribute = name.rpartition(".")
+            setattr(model.get_submodule(path), attribute, size)
+
+
+def _check(model: nn.Module, layout: Layout) -> None:
+    present = Layout.of(model)
+    foreign = [
+        *(name for name in layout.shapes if name not in present.shapes),
+        *(name for name in layout.sizes if name not in present.sizes),
+        *(name for name in layout.constants if name not in present.constants),
+    ]
+    if foreign:
+        raise ValueError(f"Expected the layout of {type(model).__name__} but got one with {foreign[:4]}.")
+    shapes: dict[int, tuple[int, ...]] = {}
+    for name, tensor in all_tensors(model).items():
+        shape = layout.shapes.get(name, tuple(tensor.shape))
+        if shapes.setdefault(id(tensor), shape) != shape:
+            raise ValueError(
+                f"Expected one shape for the tied tensor {name!r} but got {shapes[id(tensor)]} and {shape}."
+            )
