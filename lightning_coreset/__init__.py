@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from lightning_coreset.callback import CoresetPruningCallback
+from lightning_coreset.checkpoint import PrunedCheckpointMixin, load_pruned, make_resizable
 from lightning_coreset.methods import Magnitude, Random, Reconstruction, Sensitivity
 from lightning_coreset.plan import GroupPlan, ParameterChange, PruningPlan
-from lightning_coreset.pruning import count_macs, prune
+from lightning_coreset.pruning import count_macs, plan_pruning, prune
 
 __all__ = [
     "CoresetPruningCallback",
     "GroupPlan",
     "Magnitude",
     "ParameterChange",
+    "PrunedCheckpointMixin",
     "PruningPlan",
     "Random",
     "Reconstruction",
     "Sensitivity",
     "count_macs",
+    "load_pruned",
+    "make_resizable",
+    "plan_pruning",
     "prune",
 ]

@@ -2,45 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from os import PathLike
+from typing import Any, get_args
 
 import lightning.pytorch as pl
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
+from torchmetrics import Metric
 
+from lightning_coreset.checkpoint import make_resizable
 from lightning_coreset.methods import Method, MethodName, as_method
-from lightning_coreset.optimizers import slice_optimizer_state
 from lightning_coreset.plan import PruningPlan
-from lightning_coreset.planning import (
-    Request,
-    Unit,
-    bottom_up_sizes,
-    check_ignore,
-    final_sizes,
-    layer_inputs,
-    make_plan,
-    measure,
-    prunable,
-)
-from lightning_coreset.schedule import Schedule
-from lightning_coreset.structure import ExampleInputs, Structure, analyse
-from lightning_coreset.surgery import apply_changes
+from lightning_coreset.planning import Allocation, Request, Rule, Unit
+from lightning_coreset.schedule import Interval, Schedule
+from lightning_coreset.structure import ExampleInputs
 from lightning_coreset.training import (
-    AccuracyProbe,
+    DryRun,
+    EventPlanner,
     ExampleSource,
+    Guard,
+    History,
+    Mode,
+    Monitor,
+    OnFailure,
+    Order,
     Progress,
+    Recalibration,
+    Reporter,
     Timeline,
-    agreed,
+    averaged_copies,
+    carry_out,
+    check_package,
     check_strategy,
-    event_scalars,
-    log_scalars,
-    standing_scalars,
-    unwrapped,
+    dry_run,
+    last_step,
+    logged_step,
+    restart_patience,
+    settings,
+    summary,
 )
-from lightning_coreset.verification import describe_failures, failing_groups
-
-Order = Literal["together", "bottom_up"]
 
 
 class CoresetPruningCallback(pl.Callback):
@@ -51,24 +52,47 @@ class CoresetPruningCallback(pl.Callback):
     Layers whose channels reach the output or the loss are left alone.
 
     Args:
-        pruning_ratio: The fraction of the ORIGINAL model's ``unit`` that is gone at the end, in [0, 1).
+        pruning_ratio: The fraction of the ORIGINAL model's ``unit`` that is gone at the end, in [0, 1); or rules, as
+            for :func:`lightning_coreset.prune`.
         unit: What the ratio counts: ``"params"``, ``"macs"`` (multiply-accumulates of one sample) or ``"channels"``.
         method: How channels are chosen; see :func:`lightning_coreset.prune`.
+        allocation: How the removals are shared out among the layers; see :func:`lightning_coreset.prune`.
         schedule: How the ratio grows from ``start`` to ``end``: ``"one_shot"``, ``"linear"``, ``"cubic"`` (most at
-            first, while there is much to remove and much training left to heal), ``"cosine"``; a mapping from epoch to
-            the ratio reached there (``pruning_ratio`` is unused then); or a callable from progress in (0, 1] to the
-            fraction of the ratio.
-        start: The first event; a float is a fraction of training, an int is an epoch.
+            first, while there is much to remove and much training left to heal), ``"cosine"``; a mapping from epoch
+            (step) to the ratio reached there (``pruning_ratio`` is unused then); or a callable from progress in (0, 1]
+            to the fraction of the ratio.
+        start: The first event; a float is a fraction of training, an int is an epoch (a step).
         end: The last event, likewise; what follows is left to recover.
-        every: Epochs between events.
+        every: Epochs (steps) between events; by default one event an epoch, or about ten of them by steps.
+        interval: What events are counted in: ``"epoch"``, or ``"step"`` for those who train by optimizer steps.
         order: ``"together"`` takes a little from all groups at every event; ``"bottom_up"`` brings the next groups, in
             network order, to their final size, as the paper goes layer by layer.
-        ignore: Shell patterns of module names, such as ``"model.stem*"``, whose output channels all stay.
+        ignore: Layers whose output channels all stay: shell patterns of module names, such as ``"model.stem*"``,
+            compiled regular expressions, or module types.
+        only: The layers whose output channels may go, likewise; all by default.
+        round_to: Numbers of channels are multiples of this where the group allows; 8 suits tensor cores.
+        min_channels: No group is left with fewer channels.
+        max_ratio: No group loses more than this fraction of its original channels.
         include_residual: Whether channels coupled by residual additions may go as well.
         example_inputs: A tensor, a tuple of positional arguments or a dict of keyword arguments for the
             LightningModule, to run it once and see its structure. Without it the module's ``example_input_array`` is
             used, and without that its own training step on the first batch, whose side effects are undone.
-        eval_batches: How many recent batches ``coreset/accuracy`` is measured on right after an event; 0 turns it off.
+        metric: What ``coreset/accuracy`` is, instead of a classifier's accuracy: a metric of torchmetrics, of which a
+            copy is called as ``metric(outputs, targets)`` on what validation shows.
+        monitor: Or the name of a metric that the module logs in validation, such as ``"val_acc"``.
+        monitor_mode: Whether ``"max"`` or ``"min"`` is better. By default what the metric says of itself; ``"min"`` for
+            a name with "loss" or "error" in it; else ``"max"``.
+        eval_batches: How many recent validation batches it is measured on right before and after an event; 0 turns
+            that off.
+        max_drop: The guard: how far the accuracy may be below the best before pruning began, in its own units (0.01 is
+            a point of accuracy). An event is taken back, exactly, if training does not bring the accuracy back there
+            within ``recover_epochs``; until then no other event happens. ``None`` turns it off.
+        recover_epochs: Epochs of training that an event has to heal, as a float also parts of one.
+        on_failure: After an event was taken back, ``"stop"`` ends pruning and ``"halve"`` goes on with half its step.
+        recalibrate_batches: How many training batches an event recomputes the statistics of BatchNorms on; the first
+            of every epoch are kept for that, on the CPU. 0 leaves it to the reconstruction and to training.
+        restart_patience: Whether an event lets the Trainer's ``EarlyStopping`` begin anew: a pruned model has to heal
+            before it can be better than the one before.
         check: Whether to try on a copy of the model, before training, that removing channels of a group does just what
             zeroing their consumers does; groups that fail are left alone with a warning that names them.
         certify: Whether every event computes certificates of its coresets; see :func:`lightning_coreset.prune`.
@@ -77,9 +101,11 @@ class CoresetPruningCallback(pl.Callback):
         verbose: Whether to say what each event did.
 
     Raises:
-        ValueError: For an argument out of its range, here; for an ``ignore`` pattern that matches nothing, a schedule
-            that never fires or a model with nothing to prune, before the first training step.
-        MisconfigurationException: In ``setup``, for a strategy that cannot follow a change of shapes.
+        ValueError: For an argument out of its range, here; for a rule that matches nothing, a schedule that never
+            fires, a model with nothing to prune or a ratio that cannot be reached, before the first training step.
+        MisconfigurationException: In ``setup``, for a Trainer of the package ``pytorch_lightning``, a strategy that
+            cannot follow a change of shapes, or a guard without validation; after the first validation, if ``metric``
+            or ``monitor`` cannot be had from it.
 
     Example:
         >>> import lightning.pytorch as pl
@@ -91,194 +117,261 @@ class CoresetPruningCallback(pl.Callback):
 
     def __init__(
         self,
-        pruning_ratio: float = 0.5,
+        pruning_ratio: float | Mapping[Rule, float] = 0.5,
         *,
         unit: Unit = "params",
         method: Method | MethodName = "reconstruction",
+        allocation: Allocation = "uniform",
         schedule: Schedule = "cubic",
         start: int | float = 0.1,
         end: int | float = 0.7,
-        every: int = 1,
+        every: int | None = None,
+        interval: Interval = "epoch",
         order: Order = "together",
-        ignore: Sequence[str] = (),
+        ignore: Sequence[Rule] = (),
+        only: Sequence[Rule] = (),
+        round_to: int = 1,
+        min_channels: int = 1,
+        max_ratio: float = 1.0,
         include_residual: bool = False,
         example_inputs: ExampleInputs | None = None,
+        metric: Metric | None = None,
+        monitor: str | None = None,
+        monitor_mode: Mode | None = None,
         eval_batches: int = 8,
+        max_drop: float | None = None,
+        recover_epochs: int | float = 2,
+        on_failure: OnFailure = "stop",
+        recalibrate_batches: int = 0,
+        restart_patience: bool = True,
         check: bool = True,
         certify: bool = False,
         input_radius: float | None = None,
         seed: int = 0,
         verbose: bool = True,
     ) -> None:
-        if order not in ("together", "bottom_up"):
+        if order not in get_args(Order):
             raise ValueError(f"Expected order to be 'together' or 'bottom_up' but got {order!r}.")
-        self.timeline = Timeline(schedule, pruning_ratio, start, end, every)
-        self.request = Request(pruning_ratio, unit, as_method(method), ignore, include_residual, seed, input_radius)
-        self.order = order
-        self.check = check
-        self.certify = certify
-        self.verbose = verbose
+        self.request = Request(
+            pruning_ratio,
+            unit,
+            as_method(method),
+            allocation=allocation,
+            ignore=ignore,
+            only=only,
+            round_to=round_to,
+            min_channels=min_channels,
+            max_ratio=max_ratio,
+            include_residual=include_residual,
+            seed=seed,
+            input_radius=input_radius,
+        )
+        if isinstance(schedule, Mapping) and isinstance(pruning_ratio, Mapping):
+            raise ValueError(
+                "Expected either pruning_ratio or schedule to be a mapping but got both: a schedule that maps epochs "
+                "to ratios says how much of the whole model goes, rules say how much of each layer. Give rules with "
+                "a schedule such as 'cubic', or a callable."
+            )
+        self.timeline = Timeline(schedule, self.request.target, start, end, every, interval)
+        if isinstance(schedule, Mapping):
+            self.request = replace(self.request, pruning_ratio=self.timeline.target)
+        self.restart_patience = restart_patience
         self._progress = Progress()
         self._events: dict[int, float] = {}
-        self._standing: dict[str, float] = {}
+        self._begun = False
         self._source = ExampleSource(example_inputs)
-        self._accuracy = AccuracyProbe(eval_batches=eval_batches)
+        self._planner = EventPlanner(self.request, self._source, order, check, certify)
+        self._monitor = Monitor(metric, monitor, monitor_mode, eval_batches)
+        self._guard = Guard(max_drop, recover_epochs, on_failure, self._monitor.mode, self._monitor.name)
+        self._recalibration = Recalibration(recalibrate_batches)
+        told = settings(self.request, self.timeline, order=order, max_drop=max_drop)
+        self._reporter = Reporter(told, certify=certify, verbose=verbose, metric=self._monitor.name)
 
     @property
     def plans(self) -> list[PruningPlan]:
         """What every event of the run did; plans that come from a checkpoint have no ``changes``."""
         return self._progress.plans
 
+    @property
+    def history(self) -> History:
+        """What every event of the run came to, in plain numbers, also of those before a checkpoint."""
+        return self._progress.history
+
+    def summary(self) -> None:
+        """Print the history as a table; ``str(callback.history)`` returns it."""
+        print(summary(self.history))
+
+    def to_csv(self, path: str | PathLike[str]) -> None:
+        """Write the history as a table with a row for every event; see :meth:`History.to_csv`.
+
+        Args:
+            path: The file; an existing one is replaced.
+        """
+        self.history.to_csv(path)
+
     # ---- before training
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Refuse a strategy that cannot follow a change of shapes, and begin anew unless training goes on.
+        """Let the model follow checkpoints of other sizes; refuse a strategy that cannot follow a change of shapes.
 
         Not later: Lightning loads the state of a checkpoint's callbacks right after this hook.
         """
+        check_package(trainer)
+        if stage == "fit":
+            check_strategy(trainer, pl_module)
+            self._guard.check(trainer)
+        for model in (pl_module, *averaged_copies(trainer)):  # copies that are made after this carry the hooks already
+            make_resizable(model)
         if stage != "fit":
             return
-        check_strategy(trainer)
-        self._events, self._standing = {}, {}
+        self._events, self._begun = {}, False
         if trainer.current_epoch == 0 and trainer.global_step == 0:
             self._progress = Progress()
+            self._guard.reset()
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Check what can be checked before the loaders are there."""
-        check_ignore(pl_module, self.request.ignore)
+        self.request.check_rules(pl_module)
         self._source.begin(pl_module)
+        self._reporter.fit_start(trainer)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Lay out the events: by now the length of training is known."""
         self._events = self.timeline.events(trainer)
 
-    def _measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Before the first event: try all groups, and remember what the model comes to.
+    def dry_run(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any = None) -> DryRun:
+        """Plan the whole schedule on a copy of the model as it is, without training; nothing is touched.
 
-        Raises if nothing can be pruned.
+        Args:
+            trainer: The Trainer that would train it, for the length of training.
+            pl_module: The LightningModule.
+            batch: A batch for ``training_step``, on the module's device, where there is neither ``example_inputs`` nor
+                ``example_input_array``; by default the first of the module's own ``train_dataloader()``.
+
+        Returns:
+            A plan for every event; ``print`` shows them as tables. The sizes are those of training; expected errors
+            depend on the weights, which training will change in between.
+
+        Raises:
+            ValueError: As training would: for a rule that matches nothing, a ratio that cannot be reached, a schedule
+                that never fires.
+            MisconfigurationException: If the length of training is not known, or there is no example to run.
         """
-        if self._standing:
-            return
-        structure = self._structure(trainer, pl_module)
-        if self._progress.original is None:
-            if self.check:
-                self._progress.unsound = self._failing(trainer, pl_module, structure)
-                structure = structure.without(self._progress.unsound)
-            self._progress.original = measure(pl_module, structure, self.request)
-            if self.order == "bottom_up":
-                self._progress.final_sizes = final_sizes(pl_module, structure, self.request)
-        self._standing = standing_scalars(self._progress.original, prunable(structure, self.request)[0])
+        return dry_run(trainer, pl_module, self.timeline, self._planner, batch)
 
-    def _failing(self, trainer: pl.Trainer, pl_module: pl.LightningModule, structure: Structure) -> dict[str, str]:
-        failures: dict[str, str] = {}
-        with self._source.examples(trainer, pl_module) as examples:
-            for example in examples:
-                sound = [group for group in structure.groups if group.name not in failures]
-                failures |= failing_groups(pl_module, sound, example)
-        if failures:
-            rank_zero_warn(describe_failures(failures))
-        return failures
+    def _begin(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not self._begun:
+            self._planner.begin(trainer, pl_module, self._progress)
+            self._begun = True
 
     # ---- in training
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Prune if an event is due and the structure can be read already."""
+        """Take back an event that has failed; prune if one is due and the structure can be read already."""
+        self._take_back(trainer, pl_module)
         self._prune_if_due(trainer, pl_module)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Take the first batch as an example; prune what ``on_train_epoch_start`` could not.
+        """Take the first batch as an example; do what ``on_train_epoch_start`` could not.
 
         A run that resumes from the last step of an epoch never sees the next ``on_train_epoch_start``.
         """
         self._source.see_batch(pl_module, batch)
         if self._source.ready:
-            self._measure(trainer, pl_module)
+            self._begin(trainer, pl_module)
+        self._recalibration.see_batch(pl_module, batch, batch_idx)
+        self._take_back(trainer, pl_module)
         self._prune_if_due(trainer, pl_module)
+        self._reporter.batch_start(trainer, pl_module, self.history)
         if self._without_validation(trainer):
-            self._accuracy.start(pl_module)
+            self._monitor.start(pl_module, batch, batch_idx)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """With manual optimisation the first step shows the structure: only now it can be read."""
         if self._without_validation(trainer):
-            self._accuracy.batch_end(batch)  # first, for it watches all calls until then
+            self._monitor.batch_end(batch)  # first, for it watches all calls until then
+        self._recalibration.see_step_end()
         if self._source.see_step_end(batch):
-            self._measure(trainer, pl_module)
+            self._begin(trainer, pl_module)
             self._prune_if_due(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log where the model stands."""
-        # Private; Lightning logs its own metrics of the epoch here, one step before an event at the next epoch's start.
-        step = max(trainer.fit_loop.epoch_loop._batches_that_stepped - 1, 0)
         if self._without_validation(trainer):
-            self._log_accuracy(trainer, self._accuracy.compute_and_reset(), step)
-        log_scalars(trainer, event_scalars(self.plans[-1]) if self.plans else self._standing, step)
+            accuracy = self._monitor.result(trainer)
+            self._reporter.accuracy(trainer, accuracy, self.history, last_step(trainer))
+        self._reporter.epoch_end(trainer, self.history, self._progress.original)
 
     def _prune_if_due(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         waiting = self._progress.open_events(self._events)
-        due = {epoch: ratio for epoch, ratio in waiting.items() if epoch <= trainer.current_epoch}
-        if due and self._source.ready:
-            self._measure(trainer, pl_module)
-            self._prune(trainer, pl_module, max(due.values()))
-            self._progress.done.update(due)
+        now = self.timeline.position(trainer)
+        due = {time: ratio for time, ratio in waiting.items() if time <= now}
+        if due and self._source.ready and not self._guard.waiting:
+            self._begin(trainer, pl_module)
+            self._prune(trainer, pl_module, due)
 
-    def _structure(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Structure:
-        with self._source.examples(trainer, pl_module) as examples:
-            structure = analyse(pl_module, examples[0])
-        names = {group.name for group in structure.groups}
-        return structure.without({name: why for name, why in self._progress.unsound.items() if name in names})
-
-    def _prune(self, trainer: pl.Trainer, pl_module: pl.LightningModule, ratio: float) -> None:
-        """One event: structure, plan, surgery, optimizers, report; nothing is changed before all is planned."""
-        structure = self._structure(trainer, pl_module)
-        if not prunable(structure, self.request)[0]:
+    def _prune(self, trainer: pl.Trainer, pl_module: pl.LightningModule, due: Mapping[int, float]) -> None:
+        """One event; nothing is changed before all is planned, and all is undone if a part of it fails."""
+        scheduled = max(due.values())
+        ratio = self._guard.limit(scheduled, self._progress)
+        sign_of_life = self._reporter.planning(trainer)
+        plan = self._planner.plan(trainer, pl_module, self._progress, ratio / self.timeline.target, sign_of_life)
+        if plan is None:
             rank_zero_warn(
-                f"The pruning event of epoch {trainer.current_epoch} found nothing left to prune: "
+                f"The pruning event of {self._now(trainer)} found nothing left to prune: "
                 f"{self._progress.reached:.2%} of the original is gone where {ratio:.2%} was requested."
             )
+            self._progress.done.update(due)
             return
-        plan = agreed(trainer, self._plan(trainer, pl_module, structure, ratio))
-        with unwrapped(trainer):
-            changed = apply_changes(pl_module, plan.changes, plan.attributes)
-        for optimizer in trainer.optimizers:
-            reset = slice_optimizer_state(optimizer, changed)
-            if reset:
-                rank_zero_warn(
-                    f"The state of {type(optimizer).__name__} could not be cut along for {', '.join(reset)}; it starts "
-                    "anew for these parameters."
-                )
+        savepoint = self._guard.before_event(trainer, pl_module) if plan.channels_removed else None
+        before = self._monitor.evaluate(trainer, pl_module)
+        carry_out(trainer, pl_module, plan, then=lambda: self._complete(trainer, pl_module, plan))
+        if plan.channels_removed:
+            self._guard.after_event(trainer, pl_module, savepoint, self._progress, ratio)
+            if self.restart_patience:
+                restart_patience(trainer)
+        else:
+            self._guard.stop_if_exhausted(ratio, scheduled, self._progress)
+        # Recorded before it is told: if a logger fails, a checkpoint made in the face of that must know of the event.
         self.plans.append(plan)
-        self._report(trainer, pl_module, plan)
+        self._progress.done.update({time: min(asked, ratio) for time, asked in due.items()})
+        assert self._progress.original is not None, "it was measured before the first event"
+        self.history.add(
+            plan,
+            self._progress.original,
+            epoch=trainer.current_epoch,
+            step=logged_step(trainer),
+            accuracy_before=before,
+            accuracy_after=self._monitor.evaluate(trainer, pl_module),
+        )
+        self._reporter.event(trainer, plan, self.history, self._now(trainer))
 
-    def _plan(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, structure: Structure, ratio: float
-    ) -> PruningPlan:
-        progress = self._progress
-        request = replace(self.request, pruning_ratio=ratio, seed=self.request.seed + len(progress.done))
-        sizes = bottom_up_sizes(progress.final_sizes, ratio / max(self._events.values())) or None
-        inputs = None
-        if self.certify:
-            with self._source.examples(trainer, pl_module) as examples:
-                inputs = layer_inputs(pl_module, examples[0])
-        return make_plan(pl_module, structure, request, original=progress.original, sizes=sizes, inputs=inputs)
+    def _complete(self, trainer: pl.Trainer, pl_module: pl.LightningModule, plan: PruningPlan) -> None:
+        self._recalibration.run(trainer, pl_module)
+        self.on_prune(plan, trainer, pl_module)
 
-    def _report(self, trainer: pl.Trainer, pl_module: pl.LightningModule, plan: PruningPlan) -> None:
-        # Later events may well ask for less than a channel, as the last ones of "cubic" do.
-        if plan.channels_removed == 0 and plan.reached <= 0:
-            rank_zero_warn(f"The pruning event of epoch {trainer.current_epoch} removed no channel:\n{plan}")
-        elif self.verbose:
-            # What is skipped stays the same: it is told once.
-            report = str(plan) if len(self.plans) == 1 else plan.table()
-            rank_zero_info(f"Pruned at epoch {trainer.current_epoch}:\n{report}")
-        log_scalars(trainer, event_scalars(plan))
-        self._log_accuracy(trainer, self._accuracy.evaluate(pl_module))
+    def on_prune(self, plan: PruningPlan, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Called at the end of every event, on every rank, for subclasses to act on it.
 
-    def _log_accuracy(self, trainer: pl.Trainer, accuracy: float | None, step: int | None = None) -> None:
-        if accuracy is not None:
-            log_scalars(trainer, {"coreset/accuracy": accuracy}, step)
+        The model and the optimizers are pruned by now. If this raises, the whole event is undone.
+
+        Args:
+            plan: What was done.
+            trainer: The Trainer.
+            pl_module: Its module, with the new shapes.
+        """
+
+    def _take_back(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *, over: bool = False) -> None:
+        """Outside of validation, for there a ModelCheckpoint may still save what was validated."""
+        if self._guard.take_back(trainer, pl_module, self._progress, over=over):
+            self._reporter.taken_back(trainer, self.history, self._progress.original)
+
+    def _now(self, trainer: pl.Trainer) -> str:
+        return f"{self.timeline.interval} {self.timeline.position(trainer)}"
 
     # ---- in validation
 
@@ -291,7 +384,7 @@ class CoresetPruningCallback(pl.Callback):
     ) -> None:
         """Watch the step."""
         if trainer.state.fn == "fit":
-            self._accuracy.start(pl_module)
+            self._monitor.start(pl_module, batch, batch_idx, dataloader_idx)
 
     def on_validation_batch_end(
         self,
@@ -304,20 +397,25 @@ class CoresetPruningCallback(pl.Callback):
     ) -> None:
         """Count right answers."""
         if trainer.state.fn == "fit":
-            self._accuracy.batch_end(batch)
+            self._monitor.batch_end(batch)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Log the accuracy of this validation."""
+        """Log the accuracy of this validation, and judge the last event by it."""
         if trainer.state.fn == "fit":
-            accuracy = self._accuracy.compute_and_reset()
-            if not trainer.sanity_checking:
-                self._log_accuracy(trainer, accuracy)
+            accuracy = self._monitor.result(trainer)
+            self._reporter.accuracy(trainer, accuracy, self.history)
+            self._guard.watch(trainer, accuracy)
 
     # ---- afterwards
 
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take back the last event if training has ended before it could heal."""
+        self._take_back(trainer, pl_module, over=True)
+
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Take all hooks off the module."""
-        self._accuracy.stop()
+        self._monitor.stop()
+        self._recalibration.stop()
         self._source.end()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
@@ -326,11 +424,12 @@ class CoresetPruningCallback(pl.Callback):
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Say so loudly if training ended before the schedule did."""
+        self._reporter.fit_end(trainer, self.history)
         missed = list(self._progress.open_events(self._events))
-        if missed and not trainer.interrupted:
+        if missed and not trainer.interrupted and not self._guard.stopped:
             rank_zero_warn(
-                f"Training ended before the pruning events of epochs {missed}; the last ratio reached was "
-                f"{self._progress.reached:.2%} of the requested {max(self._events.values()):.2%}."
+                f"Training ended before the pruning events of {self.timeline.interval}s {missed}; the last ratio "
+                f"reached was {self._progress.reached:.2%} of the requested {max(self._events.values()):.2%}."
             )
 
     # ---- checkpoints
@@ -338,12 +437,14 @@ class CoresetPruningCallback(pl.Callback):
     @property
     def state_key(self) -> str:
         """Tells several callbacks of this class apart in one checkpoint."""
-        return self._generate_state_key(unit=self.request.unit, order=self.order, ignore=list(self.request.ignore))
+        rules = {"ignore": list(map(str, self.request.ignore)), "only": list(map(str, self.request.only))}
+        return self._generate_state_key(unit=self.request.unit, order=self._planner.order, **rules)
 
     def state_dict(self) -> dict[str, Any]:
         """What was done, as plain data."""
-        return self._progress.to_dict()
+        return {**self._progress.to_dict(), "guard": self._guard.to_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue where the checkpoint was made."""
         self._progress = Progress.from_dict(state_dict)
+        self._guard.load(state_dict["guard"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from copy import copy
 from typing import Any
 
 import torch
@@ -59,13 +60,37 @@ def slice_optimizer_state(
                 f"{tuple(parameter.shape)}. Change the parameters before the state of their optimizer."
             )
     reset: dict[str, None] = {}  # a set that keeps its order
-    for layer in _innermost_first(optimizer):
+    for layer in innermost_first(optimizer):
         slice_one = _reset_lbfgs if isinstance(layer, torch.optim.LBFGS) else _slice_by_parameter
         reset.update(dict.fromkeys(slice_one(layer, changes)))
     return tuple(reset)
 
 
-def _innermost_first(optimizer: Any) -> Iterator[Any]:
+class StateSnapshot:
+    """The state of an optimizer, to go back to after :func:`slice_optimizer_state`.
+
+    The tensors are held, not copied: slicing makes new ones.
+
+    Args:
+        optimizer: The optimizer, also when wrapped in another one.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self._layers = [
+            (layer, {key: copy(state) for key, state in layer.state.items()}, getattr(layer, "_numel_cache", None))
+            for layer in innermost_first(optimizer)
+        ]
+
+    def restore(self) -> None:
+        """Put the state back; the objects that hold it stay."""
+        for layer, state, numel in self._layers:
+            layer.state.clear()
+            layer.state.update(state)
+            if isinstance(layer, torch.optim.LBFGS):
+                layer._numel_cache = numel
+
+
+def innermost_first(optimizer: Any) -> Iterator[Any]:
     """Yield an optimizer and the optimizers that wrap it, each state once.
 
     Duck-typed, for Lightning's wrapper imitates the class of what it wraps and hands out its state, while others
@@ -73,8 +98,10 @@ def _innermost_first(optimizer: Any) -> Iterator[Any]:
     """
     layers = [optimizer]
     while True:
-        inner = getattr(layers[-1], "_optimizer", None) or getattr(layers[-1], "optimizer", None)
-        if inner is None or not hasattr(inner, "param_groups"):
+        # As Lightning, most wrappers and torch's ZeroRedundancyOptimizer call what they wrap.
+        held = [getattr(layers[-1], name, None) for name in ("_optimizer", "optimizer", "optim")]
+        inner = next((each for each in held if hasattr(each, "param_groups")), None)
+        if inner is None:
             break
         layers.append(inner)
     seen: set[int] = set()

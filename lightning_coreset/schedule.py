@@ -6,9 +6,10 @@ import math
 from collections.abc import Callable, Mapping
 from itertools import pairwise
 from numbers import Integral, Real
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 Schedule: TypeAlias = Literal["one_shot", "linear", "cubic", "cosine"] | Mapping[int, float] | Callable[[float], float]
+Interval: TypeAlias = Literal["epoch", "step"]
 
 # Progress t in (0, 1] -> fraction of the final pruning ratio. Cubic is the schedule of Zhu and Gupta (2017): it removes
 # most at first, while there is much to remove and much training left to heal.
@@ -18,6 +19,10 @@ _CURVES: dict[str, Callable[[float], float]] = {
     "cubic": lambda t: 1.0 - (1.0 - t) ** 3,
     "cosine": lambda t: (1.0 - math.cos(math.pi * t)) / 2.0,
 }
+
+# Unless told otherwise, so many events between the first and the last step; by epochs, one an epoch.
+_EVENTS_BY_STEP = 10
+_A = {"epoch": "an epoch", "step": "a step"}
 
 # 0.29 * 100 is 28.999999999999996, and a user's curve may end at 1.0000000000000002.
 _ROUNDING = 1e-9
@@ -29,67 +34,80 @@ def pruning_events(
     *,
     start: int | float = 0.1,
     end: int | float = 0.7,
-    every: int = 1,
-    epochs: int,
+    every: int | None = None,
+    length: int,
+    interval: Interval = "epoch",
 ) -> dict[int, float]:
-    """Lay out the pruning events of a training run.
+    """Lay out the pruning events of a training run, at starts of epochs or between optimizer steps.
 
-    Events lie at the first epoch, then at every ``every``-th one, and always at the last one. The k-th of n events has
-    progress k / n: the first one removes something and the last one reaches ``pruning_ratio`` exactly.
+    Events lie at the first epoch (or step), then at every ``every``-th one, and always at the last one. The k-th of n
+    events has progress k / n: the first one removes something and the last one reaches ``pruning_ratio`` exactly.
 
     Args:
-        schedule: The name of a curve (``"one_shot"`` prunes once, at ``start``); or a mapping from epoch to the pruning
-            ratio to be reached there, to which the other arguments do not apply; or a callable that takes the progress
-            in (0, 1] and returns the fraction of ``pruning_ratio`` to be reached, in [0, 1] and never decreasing.
+        schedule: The name of a curve (``"one_shot"`` prunes once, at ``start``); or a mapping from epoch (step) to the
+            pruning ratio to be reached there, to which the other arguments do not apply; or a callable that takes the
+            progress in (0, 1] and returns the fraction of ``pruning_ratio`` to be reached, in [0, 1] and never
+            decreasing.
         pruning_ratio: Fraction of the original model that is gone at the end, in [0, 1). 0 means no event.
-        start: First event: a float is a fraction of training, an int is an epoch, counted from 0.
+        start: First event: a float is a fraction of training, an int is an epoch (a step), counted from 0.
         end: Last event, likewise. Fractions are rounded inwards to whole epochs, and never leave training, so that one
             epoch of training still has one event.
-        every: Epochs between two events.
-        epochs: Epochs of training.
+        every: Epochs (steps) between two events; by default every epoch, or a tenth of the steps from first to last.
+        length: Epochs (steps) of training.
+        interval: What all these numbers count.
 
     Returns:
-        For every event its epoch and the pruning ratio to be reached at the start of that epoch, both increasing. An
-        event that would not exceed the one before is left out.
+        For every event its epoch (step) and the pruning ratio to be reached at its start, both increasing. An event
+        that would not exceed the one before is left out.
 
     Raises:
         ValueError: If an argument is out of its range, ``start`` comes after ``end``, or no event falls within
-            ``epochs``.
+            ``length``.
 
     Example:
-        >>> pruning_events("linear", 0.5, start=0.2, end=0.6, epochs=10)
+        >>> pruning_events("linear", 0.5, start=0.2, end=0.6, length=10)
         {2: 0.1, 3: 0.2, 4: 0.3, 5: 0.4, 6: 0.5}
-        >>> pruning_events({3: 0.2, 6: 0.4}, 0.5, epochs=10)
+        >>> pruning_events({3: 0.2, 6: 0.4}, 0.5, length=10)
         {3: 0.2, 6: 0.4}
-        >>> pruning_events(lambda progress: progress**2, 0.8, start=0, end=6, every=2, epochs=10)
+        >>> pruning_events(lambda progress: progress**2, 0.8, start=0, end=6, every=2, length=10)
         {0: 0.05, 2: 0.2, 4: 0.45, 6: 0.8}
+        >>> pruning_events("linear", 0.5, start=100, end=200, every=50, length=1000, interval="step")
+        {100: 0.16666666666666666, 150: 0.3333333333333333, 200: 0.5}
     """
-    check_schedule(schedule, pruning_ratio, start=start, end=end, every=every)
-    if isinstance(epochs, bool) or not isinstance(epochs, Integral) or epochs < 1:
+    check_schedule(schedule, pruning_ratio, start=start, end=end, every=every, interval=interval)
+    if isinstance(length, bool) or not isinstance(length, Integral) or length < 1:
         raise ValueError(
-            f"Expected `epochs` to be a positive integer but got {epochs!r}. Set `max_epochs` of the Trainer, so that "
+            f"Expected `length` to be a positive integer but got {length!r}. Set `max_epochs` of the Trainer, so that "
             "the schedule knows how long training is."
         )
     if isinstance(schedule, Mapping):
         wanted = max(schedule.values())
-        ratios = {epoch: float(schedule[epoch]) for epoch in sorted(schedule) if epoch < epochs}
+        ratios = {epoch: float(schedule[epoch]) for epoch in sorted(schedule) if epoch < length}
     else:
         wanted = pruning_ratio
-        first, last = _first_and_last(start, end, epochs, single=schedule == "one_shot")
+        first, last = _first_and_last(start, end, length, interval, single=schedule == "one_shot")
+        if every is None:
+            every = 1 if interval == "epoch" else max(1, (last - first) // _EVENTS_BY_STEP)
         times = [*range(first, last, every), last]
         fractions = _fractions(schedule, [k / len(times) for k in range(1, len(times) + 1)])
         ratios = {epoch: pruning_ratio * fraction for epoch, fraction in zip(times, fractions, strict=True)}
     events = _increasing(ratios)
     if wanted > 0 and not events:
         raise ValueError(
-            f"Expected `schedule` to prune within the {epochs} epochs of training (0 to {epochs - 1}) but got "
-            f"{schedule!r}, which never does. Move its epochs forward or train longer."
+            f"Expected `schedule` to prune within the {length} {interval}s of training (0 to {length - 1}) but got "
+            f"{schedule!r}, which never does. Move its {interval}s forward or train longer."
         )
     return events
 
 
 def check_schedule(
-    schedule: Schedule, pruning_ratio: float, *, start: int | float, end: int | float, every: int
+    schedule: Schedule,
+    pruning_ratio: float,
+    *,
+    start: int | float,
+    end: int | float,
+    every: int | None,
+    interval: Interval = "epoch",
 ) -> None:
     """Check whatever can be checked before the length of training is known.
 
@@ -106,13 +124,17 @@ def check_schedule(
         ValueError: Expected `schedule` to be one of 'one_shot', 'linear', 'cubic', 'cosine', a mapping from epoch to \
 pruning ratio, or a callable from progress to fraction but got 'square'.
     """
+    if interval not in get_args(Interval):
+        raise ValueError(f"Expected `interval` to be 'epoch' or 'step' but got {interval!r}.")
     _check_ratio(pruning_ratio, "`pruning_ratio`")
-    _check_time(start, "start")
-    _check_time(end, "end")
-    if isinstance(every, bool) or not isinstance(every, Integral) or every < 1:
-        raise ValueError(f"Expected `every` to be a positive integer, the epochs between events, but got {every!r}.")
+    _check_time(start, "start", interval)
+    _check_time(end, "end", interval)
+    if every is not None and (isinstance(every, bool) or not isinstance(every, Integral) or every < 1):
+        raise ValueError(
+            f"Expected `every` to be a positive integer, the {interval}s between events, but got {every!r}."
+        )
     if isinstance(schedule, Mapping):
-        _check_mapping(schedule)
+        _check_mapping(schedule, interval)
         return
     if isinstance(schedule, str) and schedule in _CURVES:
         pass
@@ -120,36 +142,38 @@ pruning ratio, or a callable from progress to fraction but got 'square'.
         _fractions(schedule, [1.0])  # the last event always has progress 1, whatever training will be
     else:
         raise ValueError(
-            f"Expected `schedule` to be one of {', '.join(map(repr, _CURVES))}, a mapping from epoch to pruning ratio, "
-            f"or a callable from progress to fraction but got {schedule!r}."
+            f"Expected `schedule` to be one of {', '.join(map(repr, _CURVES))}, a mapping from {interval} to pruning "
+            f"ratio, or a callable from progress to fraction but got {schedule!r}."
         )
     comparable = isinstance(start, Integral) == isinstance(end, Integral)
     if schedule != "one_shot" and comparable and start > end:
         raise ValueError(f"Expected `start` not to come after `end` but got start={start!r} and end={end!r}.")
 
 
-def _first_and_last(start: int | float, end: int | float, epochs: int, *, single: bool) -> tuple[int, int]:
-    first = _epoch(start, math.ceil(start * epochs - _ROUNDING), "start", epochs)
+def _first_and_last(
+    start: int | float, end: int | float, length: int, interval: Interval, *, single: bool
+) -> tuple[int, int]:
+    first = _whole(start, math.ceil(start * length - _ROUNDING), "start", length, interval)
     if single:
         return first, first
-    last = _epoch(end, math.floor(end * epochs + _ROUNDING), "end", epochs)
+    last = _whole(end, math.floor(end * length + _ROUNDING), "end", length, interval)
     if not isinstance(start, Integral) and not isinstance(end, Integral):
         last = max(first, last)  # start=0.5, end=0.6 of 3 epochs: no epoch begins between them
     if first > last:
         raise ValueError(
-            f"Expected `start` not to come after `end` but got start={start!r} and end={end!r}, which are epochs "
-            f"{first} and {last} of {epochs}."
+            f"Expected `start` not to come after `end` but got start={start!r} and end={end!r}, which are "
+            f"{interval}s {first} and {last} of {length}."
         )
     return first, last
 
 
-def _epoch(time: int | float, rounded: int, name: str, epochs: int) -> int:
+def _whole(time: int | float, rounded: int, name: str, length: int, interval: Interval) -> int:
     if not isinstance(time, Integral):
-        return min(rounded, epochs - 1)
-    if time >= epochs:
+        return min(rounded, length - 1)
+    if time >= length:
         raise ValueError(
-            f"Expected `{name}` to be one of the {epochs} epochs of training (0 to {epochs - 1}) but got epoch {time}. "
-            f"Lower `{name}`, give it as a fraction of training (a float), or train longer."
+            f"Expected `{name}` to be one of the {length} {interval}s of training (0 to {length - 1}) but got "
+            f"{interval} {time}. Lower `{name}`, give it as a fraction of training (a float), or train longer."
         )
     return int(time)
 
@@ -186,28 +210,30 @@ def _check_ratio(ratio: float, what: str) -> None:
         raise ValueError(f"Expected {what} to be a fraction of the original model within [0, 1) but got {ratio!r}.")
 
 
-def _check_time(time: int | float, name: str) -> None:
+def _check_time(time: int | float, name: str, interval: Interval) -> None:
     if isinstance(time, bool) or not isinstance(time, Real):
-        raise ValueError(f"Expected `{name}` to be an int (an epoch) or a float (a fraction) but got {time!r}.")
+        raise ValueError(f"Expected `{name}` to be an int ({interval}) or a float (fraction) but got {time!r}.")
     if isinstance(time, Integral) and time < 0:
-        raise ValueError(f"Expected `{name}` to be an epoch, counted from 0, but got {time!r}.")
+        raise ValueError(f"Expected `{name}` to be {_A[interval]}, counted from 0, but got {time!r}.")
     if not isinstance(time, Integral) and not 0 <= time <= 1:
         raise ValueError(
-            f"Expected `{name}`, a float, to be a fraction of training within [0, 1] but got {time!r}. To mean an "
-            "epoch, give an int."
+            f"Expected `{name}`, a float, to be a fraction of training within [0, 1] but got {time!r}. To mean "
+            f"{_A[interval]}, give an int."
         )
 
 
-def _check_mapping(schedule: Mapping[int, float]) -> None:
+def _check_mapping(schedule: Mapping[int, float], interval: Interval) -> None:
     if not schedule:
-        raise ValueError("Expected `schedule` to map at least one epoch to a pruning ratio but got an empty mapping.")
+        raise ValueError(
+            f"Expected `schedule` to map at least one {interval} to a pruning ratio but got an empty mapping."
+        )
     for epoch, ratio in schedule.items():
         if isinstance(epoch, bool) or not isinstance(epoch, Integral) or epoch < 0:
-            raise ValueError(f"Expected the keys of `schedule` to be epochs, counted from 0, but got {epoch!r}.")
+            raise ValueError(f"Expected the keys of `schedule` to be {interval}s, counted from 0, but got {epoch!r}.")
         _check_ratio(ratio, f"`schedule[{epoch}]`")
     for before, after in pairwise(sorted(schedule)):
         if schedule[after] < schedule[before]:
             raise ValueError(
                 "Expected `schedule` never to decrease, for channels do not grow back, but got "
-                f"{schedule[before]!r} at epoch {before} and {schedule[after]!r} at epoch {after}."
+                f"{schedule[before]!r} at {interval} {before} and {schedule[after]!r} at {interval} {after}."
             )

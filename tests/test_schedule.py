@@ -10,7 +10,7 @@ from lightning_coreset.schedule import check_schedule, pruning_events
 @pytest.mark.parametrize("epochs", [1, 2, 3, 7, 30, 97])
 @pytest.mark.parametrize("every", [1, 3])
 def test_events_increase_within_training_and_end_on_the_target(schedule, epochs, every):
-    events = pruning_events(schedule, 0.6, every=every, epochs=epochs)
+    events = pruning_events(schedule, 0.6, every=every, length=epochs)
 
     assert list(events) == sorted(events)
     assert all(0 <= epoch < epochs for epoch in events)
@@ -31,7 +31,7 @@ def test_events_increase_within_training_and_end_on_the_target(schedule, epochs,
     ],
 )
 def test_curves(schedule, expected):
-    events = pruning_events(schedule, 0.8, start=2, end=5, epochs=10)
+    events = pruning_events(schedule, 0.8, start=2, end=5, length=10)
 
     assert list(events) == list(range(2, 2 + len(expected)))
     assert list(events.values()) == pytest.approx([0.8 * fraction for fraction in expected], abs=1e-15)
@@ -59,18 +59,18 @@ def test_curves(schedule, expected):
     ],
 )
 def test_epochs_of_events(start, end, every, epochs, expected):
-    assert list(pruning_events("linear", 0.5, start=start, end=end, every=every, epochs=epochs)) == expected
+    assert list(pruning_events("linear", 0.5, start=start, end=end, every=every, length=epochs)) == expected
 
 
 def test_one_shot_heeds_only_start():
-    assert pruning_events("one_shot", 0.5, start=0.9, end=0.1, epochs=10) == {9: 0.5}
-    assert pruning_events("one_shot", 0.5, start=4, end=99, epochs=10) == {4: 0.5}
+    assert pruning_events("one_shot", 0.5, start=0.9, end=0.1, length=10) == {9: 0.5}
+    assert pruning_events("one_shot", 0.5, start=4, end=99, length=10) == {4: 0.5}
 
 
 def test_mapping_gives_absolute_ratios():
     schedule = {8: 0.6, 2: 0.1, 4: 0.1, 30: 0.9}
 
-    assert pruning_events(schedule, 0.3, start=0.5, end=0.6, epochs=10) == {2: 0.1, 8: 0.6}
+    assert pruning_events(schedule, 0.3, start=0.5, end=0.6, length=10) == {2: 0.1, 8: 0.6}
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_mapping_gives_absolute_ratios():
     ],
 )
 def test_events_that_remove_nothing_are_dropped(schedule, ratio, expected):
-    assert pruning_events(schedule, ratio, start=1, end=4, epochs=5) == pytest.approx(expected)
+    assert pruning_events(schedule, ratio, start=1, end=4, length=5) == pytest.approx(expected)
 
 
 GOOD = {"schedule": "cubic", "pruning_ratio": 0.5, "start": 0.1, "end": 0.7, "every": 1}
@@ -127,7 +127,7 @@ def test_bad_arguments_are_refused_before_training_is_known(change, message):
     with pytest.raises(ValueError, match=message):
         check_schedule(schedule, ratio, **arguments)
     with pytest.raises(ValueError, match=message):
-        pruning_events(schedule, ratio, **arguments, epochs=10)
+        pruning_events(schedule, ratio, **arguments, length=10)
 
 
 @pytest.mark.parametrize(
@@ -142,7 +142,7 @@ def test_bad_arguments_are_refused_before_training_is_known(change, message):
         ({"schedule": lambda t: 0.0}, 10, "never does"),
         ({"schedule": lambda t: 1.0 if t == 1.0 else 1.0 - t}, 10, "never to decrease"),
         ({"schedule": lambda t: -t if t < 1.0 else 1.0}, 10, r"within \[0, 1\]"),
-        ({}, 0, "`epochs` to be a positive integer but got 0"),
+        ({}, 0, "`length` to be a positive integer but got 0"),
         ({}, -1, "Set `max_epochs`"),
         ({}, None, "but got None"),
         ({}, True, "but got True"),
@@ -154,4 +154,4 @@ def test_what_does_not_fit_training_is_refused(change, epochs, message):
 
     check_schedule(schedule, ratio, **arguments)
     with pytest.raises(ValueError, match=message):
-        pruning_events(schedule, ratio, **arguments, epochs=epochs)
+        pruning_events(schedule, ratio, **arguments, length=epochs)

@@ -2,22 +2,43 @@
 
 from __future__ import annotations
 
-from lightning_coreset.training.accuracy import AccuracyProbe
+from lightning_coreset.training.companions import averaged_copies, restart_patience
+from lightning_coreset.training.dry_run import DryRun, dry_run
+from lightning_coreset.training.event import carry_out
 from lightning_coreset.training.example import ExampleSource
+from lightning_coreset.training.guard import Guard, OnFailure
+from lightning_coreset.training.monitor import Mode, Monitor
+from lightning_coreset.training.packages import check_package
+from lightning_coreset.training.planner import EventPlanner, Order
 from lightning_coreset.training.progress import Progress
-from lightning_coreset.training.report import event_scalars, log_scalars, standing_scalars
-from lightning_coreset.training.strategies import agreed, check_strategy, unwrapped
+from lightning_coreset.training.recalibration import Recalibration
+from lightning_coreset.training.report import EventRecord, History, Reporter, last_step, logged_step, settings, summary
+from lightning_coreset.training.strategies import check_strategy
 from lightning_coreset.training.timeline import Timeline
 
 __all__ = [
-    "AccuracyProbe",
+    "DryRun",
+    "EventPlanner",
+    "EventRecord",
     "ExampleSource",
+    "Guard",
+    "History",
+    "Mode",
+    "Monitor",
+    "OnFailure",
+    "Order",
     "Progress",
+    "Recalibration",
+    "Reporter",
     "Timeline",
-    "agreed",
+    "averaged_copies",
+    "carry_out",
+    "check_package",
     "check_strategy",
-    "event_scalars",
-    "log_scalars",
-    "standing_scalars",
-    "unwrapped",
+    "dry_run",
+    "last_step",
+    "logged_step",
+    "restart_patience",
+    "settings",
+    "summary",
 ]

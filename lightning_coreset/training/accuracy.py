@@ -1,4 +1,4 @@
-"""A classifier's accuracy without the user saying a word, or nothing where the model may not be a classifier."""
+"""A classifier's accuracy without the user saying a word, or a metric of the user's, measured by watching steps."""
 
 from __future__ import annotations
 
@@ -9,39 +9,43 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torchmetrics import Metric
 
 from lightning_coreset.training.calls import OutermostCalls, copied
-from lightning_coreset.training.classifier import Classifier, find_classifier
+from lightning_coreset.training.classifier import Classifier
+from lightning_coreset.training.prediction import Prediction
+from lightning_coreset.training.scoring import Accuracy, NoNumberError, Scoring, UserMetric
 from lightning_coreset.training.undisturbed import undisturbed
 
 
 class AccuracyProbe:
-    """Watches the steps of a LightningModule, and measures how often the largest logit is the target's.
+    """Watches the steps of a LightningModule, and measures how well its outputs meet the targets.
 
-    Logits and targets are found in the first step (see
-    :func:`~lightning_coreset.training.classifier.find_classifier`). The model counts as a classifier only if the labels
-    seen so far go up to K - 1, for K logits: an embedding beside labels that the loss does not use shows the same
-    shapes. Where anything is ambiguous, or a later batch does not fit, there is no accuracy rather than a wrong one,
-    and steps are no longer watched. A single logit is compared with 0, or with 0.5 if all of them so far are
-    probabilities, in [0, 1].
+    Outputs and targets are found in the first step (see
+    :func:`~lightning_coreset.training.classifier.find_classifier`), and become one number as
+    :class:`~lightning_coreset.training.scoring.Accuracy` or the user's metric says. Where anything is ambiguous, or a
+    later batch does not fit, there is no accuracy rather than a wrong one, and steps are no longer watched; a metric
+    that the user asked for raises instead.
 
     A callback calls, on every rank, for the ranks' counts are added up:
 
     - ``start`` in ``on_validation_batch_start``, and ``batch_end`` in ``on_validation_batch_end``, or, where there is
       no validation, in ``on_train_batch_start`` and ``on_train_batch_end``. The module has hooks only in between: all
-      its submodules in the first step, one of them in later ones, and none once it is known to be no classifier;
+      its submodules in the first step, one of them in later ones, and none once it is known to show no number;
     - ``compute_and_reset`` in ``on_validation_epoch_end`` or ``on_validation_end``, or in ``on_train_epoch_end``;
-    - ``evaluate`` right after a pruning event;
+    - ``evaluate`` right before and after a pruning event;
     - ``stop`` in ``teardown``.
 
     Args:
         eval_batches: Number of batches kept for ``evaluate``, the latest that were seen; 0 turns it off.
+        metric: A metric to be measured instead, called as ``metric(outputs, targets)``: a classifier's logits and
+            targets, or whatever :func:`~lightning_coreset.training.prediction.find_prediction` finds. Copies count.
 
     Raises:
-        ValueError: If ``eval_batches`` is not a non-negative integer.
+        ValueError: If ``eval_batches`` is not a non-negative integer, or ``metric`` is no metric of torchmetrics.
 
     Example:
         >>> class Model(pl.LightningModule):
@@ -59,21 +63,24 @@ class AccuracyProbe:
         1.0
     """
 
-    def __init__(self, eval_batches: int = 8) -> None:
+    def __init__(self, eval_batches: int = 8, metric: Metric | None = None) -> None:
         if isinstance(eval_batches, bool) or not isinstance(eval_batches, int) or eval_batches < 0:
             raise ValueError(f"Expected `eval_batches` to be a non-negative integer but got {eval_batches!r}.")
+        if metric is not None and not isinstance(metric, Metric):
+            raise ValueError(f"Expected `metric` to be one Metric of torchmetrics but got {metric!r}.")
         self.eval_batches = eval_batches
+        self.metric = metric
         self._recorder: OutermostCalls | None = None
         self.stop()
 
     def start(self, pl_module: pl.LightningModule) -> None:
         """Watch the step that begins now."""
         self._unhook()
-        if self._refused:
+        if self._refusal is not None:
             return
-        if self._score.device != pl_module.device:
-            self._score.to(pl_module.device)
-        only = None if self._classifier is None else {self._classifier.module}
+        if self._count.device != pl_module.device:
+            self._count.to(pl_module.device)
+        only = None if self._found is None else {self._found.module}
         self._recorder = OutermostCalls(pl_module, only=only, copy_inputs=self.eval_batches > 0)
         self._recorder.start()
 
@@ -83,57 +90,63 @@ class AccuracyProbe:
         Args:
             batch: Its batch, as the step got it.
         """
-        assert self._refused or self._recorder is not None, "start() comes before the step"
+        assert self._refusal is not None or self._recorder is not None, "start() comes before the step"
         calls = self._unhook()
         if not calls:  # a step may do nothing, say in a sanity check, and may next time
             return
-        if self._classifier is None:
-            self._classifier = find_classifier(calls, batch)
-        shown = None if self._classifier is None else self._classifier.read(calls, batch)
-        if self._classifier is None or shown is None:
-            self._refuse()
+        if self._found is None:
+            self._found = self._scoring.find(calls, batch)
+        shown = None if self._found is None else self._found.read(calls, batch)
+        if self._found is None or shown is None:
+            self._refuse("a step does not show one output and one target for sure")
             return
-        call, logits, targets = shown
-        self._score.update(*_counts(logits, targets))
-        if self._classifier.replayable and call.before is not None:
+        call, outputs, targets = shown
+        try:
+            self._scoring.add(self._count, outputs, targets)
+        except Exception as error:  # the user's metric, maybe on one rank alone: raised where all ranks meet
+            self._refuse(f"outputs {tuple(outputs.shape)} and targets {tuple(targets.shape)} do not suit it: {error}")
+            return
+        if self._found.replayable and call.before is not None:
             self._kept.append((*call.before, targets))
 
     def compute_and_reset(self) -> float | None:
-        """Return the accuracy over the steps since the last call, on all ranks, or ``None``; a collective operation."""
+        """Return the number over the steps since the last call, on all ranks, or ``None``; a collective operation.
+
+        Raises:
+            MisconfigurationException: On all ranks, if a metric of the user's cannot be measured.
+        """
         if self._closed:
             return None
-        accuracy = self._reduce(self._score)
-        self._score.reset()
-        return accuracy
+        number = self._reduce(self._count)
+        self._count.reset()
+        return number
 
     def evaluate(self, pl_module: pl.LightningModule) -> float | None:
-        """Return the accuracy right now on the kept batches of all ranks, or ``None``; a collective operation.
+        """Return the number right now on the kept batches of all ranks, or ``None``; a collective operation.
 
-        Calls the network that returns the logits anew, in eval mode, and leaves no trace. ``None`` also where the
-        logits come out of several networks in turn, for then the inputs of the last one are not the data.
+        Calls the network that returns the outputs anew, in eval mode, and leaves no trace. ``None`` also where the
+        outputs come out of several networks in turn, for then the inputs of the last one are not the data.
         """
         if self._closed or self.eval_batches == 0:
             return None
-        score = _Score().to(pl_module.device)
+        count = self._scoring.count().to(pl_module.device)
         try:
-            self._replay(pl_module, score)
+            self._replay(pl_module, count)
         except Exception as error:  # a number for the eye must not end a training run
-            rank_zero_warn(f"The accuracy after pruning could not be measured, and will not be again: {error!r}")
-            score.reset()
+            rank_zero_warn(f"The accuracy at an event could not be measured, and will not be again: {error!r}")
+            count.reset()
             self._kept.clear()
-            self._classifier = replace(self._classifier, replayable=False) if self._classifier else None
-        return self._reduce(score)
+            self._found = replace(self._found, replayable=False) if self._found else None
+        return self._reduce(count)
 
     def stop(self) -> None:
         """Take the hooks off the module, and forget it, its batches and all counts."""
         self._unhook()
-        self._classifier: Classifier | None = None
+        self._scoring: Scoring = Accuracy() if self.metric is None else UserMetric(self.metric)
+        self._count = self._scoring.count()
+        self._found: Classifier | Prediction | None = None
         self._kept: deque[tuple[Any, Any, Tensor]] = deque(maxlen=self.eval_batches)
-        self._score = _Score()
-        # Of all epochs so far, the same on all ranks.
-        self._labels = 0
-        self._beyond_probability = False
-        self._refused = False  # on this rank
+        self._refusal: str | None = None  # on this rank
         self._closed = False  # on all ranks
 
     def _unhook(self) -> list[Any]:
@@ -143,78 +156,63 @@ class AccuracyProbe:
         recorder.stop()
         return recorder.calls
 
-    def _refuse(self) -> None:
-        self._refused = True
-        self._classifier = None
+    def _refuse(self, reason: str) -> None:
+        self._refusal = reason
+        self._found = None
         self._kept.clear()
 
-    def _replay(self, pl_module: pl.LightningModule, score: _Score) -> None:
+    def _replay(self, pl_module: pl.LightningModule, count: Metric) -> None:
         trainer: Any = pl_module._trainer  # the property of that name raises where there is none
         precision = nullcontext() if trainer is None else trainer.precision_plugin.forward_context()
         with undisturbed(pl_module), precision, torch.no_grad():
             pl_module.eval()
             for args, kwargs, targets in self._kept:
-                assert self._classifier is not None
-                module = pl_module.get_submodule(self._classifier.module)
+                assert self._found is not None
+                module = pl_module.get_submodule(self._found.module)
                 # Copied: the network may write to its inputs, and those from validation are inference tensors.
-                output = module(*copied(args), **copied(kwargs))
-                logits = self._classifier.logits_of(output)
-                assert logits is not None
-                score.update(*_counts(logits, targets))
+                outputs = self._found.take(module(*copied(args), **copied(kwargs)))
+                assert outputs is not None
+                self._scoring.add(count, outputs, targets)
         if self._recorder is not None:
             self._recorder.clear()
 
-    def _reduce(self, score: _Score) -> float | None:
+    def _reduce(self, count: Metric) -> float | None:
         """Add up the ranks' counts and judge them; every rank gets here, also one that has seen nothing."""
-        score.update(torch.zeros(3, dtype=torch.int64), torch.tensor([0, 0, 0, int(self._refused)]))
-        correct, correct_if_probability, total, labels, classes, beyond_probability, refused = score.compute().tolist()
-        self._labels = max(self._labels, labels)
-        self._beyond_probability |= bool(beyond_probability)
-        if refused:
-            self._closed = True
-            self._refuse()
-            return None
-        if total == 0 or self._labels != classes:
-            return None
-        return (correct if self._beyond_probability else correct_if_probability) / total
+        votes = _Votes().to(count.device)
+        votes.update(self._refusal is not None, count.update_called)
+        refused, everywhere = votes.compute()
+        if not refused:
+            try:
+                return self._scoring.judge(count, everywhere=everywhere)
+            except NoNumberError as error:
+                self._refuse(str(error))
+        self._closed = True
+        self._refuse(self._refusal or "see the message of another rank")
+        if self.metric is not None:
+            raise MisconfigurationException(
+                f"Expected metric={type(self.metric).__name__} to be measured on a network's output and the batch's "
+                f"targets, but {self._refusal}. Log it in the module and give its name as `monitor=` instead."
+            )
+        return None
 
 
-class _Score(Metric):
-    """Counts of right answers, reduced over ranks.
-
-    torchmetrics' own accuracies have to know the number of classes before they can be reduced, which a rank that has
-    seen no batch does not. The numbers are the same.
-    """
+class _Votes(Metric):
+    """Whether a rank refuses, and whether all have counted something."""
 
     full_state_update = False
-    sums: Tensor  # right answers; right answers if outputs are probabilities; all answers
-    maxima: Tensor  # largest label + 1; classes; whether an output is no probability; whether this is no classifier
+    refusals: Tensor
+    counted: Tensor
 
     def __init__(self) -> None:
         super().__init__()
-        self.add_state("sums", torch.zeros(3, dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("maxima", torch.zeros(4, dtype=torch.int64), dist_reduce_fx="max")
+        self.add_state("refusals", torch.tensor(0), dist_reduce_fx="max")
+        self.add_state("counted", torch.tensor(1), dist_reduce_fx="min")
 
-    def update(self, sums: Tensor, maxima: Tensor) -> None:
-        """Take in the counts of a batch."""
-        self.sums = self.sums + sums.to(self.sums.device)
-        self.maxima = torch.maximum(self.maxima, maxima.to(self.maxima.device))
+    def update(self, refuses: bool, counted: bool) -> None:
+        """Vote."""
+        self.refusals.fill_(refuses)
+        self.counted.fill_(counted)
 
-    def compute(self) -> Tensor:
-        """Return ``sums`` and ``maxima`` over all ranks, in one tensor ``(7,)``."""
-        return torch.cat([self.sums, self.maxima])
-
-
-def _counts(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Count logits ``(B, K)``, or ``(B,)`` if binary, with targets ``(B,)``; nothing waits for the device."""
-    if logits.ndim == 2:
-        classes = logits.shape[1]
-        right = right_if_probability = (logits.argmax(1) == targets).sum()
-        beyond_probability = torch.zeros_like(right)
-    else:
-        classes = 2
-        right, right_if_probability = (((logits > bar) == targets.bool()).sum() for bar in (0.0, 0.5))
-        beyond_probability = ((logits < 0) | (logits > 1)).any().long()
-    outside = ((targets < 0) | (targets >= classes)).any().long()
-    sums = torch.stack([right, right_if_probability, torch.full_like(right, len(targets))])
-    return sums, torch.stack([targets.max() + 1, torch.full_like(right, classes), beyond_probability, outside])
+    def compute(self) -> tuple[bool, bool]:
+        """Return whether any rank refuses, and whether all have counted."""
+        return bool(self.refusals), bool(self.counted)

@@ -15,7 +15,8 @@ from lightning_coreset.training.calls import Call, named_tensors
 Path = tuple[Any, ...]
 
 _LABEL_ARGUMENTS = {"label", "labels", "target", "targets"}
-_LABEL_NAMES = _LABEL_ARGUMENTS | {"y", "class", "classes"}  # in a batch; as an argument, `y` may be a condition
+LABEL_NAMES = _LABEL_ARGUMENTS | {"y", "class", "classes"}
+"""Names of labels in a batch; as an argument, ``y`` may be a condition."""
 
 
 @dataclass(frozen=True)
@@ -51,15 +52,15 @@ class Classifier:
         mine = [call for call in calls if call.name == self.module]
         if len(mine) != 1:
             return None
-        logits = self.logits_of(mine[0].output)
+        logits = self.take(mine[0].output)
         targets = named_tensors(batch).get(self.targets)
         if logits is None or targets is None or targets.numel() != len(logits):
             return None
         return mine[0], logits, targets.flatten().long()
 
-    def logits_of(self, output: Any) -> Tensor | None:
+    def take(self, output: Any) -> Tensor | None:
         """Take the logits, ``(B, K)`` or ``(B,)``, out of what the module returned; ``None`` if they are not there."""
-        logits = _outputs(output).get(self.logits)
+        logits = outputs_of(output).get(self.logits)
         if logits is None or not _may_be_logits(logits) or logits.shape[1:] != self.shape:
             return None
         return logits if logits.shape[1:].numel() > 1 else logits.flatten()
@@ -89,10 +90,9 @@ def find_classifier(calls: Sequence[Call], batch: Any) -> Classifier | None:
         >>> find_classifier(recorder.calls, batch)
         Classifier(module='', logits=(), targets=(1,), shape=(3,), replayable=True)
     """
-    inputs = {_identity(tensor) for call in calls if not _returns_scalars(call) for tensor in _inputs(call)}
-    others = {path: tensor for path, tensor in named_tensors(batch).items() if _identity(tensor) not in inputs}
+    others = unused(calls, batch)
     targets = {path: tensor for path, tensor in others.items() if _may_be_targets(tensor)}
-    named = {path: tensor for path, tensor in targets.items() if path and str(path[-1]).lower() in _LABEL_NAMES}
+    named = {path: tensor for path, tensor in targets.items() if path and str(path[-1]).lower() in LABEL_NAMES}
     pairs = [
         (call, path, logits, where)
         for call, path, logits in _logits(calls)
@@ -106,32 +106,43 @@ def find_classifier(calls: Sequence[Call], batch: Any) -> Classifier | None:
         t.is_floating_point() and t.numel() == len(logits) for t in others.values()
     ):
         return None  # rather a regression on that, in a batch that happens to hold a flag
-    networks = [other for other in calls if _has_parameters(other) and not _returns_scalars(other)]
+    networks = [other for other in calls if is_network(other)]
     return Classifier(call.name, path, where, tuple(logits.shape[1:]), replayable=networks == [call])
+
+
+def unused(calls: Sequence[Call], batch: Any) -> dict[Path, Tensor]:
+    """The tensors of a batch that no network takes in, unless by the name of a label."""
+    inputs = {_identity(tensor) for call in calls if not returns_scalars(call) for tensor in inputs_of(call)}
+    return {path: tensor for path, tensor in named_tensors(batch).items() if _identity(tensor) not in inputs}
 
 
 def _logits(calls: Sequence[Call]) -> list[tuple[Call, Path, Tensor]]:
     found: list[tuple[Call, Path, Tensor]] = []
     for i, call in enumerate(calls):
-        taken_in = {_storage(tensor) for tensor in _inputs(call)}
+        taken_in = {_storage(tensor) for tensor in inputs_of(call)}
         if not _has_parameters(call) and any(_storage(logits) in taken_in for _, _, logits in found):
             continue  # a softmax of the logits
         # A loss that learns takes in logits and returns a scalar; it makes nothing else of them.
-        onwards = [later for later in calls[i + 1 :] if _has_parameters(later) and not _returns_scalars(later)]
-        consumed = {_storage(tensor) for later in onwards for tensor in _inputs(later)}
-        for path, tensor in _outputs(call.output).items():
-            if _may_be_logits(tensor) and _storage(tensor) not in consumed:
+        onwards = [later for later in calls[i + 1 :] if is_network(later)]
+        for path, tensor in unconsumed(call, onwards).items():
+            if _may_be_logits(tensor):
                 found.append((call, path, tensor))
     return found
 
 
-def _outputs(output: Any) -> dict[Path, Tensor]:
+def unconsumed(call: Call, later: Sequence[Call]) -> dict[Path, Tensor]:
+    """What a call returned that none of the later calls takes in."""
+    consumed = {_storage(tensor) for other in later for tensor in inputs_of(other)}
+    return {path: tensor for path, tensor in outputs_of(call.output).items() if _storage(tensor) not in consumed}
+
+
+def outputs_of(output: Any) -> dict[Path, Tensor]:
     """Name what a call returned, or only ``logits`` if that is one of the names, as in Hugging Face and torchvision."""
     tensors = named_tensors(output)
     return {("logits",): tensors[("logits",)]} if ("logits",) in tensors else tensors
 
 
-def _inputs(call: Call) -> list[Tensor]:
+def inputs_of(call: Call) -> list[Tensor]:
     """What goes into a call, but for labels: some networks take them to return the loss beside the logits."""
     names = [*inspect.signature(call.module.forward).parameters]
     names += [""] * (len(call.args) - len(names))  # of *args
@@ -148,11 +159,17 @@ def _may_be_targets(tensor: Tensor) -> bool:
     return integral and tensor.numel() > 0 and (tensor.ndim == 1 or (tensor.ndim == 2 and tensor.shape[1] == 1))
 
 
+def is_network(call: Call) -> bool:
+    """Whether a call is of a network, not of a function or a loss."""
+    return _has_parameters(call) and not returns_scalars(call)
+
+
 def _has_parameters(call: Call) -> bool:
     return next(call.module.parameters(), None) is not None
 
 
-def _returns_scalars(call: Call) -> bool:
+def returns_scalars(call: Call) -> bool:
+    """Whether a call is of a loss, by what it returns."""
     return all(tensor.ndim == 0 for tensor in named_tensors(call.output).values())
 
 

@@ -47,6 +47,11 @@ class ExampleSource:
             self._example = Example.of(inputs)
 
     @property
+    def has_inputs(self) -> bool:
+        """Whether there are inputs before any batch is seen."""
+        return self._example is not None
+
+    @property
     def ready(self) -> bool:
         """Whether there is an example by now; the first batch is always waited for, since it may tell more."""
         return self._example is not None and self._seen
@@ -65,7 +70,7 @@ class ExampleSource:
                     "run on an example. Give CoresetPruningCallback(example_inputs=...)."
                 )
             kept = move_data_to_device(_few(batch), "cpu")  # it may stay for the whole of training
-            self._step = replace(Example.of(kept), run=_training_step)
+            self._step = replace(Example.of(kept), run=training_step)
             self._example = self._example or self._step
         elif self._example is None:
             self._recorder = OutermostCalls(pl_module)
@@ -77,7 +82,7 @@ class ExampleSource:
             return False
         calls = [(call.name, call.args, call.kwargs) for call in self._recorder.calls]
         self.end()
-        self._example = Example(calls, _recorded_calls, Example.of(batch).batch_size)
+        self._example = Example(calls, recorded_calls, Example.of(batch).batch_size)
         self._seen = True
         return True
 
@@ -96,6 +101,7 @@ class ExampleSource:
 
         known = [self._example] if self._step in (None, self._example) else [self._example, self._step]
         with undisturbed(pl_module), trainer.precision_plugin.forward_context():
+            _run_as_written(pl_module)
             yield [placed(example) for example in known if example is not None]
 
     def end(self) -> None:
@@ -131,10 +137,19 @@ def _few(batch: Any) -> Any:
     return tree_map(lambda leaf: leaf[:_ENOUGH], batch)
 
 
-def _training_step(module: nn.Module, batch: Any) -> Any:
+def _run_as_written(pl_module: pl.LightningModule) -> None:
+    """Give a LightningModule that was compiled as a whole its own methods back: a copy's compiled ones would run it."""
+    compiled = pl_module._compiler_ctx
+    if compiled is not None:
+        vars(pl_module).update({name: compiled[f"original_{name}"] for name in ("forward", "training_step")})
+
+
+def training_step(module: nn.Module, batch: Any) -> Any:
+    """Run the module's own training step on a batch."""
     step = module.training_step
     return step(batch, 0) if is_param_in_hook_signature(step, "batch_idx", min_args=2) else step(batch)  # type: ignore[operator]
 
 
-def _recorded_calls(module: nn.Module, calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]]) -> list[Any]:
+def recorded_calls(module: nn.Module, calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]]) -> list[Any]:
+    """Call submodules of a network as they were called before: by name, with arguments and keyword arguments."""
     return [module.get_submodule(name)(*args, **kwargs) for name, args, kwargs in calls]

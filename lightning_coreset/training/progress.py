@@ -8,6 +8,7 @@ from typing import Any
 
 from lightning_coreset.plan import PruningPlan
 from lightning_coreset.planning import Totals
+from lightning_coreset.training.report import History
 
 
 @dataclass
@@ -20,6 +21,7 @@ class Progress:
         original: What the model came to before the first event; ``None`` until it was seen.
         final_sizes: Where groups are pruned one after the other, the classes each will be left with.
         unsound: Groups that failed the self-check, each with the reason.
+        history: What every event came to, in numbers.
     """
 
     plans: list[PruningPlan] = field(default_factory=list)
@@ -27,6 +29,7 @@ class Progress:
     original: Totals | None = None
     final_sizes: dict[str, int] = field(default_factory=dict)
     unsound: dict[str, str] = field(default_factory=dict)
+    history: History = field(default_factory=History)
 
     def open_events(self, events: Mapping[int, float]) -> dict[int, float]:
         """The events that ask for more than was reached.
@@ -49,6 +52,7 @@ class Progress:
             "original": None if self.original is None else asdict(self.original),
             "final_sizes": dict(self.final_sizes),
             "unsound": dict(self.unsound),
+            "history": self.history.to_dicts(),
         }
 
     @classmethod
@@ -60,4 +64,5 @@ class Progress:
             original=None if plain["original"] is None else Totals(**plain["original"]),
             final_sizes=dict(plain["final_sizes"]),
             unsound=dict(plain["unsound"]),
+            history=History.from_dicts(plain["history"]),
         )

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lightning_coreset.schedule import Schedule, check_schedule, pruning_events
+from lightning_coreset.schedule import Interval, Schedule, check_schedule, pruning_events
 
 
 @dataclass(frozen=True)
@@ -21,13 +22,28 @@ class Timeline:
     pruning_ratio: float
     start: int | float
     end: int | float
-    every: int
+    every: int | None
+    interval: Interval = "epoch"
 
     def __post_init__(self) -> None:
-        check_schedule(self.schedule, self.pruning_ratio, start=self.start, end=self.end, every=self.every)
+        check_schedule(
+            self.schedule,
+            self.pruning_ratio,
+            start=self.start,
+            end=self.end,
+            every=self.every,
+            interval=self.interval,
+        )
+
+    def position(self, trainer: pl.Trainer) -> int:
+        """Where training is: the epoch, or the number of batches that led to an optimizer step."""
+        if self.interval == "epoch":
+            return trainer.current_epoch
+        # Private, but the axis of all that Lightning logs: `global_step` counts the steps of every optimizer.
+        return trainer.fit_loop.epoch_loop._batches_that_stepped
 
     def events(self, trainer: pl.Trainer) -> dict[int, float]:
-        """Epochs and pruning ratios of this fit, known once the loaders are (``on_train_start``).
+        """Epochs (steps) and pruning ratios of this fit, known once the loaders are (``on_train_start``).
 
         ``fast_dev_run`` has one epoch and prunes at its start, whatever the schedule.
 
@@ -36,45 +52,103 @@ class Timeline:
             MisconfigurationException: If training has no end, and the schedule needs one.
         """
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
-            return pruning_events("one_shot", self._last_ratio, start=0, end=0, every=1, epochs=1)
-        epochs = training_epochs(trainer)
-        if epochs is None:
-            epochs = self._epochs_needed()
+            return pruning_events("one_shot", self.target, start=0, end=0, length=1)
+        length = training_epochs(trainer) if self.interval == "epoch" else training_steps(trainer)
+        if length is None:
+            length = self._length_needed()
         events = pruning_events(
-            self.schedule, self.pruning_ratio, start=self.start, end=self.end, every=self.every, epochs=epochs
+            self.schedule,
+            self.pruning_ratio,
+            start=self.start,
+            end=self.end,
+            every=self.every,
+            length=length,
+            interval=self.interval,
         )
-        beyond = [epoch for epoch in self.schedule if epoch >= epochs] if isinstance(self.schedule, Mapping) else []
+        beyond = [time for time in self.schedule if time >= length] if isinstance(self.schedule, Mapping) else []
         if beyond:
-            rank_zero_warn(f"Training has {epochs} epochs: the schedule's events of epochs {beyond} will not happen.")
+            rank_zero_warn(
+                f"Training has {length} {self.interval}s: the schedule's events of {self.interval}s {beyond} will not "
+                "happen."
+            )
         return events
 
     @property
-    def _last_ratio(self) -> float:
+    def target(self) -> float:
+        """The ratio of the last event."""
         return max(self.schedule.values()) if isinstance(self.schedule, Mapping) else self.pruning_ratio
 
-    def _epochs_needed(self) -> int:
-        """Epochs that hold all events, where training has no end."""
+    def _length_needed(self) -> int:
+        """Epochs (steps) that hold all events, where training has no end."""
         if isinstance(self.schedule, Mapping):
             return 1 + max(self.schedule)
         times = (self.start,) if self.schedule == "one_shot" else (self.start, self.end)
         if any(isinstance(time, float) for time in times):
             raise MisconfigurationException(
                 f"Expected a Trainer with max_epochs or max_steps, since start={self.start!r} and end={self.end!r} are "
-                "fractions of training, which has no end. Set one of them, or give start and end as epochs (int)."
+                f"fractions of training, which has no end. Set one of them, or give start and end as {self.interval}s "
+                "(int)."
             )
         return 1 + int(max(times))
+
+
+def training_steps(trainer: pl.Trainer) -> int | None:
+    """Steps of this fit, as ``Timeline.position`` counts them; ``None`` if nothing bounds them.
+
+    Exact but for ``max_steps`` with manual optimization, see :func:`training_epochs`.
+    """
+    bounds = []
+    max_epochs, batches = _max_epochs(trainer), trainer.num_training_batches
+    if max_epochs is not None and batches < math.inf:
+        bounds.append(sum(_steps_in_epoch(trainer, epoch) for epoch in range(max_epochs)))
+    if trainer.max_steps > 0:
+        bounds.append(_max_stepping_batches(trainer))
+    return min(bounds, default=None)
 
 
 def training_epochs(trainer: pl.Trainer) -> int | None:
     """Epochs of this fit, counted from 0; ``None`` if neither ``max_epochs`` nor ``max_steps`` bounds them.
 
-    ``max_steps`` counts where it ends training earlier, which is known once the loaders are (``on_train_start``).
+    ``max_steps`` counts where it ends training earlier, which is known once the loaders are (``on_train_start``). With
+    manual optimization it counts the steps of every optimizer: each is taken to step once a batch, for nobody knows
+    before they do. Where they step less often, events come earlier than a fraction of training says, never too late.
     """
     bounds = []
-    if trainer.max_epochs is not None and trainer.max_epochs > 0:
-        bounds.append(trainer.max_epochs)
-    batches = trainer.num_training_batches
-    if trainer.max_steps is not None and trainer.max_steps > 0 and 0 < batches < math.inf:
-        steps = math.ceil(batches / trainer.accumulate_grad_batches)
-        bounds.append(math.ceil(trainer.max_steps / steps))
-    return min(bounds) if bounds else None
+    max_epochs = _max_epochs(trainer)
+    if max_epochs is not None:
+        bounds.append(max_epochs)
+    if trainer.max_steps > 0 and 0 < trainer.num_training_batches < math.inf:
+        steps = epochs = 0
+        while steps < _max_stepping_batches(trainer):
+            steps += _steps_in_epoch(trainer, epochs)
+            epochs += 1
+        bounds.append(epochs)
+    return min(bounds, default=None)
+
+
+def _max_epochs(trainer: pl.Trainer) -> int | None:
+    if trainer.max_epochs is None or trainer.max_epochs <= 0:
+        return None
+    # For a network with BatchNorm this callback adds an epoch that only runs the data through, and swaps the averaged
+    # weights in before it: too late for an event. Private, the epochs without that one; set in `on_fit_start`.
+    averaging = [callback for callback in _callbacks(trainer) if isinstance(callback, StochasticWeightAveraging)]
+    return min([trainer.max_epochs, *(getattr(callback, "_max_epochs", trainer.max_epochs) for callback in averaging)])
+
+
+def _max_stepping_batches(trainer: pl.Trainer) -> int:
+    """Batches that lead to a step, as far as ``max_steps`` allows."""
+    module = trainer.lightning_module
+    optimizers = 1 if module is None or module.automatic_optimization else max(1, len(trainer.optimizers))
+    return math.ceil(trainer.max_steps / optimizers)
+
+
+def _steps_in_epoch(trainer: pl.Trainer, epoch: int) -> int:
+    accumulated = trainer.accumulate_grad_batches
+    for callback in _callbacks(trainer):
+        if isinstance(callback, GradientAccumulationScheduler):
+            accumulated = callback.get_accumulate_grad_batches(epoch)
+    return math.ceil(trainer.num_training_batches / accumulated)  # the rest of an epoch makes a step
+
+
+def _callbacks(trainer: pl.Trainer) -> list[pl.Callback]:
+    return trainer.callbacks  # type: ignore[attr-defined]

@@ -1,12 +1,15 @@
 """Train with two processes, and write what each of them saw; run by test_ddp.py.
 
-Usage: ``ddp_script.py DIRECTORY VARIANT...``, started twice by torchrun, or once for Lightning to start the second.
+Usage: ``ddp_script.py DIRECTORY VARIANT...``, started twice by torchrun or as two nodes, or once for Lightning to start
+the second.
 """
 
 from __future__ import annotations
 
-import os
 import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +17,17 @@ import lightning.pytorch as pl
 import torch
 from fitting import Classifier, MemoryLogger, Validated, Watcher, make_loader, make_trainer, mlp
 from lightning.pytorch.strategies import DDPStrategy
-from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook, fp16_compress_hook
+from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
 from torch.nn.functional import cross_entropy
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Subset
 
 from lightning_coreset import CoresetPruningCallback
 
 BATCH = 16  # of all processes together
+EPOCHS = 3
+EVENTS = {1: 0.3, 2: 0.5}
 
 
 class Partly(Classifier):
@@ -46,51 +53,148 @@ class ByHand(Classifier):
         optimizer.step()
 
 
-# name: (module, strategy, options of the callback, options of the Trainer)
-VARIANTS: dict[str, tuple[type[pl.LightningModule], Any, dict[str, Any], dict[str, Any]]] = {
-    "ddp": (Classifier, lambda: "ddp", {}, {}),
-    "validated": (Validated, lambda: "ddp", {}, {}),
-    "find_unused": (Partly, lambda: "ddp_find_unused_parameters_true", {"method": "magnitude"}, {}),
-    "static_graph": (Classifier, lambda: DDPStrategy(static_graph=True), {}, {}),
-    "bucket_view": (Classifier, lambda: DDPStrategy(gradient_as_bucket_view=True), {"order": "bottom_up"}, {}),
-    "comm_hook": (Classifier, lambda: DDPStrategy(ddp_comm_hook=allreduce_hook), {"method": "random"}, {}),
-    "accumulating": (Classifier, lambda: "ddp", {}, {"accumulate_grad_batches": 2}),
-    "by_hand": (ByHand, lambda: "ddp_find_unused_parameters_true", {"method": "sensitivity"}, {}),
-    "static_graph_by_hand": (ByHand, lambda: DDPStrategy(static_graph=True), {}, {}),
+class Sharded(Classifier):
+    """Has an optimizer that keeps its state on one process each."""
+
+    def configure_optimizers(self) -> Any:
+        if self.trainer.world_size == 1:
+            return super().configure_optimizers()
+        from torch.distributed.optim import ZeroRedundancyOptimizer  # not above, for importing it warns
+
+        return ZeroRedundancyOptimizer(self.parameters(), torch.optim.Adam, lr=1e-2)
+
+
+class Shares(pl.LightningDataModule):
+    """Gives every process its part of every global batch."""
+
+    def train_dataloader(self) -> DataLoader:
+        trainer = self.trainer
+        assert trainer is not None
+        dataset = make_loader(8).dataset
+        size = BATCH // trainer.world_size
+        mine = [i for i in range(len(dataset)) if i % BATCH // size == trainer.global_rank]  # type: ignore[arg-type]
+        return DataLoader(Subset(dataset, mine), batch_size=size)
+
+
+class ValidatedShares(Shares):
+    """Validates on the same."""
+
+    val_dataloader = Shares.train_dataloader
+
+
+class HookedOnCPU(DDPStrategy):
+    """Registers its communication hook also on CPU, where Lightning does not."""
+
+    def _register_ddp_hooks(self) -> None:
+        assert isinstance(self.model, DistributedDataParallel)
+        self.model.register_comm_hook(self._ddp_comm_state, self._ddp_comm_hook)
+
+
+class Saver(pl.Callback):
+    """Saves a checkpoint of every epoch."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        trainer.save_checkpoint(self.directory / f"{trainer.current_epoch}.ckpt")
+
+
+def hooked(hook: Callable) -> partial:
+    return partial(HookedOnCPU, ddp_comm_hook=hook)
+
+
+def power_sgd() -> DDPStrategy:
+    """Compresses from the third step on."""
+    return HookedOnCPU(ddp_comm_state=PowerSGDState(None, start_powerSGD_iter=2), ddp_comm_hook=powerSGD_hook)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """How to train, and whether the weights become those of one process, or gradients are compressed."""
+
+    module: Callable[[], pl.LightningModule] = Classifier
+    strategy: Callable[[], Any] = lambda: "ddp"
+    pruning: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    exact: bool = True
+
+
+UNUSED = "ddp_find_unused_parameters_true"
+VARIANTS = {
+    "ddp": Variant(),
+    "validated": Variant(Validated),
+    "find_unused": Variant(Partly, lambda: UNUSED, {"method": "magnitude"}),
+    "static_graph": Variant(strategy=partial(DDPStrategy, static_graph=True)),
+    "bucket_view": Variant(strategy=partial(DDPStrategy, gradient_as_bucket_view=True), pruning={"order": "bottom_up"}),
+    "accumulating": Variant(options={"accumulate_grad_batches": 2}),
+    "by_hand": Variant(ByHand, lambda: UNUSED, {"method": "sensitivity"}),
+    "static_graph_by_hand": Variant(ByHand, partial(DDPStrategy, static_graph=True)),
+    "sharded_optimizer": Variant(Sharded),
+    "certified": Variant(pruning={"method": "random", "certify": True}),
+    "hook": Variant(strategy=hooked(allreduce_hook), pruning={"method": "random"}),
+    "fp16_hook": Variant(strategy=hooked(fp16_compress_hook), exact=False),
+    "power_sgd": Variant(strategy=power_sgd, exact=False),
 }
 
 
-def share(rank: int, processes: int) -> DataLoader:
-    """The part of every global batch that belongs to one process."""
-    dataset = make_loader(8).dataset
-    size = BATCH // processes
-    mine = [i for i in range(len(dataset)) if i % BATCH // size == rank]  # type: ignore[arg-type]
-    return DataLoader(Subset(dataset, mine), batch_size=size)
+def train(
+    name: str, processes: int = 1, *, checkpoints: Path | None = None, resume: Path | None = None, **options: Any
+) -> dict[str, Any]:
+    """Train for three epochs with two pruning events; the weights after every step, what was logged, and the plans.
 
-
-def train(variant: str, rank: int = 0, processes: int = 1) -> dict[str, Any]:
-    """Train for three epochs with two pruning events; the weights after every step, what was logged, and the plans."""
-    kind, strategy, arguments, options = VARIANTS[variant]
+    Args:
+        name: The variant.
+        processes: How many there are.
+        checkpoints: Where to save a checkpoint of every epoch.
+        resume: A checkpoint to go on from.
+        **options: Other options of the Trainer.
+    """
+    variant = VARIANTS[name]
     torch.manual_seed(0)
-    module, watcher, logger = kind(), Watcher(), MemoryLogger()
-    pruning = CoresetPruningCallback(schedule={1: 0.3, 2: 0.5}, verbose=False, **arguments)
+    # Already of the Trainer's precision, for Lightning loads a checkpoint before it converts the module.
+    module, watcher, logger = variant.module().double(), Watcher(), MemoryLogger()
+    pruning = CoresetPruningCallback(schedule=EVENTS, verbose=False, **variant.pruning)
+    callbacks: list[pl.Callback] = [pruning, watcher]
+    if checkpoints is not None:
+        callbacks.append(Saver(checkpoints))
     if processes > 1:
-        options = options | {"strategy": strategy(), "devices": processes}
+        options = {"strategy": variant.strategy(), "devices": processes} | options
     trainer = make_trainer(
-        pruning, watcher, max_epochs=3, precision="64-true", use_distributed_sampler=False, logger=logger, **options
+        *callbacks,
+        max_epochs=EPOCHS,
+        precision="64-true",
+        use_distributed_sampler=False,
+        logger=logger,
+        **variant.options,
+        **options,
     )
-    loader = share(rank, processes)
-    trainer.fit(module, loader, *[loader] * (kind is Validated))
+    shares = ValidatedShares() if variant.module is Validated else Shares()
+    trainer.fit(module, datamodule=shares, ckpt_path=resume)
     logged = [(step, row) for step, row in logger.rows if any(tag.startswith("coreset/") for tag in row)]
     sizes = [[(group.name, group.channels_before, group.kept) for group in plan.groups] for plan in pruning.plans]
-    return {"weights": watcher.weights, "logged": logged, "sizes": sizes, "world": trainer.world_size}
+    ranks = {"world": trainer.world_size, "rank": trainer.global_rank}
+    return {"weights": watcher.weights, "logged": logged, "sizes": sizes, **ranks}
+
+
+def resumed(directory: Path) -> dict[str, Any]:
+    """Two runs that go on after the first event: from a checkpoint of two processes, and from one of one process."""
+    train("ddp", 2, checkpoints=directory / "two")
+    return {f"from_{origin}": train("ddp", 2, resume=directory / origin / "1.ckpt") for origin in ("two", "one")}
 
 
 def main() -> None:
-    directory, *variants = sys.argv[1:]
-    rank = int(os.environ.get("LOCAL_RANK", "0"))
-    seen = {variant: train(variant, rank, 2) for variant in variants}
-    torch.save(seen, Path(directory) / f"{rank}.pt")
+    directory, names = Path(sys.argv[1]), sys.argv[2:]
+    seen: dict[str, Any] = {}
+    for name in names:
+        if name == "resumed":
+            seen |= resumed(directory)
+        elif name == "nodes":
+            seen[name] = train("ddp", 2, devices=1, num_nodes=2)
+        else:
+            seen[name] = train(name, 2)
+    rank = next(iter(seen.values()))["rank"]
+    torch.save(seen, directory / f"{rank}.pt")
 
 
 if __name__ == "__main__":

@@ -614,7 +614,7 @@ def test_counts_are_where_the_model_is():
     step(probe, model, X.cuda(), Y.cuda())
 
     expected = pytest.approx(accuracy(model.cpu(), X, Y))
-    assert probe._score.device.type == "cuda"
+    assert probe._count.device.type == "cuda"
     assert probe.compute_and_reset() == expected
     assert probe.evaluate(model.cuda()) == expected
 

@@ -1,61 +1,101 @@
 """Two processes on CPU stay in step with each other, and with one process on the same global batches."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from fitting import assert_same
+from lightning.fabric.plugins.environments.lightning import find_free_network_port
 from training.ddp_script import VARIANTS, train
+from training.launching import HERE, TORCHRUN, finish, seen_by_ranks, start
 
-SCRIPT = Path(__file__).with_name("ddp_script.py")
-TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-
-
-def launch(directory, *command):
-    """Run the script in two processes, and return what each of them saw."""
-    places = [str(SCRIPT.parents[2]), str(SCRIPT.parents[1])]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(places), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, *command], env=environment, cwd=directory, capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
-    return [torch.load(directory / f"{rank}.pt", weights_only=False) for rank in (0, 1)]
+SCRIPT = HERE / "ddp_script.py"
+STEPS = 4  # of an epoch
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("ddp")
-    return launch(directory, *TORCHRUN, str(SCRIPT), str(directory), *VARIANTS)
+def directory(tmp_path_factory):
+    return tmp_path_factory.mktemp("ddp")
 
 
-def check(variant, first, second):
-    alone = train(variant)
+@pytest.fixture(scope="module")
+def alone(directory):
+    """One process that saves checkpoints."""
+    return train("ddp", checkpoints=directory / "one")
+
+
+@pytest.fixture(scope="module")
+def ranks(directory, alone):
+    finish(start(directory, *TORCHRUN, SCRIPT, directory, *VARIANTS, "resumed"))
+    return seen_by_ranks(directory)
+
+
+def check(first, second, alone, *, exact=True):
+    """The ranks are bitwise the same after every step; they equal one process, or come out about as accurate."""
     assert first["world"] == second["world"] == 2
-    assert len(first["weights"]) == len(alone["weights"]) == 12
-    assert first["sizes"] == second["sizes"] == alone["sizes"]
-    assert len(first["sizes"]) == 2
-    for one, other, expected in zip(first["weights"], second["weights"], alone["weights"], strict=True):
+    assert len(first["weights"]) == len(alone["weights"])
+    assert first["sizes"] == second["sizes"]
+    for one, other in zip(first["weights"], second["weights"], strict=True):
         assert_same(one, other)
-        torch.testing.assert_close(one, expected, rtol=0, atol=1e-12)
-    hidden = [len(weights["net.0.bias"]) for weights in first["weights"]]
-    assert 32 == hidden[3] >= hidden[4] == hidden[7] >= hidden[8] == hidden[11] < 32  # four steps an epoch
     assert second["logged"] == []
     assert [step for step, _ in first["logged"]] == [step for step, _ in alone["logged"]]
+    if not exact:
+        assert any(not torch.equal(first["weights"][-1][name], value) for name, value in alone["weights"][-1].items())
+        assert accuracies(first)[-1] > accuracies(alone)[-1] - 0.1 > 0.7
+        return
+    assert first["sizes"] == alone["sizes"]
+    for one, expected in zip(first["weights"], alone["weights"], strict=True):
+        torch.testing.assert_close(one, expected, rtol=0, atol=1e-12)
     for (_, row), (_, expected) in zip(first["logged"], alone["logged"], strict=True):
         assert row == pytest.approx(expected)
-    assert {"coreset/sparsity", "coreset/accuracy"} <= {tag for _, row in first["logged"] for tag in row}
+
+
+def accuracies(seen):
+    return [row["coreset/accuracy"] for _, row in seen["logged"] if "coreset/accuracy" in row]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_ranks_are_identical_and_equal_one_process(ranks, variant):
-    check(variant, ranks[0][variant], ranks[1][variant])
+    first, second = (seen[variant] for seen in ranks)
+
+    check(first, second, train(variant), exact=VARIANTS[variant].exact)
+
+    assert len(first["sizes"]) == 2
+    hidden = [len(weights["net.0.bias"]) for weights in first["weights"]]
+    assert hidden == sorted(hidden, reverse=True)
+    assert 32 == hidden[STEPS - 1] >= hidden[STEPS] == hidden[2 * STEPS - 1] >= hidden[2 * STEPS] == hidden[-1] < 32
+    assert {"coreset/sparsity", "coreset/accuracy"} <= {tag for _, row in first["logged"] for tag in row}
+
+
+@pytest.mark.parametrize("origin", ["two", "one"])
+def test_two_processes_resume_what_any_number_began(ranks, alone, origin):
+    """From the checkpoint after the first event on, as if they had never stopped."""
+    first, second = (seen[f"from_{origin}"] for seen in ranks)
+    rest = {"weights": alone["weights"][2 * STEPS :], "sizes": alone["sizes"]}
+    assert len(rest["weights"]) == STEPS
+
+    check(first, second, alone | rest | {"logged": [row for row in alone["logged"] if row[0] >= 2 * STEPS]})
+    if origin == "two":
+        for one, expected in zip(first["weights"], ranks[0]["ddp"]["weights"][2 * STEPS :], strict=True):
+            assert_same(one, expected)
+
+
+def test_one_process_resumes_what_two_began(ranks, alone, directory):
+    seen = train("ddp", resume=directory / "two" / "1.ckpt")
+
+    assert seen["sizes"] == alone["sizes"]
+    for one, expected in zip(seen["weights"], alone["weights"][2 * STEPS :], strict=True):
+        torch.testing.assert_close(one, expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.slow
 def test_launched_by_lightning(tmp_path):
-    ranks = launch(tmp_path, str(SCRIPT), str(tmp_path), "validated")
+    finish(start(tmp_path, SCRIPT, tmp_path, "validated"))
 
-    check("validated", *(seen["validated"] for seen in ranks))
+    check(*(seen["validated"] for seen in seen_by_ranks(tmp_path)), train("validated"))
+
+
+@pytest.mark.slow
+def test_two_nodes(tmp_path):
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(find_free_network_port())}
+    finish(*(start(tmp_path, SCRIPT, tmp_path, "nodes", **address, NODE_RANK=node) for node in ("0", "1")))
+
+    check(*(seen["nodes"] for seen in seen_by_ranks(tmp_path)), train("ddp"))

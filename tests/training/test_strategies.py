@@ -1,9 +1,10 @@
+import pickle
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from fitting import Classifier, assert_same, make_loader, make_trainer
+from fitting import Classifier, assert_same, make_loader, make_trainer, mlp
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies import (
     DDPStrategy,
@@ -14,10 +15,11 @@ from lightning.pytorch.strategies import (
     SingleDeviceXLAStrategy,
     XLAStrategy,
 )
+from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.post_localSGD_hook import PostLocalSGDState
 
-from lightning_coreset import CoresetPruningCallback
-from lightning_coreset.plan import AttributeChange, GroupPlan, ParameterChange, PruningPlan
-from lightning_coreset.training.strategies import agreed, check_strategy, unwrapped
+from lightning_coreset import CoresetPruningCallback, PrunedCheckpointMixin, make_resizable, prune
+from lightning_coreset.training.strategies import check_strategy, from_rank_zero, in_step, unwrapped
 
 UNABLE = [DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy, SingleDeviceXLAStrategy, XLAStrategy]
 
@@ -26,80 +28,107 @@ class OwnDDP(DDPStrategy):
     """A user's own."""
 
 
-def bare(kind: type) -> Any:
-    """A strategy of a kind whose libraries are not here, as far as its class can tell."""
-    return SimpleNamespace(strategy=object.__new__(kind))
+class Resizable(PrunedCheckpointMixin, Classifier):
+    pass
 
 
-@pytest.mark.parametrize("kind", [SingleDeviceStrategy, DDPStrategy, OwnDDP])
-def test_what_can_follow_a_change_of_shapes_passes(kind):
-    check_strategy(bare(kind))
+def having(strategy: Any) -> Any:
+    return SimpleNamespace(strategy=strategy, callbacks=[])
+
+
+@pytest.mark.parametrize(
+    "strategy", [SingleDeviceStrategy("cpu"), DDPStrategy(), OwnDDP()], ids=lambda s: type(s).__name__
+)
+def test_what_can_follow_a_change_of_shapes_passes(strategy):
+    check_strategy(having(strategy), Classifier())
+
+
+def refuse(strategy, model, match):
+    """A callback refuses a strategy, and leaves the model as it was."""
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(MisconfigurationException, match=match):
+        CoresetPruningCallback().setup(having(strategy), model, "fit")
+    assert_same(model.state_dict(), before)
+    assert not model._state_dict_hooks
 
 
 @pytest.mark.parametrize("kind", UNABLE)
 def test_what_cannot_is_refused_with_the_way_out(kind):
-    with pytest.raises(MisconfigurationException, match=rf"but got {kind.__name__}, .*lightning_coreset\.prune"):
-        check_strategy(bare(kind))
+    # As far as its class can tell: the libraries of some are not here.
+    refuse(object.__new__(kind), Classifier(), rf"but got {kind.__name__}, .*lightning_coreset\.prune")
 
 
-@pytest.mark.parametrize("kind", UNABLE)
-def test_refused_in_setup_with_the_model_as_it_was(kind):
-    model = Classifier()
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    callback = CoresetPruningCallback()
+def test_ranks_with_weights_of_their_own_are_refused():
+    state = PostLocalSGDState(process_group=None, subgroup=None, start_localSGD_iter=4)
 
-    with pytest.raises(MisconfigurationException, match=kind.__name__):
-        callback.setup(bare(kind), model, "fit")
-
-    assert_same(model.state_dict(), before)
+    refuse(DDPStrategy(ddp_comm_state=state, model_averaging_period=4), Classifier(), "post-local SGD.*or none")
 
 
 @pytest.mark.parametrize("stage", ["validate", "test", "predict"])
 def test_whatever_does_not_train_is_not_refused(stage):
-    CoresetPruningCallback().setup(bare(FSDPStrategy), Classifier(), stage)
+    CoresetPruningCallback().setup(having(object.__new__(FSDPStrategy)), Classifier(), stage)
+
+
+@pytest.mark.parametrize("strategy", ["ddp_spawn", "ddp_fork", "ddp_notebook", "ddp_spawn_find_unused_parameters_true"])
+class TestProcessesOfTheirOwn:
+    """Copies of the module are trained; the main process has to load the result into the module that it has."""
+
+    @pytest.fixture
+    def launched(self, strategy):
+        return make_trainer(max_epochs=1, strategy=strategy, devices=2).strategy
+
+    def test_a_module_as_built_is_refused(self, launched):
+        refuse(launched, Classifier(), r"lightning_coreset\.make_resizable\(model\) before trainer\.fit")
+
+    @pytest.mark.parametrize("model", [make_resizable(Classifier()), Resizable()], ids=["made", "mixin"])
+    def test_a_resizable_one_passes_also_as_a_pickled_copy(self, launched, model):
+        check_strategy(having(launched), pickle.loads(pickle.dumps(model)))
+
+
+def test_the_callback_itself_can_be_sent_to_another_process():
+    callback = CoresetPruningCallback({"net.0": 0.25, nn.Linear: 0.25}, schedule="cubic", order="bottom_up", seed=3)
+
+    copy = pickle.loads(pickle.dumps(callback))
+
+    assert copy.state_key == callback.state_key
+    assert copy.request == callback.request
 
 
 def test_one_process_is_left_alone():
     trainer = make_trainer(max_epochs=1)
     model = Classifier()
     trainer.fit(model, make_loader(8))
-    plan: Any = object()
+    result: Any = object()
 
     with unwrapped(trainer):
         assert trainer.strategy.model is model
     assert trainer.strategy.model is model
-    assert agreed(trainer, plan) is plan
+    assert in_step(trainer, lambda: result) is result
+    assert from_rank_zero(trainer, lambda: result) is result
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_every_rank_gets_the_plan_of_rank_zero(rank):
-    kept = torch.tensor([0, 2])
-    plan = PruningPlan(
-        groups=(GroupPlan("net.0", 3, 2, (0, 2), "random"),),
-        changes=(ParameterChange("net.0.weight", (3, 4), (2, 4), {0: kept}, value=torch.ones(2, 4)),),
-        skipped={"net.2": "reaches the output"},
-        requested=0.5,
-        reached=0.4,
-        unit="params",
-        params_original=20,
-        params_before=20,
-        params_after=12,
-        macs_before=18,
-        macs_after=10,
-        attributes=(AttributeChange("net", "heads", 3, 2),),
+@pytest.mark.parametrize("work", [in_step, from_rank_zero])
+def test_one_process_raises_as_it_is(work):
+    def fail() -> None:
+        raise LookupError("mine")
+
+    with pytest.raises(LookupError, match="mine"):
+        work(make_trainer(max_epochs=1), fail)
+
+
+def test_synchronised_batch_norm_is_pruned_like_any_other():
+    """Where it trains it needs GPUs; names, structure and sizes are the same on the CPU."""
+    torch.manual_seed(0)
+    plain = nn.Sequential(
+        *(nn.Conv2d(1, 12, 3), nn.BatchNorm2d(12), nn.ReLU(), nn.Conv2d(12, 16, 3), nn.BatchNorm2d(16), nn.ReLU()),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), mlp(16, 3)),
     )
-    sent: list[Any] = []
+    synchronised = nn.SyncBatchNorm.convert_sync_batchnorm(pickle.loads(pickle.dumps(plain)))
+    x = torch.randn(4, 1, 8, 8)
 
-    def broadcast(value: Any) -> Any:
-        sent.append(value)
-        return plan.to_dict()
+    plans = [prune(model, x, 0.5) for model in (plain, synchronised)]
 
-    trainer: Any = SimpleNamespace(world_size=2, global_rank=rank, strategy=SimpleNamespace(broadcast=broadcast))
-    found = agreed(trainer, plan)
-
-    assert (sent[0] is None) == (rank == 1)
-    assert (found.groups, found.skipped, found.attributes) == (plan.groups, plan.skipped, plan.attributes)
-    (change,) = found.changes
-    assert (change.name, change.old_shape, change.new_shape) == ("net.0.weight", (3, 4), (2, 4))
-    assert torch.equal(change.kept[0], kept)
-    assert torch.equal(change.value, torch.ones(2, 4))
+    assert plans[0].groups == plans[1].groups
+    assert isinstance(synchronised[1], nn.SyncBatchNorm)
+    assert synchronised[1].num_features == len(synchronised[1].weight) == plain[1].num_features < 12
+    assert torch.equal(plain.eval()(x), synchronised.eval()(x))

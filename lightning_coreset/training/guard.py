@@ -1,0 +1,243 @@
+"""Take a pruning event back if training does not heal in time what it cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from numbers import Real
+from typing import Any, Literal, TypeAlias, get_args
+
+import lightning.pytorch as pl
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities import rank_zero_warn
+
+from lightning_coreset.training.monitor import Mode
+from lightning_coreset.training.progress import Progress
+from lightning_coreset.training.savepoint import Savepoint
+from lightning_coreset.training.window import Window
+
+OnFailure: TypeAlias = Literal["stop", "halve"]
+
+
+class Guard:
+    """Watches a number after every validation, and takes the last event back if it has fallen and stays down.
+
+    The number may fall by ``max_drop`` below the best of the validations before the first event. After an event
+    training has ``recover_epochs`` to bring it back there; the first validation that finds it there closes the case.
+    In the meantime no other event happens: what is due waits. If it is not back by then, or when training ends, the
+    event is to be taken back: at once, but not within the hooks of validation, where others still save what was
+    validated.
+
+    Args:
+        max_drop: How far the number may fall; ``None`` turns the guard off.
+        recover_epochs: Epochs of training that an event has, as a float also parts of one.
+        on_failure: ``"stop"`` ends pruning after an event was taken back; ``"halve"`` goes on with half its step.
+        mode: Whether ``"max"`` or ``"min"`` is better.
+        name: What the number is called.
+
+    Raises:
+        ValueError: For an argument out of its range.
+    """
+
+    def __init__(
+        self, max_drop: float | None, recover_epochs: int | float, on_failure: OnFailure, mode: Mode, name: str
+    ) -> None:
+        if max_drop is not None and not (_is_finite(max_drop) and max_drop >= 0):
+            raise ValueError(f"Expected `max_drop` to be a non-negative number but got {max_drop!r}.")
+        if not (_is_finite(recover_epochs) and recover_epochs > 0):
+            raise ValueError(f"Expected `recover_epochs` to be a positive number but got {recover_epochs!r}.")
+        if on_failure not in get_args(OnFailure):
+            raise ValueError(f"Expected `on_failure` to be 'stop' or 'halve' but got {on_failure!r}.")
+        self.max_drop = max_drop
+        self.recover_epochs = recover_epochs
+        self.on_failure = on_failure
+        self.mode = mode
+        self.name = name
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin another training run."""
+        self._best: float | None = None  # before the first event
+        self._begun = False
+        self._step: float | None = None  # how much of the pruning ratio an event may add
+        self._window: Window | None = None
+        self.stopped = False
+
+    # ---- before training and in validation
+
+    def check(self, trainer: pl.Trainer) -> None:
+        """Raise ``MisconfigurationException`` if the Trainer does not validate."""
+        if self._is_on(trainer) and not trainer.enable_validation:
+            raise MisconfigurationException(
+                f"Expected a Trainer that validates, since max_drop={self.max_drop} watches a number of validation, "
+                "but got none. Give it validation data and the module a validation_step, without limit_val_batches=0, "
+                "or leave max_drop out."
+            )
+
+    def watch(self, trainer: pl.Trainer, value: float | None) -> None:
+        """Judge the value of a validation.
+
+        The sanity check before training counts only if it goes over all of the data (``num_sanity_val_steps=-1``).
+
+        Raises:
+            MisconfigurationException: If there is no value.
+        """
+        if not self._is_on(trainer):
+            return
+        if trainer.sanity_checking and (value is None or trainer.num_sanity_val_steps < math.inf):
+            return
+        if value is None:
+            value = self._without_value()
+        if not self._begun and not math.isnan(value):
+            better = max if self.mode == "max" else min
+            self._best = value if self._best is None else better(self._best, value)
+        if self._window is not None:
+            over = self._window.epochs_since(trainer) >= self.recover_epochs
+            self._window = None if self._is_allowed(value) else replace(self._window, value=value, failed=over)
+
+    def _without_value(self) -> float:
+        if self._best is None:
+            raise MisconfigurationException(
+                f"Expected validation to show the {self.name}, since max_drop={self.max_drop} watches it, but got "
+                "nothing: the model is no classifier as far as can be told, or validation has not shown all classes. "
+                "Give the name of a metric that the module logs, as monitor='val_acc', or a metric of torchmetrics, as "
+                "metric=..."
+            )
+        rank_zero_warn(f"The {self.name} that max_drop watches is not known any more, which counts as not recovered.")
+        return math.nan
+
+    def _is_allowed(self, value: float) -> bool:
+        assert self._best is not None
+        assert self.max_drop is not None
+        fall = self._best - value if self.mode == "max" else value - self._best
+        return fall <= self.max_drop  # not of NaN
+
+    # ---- at events
+
+    @property
+    def waiting(self) -> bool:
+        """Whether no event may happen now: one has to heal first, or pruning has ended."""
+        return self.stopped or self._window is not None
+
+    def limit(self, ratio: float, progress: Progress) -> float:
+        """The pruning ratio that an event may ask for, where the schedule asks for ``ratio``."""
+        reached = max(progress.done.values(), default=0.0)
+        return ratio if self._step is None else min(ratio, reached + self._step)
+
+    def before_event(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Savepoint | None:
+        """Copy everything, to go back to; ``None`` if the guard is off.
+
+        Raises:
+            MisconfigurationException: If there was no validation yet to compare with.
+        """
+        if not self._is_on(trainer):
+            return None
+        if self._best is None:
+            raise MisconfigurationException(
+                f"Expected a validation before the first pruning event, since max_drop={self.max_drop} compares with "
+                "it, but there was none. Begin to prune later, as with start=1, or let the sanity check go over all of "
+                "the data with Trainer(num_sanity_val_steps=-1)."
+            )
+        return Savepoint.take(trainer, pl_module)
+
+    def after_event(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        savepoint: Savepoint | None,
+        progress: Progress,
+        ratio: float,
+    ) -> None:
+        """Begin to watch over an event that has removed something.
+
+        Args:
+            trainer: The Trainer.
+            pl_module: Its module, pruned.
+            savepoint: From ``before_event``.
+            progress: As it was before the event.
+            ratio: What the event asked for.
+        """
+        if savepoint is None:
+            return
+        self._begun = True
+        self._window = Window.opened(trainer, savepoint.after(pl_module), progress, ratio)
+
+    def stop_if_exhausted(self, asked: float, scheduled: float, progress: Progress) -> None:
+        """End pruning after an event that removed nothing, if that is because its step was halved so often."""
+        if asked < scheduled:
+            self.stopped = True
+            rank_zero_warn(
+                f"Pruning stops at {progress.reached:.2%}: less than one channel more would be removed in a step that "
+                "the guard allows."
+            )
+
+    def take_back(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, progress: Progress, *, over: bool = False
+    ) -> bool:
+        """Take the last event back if it has failed; a collective operation then.
+
+        Args:
+            trainer: The Trainer.
+            pl_module: Its module.
+            progress: Goes back, too.
+            over: Whether training is over, and with it the time to recover.
+
+        Returns:
+            Whether it was taken back.
+        """
+        window = self._window
+        if window is None or not (window.failed or over):
+            return False
+        if window.value is None:
+            rank_zero_warn(
+                f"Training ended before a validation could tell what the pruning event of epoch {window.epoch} did to "
+                f"the {self.name}: the event stays."
+            )
+            return False
+        window.savepoint.restore(trainer, pl_module)
+        del progress.plans[window.plans :]
+        progress.done = dict(window.done)
+        progress.history.revert()
+        self._window = None
+        before = max(window.done.values(), default=0.0)
+        if self.on_failure == "stop":
+            self.stopped = True
+        else:
+            self._step = (window.ratio - before) / 2
+        self._tell(window, window.value, progress)
+        return True
+
+    def _tell(self, window: Window, value: float, progress: Progress) -> None:
+        assert self._best is not None
+        onwards = "Pruning stops" if self._step is None else f"It goes on by {self._step:.2%} at a time at most"
+        rank_zero_warn(
+            f"The pruning event of epoch {window.epoch} is taken back: the {self.name} is {value:.4g} and was "
+            f"{self._best:.4g} before pruning, which is further than max_drop={self.max_drop} allows. All is as it was "
+            f"before the event, with {progress.reached:.2%} pruned. {onwards}."
+        )
+
+    def _is_on(self, trainer: pl.Trainer) -> bool:
+        return self.max_drop is not None and not trainer.fast_dev_run  # type: ignore[attr-defined]
+
+    # ---- checkpoints
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data: what is to be compared with, and as long as an event has to heal, all that was before it."""
+        return {
+            "best": self._best,
+            "begun": self._begun,
+            "step": self._step,
+            "stopped": self.stopped,
+            "window": None if self._window is None else self._window.to_dict(),
+        }
+
+    def load(self, plain: Mapping[str, Any]) -> None:
+        """The inverse of :meth:`to_dict`."""
+        self._best, self._begun, self._step = plain["best"], plain["begun"], plain["step"]
+        self.stopped = plain["stopped"]
+        self._window = None if plain["window"] is None else Window.from_dict(plain["window"])
+
+
+def _is_finite(number: object) -> bool:
+    return isinstance(number, Real) and not isinstance(number, bool) and math.isfinite(number)

@@ -1,0 +1,140 @@
+"""Plan the events of a training run: what to prune is read from the model as it is, how far from what was done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, TypeAlias
+
+import lightning.pytorch as pl
+from lightning.pytorch.utilities import rank_zero_warn
+
+from lightning_coreset.plan import PruningPlan
+from lightning_coreset.planning import (
+    Request,
+    Totals,
+    bottom_up_sizes,
+    check_reachable,
+    final_sizes,
+    layer_inputs,
+    make_plan,
+    measure,
+    prunable,
+)
+from lightning_coreset.structure import ChannelGroup, Structure, analyse
+from lightning_coreset.training.example import ExampleSource
+from lightning_coreset.training.progress import Progress
+from lightning_coreset.training.strategies import from_rank_zero, in_step
+from lightning_coreset.verification import describe_failures, failing_groups
+
+Order: TypeAlias = Literal["together", "bottom_up"]
+
+
+class EventPlanner:
+    """Plans event after event of one training run.
+
+    Args:
+        request: What is asked at the end of the schedule.
+        source: How the module is run.
+        order: Whether an event takes a little from all groups, or brings the next ones to their final size.
+        check: Whether to try all groups on a copy first.
+        certify: Whether to compute certificates.
+    """
+
+    def __init__(self, request: Request, source: ExampleSource, order: Order, check: bool, certify: bool) -> None:
+        self.request = request
+        self.source = source
+        self.order = order
+        self.check = check
+        self.certify = certify
+
+    def begin(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, progress: Progress
+    ) -> tuple[Totals, list[ChannelGroup]]:
+        """Before the first event: try all groups, and remember what the model comes to.
+
+        Returns:
+            What the original model came to, and what may shrink in the present one.
+
+        Raises:
+            ValueError: If nothing can be pruned, or not as much as is asked for in the end.
+        """
+        structure = in_step(trainer, lambda: self.structure(trainer, pl_module, progress))
+        if progress.original is None:
+            if self.check:
+                failing = in_step(trainer, lambda: self._failing(trainer, pl_module, structure))
+                progress.unsound = from_rank_zero(trainer, lambda: failing)
+                structure = structure.without(progress.unsound)
+            targets = from_rank_zero(trainer, lambda: self._targets(pl_module, structure))
+            progress.original, progress.final_sizes = targets
+        return progress.original, prunable(pl_module, structure, self.request)[0]
+
+    def structure(self, trainer: pl.Trainer, pl_module: pl.LightningModule, progress: Progress) -> Structure:
+        """The structure of the model as it is now, without the groups that failed the trial."""
+        with self.source.examples(trainer, pl_module) as examples:
+            structure = analyse(pl_module, examples[0])
+        names = {group.name for group in structure.groups}
+        return structure.without({name: why for name, why in progress.unsound.items() if name in names})
+
+    def plan(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        progress: Progress,
+        fraction: float,
+        sign_of_life: Callable[[str, int, int], None] | None = None,
+    ) -> PruningPlan | None:
+        """Plan the next event, on rank zero for all ranks.
+
+        Args:
+            trainer: The Trainer.
+            pl_module: Its module, only read.
+            progress: What was done before.
+            fraction: How much of what is asked shall be reached, in (0, 1].
+            sign_of_life: Called at every group, as the ``progress`` of :func:`make_plan`.
+
+        Returns:
+            The plan; ``None`` if there is nothing left to prune.
+        """
+        # On every rank, for the module's own step may wait for the other ranks.
+        structure = in_step(trainer, lambda: self.structure(trainer, pl_module, progress))
+        inputs = in_step(trainer, lambda: self._layer_inputs(trainer, pl_module)) if self.certify else None
+        request = self.request.scaled(fraction, seed=self.request.seed + len(progress.done))
+        sizes = bottom_up_sizes(progress.final_sizes, fraction) or None
+
+        def made() -> dict[str, Any] | None:
+            if not prunable(pl_module, structure, self.request)[0]:
+                return None
+            plan = make_plan(
+                pl_module,
+                structure,
+                request,
+                original=progress.original,
+                sizes=sizes,
+                inputs=inputs,
+                strict=False,
+                progress=sign_of_life,
+            )
+            return plan.to_dict()
+
+        plan = from_rank_zero(trainer, made)
+        return None if plan is None else PruningPlan.from_dict(plan)
+
+    def _targets(self, pl_module: pl.LightningModule, structure: Structure) -> tuple[Totals, dict[str, int]]:
+        """What the model comes to now, and where groups go one after the other, the sizes they go to."""
+        check_reachable(pl_module, structure, self.request)
+        final = final_sizes(pl_module, structure, self.request) if self.order == "bottom_up" else {}
+        return measure(pl_module, structure, self.request), dict(final)
+
+    def _layer_inputs(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Any:
+        with self.source.examples(trainer, pl_module) as examples:
+            return layer_inputs(pl_module, examples[0])
+
+    def _failing(self, trainer: pl.Trainer, pl_module: pl.LightningModule, structure: Structure) -> dict[str, str]:
+        failures: dict[str, str] = {}
+        with self.source.examples(trainer, pl_module) as examples:
+            for example in examples:
+                sound = [group for group in structure.groups if group.name not in failures]
+                failures |= failing_groups(pl_module, sound, example)
+        if failures:
+            rank_zero_warn(describe_failures(failures))
+        return failures

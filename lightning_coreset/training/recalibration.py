@@ -1,0 +1,131 @@
+"""Recompute the statistics of BatchNorms for a pruned model, on batches that training has seen already."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, TypeGuard
+
+import lightning.pytorch as pl
+import torch
+from lightning.fabric.utilities.apply_func import move_data_to_device
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parameter import is_lazy
+
+from lightning_coreset.training.calls import OutermostCalls, copied, map_tensors
+from lightning_coreset.training.example import recorded_calls, training_step
+from lightning_coreset.training.strategies import in_step
+from lightning_coreset.training.undisturbed import undisturbed
+
+
+class Recalibration:
+    """Keeps training batches, and recomputes running means and variances on them.
+
+    Kept are the first batches of every epoch, on the CPU, as they were before the step: a second iterator over the
+    loader would disturb the first. They are run through the module's own ``training_step``, or, with manual
+    optimisation, where that would train, through the networks that the step called. The statistics become the plain
+    average over the batches of all ranks, as :func:`torch.optim.swa_utils.update_bn` computes it.
+
+    Left alone are BatchNorms that do not follow the batches now: in eval mode, without running statistics, frozen with
+    ``track_running_stats=False`` (as ``BackboneFinetuning`` does), or not part of the training step. The copies that
+    EMA and SWA keep are not recomputed either.
+
+    Args:
+        batches: How many batches are kept; 0 turns it off.
+
+    Raises:
+        ValueError: If that is not a non-negative integer.
+    """
+
+    def __init__(self, batches: int) -> None:
+        if isinstance(batches, bool) or not isinstance(batches, int) or batches < 0:
+            raise ValueError(f"Expected `recalibrate_batches` to be a non-negative integer but got {batches!r}.")
+        self.batches = batches
+        self._recorder: OutermostCalls | None = None
+        self._kept: deque[Any] = deque(maxlen=batches)
+
+    def see_batch(self, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
+        """Keep a batch, in ``on_train_batch_start``."""
+        if batch_idx >= self.batches or batch is None:  # None: a step that fetches it itself
+            return
+        if pl_module.automatic_optimization:
+            self._kept.append(_on_cpu(batch))
+        else:
+            self._recorder = OutermostCalls(pl_module, copy_inputs=True)
+            self._recorder.start()
+
+    def see_step_end(self) -> None:
+        """Keep the calls of a step of manual optimisation, in ``on_train_batch_end``."""
+        recorder, self._recorder = self._recorder, None
+        if recorder is not None:
+            recorder.stop()
+            self._kept.append([(call.name, *_on_cpu(call.before)) for call in recorder.calls])
+
+    def run(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Recompute the statistics; a collective operation.
+
+        Nothing else changes, and if it raises, on any rank, nothing at all.
+        """
+        norms = [module for module in pl_module.modules() if _follows_batches(module)]
+        batches = int(_reduced(trainer, torch.tensor(len(self._kept), device=pl_module.device), "min"))
+        if not norms or not batches:
+            return
+        latest = list(self._kept)[-batches:]  # as many on every rank, for SyncBatchNorm waits for the others
+        sums = in_step(trainer, lambda: _sums(trainer, pl_module, norms, latest))
+        for norm, total in zip(norms, sums, strict=True):
+            _set_average(norm, _reduced(trainer, total, "sum"), trainer.world_size)
+
+    def stop(self) -> None:
+        """Take all hooks off the module and let go of batches."""
+        if self._recorder is not None:
+            self._recorder.stop()
+        self._recorder = None
+        self._kept.clear()
+
+
+def _on_cpu(tree: Any) -> Any:
+    return move_data_to_device(map_tensors(lambda tensor: tensor.to("cpu", copy=True), tree), "cpu")
+
+
+def _follows_batches(module: nn.Module) -> TypeGuard[_BatchNorm]:
+    if not isinstance(module, _BatchNorm) or not module.training or not module.track_running_stats:
+        return False
+    return module.running_mean is not None and not is_lazy(module.running_mean)
+
+
+def _sums(
+    trainer: pl.Trainer, pl_module: pl.LightningModule, norms: Sequence[_BatchNorm], batches: Sequence[Any]
+) -> list[Tensor]:
+    """For every BatchNorm ``(2 C + 1,)``: means and variances, summed over batches, and the number of batches."""
+    run = training_step if pl_module.automatic_optimization else recorded_calls
+    with undisturbed(pl_module), trainer.precision_plugin.train_step_context():
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # a plain average over all batches
+        for batch in batches:
+            run(pl_module, move_data_to_device(copied(batch), pl_module.device))
+        return [_sum(norm) for norm in norms]
+
+
+def _sum(norm: _BatchNorm) -> Tensor:
+    mean, variance, count = _statistics(norm)
+    # In double precision multiplying by a small integer and dividing again gives the same number.
+    return torch.cat([mean.double() * count, variance.double() * count, count.double()[None]])
+
+
+def _set_average(norm: _BatchNorm, total: Tensor, ranks: int) -> None:
+    count = total[-1]
+    if count == 0:  # not a part of the training step
+        return
+    for buffer, value in zip(_statistics(norm), (*(total[:-1] / count).chunk(2), count / ranks), strict=True):
+        buffer.data = value.to(buffer)  # new memory: an event that fails after this goes back to the old one
+
+
+def _statistics(norm: _BatchNorm) -> tuple[Tensor, Tensor, Tensor]:
+    """The running mean, the running variance and the number of batches that they come from."""
+    return norm.running_mean, norm.running_var, norm.num_batches_tracked  # type: ignore[return-value]
+
+
+def _reduced(trainer: pl.Trainer, value: Tensor, operation: str) -> Tensor:
+    return trainer.strategy.reduce(value, reduce_op=operation)  # type: ignore[return-value]

@@ -1,0 +1,119 @@
+"""Scalars for every logger that a Trainer has, whichever it is.
+
+Loggers gather what has the same name before the slash. What there is of every group of channels gets names of its own,
+lest a deep network's hundreds of curves bury the few of the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import lightning.pytorch as pl
+
+from lightning_coreset.planning import Totals
+from lightning_coreset.training.report.history import EventRecord
+
+_ERRORS = ("expected_error", "certified_error", "found_error")
+
+
+def original_scalars(totals: Totals) -> dict[str, float]:
+    """What a model is like before its first event; the tags of :func:`standing_scalars`."""
+    return {
+        "coreset/sparsity": 0.0,
+        "coreset/params": float(totals.params),
+        "coreset/macs": float(totals.macs),
+        **{f"coreset_channels/{name}": float(width) for name, width in totals.widths.items()},
+        **{f"coreset_keep_ratio/{name}": 1.0 for name in totals.widths},
+    }
+
+
+def standing_scalars(record: EventRecord) -> dict[str, float]:
+    """What a model is like after an event.
+
+    Args:
+        record: The record of the event.
+
+    Returns:
+        ``coreset/sparsity`` (fraction of the original parameters that is gone), ``coreset/params`` and ``coreset/macs``
+        (parameters and multiply-accumulates of one sample that are left) and, for every group,
+        ``coreset_channels/<name>`` and ``coreset_keep_ratio/<name>`` (channels that are left, and their fraction of the
+        original ones).
+
+    Example:
+        >>> from lightning_coreset.training.report import GroupRecord
+        >>> fc1 = GroupRecord("fc1", channels=8, channels_original=32, method="reconstruction")
+        >>> record = EventRecord(
+        ...     epoch=1,
+        ...     step=100,
+        ...     unit="params",
+        ...     requested=0.75,
+        ...     reached=0.75,
+        ...     params=100,
+        ...     params_original=400,
+        ...     macs=96,
+        ...     macs_original=384,
+        ...     groups=(fc1,),
+        ... )
+        >>> for tag, value in standing_scalars(record).items():
+        ...     print(tag, value)
+        coreset/sparsity 0.75
+        coreset/params 100.0
+        coreset/macs 96.0
+        coreset_channels/fc1 8.0
+        coreset_keep_ratio/fc1 0.25
+    """
+    return {
+        "coreset/sparsity": record.sparsity,
+        "coreset/params": float(record.params),
+        "coreset/macs": float(record.macs),
+        **{f"coreset_channels/{group.name}": float(group.channels) for group in record.groups},
+        **{f"coreset_keep_ratio/{group.name}": group.keep_ratio for group in record.groups},
+    }
+
+
+def event_scalars(record: EventRecord) -> dict[str, float]:
+    """What a model is like after an event, and what the event did.
+
+    Args:
+        record: The record of the event.
+
+    Returns:
+        The scalars of :func:`standing_scalars`, ``coreset/requested`` and ``coreset/reached`` (ratios of the unit that
+        the user counts in), and as far as they are known ``coreset/accuracy_before``, ``coreset/accuracy_after`` and,
+        for every group, ``coreset_expected_error/<name>``, ``coreset_certified_error/<name>`` and
+        ``coreset_found_error/<name>``.
+    """
+    found: dict[str, float | None] = {
+        "coreset/requested": record.requested,
+        "coreset/reached": record.reached,
+        "coreset/accuracy_before": record.accuracy_before,
+        "coreset/accuracy_after": record.accuracy_after,
+        **{f"coreset_{error}/{group.name}": getattr(group, error) for error in _ERRORS for group in record.groups},
+    }
+    return standing_scalars(record) | {tag: value for tag, value in found.items() if value is not None}
+
+
+def logged_step(trainer: pl.Trainer) -> int:
+    """Where Lightning itself logs now: the number of batches that led to an optimizer step.
+
+    Private, but the axis of all that Lightning logs (see its LearningRateMonitor): ``global_step`` counts the steps of
+    every optimizer, so that with two of them the curves would drift apart.
+    """
+    return trainer.fit_loop.epoch_loop._batches_that_stepped
+
+
+def log_scalars(trainer: pl.Trainer, scalars: Mapping[str, float], step: int | None = None) -> None:
+    """Hand scalars to every logger of the Trainer, on rank zero.
+
+    Unlike ``LightningModule.log`` this works in every hook, and at once. During the sanity check nothing is logged.
+
+    Args:
+        trainer: The Trainer, with any number of loggers.
+        scalars: Values by tag.
+        step: Where on the loggers' axis of steps; :func:`logged_step` by default.
+    """
+    if not scalars or trainer.sanity_checking or not trainer.is_global_zero:
+        return
+    step = logged_step(trainer) if step is None else step
+    for logger in trainer.loggers:
+        logger.log_metrics(dict(scalars), step=step)

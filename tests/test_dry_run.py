@@ -1,0 +1,123 @@
+"""The dry run: the whole schedule's plan, and nothing touched."""
+
+import copy
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from fitting import Classifier, count_params, make_loader, make_trainer, widths
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+from lightning_coreset import CoresetPruningCallback
+
+
+class WithLoader(Classifier):
+    def train_dataloader(self):
+        return make_loader(8)
+
+
+class WithExample(Classifier):
+    def __init__(self):
+        super().__init__()
+        self.example_input_array = torch.randn(2, 8)
+
+
+def untouched(module, before):
+    return all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
+
+
+@pytest.mark.parametrize("order", ["together", "bottom_up"])
+@pytest.mark.parametrize("unit", ["params", "macs", "channels"])
+def test_it_tells_the_sizes_that_training_will_have(order, unit):
+    module = WithExample()
+    before = copy.deepcopy(module.state_dict())
+    callback = CoresetPruningCallback(0.6, unit=unit, order=order, method="magnitude", verbose=False)
+    trainer = make_trainer(callback, max_epochs=6)
+
+    told = callback.dry_run(trainer, module)
+
+    assert untouched(module, before)
+    assert callback.plans == []
+    trainer.fit(module, make_loader(8))
+    assert list(told.plans) == list(callback._progress.done)
+    for plan, done in zip(told.plans.values(), callback.plans, strict=True):
+        assert [group.channels_after for group in plan.groups] == [group.channels_after for group in done.groups]
+        assert (plan.reached, plan.params_after, plan.macs_after) == (done.reached, done.params_after, done.macs_after)
+    assert count_params(module) == callback.plans[-1].params_after
+
+
+def test_it_prints_a_table_for_every_event():
+    callback = CoresetPruningCallback(0.5, schedule={1: 0.2, 3: 0.5})
+
+    told = str(callback.dry_run(make_trainer(max_epochs=5), WithExample()))
+
+    assert "epoch 1:" in told
+    assert "epoch 3:" in told
+    assert "requested 20.00%" in told
+    assert "requested 50.00%" in told
+    assert told.count("net.0") == 2
+    assert told.count("not pruned: net.4") == 1
+
+
+@pytest.mark.parametrize(
+    ("module", "batch"),
+    [
+        pytest.param(WithLoader, None, id="its own loader"),
+        pytest.param(Classifier, (torch.randn(4, 8), torch.tensor([0, 1, 2, 0])), id="a batch"),
+    ],
+)
+def test_it_runs_the_training_step_where_there_is_no_example(module, batch):
+    module = module()
+    before = copy.deepcopy(module.state_dict())
+
+    told = CoresetPruningCallback(0.5).dry_run(make_trainer(max_epochs=5), module, batch)
+
+    assert next(reversed(told.plans.values())).reached == pytest.approx(0.5, abs=0.03)
+    assert untouched(module, before)
+    assert module.losses == []
+
+
+def test_it_asks_for_an_example():
+    with pytest.raises(MisconfigurationException, match=r"batch=.*example_inputs.*example_input_array"):
+        CoresetPruningCallback(0.5).dry_run(make_trainer(max_epochs=5), Classifier())
+
+
+@pytest.mark.parametrize(
+    ("options", "trainer", "error", "message"),
+    [
+        ({"ignore": ["nothing*"]}, {"max_epochs": 5}, ValueError, "nothing"),
+        ({"pruning_ratio": 0.9, "max_ratio": 0.5}, {"max_epochs": 5}, ValueError, "at most"),
+        ({"start": 9, "end": 9}, {"max_epochs": 5}, ValueError, "one of the 5 epochs"),
+        ({"interval": "step"}, {"max_epochs": 5}, MisconfigurationException, "max_steps"),
+    ],
+)
+def test_it_raises_what_training_would(options, trainer, error, message):
+    module = WithExample()
+    before = widths(module)
+
+    with pytest.raises(error, match=message):
+        CoresetPruningCallback(**options).dry_run(make_trainer(**trainer), module)
+
+    assert widths(module) == before
+
+
+def test_steps():
+    callback = CoresetPruningCallback(0.5, interval="step", schedule="linear", start=2, end=10, every=4, verbose=False)
+    trainer, module = make_trainer(callback, max_steps=12), WithExample()
+
+    told = callback.dry_run(trainer, module)
+
+    assert list(told.plans) == [2, 6, 10]
+    assert str(told).startswith("step 2:")
+    trainer.fit(module, make_loader(8))
+    assert list(callback._progress.done) == [2, 6, 10]
+
+
+def test_a_module_that_knows_its_trainer_keeps_it():
+    module, other = WithExample(), pl.LightningModule()
+    module.trainer = trainer = make_trainer(max_epochs=2)
+
+    CoresetPruningCallback(0.5).dry_run(make_trainer(max_epochs=5), module)
+
+    assert module.trainer is trainer
+    assert other._trainer is None
