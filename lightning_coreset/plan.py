@@ -6,7 +6,7 @@ made once, broadcast, applied, logged and saved.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -62,6 +62,9 @@ class GroupPlan:
         input_radius: The radius of the ball of inputs of the layer that makes the channels.
         radius_source: Where the radius comes from: ``"given"`` by the user, ``"propagated"`` from the layer below with
             proof, ``"measured"`` on the example inputs; or why there is no certificate. ``None`` if none was asked for.
+        params_removed: Parameters that go with this group's cut, the groups before it being cut already: over all
+            groups they add up to what the plan removes.
+        macs_removed: Multiply-accumulates of one sample that go with it, likewise.
     """
 
     name: str
@@ -74,6 +77,8 @@ class GroupPlan:
     found_error: float | None = None
     input_radius: float | None = None
     radius_source: str | None = None
+    params_removed: int = 0
+    macs_removed: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,25 +153,41 @@ class PruningPlan:
 
     def table(self) -> str:
         """A table of the groups, and the totals."""
+        return "\n".join([text_table(self.rows()), *self.totals()])
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """The cells of the table: a row of headings, then one for each of ``groups``."""
         certified = any(group.radius_source is not None for group in self.groups)
-        rows = [("group", "channels", "kept", "error", *(_CERTIFICATE if certified else ()), "method")]
-        rows += [
+        heads = ("group", "channels", "kept", "params", "MACs", "error", *(_CERTIFICATE if certified else ()), "method")
+        cells = [
             (
                 group.name,
                 f"{group.channels_before} -> {group.channels_after}",
                 f"{group.channels_after / group.channels_before:.0%}",
+                _gone(group.params_removed),
+                _gone(group.macs_removed),
                 "" if group.expected_error is None else f"{group.expected_error:.2%}",
                 *(_certificate_cells(group) if certified else ()),
                 group.method,
             )
             for group in self.groups
         ]
-        totals = [
+        return [heads, *cells]
+
+    def totals(self) -> list[str]:
+        """What the event comes to, one sentence a line."""
+        return [
             f"{self.unit} removed: {self.reached:.2%} of the original (requested {self.requested:.2%})",
             f"params {self.params_before:,} -> {self.params_after:,}, sparsity {self.sparsity:.2%}",
             f"MACs per sample {self.macs_before:,} -> {self.macs_after:,}",
         ]
-        return "\n".join([*_table(rows), *totals])
+
+
+def text_table(rows: Sequence[Sequence[str]]) -> str:
+    """Cells in aligned columns, the first row being the headings."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
 
 
 _CERTIFICATE = ("found", "certified", "input radius")
@@ -180,13 +201,11 @@ def _certificate_cells(group: GroupPlan) -> tuple[str, ...]:
     return found, certified, f"{radius} {source}".strip()
 
 
+def _gone(count: int) -> str:
+    return f"-{count:,}" if count else ""
+
+
 def _change_to_dict(change: ParameterChange) -> dict[str, Any]:
     plain = {field.name: getattr(change, field.name) for field in fields(change)}
     shapes = {"old_shape": list(change.old_shape), "new_shape": list(change.new_shape)}
     return plain | shapes | {"kept": dict(change.kept)}
-
-
-def _table(rows: list[tuple[str, ...]]) -> list[str]:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return [lines[0], "-" * max(map(len, lines)), *lines[1:]]

@@ -28,7 +28,7 @@ def verified(model: nn.Module, structure: Structure, example: Example) -> Struct
     """The structure without the groups that fail the self-check, with a warning that names them."""
     failures = failing_groups(model, structure.groups, example)
     if failures:
-        warnings.warn(describe_failures(failures), stacklevel=3)
+        warnings.warn(describe_failures(failures), stacklevel=4)  # to whoever called `prune`
     return structure.without(failures)
 
 

@@ -19,7 +19,9 @@ def by_hand(**other: Any) -> PruningPlan:
     kept = torch.tensor([0, 2, 3])
     facts: dict[str, Any] = {
         "groups": (
-            GroupPlan("encoder.0", 4, 3, (0, 2, 3), "sensitivity (pps)", 0.0123),
+            GroupPlan(
+                "encoder.0", 4, 3, (0, 2, 3), "sensitivity (pps)", 0.0123, params_removed=1100, macs_removed=5556
+            ),
             GroupPlan("encoder.1", 8, 8, tuple(range(8)), "rank (several layers make its channels)"),
         ),
         "changes": (
@@ -99,11 +101,14 @@ def test_sparsity_counts_against_the_original():
 def test_the_text_is_a_table():
     lines = str(by_hand()).splitlines()
     head, rule, first, second, *rest = lines
-    assert head.split() == ["group", "channels", "kept", "error", "method"]
+    assert head.split() == ["group", "channels", "kept", "params", "MACs", "error", "method"]
     assert set(rule) == {"-"}
     assert len(rule) == max(map(len, [head, first, second]))
-    assert first.split(maxsplit=6) == ["encoder.0", "4", "->", "3", "75%", "1.23%", "sensitivity (pps)"]
+    cells = ["encoder.0", "4", "->", "3", "75%", "-1,100", "-5,556", "1.23%", "sensitivity (pps)"]
+    assert first.split(maxsplit=8) == cells
     assert second.split(maxsplit=5) == ["encoder.1", "8", "->", "8", "100%", "rank (several layers make its channels)"]
+    assert head.index("params") == first.index("-1,100")
+    assert head.index("MACs") == first.index("-5,556")
     assert head.index("channels") == first.index("4 ->") == second.index("8 ->")
     assert head.index("method") == first.index("sensitivity") == second.index("rank")
     assert rest == [
@@ -113,6 +118,14 @@ def test_the_text_is_a_table():
         "not pruned: head reaches the network's output",
         "not pruned: norm is normalised over",
     ]
+
+
+def test_plans_saved_before_their_groups_told_sizes_load():
+    plain = by_hand().to_dict()
+    for group in plain["groups"]:
+        del group["params_removed"], group["macs_removed"]
+    plan = PruningPlan.from_dict(plain)
+    assert [(group.params_removed, group.macs_removed) for group in plan.groups] == [(0, 0), (0, 0)]
 
 
 @pytest.mark.parametrize("field", ["groups", "params_after", "skipped"])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import inspect
 import warnings
 from typing import Any
 
@@ -11,8 +13,9 @@ import torch
 from networks import NETWORKS, assert_same_random, assert_untouched, make, random_states, snapshot
 from torch import Tensor, nn
 
-from lightning_coreset import prune
+from lightning_coreset import plan_pruning, prune
 from lightning_coreset.methods import Magnitude, Random, Reconstruction, Sensitivity
+from lightning_coreset.planning import Request
 from lightning_coreset.pruning import count_macs
 from lightning_coreset.structure import find_groups
 
@@ -216,6 +219,64 @@ def test_a_lazy_network():
         prune(model, torch.randn(2, 4))
 
 
+# ---- a plan beforehand
+
+
+@pytest.mark.parametrize("name", ["mlp", "vgg", "resnet", "attention"])
+def test_the_plan_beforehand_is_what_pruning_does(name):
+    model, x = make(name)
+    asked: dict[str, Any] = {"pruning_ratio": 0.4, "unit": "macs", "include_residual": True, "seed": 3}
+    asked |= {"method": Sensitivity("pps"), "round_to": 2, "max_ratio": 0.8, "allocation": "error"}
+    model.train()
+    before, randomness = snapshot(model), random_states()
+    planned = plan_pruning(model, x, **asked)
+    assert_untouched(model, before)
+    assert_same_random(randomness)
+    assert planned.channels_removed > 0
+    assert str(prune(model, x, **asked)) == str(planned)
+
+
+def test_pruning_and_planning_take_the_same_arguments():
+    assert inspect.signature(plan_pruning) == inspect.signature(prune)
+    given = {field.name: field.default for field in dataclasses.fields(Request)}
+    for name, parameter in inspect.signature(prune).parameters.items():
+        if name in given and name not in ("method", "pruning_ratio"):
+            assert parameter.default == given[name], name
+
+
+@pytest.mark.parametrize("ask", [prune, plan_pruning])
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ({"pruning_ratio": 0.0001}, r"^No channel goes: 0\.01% of 1,341 params is 0\.1"),
+        ({"pruning_ratio": {"*": 0.01}}, "^No channel goes"),
+        ({"pruning_ratio": 0.2, "only": ["0", "11"]}, "^The rule '11' of only .* 11 reaches the network's output"),
+        ({"pruning_ratio": 0.2, "ignore": ["1"]}, "^The rule '1' of ignore .* 1 makes no channels itself"),
+    ],
+)
+def test_what_changes_nothing_is_told(ask, asked, expected):
+    model, x = make("vgg")
+    with pytest.warns(UserWarning, match=expected) as caught:
+        ask(model, x, **asked)
+    assert [warning.filename for warning in caught] == [__file__]
+
+
+@pytest.mark.parametrize("asked", [{"pruning_ratio": 0.0}, {"pruning_ratio": {"0": 0.0}}, {"ignore": ["0"]}])
+def test_what_was_asked_for_is_no_warning(asked):
+    model, x = make("vgg")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plan_pruning(model, x, **asked)
+
+
+def test_asking_for_too_much_leaves_the_model_alone():
+    model, x = make("resnet")
+    before = snapshot(model)
+    with pytest.raises(ValueError, match=r"(?s)to be at most 0\..*max_ratio=1.0 \(up to 0\."):
+        prune(model, x, 0.9, max_ratio=0.5)
+    assert_untouched(model, before)
+
+
 # ---- the self-check
 
 
@@ -393,10 +454,13 @@ def test_an_optimizer_keeps_its_references():
 
 @pytest.mark.parametrize("rule", [3, 5])
 def test_a_single_channel_everywhere_is_the_least(rule):
-    """Asked for more than can go, one channel of each group stays and the plan says what was reached."""
+    """Asked for all that can go, and a little more, one channel of each group stays."""
     model = nn.Sequential(nn.Linear(rule, 6), nn.ReLU(), nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 2))
-    plan = prune(model, torch.randn(2, rule), 0.999)
+    left = rule + 1 + 2 + 4
+    whole = sum(parameter.numel() for parameter in model.parameters())
+    plan = prune(model, torch.randn(2, rule), 1 - (left - 1) / whole)
     assert [group.channels_after for group in plan.groups] == [1, 1]
+    assert plan.params_after == left
     assert plan.reached < plan.requested
     with pytest.raises(ValueError, match="Expected a model with channels"):
         prune(model, torch.randn(2, rule), 0.5)

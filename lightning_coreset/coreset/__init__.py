@@ -20,7 +20,7 @@ from lightning_coreset.coreset.bounds import (
     sampling_complexity,
 )
 from lightning_coreset.coreset.certificate import Certificate, certify, largest_found_error, output_radius
-from lightning_coreset.coreset.elimination import eliminate
+from lightning_coreset.coreset.elimination import eliminate, elimination_curve
 from lightning_coreset.coreset.gram import (
     Gaussian,
     Moments,
@@ -53,6 +53,7 @@ __all__ = [
     "draw_fixed",
     "draw_pps",
     "eliminate",
+    "elimination_curve",
     "error_bound",
     "expected_error",
     "find_activation",

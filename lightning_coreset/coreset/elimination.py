@@ -5,11 +5,16 @@ Shapes: N channels, J rows of the consumers (outputs times kernel positions), A 
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator, Sequence
+
 import torch
 from torch import Tensor
 
 # A round drops one by one among this many times as many candidates as it has to drop.
 _CANDIDATES = 2
+# The part of the channels alive that a round of a whole curve drops.
+_CURVE_SHARE = 0.08
 
 
 def eliminate(
@@ -58,21 +63,61 @@ def eliminate(
 
     """
     labels = _checked(moment, consumers, size, rounds, classes)
+    alive = torch.ones(len(moment), dtype=torch.bool, device=moment.device)
+    if size < len(alive):
+        for dropped, _ in _rounds(moment, consumers, labels, _schedule(len(alive), size, rounds), ridge):
+            alive[dropped] = False
+    return alive.nonzero().flatten()
+
+
+def elimination_curve(moment: Tensor, consumers: Tensor, *, ridge: float = 1e-3) -> Tensor:
+    r"""What it costs to drop channels as :func:`eliminate` does, for every number of them, from one elimination.
+
+    Args:
+        moment: The moments :math:`C` of the activations, as for :func:`eliminate`, ``(N, N)``.
+        consumers: The consumers' weights, ``(J, N)``.
+        ridge: :math:`\lambda` as a part of the mean diagonal of ``moment``.
+
+    Returns:
+        The rise of the regularised expected squared error of the consumers' outputs when 0, 1, ... N - 1 channels are
+        gone, float64 ``(N,)``, never falling. The ridge makes it differ a little from
+        :func:`lightning_coreset.coreset.expected_error`.
+
+    Raises:
+        ValueError: If the shapes do not fit.
+
+    Example:
+        >>> moment = torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
+        >>> elimination_curve(moment, torch.tensor([[1.0, 1.0, 0.5]]), ridge=1e-6).round(decimals=3) + 0.0
+        tensor([0.0000, 0.0000, 0.2500], dtype=torch.float64)
+
+    """
+    labels = _checked(moment, consumers, 1, 1, None)
+    rounds = max(1, math.ceil(-math.log(len(moment)) / math.log(1 - _CURVE_SHARE)))
+    costs = [moment.new_zeros(1, dtype=torch.float64)]
+    if len(moment) > 1:
+        schedule = _schedule(len(moment), 1, rounds)
+        costs += [cost for _, cost in _rounds(moment, consumers, labels, schedule, ridge)]
+    return torch.cat(costs).clamp_min(0).cumsum(0)
+
+
+def _rounds(
+    moment: Tensor, consumers: Tensor, labels: Tensor, targets: Sequence[int], ridge: float
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The channels that each round drops, and what each class of them costs in the order in which they go."""
     alive = torch.arange(len(moment), device=moment.device)
-    if size >= len(alive):
-        return alive
     precision, coefficients = _first_solution(moment, consumers, ridge)
-    for target in _schedule(len(alive), size, rounds):
+    for target in targets:
         if len(alive) <= target or bool((labels == labels[0]).all()):
             continue
-        dropped = _cheapest(precision, coefficients, labels, target)
+        dropped, costs = _cheapest(precision, coefficients, labels, target)
+        yield alive[dropped], costs
         stays = torch.ones(len(alive), dtype=torch.bool, device=alive.device)
         stays[dropped] = False
         kept = stays.nonzero().flatten()
         alive, labels = alive[kept], labels[kept]
-        if len(alive) > size:  # the last round needs no solution after it
+        if len(alive) > targets[-1]:  # the last round needs no solution after it
             precision, coefficients = _downdated(precision, coefficients, kept, dropped)
-    return alive
 
 
 def regularisation(moment: Tensor, ridge: float) -> float:
@@ -106,8 +151,8 @@ def _schedule(channels: int, size: int, rounds: int) -> list[int]:
     return [*(round(channels * ratio ** (r / rounds)) for r in range(1, rounds)), size]
 
 
-def _cheapest(precision: Tensor, coefficients: Tensor, labels: Tensor, target: int) -> Tensor:
-    """Positions to drop in one round, so that at most ``target`` channels are left."""
+def _cheapest(precision: Tensor, coefficients: Tensor, labels: Tensor, target: int) -> tuple[Tensor, Tensor]:
+    """Positions to drop in one round, so that at most ``target`` channels are left, and the cost of each class."""
     first = _costs(coefficients.square().sum(dim=0), None, precision, labels, coefficients)
     labels = torch.unique(labels, return_inverse=True)[1]
     sizes = torch.bincount(labels)
@@ -118,19 +163,25 @@ def _cheapest(precision: Tensor, coefficients: Tensor, labels: Tensor, target: i
     candidates = torch.isin(labels, order[:wanted]).nonzero().flatten()
     Q = precision[candidates][:, candidates].double()
     chosen = coefficients[:, candidates].double()
-    picked = _one_by_one(Q, chosen.T @ chosen, labels[candidates], surplus, last=len(candidates) == len(labels))
-    return candidates[picked]
+    last = len(candidates) == len(labels)
+    picked, costs = _one_by_one(Q, chosen.T @ chosen, labels[candidates], surplus, last=last)
+    return candidates[picked], costs
 
 
-def _one_by_one(Q: Tensor, H: Tensor, labels: Tensor, surplus: int, last: bool) -> Tensor:
-    """Drop whole classes until ``surplus`` channels are gone; one class stays when the ``last`` are all here."""
+def _one_by_one(Q: Tensor, H: Tensor, labels: Tensor, surplus: int, last: bool) -> tuple[Tensor, Tensor]:
+    """Drop whole classes until ``surplus`` channels are gone; one class stays when the ``last`` are all here.
+
+    Returns the channels in ascending order, and the costs of the classes in the order in which they went.
+    """
     gone = torch.zeros(len(labels), dtype=torch.bool, device=labels.device)
     labels = torch.unique(labels, return_inverse=True)[1]
     sizes = torch.bincount(labels)
     out = torch.zeros(len(sizes), dtype=torch.bool, device=labels.device)
+    costs = []
     while int(gone.sum()) < surplus and int(out.sum()) < len(sizes) - int(last):
         cost = _costs(H.diagonal(), H, Q, labels, None) / sizes
         choice = int(torch.where(out, torch.inf, cost).argmin())
+        costs.append(cost[choice] * sizes[choice])
         out[choice] = True
         members = labels == choice
         gone |= members
@@ -142,7 +193,7 @@ def _one_by_one(Q: Tensor, H: Tensor, labels: Tensor, surplus: int, last: bool) 
         # Their rows are zero by now up to rounding; a unit block keeps the costs of classes already gone finite.
         Q[drop], Q[:, drop] = 0, 0
         Q[drop, drop] = 1
-    return gone.nonzero().flatten()
+    return gone.nonzero().flatten(), torch.stack(costs)
 
 
 def _costs(norms: Tensor, H: Tensor | None, Q: Tensor, labels: Tensor, coefficients: Tensor | None) -> Tensor:

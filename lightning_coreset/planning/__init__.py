@@ -2,35 +2,34 @@
 
 from __future__ import annotations
 
-from lightning_coreset.planning.planner import (
-    Request,
-    bottom_up_sizes,
-    check_ignore,
-    check_ratio,
-    final_sizes,
-    is_residual,
-    make_plan,
-    measure,
-    prunable,
-)
+from lightning_coreset.planning.noops import idle_rules, why_nothing_goes
+from lightning_coreset.planning.planner import bottom_up_sizes, final_sizes, make_plan, measure
 from lightning_coreset.planning.radii import LayerInputs, layer_inputs
-from lightning_coreset.planning.sizes import Meter, Totals, Unit, reached, uniform_sizes
+from lightning_coreset.planning.reach import check_reachable
+from lightning_coreset.planning.request import Allocation, PruningRatio, Request
+from lightning_coreset.planning.rules import Rule
+from lightning_coreset.planning.sizes import Meter, Totals, Unit, reached
+from lightning_coreset.planning.survey import Survey, is_residual, prunable
 
 __all__ = [
+    "Allocation",
     "LayerInputs",
     "Meter",
+    "PruningRatio",
     "Request",
+    "Rule",
+    "Survey",
     "Totals",
     "Unit",
     "bottom_up_sizes",
-    "check_ignore",
-    "check_ratio",
+    "check_reachable",
     "final_sizes",
+    "idle_rules",
     "is_residual",
     "layer_inputs",
     "make_plan",
     "measure",
     "prunable",
     "reached",
-    "uniform_sizes",
+    "why_nothing_goes",
 ]

@@ -42,6 +42,49 @@ def reconstruct_group(
     Raises:
         NoCoresetForm: If the group has no coreset form, or several channels make one class.
     """
+    views = _views(group, tensors, laws)
+    if size >= group.size:
+        return Selection.whole(group)
+    main = _main(views)
+    result = coreset.reconstruct(
+        main.moment, main.rows, size, mean=main.centre, rounds=method.rounds, ridge=method.ridge
+    )
+    updates: dict[str, Tensor] = {}
+    for view in views:
+        mix = result.mix if view is main else mixing_matrix(view.moment, result.kept, ridge=method.ridge)
+        updates |= view.updates(group, result.kept, mix, {**tensors, **updates})
+    error = result.error / result.energy if result.energy > 0 else 0.0
+    return Selection(result.kept, method_name(method), updates, error)
+
+
+def error_curve(
+    group: ChannelGroup, method: Reconstruction, tensors: Mapping[str, Tensor], laws: dict[str, InputLaw]
+) -> Tensor:
+    """The expected squared error of the next layer's outputs for every number of channels that could go.
+
+    As a part of the outputs' variance: where the law of a layer's input is not known, nor is the scale of its channels,
+    and errors of different layers compare only by what they are beside the signal.
+
+    Args:
+        group: The group.
+        method: The options.
+        tensors: Parameters and buffers by name.
+        laws: What is known of the inputs of layers; the laws behind this group are added.
+
+    Returns:
+        The relative error when 0, 1, ... N - 1 channels are gone, (N,).
+
+    Raises:
+        NoCoresetForm: If the group has no coreset form, or several channels make one class.
+    """
+    main = _main(_views(group, tensors, laws))
+    curve = coreset.elimination_curve(main.moment, main.rows, ridge=method.ridge)
+    variance = coreset.expected_error(main.covariance, main.rows)
+    return curve / variance if variance > 0 else torch.zeros_like(curve)
+
+
+def _views(group: ChannelGroup, tensors: Mapping[str, Tensor], laws: dict[str, InputLaw]) -> list[_View]:
+    """The channels as each kind of consumer sees them; the laws behind the group are added."""
     forms = single_channel_forms(group, tensors)
     readers = [form.path.consumer.weight for form in forms]
     if len(set(readers)) != len(readers):
@@ -52,18 +95,12 @@ def reconstruct_group(
     views = [_View(group, same, tensors, laws) for same in alike.values()]
     for view in views:
         laws.update(view.carried_laws(group, tensors))
-    if size >= group.size:
-        return Selection.whole(group)
-    main = max(views, key=lambda view: view.energy)
-    result = coreset.reconstruct(
-        main.moment, main.rows, size, mean=main.centre, rounds=method.rounds, ridge=method.ridge
-    )
-    updates: dict[str, Tensor] = {}
-    for view in views:
-        mix = result.mix if view is main else mixing_matrix(view.moment, result.kept, ridge=method.ridge)
-        updates |= view.updates(group, result.kept, mix, {**tensors, **updates})
-    error = result.error / result.energy if result.energy > 0 else 0.0
-    return Selection(result.kept, method_name(method), updates, error)
+    return views
+
+
+def _main(views: Sequence[_View]) -> _View:
+    """The view by which channels are chosen: where most of the signal goes."""
+    return max(views, key=lambda view: view.energy)
 
 
 class _View:

@@ -56,7 +56,7 @@ class Selector:
             kept = torch.randperm(group.size, generator=self.generator)[:size].sort().values
             return Selection(kept, method_name(method))
         if isinstance(method, Magnitude):
-            return Selection(_largest(_producer_norms(group, tensors, method.p), size), method_name(method))
+            return Selection(_largest(producer_norms(group, tensors, method.p), size), method_name(method))
         try:
             if method.epsilon is not None:
                 return self._guaranteed(group, method.epsilon, method, tensors)
@@ -137,7 +137,7 @@ def _ranked(group: ChannelGroup, size: int, tensors: Mapping[str, Tensor], metho
     if size >= group.size:
         return Selection.whole(group)
     read = [_class_norms(tensors[member.name], member, largest=True) for member in group.by_role("consumer")]
-    scores = _producer_norms(group, tensors, 2) * torch.stack(read).amax(dim=0)
+    scores = producer_norms(group, tensors, 2) * torch.stack(read).amax(dim=0)
     return Selection(_largest(scores, size), method)
 
 
@@ -145,7 +145,8 @@ def _largest(scores: Tensor, size: int) -> Tensor:
     return scores.topk(size).indices.sort().values
 
 
-def _producer_norms(group: ChannelGroup, tensors: Mapping[str, Tensor], p: int) -> Tensor:
+def producer_norms(group: ChannelGroup, tensors: Mapping[str, Tensor], p: int) -> Tensor:
+    """The norm of all that makes a class, float64 (N,)."""
     makers = group.by_role("producer") or group.by_role("consumer")
     return torch.stack([_class_norms(tensors[member.name], member, p=p) for member in makers]).sum(dim=0)
 

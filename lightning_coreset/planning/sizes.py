@@ -1,12 +1,11 @@
-"""How many channels stay in which group, so that the requested share of the original model goes."""
+"""What a model comes to when each group has so many channels, counted from shapes alone."""
 
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias, get_args
 
 from torch import Tensor, nn
 
@@ -18,90 +17,109 @@ Unit: TypeAlias = Literal["params", "macs", "channels"]
 
 @dataclass(frozen=True)
 class Totals:
-    """Sizes of a model: parameters, multiply-accumulates of one sample, and removable channels."""
+    """Sizes of a model.
+
+    Attributes:
+        params: Parameters.
+        macs: Multiply-accumulates of one sample.
+        channels: Removable channels (classes of groups).
+        widths: Classes of every group that may shrink, by its name.
+    """
 
     params: int
     macs: int
     channels: int
+    widths: Mapping[str, int] = field(default_factory=dict)
 
 
 class Meter:
-    """Counts what a model comes to when each group has so many channels, from shapes alone."""
+    """Counts what a model comes to when each group has so many classes.
 
-    def __init__(self, tensors: Mapping[str, Tensor], groups: Sequence[ChannelGroup], macs: Mapping[str, int]) -> None:
+    Args:
+        tensors: Parameters and buffers by qualified name.
+        groups: The groups that may shrink.
+        macs: Multiply-accumulates of one sample by qualified name of the weight.
+        settled: Groups of the original model that are down to one class and therefore no groups any more.
+    """
+
+    def __init__(
+        self,
+        tensors: Mapping[str, Tensor],
+        groups: Sequence[ChannelGroup],
+        macs: Mapping[str, int],
+        settled: int = 0,
+    ) -> None:
         self._shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        self._parameters = [name for name, tensor in tensors.items() if isinstance(tensor, nn.Parameter)]
-        self._groups = groups
-        self._macs = macs
+        self._present = {group.name: group.size for group in groups}
+        self._settled = settled
+        # What one element of each tensor counts for, and what no element accounts for.
+        self._worth: dict[Unit, dict[str, float]] = {
+            "params": {name: 1.0 for name, tensor in tensors.items() if isinstance(tensor, nn.Parameter)},
+            "macs": {name: macs[name] / max(math.prod(self._shapes[name]), 1) for name in macs if name in tensors},
+        }
+        self._fixed_macs = sum(count for name, count in macs.items() if name not in tensors)
         # What one class of each group takes away from each dimension; the average where classes differ.
         self._loss: dict[str, list[tuple[int, str, float]]] = {}
         for group in groups:
             for member in group.members:
                 share = sum(len(places) for places in member.index) / group.size
                 self._loss.setdefault(member.name, []).append((member.dim, group.name, share))
+        self._touched = {group.name: sorted({member.name for member in group.members}) for group in groups}
 
     def totals(self, sizes: Mapping[str, int] | None = None) -> Totals:
         """The model's totals with these group sizes; as it is without them."""
-        removed = {group.name: group.size - (sizes or {}).get(group.name, group.size) for group in self._groups}
-        numel = {name: self._numel(name, removed) for name in self._shapes}
-        return self._count(numel, sum(group.size - removed[group.name] for group in self._groups))
+        sizes = self._present | dict(sizes or {})
+        return self._count({name: self._numel(name, sizes) for name in self._shapes}, sizes)
 
-    def after(self, changes: Iterable[ParameterChange], channels: int) -> Totals:
+    def gone(self, sizes: Mapping[str, float], original: Totals, unit: Unit) -> float:
+        """The fraction of the original model that is gone with these sizes of all groups, which may be fractional."""
+        numel = {name: self._numel(name, sizes) for name in self._worth.get(unit, ())}
+        whole = getattr(original, unit)
+        return 1.0 - self._sum(numel, sizes, unit) / whole if whole else 0.0
+
+    def after(self, changes: Iterable[ParameterChange], sizes: Mapping[str, int]) -> Totals:
         """The totals that the shapes in a plan's changes lead to, exactly."""
         numel: dict[str, float] = {name: math.prod(shape) for name, shape in self._shapes.items()}
-        return self._count(numel | {change.name: math.prod(change.new_shape) for change in changes}, channels)
+        return self._count(numel | {change.name: math.prod(change.new_shape) for change in changes}, sizes)
 
-    def _count(self, numel: Mapping[str, float], channels: int) -> Totals:
-        macs = sum(
-            count * numel[name] / max(math.prod(self._shapes[name]), 1) if name in numel else count
-            for name, count in self._macs.items()
+    def saved(self, group: str, size: int, sizes: Mapping[str, int], unit: Unit) -> float:
+        """What goes when one group shrinks to ``size``, all other groups having ``sizes``."""
+        if unit == "channels":
+            return sizes[group] - size
+        smaller = {**sizes, group: size}
+        worth = self._worth[unit]
+        return sum(
+            worth[name] * (self._numel(name, sizes) - self._numel(name, smaller))
+            for name in self._touched[group]
+            if name in worth
         )
-        return Totals(round(sum(numel[name] for name in self._parameters)), round(macs), channels)
 
-    def _numel(self, name: str, removed: Mapping[str, int]) -> float:
+    def holders(self, sizes: Mapping[str, int], unit: Unit) -> dict[str, float]:
+        """How much of a unit is where: by the module that owns a tensor, by group for channels."""
+        sizes = {**self._present, **sizes}
+        if unit == "channels":
+            return dict(sizes)
+        held = {"products of activations": float(self._fixed_macs)} if unit == "macs" else {}
+        for name, worth in self._worth[unit].items():
+            module = name.rpartition(".")[0] or name
+            held[module] = held.get(module, 0.0) + worth * self._numel(name, sizes)
+        return held
+
+    def _count(self, numel: Mapping[str, float], sizes: Mapping[str, int]) -> Totals:
+        params, macs, channels = (round(self._sum(numel, sizes, unit)) for unit in get_args(Unit))
+        return Totals(params, macs, channels, dict(sizes))
+
+    def _sum(self, numel: Mapping[str, float], sizes: Mapping[str, float], unit: Unit) -> float:
+        if unit == "channels":
+            return self._settled + sum(sizes.values())
+        fixed = self._fixed_macs if unit == "macs" else 0
+        return fixed + sum(worth * numel[name] for name, worth in self._worth[unit].items())
+
+    def _numel(self, name: str, sizes: Mapping[str, float]) -> float:
         shape: list[float] = list(self._shapes[name])
         for dim, group, share in self._loss.get(name, ()):
-            shape[dim] -= removed[group] * share
+            shape[dim] -= (self._present[group] - sizes[group]) * share
         return math.prod(shape)
-
-
-def uniform_sizes(
-    groups: Sequence[ChannelGroup], meter: Meter, ratio: float, unit: Unit, original: Totals
-) -> dict[str, int]:
-    """The same keep ratio in every group, solved to the nearest whole channel.
-
-    Channels are taken one at a time, from all groups at the same pace; how many are taken is found by bisection, since
-    every one taken makes the model smaller.
-
-    Args:
-        groups: The groups that may shrink.
-        meter: Counts the model.
-        ratio: The fraction of ``original`` that shall be gone.
-        unit: What is counted.
-        original: The totals of the original model.
-
-    Returns:
-        Classes that stay, by group name.
-    """
-    steps = sorted(
-        ((taken - 0.5) / group.size, number, group.name)
-        for number, group in enumerate(groups)
-        for taken in range(1, group.size)
-    )
-
-    def sizes(count: int) -> dict[str, int]:
-        left = {group.name: group.size for group in groups}
-        for _, _, name in steps[:count]:
-            left[name] -= 1
-        return left
-
-    def gone(count: int) -> float:
-        return reached(meter.totals(sizes(count)), original, unit)
-
-    count = bisect_left(range(len(steps)), ratio, key=gone)
-    if count > 0 and abs(gone(count - 1) - ratio) <= abs(gone(count) - ratio):
-        count -= 1
-    return sizes(count)
 
 
 def reached(now: Totals, original: Totals, unit: Unit) -> float:

@@ -470,6 +470,6 @@ def test_the_callback_passes_them_on(radius):
     assert sources(plan) == (["measured"] * 2 if radius is None else ["given", "propagated"])
     for group in plan.groups:
         for error in ("expected_error", "certified_error", "found_error"):
-            values = [value for _, value in logger.of(f"coreset/{error}/{group.name}")]
+            values = [value for _, value in logger.of(f"coreset_{error}/{group.name}")]
             assert values
             assert set(values) == {getattr(group, error)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -11,12 +12,14 @@ from hypothesis import strategies as st
 from networks import NETWORKS, make, structure_of
 from torch import nn
 
-from lightning_coreset.planning import Meter, Request, Totals, make_plan, measure, reached, uniform_sizes
+from lightning_coreset.planning import Meter, Request, Totals, Unit, make_plan, measure, reached
+from lightning_coreset.planning.allocation import solve, uniform_steps
+from lightning_coreset.planning.ladders import Ladder
 from lightning_coreset.pruning import count_macs
-from lightning_coreset.structure import Structure, analyse, find_groups
+from lightning_coreset.structure import ChannelGroup, Structure, analyse, find_groups
 from lightning_coreset.surgery import apply_changes, named_tensors
 
-UNITS = ("params", "macs", "channels")
+UNITS: tuple[Unit, ...] = ("params", "macs", "channels")
 # Products of two activations, as in attention, cost what they did: nobody counts how many of them a head has.
 COUNTED = [name for name in NETWORKS if name != "attention"]
 
@@ -24,6 +27,13 @@ COUNTED = [name for name in NETWORKS if name != "attention"]
 def meter_of(name: str) -> tuple[Meter, Structure]:
     structure = structure_of(name)
     return Meter(named_tensors(make(name)[0]), structure.groups, structure.macs), structure
+
+
+def uniform_sizes(
+    groups: Sequence[ChannelGroup], meter: Meter, ratio: float, unit: Unit, original: Totals
+) -> dict[str, int]:
+    ladders = [Ladder.of(group, Request(ratio), group.size) for group in groups]
+    return solve(uniform_steps(ladders), ladders, meter, ratio, unit, original)
 
 
 @pytest.mark.parametrize("unit", UNITS)
@@ -137,7 +147,7 @@ def test_tied_parameters_count_once():
     model, x = make("autoencoder")
     structure = analyse(model, x)
     totals = Meter(named_tensors(model), structure.groups, structure.macs).totals({"encoder": 4})
-    assert totals == Totals(params=4 * 6 + 4, macs=2 * 4 * 6, channels=4)
+    assert totals == Totals(params=4 * 6 + 4, macs=2 * 4 * 6, channels=4, widths={"encoder": 4})
 
 
 def test_multiply_accumulates_by_hand():

@@ -1,0 +1,84 @@
+"""To which sizes a group may be cut."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lightning_coreset.planning.request import Request
+from lightning_coreset.structure import ChannelGroup, Member
+
+# 10 * (1 - 0.7) is 3.0000000000000004.
+_ROUNDING = 1e-9
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """The sizes of one group that a request allows.
+
+    Attributes:
+        group: The group's name.
+        original: Classes in the original model.
+        rungs: Sizes in classes, the present one first, then every smaller one that is allowed.
+        multiple: How many classes go at a time.
+    """
+
+    group: str
+    original: int
+    rungs: tuple[int, ...]
+    multiple: int = 1
+
+    @classmethod
+    def of(cls, group: ChannelGroup, request: Request, original: int) -> Ladder:
+        """The ladder of a group as it is now, that had ``original`` classes."""
+        multiple = _multiple(group, request.round_to)
+        fewest = max(
+            math.ceil(request.min_channels / _narrowest(group)),
+            math.ceil(original * (1 - request.max_ratio) - _ROUNDING),
+            1,
+        )
+        lower = range(multiple * ((group.size - 1) // multiple), fewest - 1, -multiple)
+        return cls(group.name, original, (group.size, *lower), multiple)
+
+    @property
+    def smallest(self) -> int:
+        """The last rung."""
+        return self.rungs[-1]
+
+    @property
+    def longest_step(self) -> int:
+        """The most classes between two rungs; 0 where there is but one."""
+        return max((above - below for above, below in self.steps()), default=0)
+
+    def steps(self) -> Sequence[tuple[int, int]]:
+        """The sizes before and after each step down."""
+        return list(zip(self.rungs, self.rungs[1:], strict=False))
+
+    def nearest(self, size: float) -> int:
+        """The rung nearest to a size; the higher one of two."""
+        return min(self.rungs, key=lambda rung: (abs(rung - size), -rung))
+
+
+def _makers(group: ChannelGroup) -> Sequence[Member]:
+    """What makes the channels; consumers where a tied weight is both."""
+    return group.by_role("producer") or group.by_role("consumer")
+
+
+def _narrowest(group: ChannelGroup) -> int:
+    """The fewest channels that one class is in a layer that makes it."""
+    return max(1, min(len(places) for member in _makers(group) for places in member.index))
+
+
+def _multiple(group: ChannelGroup, round_to: int) -> int:
+    """How many classes make up a multiple of ``round_to`` channels, in every layer that makes them.
+
+    Where classes are of different widths no count of them does for all: then single classes go.
+    """
+    needed = 1
+    for member in _makers(group):
+        widths = {len(places) for places in member.index} - {0}
+        if len(widths) != 1:
+            return 1
+        needed = math.lcm(needed, round_to // math.gcd(round_to, widths.pop()))
+    return needed

@@ -1,0 +1,169 @@
+"""What is asked of a plan, checked as far as it can be without a model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field, replace
+from numbers import Integral, Real
+from typing import Literal, TypeAlias, get_args
+
+from torch import nn
+
+from lightning_coreset.methods import Magnitude, Method, Random, Reconstruction, chooses_sizes
+from lightning_coreset.planning.rules import Rule, as_rules, check_matches, check_rule, show
+from lightning_coreset.planning.sizes import Unit
+
+Allocation: TypeAlias = Literal["uniform", "error", "global"]
+PruningRatio: TypeAlias = float | Mapping[Rule, float]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of a plan.
+
+    A *channel* below is one of a layer's output channels. Attention heads, and the groups of grouped convolutions, go
+    as a whole: one class of such a group is several channels.
+
+    Attributes:
+        pruning_ratio: A float is the fraction of the original model's ``unit`` that shall be gone, in [0, 1). A mapping
+            from rules to floats says it layer by layer: every group that a rule names loses this fraction of its own
+            original channels, and groups that no rule names stay whole. The unit then only says in what the plan's
+            totals are told.
+        unit: What is counted: parameters, multiply-accumulates or removable channels.
+        method: How channels are chosen.
+        ignore: Rules for layers whose output channels all stay, whatever else names them.
+        include_residual: Whether channels coupled by residual additions may go.
+        seed: Seed of the random choices.
+        input_radius: Bound on the norm of the network's own input as its first layer sees it, for certificates.
+        only: Rules for the layers whose output channels may go; all may if there are none.
+        allocation: How a float is shared out among the groups. ``"uniform"``: all lose the same fraction of their
+            original channels. ``"error"``: channels go where the expected error of the next layer, as a part of its
+            signal, grows least for each unit removed. ``"global"``: by one ranking over all groups (``Magnitude`` and
+            ``Random``).
+        round_to: Groups are cut to multiples of so many channels, where that is possible at all: a group with fewer
+            channels stays whole.
+        min_channels: No group is cut to fewer channels.
+        max_ratio: No group loses more than this fraction of its original channels, in (0, 1].
+
+    Raises:
+        ValueError: If a value is of another type or out of its range, or two of them contradict each other.
+
+    Example:
+        >>> Request(0.5, unit="macs", ignore=["stem*"], round_to=8).scaled(0.5).pruning_ratio
+        0.25
+        >>> Request({"features.*": 0.7, nn.Linear: 0.3}).target
+        0.7
+    """
+
+    pruning_ratio: PruningRatio
+    unit: Unit = "params"
+    method: Method = field(default_factory=Reconstruction)
+    ignore: Sequence[Rule] = ()
+    include_residual: bool = False
+    seed: int = 0
+    input_radius: float | None = None
+    _: KW_ONLY
+    only: Sequence[Rule] = ()
+    allocation: Allocation = "uniform"
+    round_to: int = 1
+    min_channels: int = 1
+    max_ratio: float = 1.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "pruning_ratio", _checked_ratio(self.pruning_ratio))
+        object.__setattr__(self, "ignore", as_rules(self.ignore, "ignore"))
+        object.__setattr__(self, "only", as_rules(self.only, "only"))
+        if self.unit not in get_args(Unit):
+            raise ValueError(f"Expected unit to be 'params', 'macs' or 'channels' but got {self.unit!r}.")
+        if self.allocation not in get_args(Allocation):
+            raise ValueError(f"Expected allocation to be 'uniform', 'error' or 'global' but got {self.allocation!r}.")
+        for name in ("round_to", "min_channels"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+                raise ValueError(f"Expected {name} to be a positive integer, of channels, but got {value!r}.")
+        if not _is_number(self.max_ratio) or not 0 < self.max_ratio <= 1:
+            raise ValueError(f"Expected max_ratio to be a number in (0, 1] but got {self.max_ratio!r}.")
+        radius = self.input_radius
+        if radius is not None and not (_is_number(radius) and math.isfinite(radius) and radius > 0):
+            raise ValueError(f"Expected input_radius to be a positive number but got {radius!r}.")
+        self._check_harmony()
+
+    def _check_harmony(self) -> None:
+        """Refuse options that would silently do nothing beside others."""
+        if self.allocation == "global" and not isinstance(self.method, Magnitude | Random):
+            raise ValueError(
+                "Expected a method that ranks channels, 'magnitude' or 'random', with allocation='global' but got "
+                f"{type(self.method).__name__}. With it, use allocation='error'."
+            )
+        if isinstance(self.pruning_ratio, Mapping) and self.allocation != "uniform":
+            raise ValueError(
+                f"Expected pruning_ratio to be a number with allocation={self.allocation!r} but got a mapping, which "
+                "says itself how much each group loses."
+            )
+        if chooses_sizes(self.method):
+            given = [name for name, value in _SIZE_OPTIONS.items() if getattr(self, name) != value]
+            if given:
+                raise ValueError(
+                    f"Expected {', '.join(given)} to be left alone with Sensitivity(epsilon=...), which chooses all "
+                    "sizes by the error."
+                )
+
+    @property
+    def target(self) -> float:
+        """The pruning ratio as one number: the largest of the rules' where there are several."""
+        ratio = self.pruning_ratio
+        return max(ratio.values()) if isinstance(ratio, Mapping) else ratio
+
+    def scaled(self, fraction: float, *, seed: int | None = None) -> Request:
+        """The same request on its way: at a fraction of every ratio.
+
+        Args:
+            fraction: From 0 (nothing goes) to 1 (all that is asked).
+            seed: Another seed, if any.
+        """
+        ratio = self.pruning_ratio
+        scaled = (
+            {rule: part * fraction for rule, part in ratio.items()} if isinstance(ratio, Mapping) else ratio * fraction
+        )
+        return replace(self, pruning_ratio=scaled, seed=self.seed if seed is None else seed)
+
+    def limits(self) -> str:
+        """The limits on each group's size that are set, as a user wrote them: ``"max_ratio=0.5 and round_to=8"``."""
+        free = {"max_ratio": 1.0, "min_channels": 1, "round_to": 1}
+        return " and ".join(f"{name}={getattr(self, name):g}" for name in free if getattr(self, name) != free[name])
+
+    def check_rules(self, model: nn.Module) -> None:
+        """Raise ``ValueError`` if a rule matches nothing in a model."""
+        check_matches(model, self.ignore, "ignore")
+        check_matches(model, self.only, "only")
+        if isinstance(self.pruning_ratio, Mapping):
+            check_matches(model, tuple(self.pruning_ratio), "pruning_ratio")
+
+
+_SIZE_OPTIONS = {"allocation": "uniform", "round_to": 1, "min_channels": 1, "max_ratio": 1.0}
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _checked_ratio(ratio: PruningRatio) -> PruningRatio:
+    if not isinstance(ratio, Mapping):
+        return _checked_fraction(ratio, "pruning_ratio", "the original model")
+    if not ratio:
+        raise ValueError("Expected pruning_ratio to have at least one rule but got an empty mapping.")
+    for rule in ratio:
+        check_rule(rule, "pruning_ratio")
+    return {
+        rule: _checked_fraction(part, f"pruning_ratio[{show(rule)}]", "each group's channels")
+        for rule, part in ratio.items()
+    }
+
+
+def _checked_fraction(ratio: float, name: str, whole: str) -> float:
+    if not _is_number(ratio) or not 0 <= ratio < 1:
+        raise ValueError(
+            f"Expected {name} to be a number in [0, 1), the fraction of {whole} that goes, but got {ratio!r}."
+        )
+    return float(ratio)
