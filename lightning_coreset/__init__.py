@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from lightning_coreset.callback import CoresetPruningCallback
-from lightning_coreset.checkpoint import PrunedCheckpointMixin, load_pruned, make_resizable
+from lightning_coreset.checkpoint import PrunedCheckpointMixin, load_pruned, make_plain, make_resizable
 from lightning_coreset.methods import Magnitude, Random, Reconstruction, Sensitivity
 from lightning_coreset.plan import GroupPlan, ParameterChange, PruningPlan
 from lightning_coreset.pruning import count_macs, plan_pruning, prune
+from lightning_coreset.scan import Scan, ScanRecord, sensitivity_scan
 
 __all__ = [
     "CoresetPruningCallback",
@@ -17,10 +18,14 @@ __all__ = [
     "PruningPlan",
     "Random",
     "Reconstruction",
+    "Scan",
+    "ScanRecord",
     "Sensitivity",
     "count_macs",
     "load_pruned",
+    "make_plain",
     "make_resizable",
     "plan_pruning",
     "prune",
+    "sensitivity_scan",
 ]

@@ -11,7 +11,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_warn
 from torchmetrics import Metric
 
-from lightning_coreset.checkpoint import make_resizable
+from lightning_coreset.checkpoint import keep_record_among_items, make_resizable
 from lightning_coreset.methods import Method, MethodName, as_method
 from lightning_coreset.plan import PruningPlan
 from lightning_coreset.planning import Allocation, Request, Rule, Unit
@@ -31,12 +31,15 @@ from lightning_coreset.training import (
     Recalibration,
     Reporter,
     Timeline,
+    average_again,
     averaged_copies,
     carry_out,
     check_package,
     check_strategy,
     dry_run,
+    in_step,
     last_step,
+    load_outgrown_copies,
     logged_step,
     restart_patience,
     settings,
@@ -184,7 +187,7 @@ class CoresetPruningCallback(pl.Callback):
         self._monitor = Monitor(metric, monitor, monitor_mode, eval_batches)
         self._guard = Guard(max_drop, recover_epochs, on_failure, self._monitor.mode, self._monitor.name)
         self._recalibration = Recalibration(recalibrate_batches)
-        told = settings(self.request, self.timeline, order=order, max_drop=max_drop)
+        told = settings(CoresetPruningCallback.__init__, locals() | {"pruning_ratio": self.request.pruning_ratio})
         self._reporter = Reporter(told, certify=certify, verbose=verbose, metric=self._monitor.name)
 
     @property
@@ -230,8 +233,11 @@ class CoresetPruningCallback(pl.Callback):
             self._guard.reset()
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Check what can be checked before the loaders are there."""
+        """Check what can be checked before the loaders are there; by now a checkpoint has been loaded."""
+        for copy in averaged_copies(trainer):  # by now all are there
+            keep_record_among_items(copy)
         self.request.check_rules(pl_module)
+        load_outgrown_copies(trainer, pl_module)
         self._source.begin(pl_module)
         self._reporter.fit_start(trainer)
 
@@ -329,7 +335,7 @@ class CoresetPruningCallback(pl.Callback):
             return
         savepoint = self._guard.before_event(trainer, pl_module) if plan.channels_removed else None
         before = self._monitor.evaluate(trainer, pl_module)
-        carry_out(trainer, pl_module, plan, then=lambda: self._complete(trainer, pl_module, plan))
+        after = carry_out(trainer, pl_module, plan, then=lambda: self._complete(trainer, pl_module, plan))
         if plan.channels_removed:
             self._guard.after_event(trainer, pl_module, savepoint, self._progress, ratio)
             if self.restart_patience:
@@ -346,13 +352,15 @@ class CoresetPruningCallback(pl.Callback):
             epoch=trainer.current_epoch,
             step=logged_step(trainer),
             accuracy_before=before,
-            accuracy_after=self._monitor.evaluate(trainer, pl_module),
+            accuracy_after=after,
         )
         self._reporter.event(trainer, plan, self.history, self._now(trainer))
 
-    def _complete(self, trainer: pl.Trainer, pl_module: pl.LightningModule, plan: PruningPlan) -> None:
+    def _complete(self, trainer: pl.Trainer, pl_module: pl.LightningModule, plan: PruningPlan) -> float | None:
+        """The last part of an event, which is undone if this raises; returns how well the pruned model does."""
         self._recalibration.run(trainer, pl_module)
-        self.on_prune(plan, trainer, pl_module)
+        in_step(trainer, lambda: self.on_prune(plan, trainer, pl_module))
+        return self._monitor.evaluate(trainer, pl_module)
 
     def on_prune(self, plan: PruningPlan, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Called at the end of every event, on every rank, for subclasses to act on it.
@@ -365,10 +373,12 @@ class CoresetPruningCallback(pl.Callback):
             pl_module: Its module, with the new shapes.
         """
 
-    def _take_back(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *, over: bool = False) -> None:
+    def _take_back(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *, over: bool = False) -> bool:
         """Outside of validation, for there a ModelCheckpoint may still save what was validated."""
-        if self._guard.take_back(trainer, pl_module, self._progress, over=over):
+        taken_back = self._guard.take_back(trainer, pl_module, self._progress, over=over)
+        if taken_back:
             self._reporter.taken_back(trainer, self.history, self._progress.original)
+        return taken_back
 
     def _now(self, trainer: pl.Trainer) -> str:
         return f"{self.timeline.interval} {self.timeline.position(trainer)}"
@@ -410,7 +420,8 @@ class CoresetPruningCallback(pl.Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take back the last event if training has ended before it could heal."""
-        self._take_back(trainer, pl_module, over=True)
+        if self._take_back(trainer, pl_module, over=True):
+            average_again(trainer, pl_module, before=self)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Take all hooks off the module."""

@@ -7,8 +7,16 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 
+class _Options:
+    """What the methods share: LightningCLI writes and reads the class of their options.
+
+    This is no dataclass itself, because jsonargparse takes a class of nothing but dataclasses for a mere group of
+    values, whose class it does not write into a configuration: ``Random()`` would come back as another method.
+    """
+
+
 @dataclass(frozen=True)
-class Reconstruction:
+class Reconstruction(_Options):
     """The channels that can best stand in for the others, and the weights with which they do, in closed form.
 
     Deterministic and without data: the expected squared error of the next layer's outputs is minimised under a
@@ -31,7 +39,7 @@ class Reconstruction:
 
 
 @dataclass(frozen=True)
-class Sensitivity:
+class Sensitivity(_Options):
     """The paper's coreset: importance sampling by sensitivity, the next layer reweighted (arXiv 2008.08316).
 
     Attributes:
@@ -69,7 +77,7 @@ class Sensitivity:
 
 
 @dataclass(frozen=True)
-class Magnitude:
+class Magnitude(_Options):
     """Keep the channels whose filters have the largest norm; a heuristic, to compare with.
 
     Attributes:
@@ -84,7 +92,7 @@ class Magnitude:
 
 
 @dataclass(frozen=True)
-class Random:
+class Random(_Options):
     """Keep random channels, to compare with."""
 
 

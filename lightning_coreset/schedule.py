@@ -87,7 +87,7 @@ def pruning_events(
         wanted = pruning_ratio
         first, last = _first_and_last(start, end, length, interval, single=schedule == "one_shot")
         if every is None:
-            every = 1 if interval == "epoch" else max(1, (last - first) // _EVENTS_BY_STEP)
+            every = 1 if interval == "epoch" else max(1, math.ceil((last - first) / _EVENTS_BY_STEP))
         times = [*range(first, last, every), last]
         fractions = _fractions(schedule, [k / len(times) for k in range(1, len(times) + 1)])
         ratios = {epoch: pruning_ratio * fraction for epoch, fraction in zip(times, fractions, strict=True)}

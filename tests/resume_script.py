@@ -112,6 +112,7 @@ def train(
     resume: str | None = None,
     pruning: dict[str, Any] | None = None,
     saving: dict[str, Any] | None = None,
+    validate: bool = True,
     die: Callable[[], None] = raise_here,
     **options: Any,
 ) -> pl.Trainer:
@@ -127,6 +128,7 @@ def train(
         resume: The checkpoint to go on from.
         pruning: Arguments of the pruning callback; there is none if ``None``.
         saving: Arguments of the ModelCheckpoint.
+        validate: Whether to validate after every epoch.
         die: How to be killed.
         **options: Arguments of ``fit``.
     """
@@ -144,6 +146,7 @@ def train(
         log_every_n_steps=1,
         logger=CSVLogger(folder, name="", version=""),
         max_epochs=EPOCHS,
+        **({} if validate else {"limit_val_batches": 0}),
     )
     trainer.fit(Model(), **loaders(), ckpt_path=resume, **options)
     trainer.save_checkpoint(folder / "end.ckpt")

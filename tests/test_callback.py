@@ -261,6 +261,11 @@ def test_rules_count_against_the_original(arguments, expected, order):
     assert (widths(module)["net.0"][1], widths(module)["net.2"][1]) == expected
 
 
+def test_a_rule_that_names_nothing_that_can_go_is_told_of():
+    with pytest.warns(UserWarning, match=r"net\.4"):  # its outputs are the network's
+        fit(Classifier(), Pruning({"net.0": 0.5, "net.4": 0.5}))
+
+
 # ---- what training goes on with
 
 

@@ -1,11 +1,13 @@
-"""Checkpoints of pruned models: what state dicts say, models that follow what they load, and errors that change nothing."""
+"""Checkpoints of pruned models: what state dicts say, models that follow them, and errors that change nothing."""
 
 from __future__ import annotations
 
 import copy
 import io
 import pickle
+import re
 import threading
+from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
@@ -16,7 +18,8 @@ from torch import nn
 from torch.nn.utils import parametrizations
 from torch.optim.swa_utils import AveragedModel
 
-from lightning_coreset import PrunedCheckpointMixin, load_pruned, make_resizable, prune
+from lightning_coreset import PrunedCheckpointMixin, load_pruned, make_plain, make_resizable, prune
+from lightning_coreset.checkpoint import keep_record_among_items
 from lightning_coreset.structure import find_groups
 from lightning_coreset.surgery import (
     Layout,
@@ -233,6 +236,44 @@ def test_nothing_of_ours_is_a_parameter_a_buffer_or_a_name():
     assert len(model._state_dict_hooks) == len(model._load_state_dict_pre_hooks) == 1
 
 
+def test_an_average_tells_in_its_items(pruned_average):
+    """Whatever is made of the items, as by Lightning's WeightAveraging, heads are known again."""
+    average, small = pruned_average
+    state = {name[7:]: value for name, value in average.state_dict().items() if name.startswith("module.")}
+    assert state.keys() - small.state_dict().keys() == {"lightning_coreset"}
+    fresh = make_resizable(make("attention")[0])
+    assert fresh.load_state_dict(through_a_file(state)) == ([], [])
+    assert_twins(fresh, small)
+    fresh = AveragedModel(make_resizable(make("attention")[0]))
+    fresh.load_state_dict({"module." + name: value for name, value in state.items()} | {"n_averaged": torch.tensor(0)})
+    assert_twins(fresh.module, small)
+    assert "lightning_coreset" in state
+
+
+@pytest.fixture
+def pruned_average():
+    """A pruned model, and its average, which tells so in its items, too."""
+    _, small, _ = sizes_of("attention")
+    average = AveragedModel(small)
+    keep_record_among_items(keep_record_among_items(average.module))
+    return average, small
+
+
+def test_an_average_that_is_not_pruned_has_no_more_items(pruned_average):
+    average, _ = pruned_average
+    average.module.load_state_dict(make("attention")[0].state_dict())
+    assert average.state_dict().keys() == AveragedModel(make("attention")[0]).state_dict().keys()
+
+
+def test_what_is_made_plain_is_saved_as_ever(pruned_average):
+    plain = make_plain(pruned_average[0].module)
+    state = plain.state_dict()
+    assert state.keys() == make("attention")[0].state_dict().keys()
+    assert state._metadata[""] == {"version": 1}
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        plain.load_state_dict(make("attention")[0].state_dict())
+
+
 # ---- copies, parts and wholes
 
 
@@ -344,7 +385,7 @@ def recorded(change):
             lambda s: {**s, "stem.weight": torch.ones(7, 2, 3, 3)},
             r"\(7, 2, 3, 3\), which is not a part of the original",
         ),
-        (lambda s: {**s, "stem.weight": torch.ones(6, 2)}, r"\(6, 2\), which is not a part of the original"),
+        (lambda s: {**s, "stem.weight": torch.ones(6, 2)}, r"\(6, 2\), which is not a part of"),
         (
             lambda s: {**s, "stem.weight": torch.ones(0, 2, 3, 3)},
             r"\(0, 2, 3, 3\), which is not a part of the original",
@@ -427,7 +468,7 @@ def test_what_is_never_pruned_may_not_shrink(layer, names, reason):
 def test_without_another_size_torch_decides():
     model = make_resizable(mlp(4, 6, 2))
     state = without(model.state_dict(), "0.bias") | {"extra": torch.ones(1)}
-    with pytest.raises(RuntimeError, match='Missing key.*"0.bias"'):
+    with pytest.raises(RuntimeError, match=r'Missing key.*"0\.bias"'):
         model.load_state_dict(state)
     assert model.load_state_dict(state, strict=False).missing_keys == ["0.bias"]
 
@@ -467,7 +508,7 @@ def test_layers_that_were_pruned_may_not_be_missing(model):
     state = pruned.state_dict()
     del state["net.0.bias"]
     before = snapshot(model)
-    with pytest.raises(ValueError, match="'net.0.bias' is missing"):
+    with pytest.raises(ValueError, match=r"'net\.0\.bias' is missing"):
         model.load_state_dict(state, strict=False)
     assert_untouched(model, before)
 
@@ -555,10 +596,13 @@ def test_load_pruned(file_of, cls, opened):
     assert type(loaded) is cls
     assert "load_state_dict" not in vars(cls)
     assert_twins(loaded, model)
-    fresh = cls(width=24)
-    with pytest.raises(RuntimeError if cls is not Mixed else AssertionError):
-        fresh.load_state_dict(loaded.state_dict())  # only what was asked to follows
-        raise AssertionError
+
+
+@pytest.mark.parametrize("cls", [Net, Module])
+def test_only_what_was_asked_to_follows(file_of, cls):
+    loaded = load_pruned(cls, file_of(cls()))
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        cls().load_state_dict(loaded.state_dict())
 
 
 @pytest.mark.parametrize("cls", [Mixed, MixedLast])
@@ -665,6 +709,13 @@ def test_no_code_of_a_file_runs(file_of, cls):
         load_pruned(cls, path, weights_only=False)
 
 
+def test_a_trusted_file_may_hold_more(file_of):
+    model = Module(width=24)
+    path = file_of(model)
+    torch.save({**torch.load(path, weights_only=True), "more": Net}, path)
+    assert_twins(load_pruned(Module, path, weights_only=False), model)
+
+
 def test_threads_do_not_disturb_each_other(file_of):
     model, loaded = Module(), []
     path = file_of(model)
@@ -683,3 +734,14 @@ def test_an_error_leaves_the_class_as_it_was(file_of):
     with pytest.raises(ValueError, match="before pruning"):
         load_pruned(Mixed, path, width=99)
     assert vars(Mixed).get("load_state_dict") is own
+
+
+@pytest.mark.filterwarnings("ignore:.*exists and is not empty", "ignore:.*does not have many workers")
+def test_the_guide_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    guide = Path(__file__).parents[1] / "docs" / "checkpoints.md"
+    code = "\n".join(re.findall(r"```python\n(.*?)```", guide.read_text(), flags=re.DOTALL))
+    names: dict = {}
+    exec(compile(code, str(guide), "exec"), names)
+    assert names["model"].net[0].out_features == 32
+    assert_same(names["fresh"].state_dict(), names["net"].state_dict())

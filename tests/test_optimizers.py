@@ -6,7 +6,7 @@ import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import nn
 
-from lightning_coreset.optimizers import slice_optimizer_state
+from lightning_coreset.optimizers import StateSnapshot, slice_optimizer_state
 from lightning_coreset.plan import ParameterChange
 
 KEPT = torch.tensor([0, 2, 3, 6])
@@ -300,3 +300,53 @@ def test_parameters_that_have_not_changed_yet_are_refused():
     with pytest.raises(ValueError, match=r"'weight' to have its new shape \(4, 5\) but got \(8, 5\)"):
         slice_optimizer_state(optimizer, changes)
     assert optimizer.state[parameters["bias"]]["exp_avg"].shape == (8,)
+
+
+# ---- going back
+
+
+@pytest.mark.parametrize("unknown", [False, True], ids=["carried", "reset"])
+def test_the_very_tensors_come_back(unknown):
+    parameters = make()
+    optimizer = torch.optim.Adam(parameters.values())
+    step(optimizer, parameters, gradients(1))
+    if unknown:
+        optimizer.state[parameters["weight"]]["unknown"] = object()
+    before = {parameter: dict(state) for parameter, state in optimizer.state.items()}
+    snapshot = StateSnapshot(optimizer)
+
+    assert slice_optimizer_state(optimizer, prune(parameters)) == (("weight",) if unknown else ())
+    snapshot.restore()
+
+    assert optimizer.state.keys() == before.keys()
+    for parameter, state in before.items():
+        assert optimizer.state[parameter].keys() == state.keys()
+        assert all(optimizer.state[parameter][key] is value for key, value in state.items())
+
+
+def test_lbfgs_comes_back_with_its_history():
+    layer = nn.Linear(4, 6)
+    optimizer = torch.optim.LBFGS(layer.parameters(), lr=0.1, max_iter=3)
+    optimizer.step(lambda: _backward(layer))
+    first = next(iter(layer.parameters()))
+    before, numel = dict(optimizer.state[first]), optimizer._numel_cache
+    snapshot = StateSnapshot(optimizer)
+    weight = layer.weight.data
+    layer.weight.grad, layer.weight.data = None, weight[:3]
+
+    change = ParameterChange("weight", (6, 4), (3, 4), {0: torch.arange(3)})
+    assert slice_optimizer_state(optimizer, {layer.weight: change}) == ("weight",)
+    layer.weight.grad, layer.weight.data = None, weight
+    snapshot.restore()
+
+    assert optimizer._numel_cache == numel == 30
+    assert optimizer.state[first].keys() == before.keys()
+    assert all(optimizer.state[first][key] is value for key, value in before.items())
+    optimizer.step(lambda: _backward(layer))
+
+
+def _backward(layer):
+    layer.zero_grad()
+    loss = layer(torch.ones(2, 4)).square().mean()
+    loss.backward()
+    return loss

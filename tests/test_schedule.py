@@ -62,6 +62,30 @@ def test_epochs_of_events(start, end, every, epochs, expected):
     assert list(pruning_events("linear", 0.5, start=start, end=end, every=every, length=epochs)) == expected
 
 
+@pytest.mark.parametrize(
+    ("start", "end", "every", "steps", "expected"),
+    [
+        (100, 200, 50, 1000, [100, 150, 200]),
+        (0.1, 0.7, 200, 1000, [100, 300, 500, 700]),
+        (0.1, 0.7, None, 1000, [100, 160, 220, 280, 340, 400, 460, 520, 580, 640, 700]),
+        (0, 5, None, 10, [0, 1, 2, 3, 4, 5]),
+        (0, 19, None, 20, [0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 19]),
+        (7, 7, None, 10, [7]),
+        (0.1, 0.7, None, 1, [0]),
+    ],
+)
+def test_steps_of_events(start, end, every, steps, expected):
+    events = pruning_events("linear", 0.5, start=start, end=end, every=every, length=steps, interval="step")
+
+    assert list(events) == expected
+    assert list(events.values())[-1] == 0.5
+
+
+@pytest.mark.parametrize("length", range(1, 400, 7))
+def test_by_steps_there_are_eleven_events_at_most_unless_told_otherwise(length):
+    assert len(pruning_events("linear", 0.5, start=0.0, end=1.0, length=length, interval="step")) <= 11
+
+
 def test_one_shot_heeds_only_start():
     assert pruning_events("one_shot", 0.5, start=0.9, end=0.1, length=10) == {9: 0.5}
     assert pruning_events("one_shot", 0.5, start=4, end=99, length=10) == {4: 0.5}

@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from lightning_coreset.checkpoint.fitting import fit_to
-from lightning_coreset.checkpoint.hooks import is_resizable, make_resizable
+from lightning_coreset.checkpoint.hooks import is_resizable, keep_record_among_items, make_plain, make_resizable
 from lightning_coreset.checkpoint.loading import PrunedCheckpointMixin, load_pruned
 
-__all__ = ["PrunedCheckpointMixin", "fit_to", "is_resizable", "load_pruned", "make_resizable"]
+__all__ = [
+    "PrunedCheckpointMixin",
+    "fit_to",
+    "is_resizable",
+    "keep_record_among_items",
+    "load_pruned",
+    "make_plain",
+    "make_resizable",
+]

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_coreset.checkpoint.consistency import inferred_sizes, misfits_within_modules
-from lightning_coreset.checkpoint.record import Record
+from lightning_coreset.checkpoint.record import KEY, Record
 from lightning_coreset.structure.refusals import named_refusals
 from lightning_coreset.surgery import Layout, original_layout, remembered, resize
 
@@ -82,7 +82,7 @@ def _within(shape: tuple[int, ...], original: tuple[int, ...]) -> bool:
 
 
 def _misfits_of_names(model: nn.Module, state: Mapping[str, Any], record: Record | None, strict: bool) -> Iterator[str]:
-    expected = model.state_dict()
+    expected = {name: value for name, value in model.state_dict().items() if name != KEY}
     changing = {*remembered(model).shapes, *(() if record is None else record.pruned.shapes)}
     for name, value in expected.items():
         if name not in state:

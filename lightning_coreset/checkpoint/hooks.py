@@ -1,4 +1,4 @@
-"""A model that follows what it loads, by two hooks on it."""
+"""A model that follows what it loads, by two hooks on it, and how to take them off."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import nn
 
 from lightning_coreset.checkpoint.fitting import fit_to
 from lightning_coreset.checkpoint.record import KEY, Record
+from lightning_coreset.surgery import forget
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -69,10 +70,56 @@ def make_resizable(model: Model) -> Model:
     return model
 
 
+def make_plain(model: Model) -> Model:
+    """Take everything that this package put on a model off it: what is left is an ordinary, smaller model.
+
+    For ``torch.save(model)`` of a whole model that is to be loaded where this package is not installed. Weights alone,
+    and what ``torch.export`` and the like make of a model, never need it. It undoes :func:`make_resizable`, and what
+    the model was before pruning is forgotten: from now on its ``state_dict`` does not tell how it was pruned, and it
+    loads checkpoints of its own sizes only. So do this when training is over, or to a copy.
+
+    Args:
+        model: Any module, pruned or not; its submodules are freed as well. Calling this twice is no error.
+
+    Returns:
+        The model itself, with the same tensors.
+
+    Example:
+        >>> import io
+        >>> import torch
+        >>> from lightning_coreset import make_plain, prune
+        >>> model, file = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 10)), io.BytesIO()
+        >>> _ = prune(model, torch.randn(1, 16), 0.5)
+        >>> torch.save(make_plain(model), file)
+        >>> b"lightning_coreset" in file.getvalue()
+        False
+    """
+    for module in model.modules():
+        # Private, for torch takes hooks off only through the handle that it gave when they were put on.
+        for hooks in (module._state_dict_hooks, module._load_state_dict_pre_hooks):
+            for key, hook in list(hooks.items()):
+                if getattr(hook, "hook", hook) in (_write_record, _write_item, _fit):
+                    del hooks[key]
+    forget(model)
+    return model
+
+
 def is_resizable(model: nn.Module) -> bool:
     """Whether :func:`make_resizable` was called on a model, or on what it is a copy of."""
     # Private, but a flag of our own would not tell whether the hooks are still there.
     return _write_record in getattr(model, "_orig_mod", model)._state_dict_hooks.values()
+
+
+def keep_record_among_items(copy: Model) -> Model:
+    """Let the state dict of a model that wraps this resizable one hold its record as an item, too, if it is pruned.
+
+    For the copies that Lightning's ``WeightAveraging`` keeps: it takes the items over into a plain dict, which has no
+    metadata, and saves that as the model's. A resizable model that loads the item takes it for its record.
+    """
+    inner = getattr(copy, "_orig_mod", copy)
+    if _write_item not in inner._state_dict_hooks.values():
+        inner.register_state_dict_post_hook(_write_item)
+    return copy
 
 
 @contextmanager
@@ -94,10 +141,18 @@ def _write_record(module: nn.Module, state_dict: dict[str, Any], prefix: str, lo
         local_metadata[KEY] = record.to_dict()
 
 
+def _write_item(module: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any]) -> None:
+    # In a wrapper's state dict only: the copy's own has metadata.
+    record = Record.of(module) if prefix else None
+    if record is not None:
+        state_dict[prefix + KEY] = record.to_dict()
+
+
 def _fit(
     module: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *_: object
 ) -> None:
-    record = local_metadata.get(KEY)
+    item = state_dict.pop(prefix + KEY, None)  # out of torch's own copy of the dict
+    record = local_metadata.get(KEY, item)
     state = {name[len(prefix) :]: value for name, value in state_dict.items() if name.startswith(prefix)}
     strict = _STRICT.get()
     if strict is None:

@@ -38,7 +38,7 @@ from lightning_coreset.coreset.reconstruction import (
     variance_ratios,
 )
 from lightning_coreset.coreset.sampling import Sample, draw_distinct, draw_fixed, draw_pps, inclusion_probabilities
-from lightning_coreset.coreset.sensitivity import sensitivities
+from lightning_coreset.coreset.sensitivity import sensitivities, sensitivities_from_norms
 
 __all__ = [
     "Activation",
@@ -74,6 +74,7 @@ __all__ = [
     "sample_size",
     "sampling_complexity",
     "sensitivities",
+    "sensitivities_from_norms",
     "spatial_correlation",
     "value_range",
     "variance_ratios",

@@ -188,7 +188,8 @@ def _pivotal(probability: Tensor, generator: torch.Generator) -> list[float]:
             loser, winner = (holder, other) if coin * (a + b) < b else (other, holder)
             values[loser], values[winner], holder = 0.0, a + b, winner
         else:  # one comes in, the other keeps what exceeds one
-            winner, loser = (holder, other) if coin * (2 - a - b) < 1 - b else (other, holder)
+            # Of a sum of one, as the last two have, rounding makes this case or the other: both let the same one in.
+            winner, loser = (other, holder) if coin * (2 - a - b) < 1 - a else (holder, other)
             values[winner], values[loser], holder = 1.0, a + b - 1, loser
     values[holder] = float(round(values[holder]))  # the probabilities sum to an integer, up to rounding
     return values

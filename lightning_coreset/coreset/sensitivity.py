@@ -45,13 +45,39 @@ def sensitivities(producers: Tensor, consumers: Tensor, activation: Activation, 
 
     """
     _check_shapes(producers, consumers)
+    norms = torch.linalg.vector_norm(producers, dim=1, dtype=torch.float64)
+    return sensitivities_from_norms(norms, _largest_slice_norms(consumers), activation, input_radius=input_radius)
+
+
+def sensitivities_from_norms(
+    producers: Tensor, consumers: Tensor, activation: Activation, *, input_radius: float = 1.0
+) -> Tensor:
+    """:func:`sensitivities` of a layer whose norms are known, all that they depend on.
+
+    Args:
+        producers: The norms of the rows that compute the channels, float64 ``(N,)``.
+        consumers: For every channel the largest norm, over the outputs, of what reads it, float64 ``(N,)``.
+        activation: The activation between the two.
+        input_radius: The radius of the ball of inputs.
+
+    Returns:
+        The sensitivities, float64 ``(N,)``, not negative.
+
+    Raises:
+        ValueError: If the radius is not a positive number, or a norm is infinite or NaN.
+
+    Example:
+        >>> from lightning_coreset.coreset import find_activation
+        >>> norms = torch.tensor([5.0, 0.0], dtype=torch.float64), torch.tensor([2.0, 7.0], dtype=torch.float64)
+        >>> sensitivities_from_norms(*norms, find_activation("relu")) / 2**0.5
+        tensor([10.,  0.], dtype=torch.float64)
+
+    """
     if not (math.isfinite(input_radius) and input_radius > 0):
         raise ValueError(f"Expected `input_radius` to be a positive number but got {input_radius}.")
-    norms = torch.linalg.vector_norm(producers, dim=1, dtype=torch.float64)
-    weights = _largest_slice_norms(consumers)
-    _check_finite("producers", norms)
-    _check_finite("consumers", weights)
-    return weights * largest_magnitude(activation, norms * math.sqrt(input_radius**2 + 1))
+    _check_finite("producers", producers)
+    _check_finite("consumers", consumers)
+    return consumers * largest_magnitude(activation, producers * math.sqrt(input_radius**2 + 1))
 
 
 def _largest_slice_norms(consumers: Tensor) -> Tensor:

@@ -10,8 +10,8 @@ import heapq
 import math
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import accumulate
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -19,8 +19,7 @@ from lightning_coreset.planning.ladders import Ladder
 from lightning_coreset.planning.sizes import Meter, Totals, Unit
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """One removal: a group goes down to the next smaller size that it may have.
 
     Attributes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -11,14 +12,20 @@ from torch import Tensor
 from lightning_coreset.coreset import Activation, find_activation
 from lightning_coreset.planning.layout import (
     NoCoresetForm,
+    by_class,
     consumer_slices,
+    consumer_view,
+    filter_view,
     fold,
     host,
+    member_at,
     norm_scale,
     norm_shift,
     per_class,
-    producer_rows,
+    producer_bias,
+    producer_filters,
 )
+from lightning_coreset.planning.norms import largest_slice_norms, row_norms
 from lightning_coreset.structure import ChannelGroup, Norm, Path, Step
 
 
@@ -26,27 +33,70 @@ from lightning_coreset.structure import ChannelGroup, Norm, Path, Step
 class PathForm:
     """One producer, one activation, one consumer; shapes as in ``layout``.
 
+    A channel is the activation of ``scale * (filter . x) + shift``: BatchNorms before it are folded in. Matrices of the
+    size of a weight are only made when they are asked for.
+
     Attributes:
+        group: The group.
         path: The path of the group.
-        rows: What makes the channels, (N, r, d + 1), BatchNorms before the activation folded in.
+        tensors: The producer's and the consumer's weight by name.
+        scale: Of the rows of the producer, (N, r).
+        shift: Of what they make, (N, r).
         activation: What stands between.
-        consumers: What reads them, (O, N, q, k).
         before: The BatchNorm before the activation, if there is just one.
         behind: BatchNorms behind the activation.
     """
 
+    group: ChannelGroup
     path: Path
-    rows: Tensor
+    tensors: Mapping[str, Tensor]
+    scale: Tensor
+    shift: Tensor
     activation: Activation
-    consumers: Tensor
     before: Norm | None
     behind: tuple[Norm, ...]
+
+    @cached_property
+    def rows(self) -> Tensor:
+        """What makes the channels, the shift last, (N, r, d + 1)."""
+        filters = producer_filters(self.group, self.path.producer, self.tensors)
+        return torch.cat([filters * self.scale[:, :, None], self.shift[:, :, None]], dim=2)
 
     @property
     def producers(self) -> Tensor:
         """Of every class the row of largest norm, (N, d + 1)."""
         largest = self.rows.norm(dim=2).argmax(dim=1)
         return self.rows[torch.arange(len(self.rows)), largest]
+
+    @cached_property
+    def consumers(self) -> Tensor:
+        """What reads the channels, (O, N, q, k)."""
+        return consumer_slices(self.group, self.path.consumer, self.tensors)
+
+    @property
+    def outputs(self) -> int:
+        """How many outputs the consumer has, O."""
+        return self.tensors[self.path.consumer.weight].shape[self.path.consumer.out_dim]
+
+    @property
+    def coordinates(self) -> int:
+        """Outputs times positions of the kernel, and of a channel behind a Flatten: O q k."""
+        consumer = self.path.consumer
+        positions = member_at(self.group, consumer.weight, consumer.in_dim).positions.shape[1]
+        return self.outputs * positions * consumer_view(consumer, self.tensors).shape[2]
+
+    def producer_norms(self) -> Tensor:
+        """The norms of ``producers``, (N,)."""
+        producer = self.path.producer
+        filters = row_norms(filter_view(producer, self.tensors))
+        member = member_at(self.group, producer.weight, producer.out_dim)
+        return torch.hypot(by_class(filters, member) * self.scale, self.shift).amax(dim=1)
+
+    def consumer_norms(self, scale: Tensor | None = None) -> Tensor:
+        """Of every class the largest norm over the outputs, which may be scaled (O,), of what reads it, (N,)."""
+        consumer = self.path.consumer
+        member = member_at(self.group, consumer.weight, consumer.in_dim)
+        return largest_slice_norms(consumer_view(consumer, self.tensors), member, scale)
 
 
 def path_forms(group: ChannelGroup, tensors: Mapping[str, Tensor]) -> list[PathForm]:
@@ -76,7 +126,7 @@ def single_channel_forms(group: ChannelGroup, tensors: Mapping[str, Tensor]) -> 
         NoCoresetForm: If the group has no coreset form, or a grouped convolution makes or reads its channels.
     """
     forms = path_forms(group, tensors)
-    if any(form.rows.shape[1] != 1 for form in forms):
+    if any(form.shift.shape[1] != 1 for form in forms):
         raise NoCoresetForm("several channels of a grouped convolution go together")
     if any(form.path.consumer.groups != 1 for form in forms):
         raise NoCoresetForm("a grouped convolution reads its channels")
@@ -90,11 +140,13 @@ def _path_form(group: ChannelGroup, path: Path, tensors: Mapping[str, Tensor]) -
     for layer in (path.producer, path.consumer):
         if {layer.in_dim, layer.out_dim} != {0, 1}:
             raise NoCoresetForm(f"{layer.weight} is a stack of matrices")
-    rows = producer_rows(group, path.producer, tensors)
+    shift = producer_bias(group, path.producer, tensors)
+    scale = torch.ones_like(shift)
     for norm in before:
-        rows = fold(group, rows, norm, tensors)
-    consumers = consumer_slices(group, path.consumer, tensors)
-    return PathForm(path, rows, activation, consumers, before[0] if len(before) == 1 else None, tuple(behind))
+        scale, shift = fold(group, scale, shift, norm, tensors)
+    weights = {name: tensors[name] for name in (path.producer.weight, path.consumer.weight)}
+    only = before[0] if len(before) == 1 else None
+    return PathForm(group, path, weights, scale, shift, activation, only, tuple(behind))
 
 
 def _read(steps: Sequence[Step]) -> tuple[list[Norm], Activation, list[Norm]]:
@@ -121,12 +173,12 @@ def _read(steps: Sequence[Step]) -> tuple[list[Norm], Activation, list[Norm]]:
     return before, activation or identity, behind
 
 
-def weighted_consumers(group: ChannelGroup, form: PathForm, tensors: Mapping[str, Tensor]) -> Tensor:
-    """Consumers as selection sees them, (O, N, K): scaled by BatchNorms behind the activation and the consumer."""
-    consumers = form.consumers.flatten(2)
+def weighted_norms(form: PathForm, tensors: Mapping[str, Tensor]) -> Tensor:
+    """The consumers' norms as selection sees them, (N,): with BatchNorms behind the activation and the consumer."""
+    norms = form.consumer_norms(output_scale(form, tensors))
     for norm in form.behind:
-        consumers = consumers * per_class(group, norm_scale(norm, tensors).abs(), norm).amax(dim=1)[None, :, None]
-    return consumers * output_scale(form, tensors)[:, None, None]
+        norms = norms * per_class(form.group, norm_scale(norm, tensors).abs(), norm).amax(dim=1)
+    return norms
 
 
 def output_scale(form: PathForm, tensors: Mapping[str, Tensor]) -> Tensor:
@@ -134,7 +186,7 @@ def output_scale(form: PathForm, tensors: Mapping[str, Tensor]) -> Tensor:
     norm = norm_of_outputs(form, tensors)
     if norm is not None and norm.running_var is not None:
         return norm_scale(norm, tensors).abs()
-    return torch.ones(len(form.consumers), dtype=torch.float64)
+    return torch.ones(form.outputs, dtype=torch.float64)
 
 
 def norm_of_outputs(form: PathForm, tensors: Mapping[str, Tensor]) -> Norm | None:
@@ -145,7 +197,7 @@ def norm_of_outputs(form: PathForm, tensors: Mapping[str, Tensor]) -> Norm | Non
     norm = form.path.consumer.norm
     if norm is None or norm.running_mean is None:
         return None
-    return norm if len(tensors[norm.running_mean]) == len(form.consumers) else None
+    return norm if len(tensors[norm.running_mean]) == form.outputs else None
 
 
 def affine_behind(group: ChannelGroup, form: PathForm, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:

@@ -67,7 +67,7 @@ def _makers(group: ChannelGroup) -> Sequence[Member]:
 
 def _narrowest(group: ChannelGroup) -> int:
     """The fewest channels that one class is in a layer that makes it."""
-    return max(1, min(len(places) for member in _makers(group) for places in member.index))
+    return max(1, min(int(member.widths.min()) for member in _makers(group)))
 
 
 def _multiple(group: ChannelGroup, round_to: int) -> int:
@@ -77,7 +77,7 @@ def _multiple(group: ChannelGroup, round_to: int) -> int:
     """
     needed = 1
     for member in _makers(group):
-        widths = {len(places) for places in member.index} - {0}
+        widths = set(member.widths.tolist()) - {0}
         if len(widths) != 1:
             return 1
         needed = math.lcm(needed, round_to // math.gcd(round_to, widths.pop()))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_coreset.coreset import Gaussian, gram, linear_law, normalised_law, spatial_correlation
 from lightning_coreset.planning.forms import PathForm, affine_behind
-from lightning_coreset.planning.layout import member_of, norm_shift, norm_weight, per_class, positions
+from lightning_coreset.planning.layout import member_of, norm_shift, norm_weight, per_class
 from lightning_coreset.structure import ChannelGroup
 
 _NEIGHBOURS = 0.8
@@ -103,7 +103,7 @@ def whole_input(group: ChannelGroup, form: PathForm, tensors: Mapping[str, Tenso
     member = member_of(group, layer.weight, layer.in_dim)
     if member is None or layer.groups != 1:
         return None
-    places = positions(member, -1)
+    places = member.positions
     per_channel = places.shape[1]
     whole = form.consumers.shape[1] * per_channel
     expected = torch.arange(whole).reshape(-1, per_channel)

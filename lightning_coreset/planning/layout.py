@@ -24,42 +24,53 @@ def host(tensor: Tensor) -> Tensor:
     return tensor.detach().to("cpu", torch.float64)
 
 
-def positions(member: Member, nowhere: int) -> Tensor:
-    """Positions of every class along the member's dimension, int64 (N, q), filled up with ``nowhere``."""
-    width = max(len(places) for places in member.index)
-    return torch.tensor([[*places, *[nowhere] * (width - len(places))] for places in member.index], dtype=torch.int64)
-
-
 def member_of(group: ChannelGroup, name: str | None, dim: int | None) -> Member | None:
     """The group's member on one dimension of a tensor."""
     return next((member for member in group.members if member.name == name and member.dim == dim), None)
 
 
-def producer_rows(group: ChannelGroup, layer: Layer, tensors: Mapping[str, Tensor]) -> Tensor:
-    """Filters with their bias last, (N, r, d + 1); absent rows are zero."""
-    weight = host(tensors[layer.weight]).movedim(layer.out_dim, 0)
-    weight = weight.reshape(len(weight), -1)
-    bias = weight.new_zeros(len(weight)) if layer.bias is None else host(tensors[layer.bias]).reshape(-1)
-    if len(bias) != len(weight):  # a transposed convolution with groups has as many biases as outputs
-        raise NoCoresetForm("its bias has another length than its filters")
-    member = member_of(group, layer.weight, layer.out_dim)
+def member_at(group: ChannelGroup, name: str, dim: int | None) -> Member:
+    """The group's member on a dimension that is known to carry the group."""
+    member = member_of(group, name, dim)
     assert member is not None
-    rows = torch.cat([weight, bias[:, None]], dim=1)
-    return _padded(rows, 0)[positions(member, len(rows))]
+    return member
+
+
+def producer_filters(group: ChannelGroup, layer: Layer, tensors: Mapping[str, Tensor]) -> Tensor:
+    """Filters without their bias, (N, r, d); absent rows are zero."""
+    return by_class(host(filter_view(layer, tensors)), member_at(group, layer.weight, layer.out_dim))
+
+
+def producer_bias(group: ChannelGroup, layer: Layer, tensors: Mapping[str, Tensor]) -> Tensor:
+    """The bias of every filter, (N, r); zeros without."""
+    member = member_at(group, layer.weight, layer.out_dim)
+    outputs = tensors[layer.weight].shape[layer.out_dim]
+    bias = torch.zeros(outputs, dtype=torch.float64) if layer.bias is None else host(tensors[layer.bias]).reshape(-1)
+    if len(bias) != outputs:  # a transposed convolution with groups has as many biases as outputs
+        raise NoCoresetForm("its bias has another length than its filters")
+    return by_class(bias, member)
+
+
+def filter_view(layer: Layer, tensors: Mapping[str, Tensor]) -> Tensor:
+    """A weight as (outputs, d) where it is and as precise as it is."""
+    weight = tensors[layer.weight].detach().movedim(layer.out_dim, 0)
+    return weight.reshape(len(weight), -1)
 
 
 def consumer_slices(group: ChannelGroup, layer: Layer, tensors: Mapping[str, Tensor]) -> Tensor:
     """The consumer's weights of every class, (O, N, q, k)."""
-    member = member_of(group, layer.weight, layer.in_dim)
-    assert member is not None
-    weight = consumer_matrix(layer, tensors)
-    return _padded(weight, 1)[:, positions(member, weight.shape[1])]
+    return by_class(consumer_matrix(layer, tensors), member_at(group, layer.weight, layer.in_dim), dim=1)
 
 
 def consumer_matrix(layer: Layer, tensors: Mapping[str, Tensor]) -> Tensor:
     """A weight as (O, I, k)."""
+    return host(consumer_view(layer, tensors))
+
+
+def consumer_view(layer: Layer, tensors: Mapping[str, Tensor]) -> Tensor:
+    """A weight as (O, I, k) where it is and as precise as it is."""
     assert layer.in_dim is not None
-    weight = host(tensors[layer.weight]).movedim((layer.out_dim, layer.in_dim), (0, 1))
+    weight = tensors[layer.weight].detach().movedim((layer.out_dim, layer.in_dim), (0, 1))
     return weight.reshape(*weight.shape[:2], -1)
 
 
@@ -93,22 +104,26 @@ def per_class(group: ChannelGroup, values: Tensor, norm: Norm) -> Tensor:
     member = member_of(group, norm.running_mean, 0)
     if member is None:
         raise NoCoresetForm("its BatchNorm's channels are not its own")
-    return _padded(values, 0)[positions(member, len(values))]
+    return by_class(values, member)
 
 
-def fold(group: ChannelGroup, rows: Tensor, norm: Norm, tensors: Mapping[str, Tensor]) -> Tensor:
-    """Rows (N, r, d + 1) of the BatchNorm of what they make: scaled, and shifted in the bias column."""
+def fold(
+    group: ChannelGroup, scale: Tensor, shift: Tensor, norm: Norm, tensors: Mapping[str, Tensor]
+) -> tuple[Tensor, Tensor]:
+    """An affine map of what makes the channels, scale and shift both (N, r), with a BatchNorm behind it."""
     assert norm.running_mean is not None
     mean = host(tensors[norm.running_mean])
-    scale = per_class(group, norm_scale(norm, tensors), norm)
-    shift = per_class(group, norm_shift(norm, tensors, len(mean)), norm)
-    folded = rows * scale[:, :, None]
-    folded[:, :, -1] += shift - scale * per_class(group, mean, norm)
-    return folded
+    parts = (norm_scale(norm, tensors), mean, norm_shift(norm, tensors, len(mean)))
+    gain, centre, offset = (per_class(group, part, norm) for part in parts)
+    return gain * scale, gain * (shift - centre) + offset
 
 
-def _padded(tensor: Tensor, dim: int) -> Tensor:
-    """One more zero position along ``dim``, for classes with fewer positions than others."""
+def by_class(tensor: Tensor, member: Member, dim: int = 0) -> Tensor:
+    """One dimension (positions) as two (N, q); zeros for classes with fewer positions than others."""
+    index = member.positions
+    if index.shape[1] == 1 and torch.equal(index[:, 0], torch.arange(tensor.shape[dim])):
+        return tensor.unsqueeze(dim + 1)
     shape = list(tensor.shape)
     shape[dim] = 1
-    return torch.cat([tensor, tensor.new_zeros(shape)], dim=dim)
+    padded = torch.cat([tensor, tensor.new_zeros(shape)], dim=dim)
+    return padded.index_select(dim, index.flatten() % padded.shape[dim]).unflatten(dim, index.shape)

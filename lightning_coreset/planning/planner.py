@@ -13,7 +13,7 @@ from lightning_coreset.methods import chooses_sizes
 from lightning_coreset.plan import GroupPlan, ParameterChange, PruningPlan
 from lightning_coreset.planning.certificates import Certifier, GroupCertificate
 from lightning_coreset.planning.radii import LayerInputs
-from lightning_coreset.planning.reach import check_reachable
+from lightning_coreset.planning.reach import check_survey
 from lightning_coreset.planning.request import Request
 from lightning_coreset.planning.select import Selector
 from lightning_coreset.planning.selection import Selection, scale_consumers
@@ -71,9 +71,9 @@ def make_plan(
         ValueError: If a rule matches nothing, two rules fight over a group, nothing can be pruned, or (``strict``) more
             is asked than can go.
     """
-    if strict and sizes is None:
-        check_reachable(model, structure, request, original=original)
     survey = Survey.of(model, structure, request, original)
+    if strict and sizes is None:
+        check_survey(model, structure, survey)
     if sizes is None:
         sizes = dict.fromkeys(survey.smallest(), 1) if chooses_sizes(request.method) else survey.sizes()
     certifier = None if inputs is None else Certifier(inputs, request.input_radius, request.seed)

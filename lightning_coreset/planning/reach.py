@@ -35,7 +35,12 @@ def check_reachable(
             step (one channel, or one multiple of ``round_to``, of the largest group), with what holds the rest and the
             ways out; or for what :meth:`Survey.of` raises.
     """
-    survey = Survey.of(model, structure, request, original)
+    check_survey(model, structure, Survey.of(model, structure, request, original))
+
+
+def check_survey(model: nn.Module, structure: Structure, survey: Survey) -> None:
+    """:func:`check_reachable` for a model that was looked at already."""
+    request = survey.request
     if chooses_sizes(request.method):
         return
     if survey.ratios:

@@ -15,7 +15,7 @@ from lightning_coreset.coreset import mixing_matrix, spatial_correlation, varian
 from lightning_coreset.methods import Reconstruction, method_name
 from lightning_coreset.planning.forms import PathForm, norm_of_outputs, output_scale, single_channel_forms
 from lightning_coreset.planning.laws import InputLaw, carried, moments, second_moment, whole_input
-from lightning_coreset.planning.layout import NoCoresetForm, consumer_matrix, host, member_of, positions, put_consumer
+from lightning_coreset.planning.layout import NoCoresetForm, consumer_matrix, host, member_of, put_consumer
 from lightning_coreset.planning.selection import Selection
 from lightning_coreset.structure import ChannelGroup, Step
 
@@ -203,7 +203,7 @@ def _written(group: ChannelGroup, form: PathForm, kept: Tensor, new: Tensor, ten
     member = member_of(group, layer.weight, layer.in_dim)
     assert member is not None
     matrix = consumer_matrix(layer, tensors).clone()
-    places = positions(member, -1)
+    places = member.positions
     if bool((places < 0).any()):
         raise NoCoresetForm("its channels become different numbers of inputs")
     matrix[:, places.reshape(-1)] = 0.0

@@ -9,14 +9,15 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from lightning_coreset.coreset import draw_distinct, draw_fixed, draw_pps, sample_size, sensitivities
+from lightning_coreset.coreset import draw_distinct, draw_fixed, draw_pps, sample_size, sensitivities_from_norms
 from lightning_coreset.methods import Magnitude, Method, Random, Reconstruction, Sensitivity, method_name
-from lightning_coreset.planning.forms import PathForm, affine_behind, path_forms, weighted_consumers
+from lightning_coreset.planning.forms import PathForm, affine_behind, path_forms, weighted_norms
 from lightning_coreset.planning.laws import InputLaw
-from lightning_coreset.planning.layout import NoCoresetForm, host
+from lightning_coreset.planning.layout import NoCoresetForm
+from lightning_coreset.planning.norms import class_norms, largest_class_norms
 from lightning_coreset.planning.reconstruct import reconstruct_group
 from lightning_coreset.planning.selection import Selection
-from lightning_coreset.structure import ChannelGroup, Member
+from lightning_coreset.structure import ChannelGroup
 
 
 @dataclass
@@ -67,17 +68,16 @@ class Selector:
             return _ranked(group, size, tensors, f"rank ({reason})")
 
     def _sampled(self, group: ChannelGroup, size: int, method: Sensitivity, tensors: Mapping[str, Tensor]) -> Selection:
-        scores = torch.stack(
-            [
-                sensitivities(
-                    form.producers,
-                    weighted_consumers(group, form, tensors),
-                    form.activation,
-                    input_radius=method.input_radius,
-                )
-                for form in path_forms(group, tensors)
-            ]
-        ).amax(dim=0)
+        paths = [
+            sensitivities_from_norms(
+                form.producer_norms(),
+                weighted_norms(form, tensors),
+                form.activation,
+                input_radius=method.input_radius,
+            )
+            for form in path_forms(group, tensors)
+        ]
+        scores = torch.stack(paths).amax(dim=0)
         assert method.sampler is not None
         draw = {"distinct": draw_distinct, "draws": draw_fixed, "pps": draw_pps}[method.sampler]
         sample = draw(scores, size, self.generator)
@@ -124,19 +124,17 @@ class _TheoremView:
         cls, group: ChannelGroup, form: PathForm, input_radius: float, tensors: Mapping[str, Tensor]
     ) -> _TheoremView:
         scale, offset = affine_behind(group, form, tensors)
-        consumers = form.consumers.flatten(2)
-        weights = consumers.norm(dim=2).amax(dim=0)
-        scores = scale.abs() * sensitivities(form.producers, consumers, form.activation, input_radius=input_radius)
-        reach = form.producers.norm(dim=1) * math.sqrt(input_radius**2 + 1)
-        slopes = weights * scale.abs() * form.activation.lipschitz * reach
-        return cls(scores + weights * offset.abs(), slopes, consumers.shape[0] * consumers.shape[2])
+        norms, weights = form.producer_norms(), form.consumer_norms()
+        scores = sensitivities_from_norms(norms, weights, form.activation, input_radius=input_radius)
+        slopes = weights * scale.abs() * form.activation.lipschitz * norms * math.sqrt(input_radius**2 + 1)
+        return cls(scale.abs() * scores + weights * offset.abs(), slopes, form.coordinates)
 
 
 def _ranked(group: ChannelGroup, size: int, tensors: Mapping[str, Tensor], method: str) -> Selection:
     """Norms of what makes a class times the largest norm of what reads it, without reweighting."""
     if size >= group.size:
         return Selection.whole(group)
-    read = [_class_norms(tensors[member.name], member, largest=True) for member in group.by_role("consumer")]
+    read = [largest_class_norms(tensors[member.name], member) for member in group.by_role("consumer")]
     scores = producer_norms(group, tensors, 2) * torch.stack(read).amax(dim=0)
     return Selection(_largest(scores, size), method)
 
@@ -148,20 +146,4 @@ def _largest(scores: Tensor, size: int) -> Tensor:
 def producer_norms(group: ChannelGroup, tensors: Mapping[str, Tensor], p: int) -> Tensor:
     """The norm of all that makes a class, float64 (N,)."""
     makers = group.by_role("producer") or group.by_role("consumer")
-    return torch.stack([_class_norms(tensors[member.name], member, p=p) for member in makers]).sum(dim=0)
-
-
-def _class_norms(tensor: Tensor, member: Member, *, p: int = 2, largest: bool = False) -> Tensor:
-    """The norm of every class's part of a tensor, or the largest norm over its outputs; float64 (N,)."""
-    rows = host(tensor).movedim(member.dim, 0).flatten(1).abs() ** p
-    if largest and tensor.dim() > 1:
-        outputs = rows.unflatten(1, (tensor.shape[1 - member.dim if member.dim < 2 else 0], -1))
-        rows = outputs.sum(dim=2)
-        per_class = torch.zeros(len(member.index), rows.shape[1], dtype=torch.float64)
-    else:
-        rows = rows.sum(dim=1, keepdim=True)
-        per_class = torch.zeros(len(member.index), 1, dtype=torch.float64)
-    owner = [number for number, places in enumerate(member.index) for _ in places]
-    places = [place for places in member.index for place in places]
-    per_class.index_add_(0, torch.tensor(owner, dtype=torch.int64), rows[places])
-    return per_class.amax(dim=1) ** (1 / p)
+    return torch.stack([class_norms(tensors[member.name], member, p) for member in makers]).sum(dim=0)

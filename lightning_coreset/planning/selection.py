@@ -49,10 +49,10 @@ def scale_consumers(group: ChannelGroup, factor: Tensor, tensors: Mapping[str, T
     scaled: dict[str, Tensor] = {}
     for member in group.by_role("consumer"):
         tensor = scaled.get(member.name, tensors[member.name].detach())
-        column = torch.ones(tensor.shape[member.dim], dtype=torch.float64)
-        for number, places in enumerate(member.index):
-            column[list(places)] = factor[number]
+        # One number more at the end, where classes with fewer positions than others have their -1.
+        column = torch.ones(tensor.shape[member.dim] + 1, dtype=torch.float64)
+        column[member.positions] = factor[:, None]
         shape = [1] * tensor.dim()
         shape[member.dim] = -1
-        scaled[member.name] = tensor * column.reshape(shape).to(tensor.device, tensor.dtype)
+        scaled[member.name] = tensor * column[:-1].reshape(shape).to(tensor.device, tensor.dtype)
     return scaled

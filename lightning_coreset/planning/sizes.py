@@ -62,7 +62,7 @@ class Meter:
         self._loss: dict[str, list[tuple[int, str, float]]] = {}
         for group in groups:
             for member in group.members:
-                share = sum(len(places) for places in member.index) / group.size
+                share = int(member.widths.sum()) / group.size
                 self._loss.setdefault(member.name, []).append((member.dim, group.name, share))
         self._touched = {group.name: sorted({member.name for member in group.members}) for group in groups}
 

@@ -13,24 +13,32 @@ class Atoms:
     """A union-find over all atoms, as flat tensors, with the reason why a class may not be removed.
 
     Atoms that must live and die together are united. Nothing is decided on the way: a class is blocked if any of its
-    atoms is, which is known when the whole network has been followed.
+    atoms is, which is known when the whole network has been followed. Every atom points to one of its class that is
+    lower, the lowest to itself.
     """
 
     def __init__(self) -> None:
         self._ranges: dict[tuple[str, int], range] = {}
-        self._root = torch.zeros(1, dtype=torch.int64)
+        self._parent = torch.zeros(1, dtype=torch.int64)
         self._reason = torch.zeros(1, dtype=torch.int64)
+        self._count = 1
         self._reasons: list[str] = [""]
         self._reason_ids: dict[str, int] = {"": 0}
 
     def allocate(self, name: str, dim: int, size: int) -> Tensor:
         """New atoms for dimension ``dim`` of the tensor ``name``, shape ``(size,)``."""
-        first = len(self._root)
-        self._ranges[name, dim] = range(first, first + size)
-        atoms = torch.arange(first, first + size)
-        self._root = torch.cat([self._root, atoms])
-        self._reason = torch.cat([self._reason, torch.zeros(size, dtype=torch.int64)])
-        return atoms
+        first, self._count = self._count, self._count + size
+        self._ranges[name, dim] = range(first, self._count)
+        if self._count > len(self._parent):
+            known, room = len(self._parent), max(self._count, 2 * len(self._parent))
+            self._parent = torch.cat([self._parent, torch.arange(known, room)])
+            self._reason = torch.cat([self._reason, torch.zeros(room - known, dtype=torch.int64)])
+        return torch.arange(first, self._count)
+
+    def dimensions(self) -> Tensor:
+        """For every atom the number of its dimension, in the order of ``ranges``, int64 ``(atoms,)``."""
+        sizes = torch.tensor([len(atoms) for atoms in self._ranges.values()], dtype=torch.int64)
+        return torch.arange(len(sizes)).repeat_interleave(sizes)
 
     @property
     def ranges(self) -> dict[tuple[str, int], range]:
@@ -38,8 +46,20 @@ class Atoms:
         return self._ranges
 
     def roots(self, labels: Tensor) -> Tensor:
-        """The representative of each label's class; 0 stays 0."""
-        return self._root[labels]
+        """The representative of each label's class, which is its lowest atom; 0 stays 0."""
+        root = self._parent.take(labels)
+        higher = self._parent.take(root)
+        if torch.equal(higher, root):
+            return root
+        while not torch.equal(higher, root):
+            root, higher = higher, self._parent.take(higher)
+        # The next look-up takes one step. Not `put_`, which a Trainer(deterministic=True) forbids.
+        self._parent.scatter_(0, labels.reshape(-1), root.reshape(-1))
+        return root
+
+    def all_roots(self) -> Tensor:
+        """The representative of every atom, with that of ``FIXED`` at its head, ``(atoms + 1,)``."""
+        return self.roots(torch.arange(self._count))
 
     def unite(self, first: Tensor, second: Tensor, reason: str) -> None:
         """Join the classes of two label tensors of one shape, element by element.
@@ -47,25 +67,15 @@ class Atoms:
         A label that meets a fixed element is blocked for ``reason``.
         """
         first, second = first.reshape(-1), second.reshape(-1)
-        fixed = (first == FIXED) != (second == FIXED)
-        if bool(fixed.any()):
-            self.block(torch.maximum(first, second)[fixed], reason)
-        while True:
-            one, other = self._root[first], self._root[second]
-            apart = (one != other) & (one != FIXED) & (other != FIXED)
-            if not bool(apart.any()):
-                return
-            low, high = torch.minimum(one, other)[apart], torch.maximum(one, other)[apart]
-            # A root with several lower partners takes the lowest here and meets the others in the next round.
-            self._root.scatter_reduce_(0, high, low, "amin")
-            self._flatten()
-
-    def _flatten(self) -> None:
-        while True:
-            root = self._root[self._root]
-            if torch.equal(root, self._root):
-                return
-            self._root = root
+        one, other = self.roots(first), self.roots(second)
+        low, high = torch.minimum(one, other), torch.maximum(one, other)
+        if not bool(low.all()):
+            self.block(torch.maximum(first, second)[low == FIXED], reason)
+            low, high = low[low != FIXED], high[low != FIXED]
+        # A root with several lower partners takes the lowest of them and meets the others in the next round.
+        while not torch.equal(self._parent.scatter_reduce_(0, high, low, "amin").take(high), low):
+            one, other = self.roots(low), self.roots(high)
+            low, high = torch.minimum(one, other), torch.maximum(one, other)
 
     def block(self, labels: Tensor, reason: str) -> None:
         """Forbid the removal of all the classes named by ``labels``; the first reason given is the one reported."""
@@ -75,12 +85,21 @@ class Atoms:
         atoms = labels.reshape(-1)
         self._reason[atoms] = torch.where(self._reason[atoms] == 0, number, self._reason[atoms])
 
+    def blocked(self) -> Tensor:
+        """Whether the class with this root may not be removed, bool ``(atoms + 1,)``; ``FIXED`` may not."""
+        blocked = self._first_reasons() < len(self._reasons)
+        blocked[FIXED] = True
+        return blocked
+
     def reasons(self) -> dict[int, str]:
         """For the root of every blocked class, why it is blocked (the earliest of its reasons)."""
-        atoms = torch.nonzero(self._reason).squeeze(1)
+        first = self._first_reasons()
+        roots = (first < len(self._reasons)).nonzero().squeeze(1)
+        return {root: self._reasons[number] for root, number in zip(roots.tolist(), first[roots].tolist(), strict=True)}
+
+    def _first_reasons(self) -> Tensor:
+        """By root, the number of the earliest reason of its class; as many as there are reasons where there is none."""
+        atoms = self._reason.nonzero().squeeze(1)
         atoms = atoms[atoms != FIXED]
-        latest = len(self._reasons)
-        earliest = torch.full_like(self._root, latest)
-        earliest.scatter_reduce_(0, self._root[atoms], self._reason[atoms], "amin")
-        blocked = torch.nonzero(earliest < latest).squeeze(1)
-        return {root: self._reasons[int(earliest[root])] for root in blocked.tolist()}
+        first = torch.full((self._count,), len(self._reasons))
+        return first.scatter_reduce_(0, self.roots(atoms), self._reason[atoms], "amin")

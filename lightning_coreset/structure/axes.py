@@ -65,19 +65,28 @@ NOTHING = Carried()
 
 def compress(axis: Axis, atoms: Atoms) -> Axis:
     """Drop the dimensions along which all labels are of one class."""
-    labels = _narrowed(axis.labels, axis.labels)
+    labels = _unexpanded(axis.labels)
     labels = _narrowed(labels, atoms.roots(labels))
     if labels.untyped_storage().nbytes() > labels.nbytes:
         labels = labels.clone()  # a narrowed view would keep the labels of the whole activation alive
-    return replace(axis, labels=labels)
+    return axis if labels is axis.labels else replace(axis, labels=labels)
+
+
+def _unexpanded(labels: Tensor) -> Tensor:
+    """Size 1 along every dimension in which labels were only expanded."""
+    for dim, (size, stride) in enumerate(zip(labels.shape, labels.stride(), strict=True)):
+        if size > 1 and stride == 0:
+            labels = labels.narrow(dim, 0, 1)
+    return labels
 
 
 def _narrowed(labels: Tensor, keys: Tensor) -> Tensor:
     """Size 1 along every dimension in which ``keys`` do not vary."""
-    for dim in range(labels.dim()):
-        first = keys.narrow(dim, 0, 1)
-        if labels.shape[dim] > 1 and (keys.stride(dim) == 0 or bool((keys == first).all())):
-            labels, keys = labels.narrow(dim, 0, 1), first
+    for dim, size in enumerate(labels.shape):
+        if size > 1:
+            first = keys.narrow(dim, 0, 1)
+            if bool((keys == first).all()):
+                labels, keys = labels.narrow(dim, 0, 1), first
     return labels
 
 

@@ -5,17 +5,36 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache, cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from lightning_coreset.structure.atoms import Atoms
 from lightning_coreset.structure.axes import NOTHING, Axis, Carried, freeze, settle, vector
 from lightning_coreset.structure.groups import Layer, Norm, Step
+
+
+@dataclass(frozen=True)
+class _Signature:
+    """What the schema of an aten operation says: all arguments in their order, with their defaults."""
+
+    name: str
+    overload: str
+    inplace: bool
+    defaults: Mapping[str, Any]
+
+
+@cache
+def _signature(function: Any) -> _Signature:
+    schema = function._schema
+    name = schema.name.rpartition("::")[2]
+    inplace = name.endswith("_") and not name.startswith("__")
+    defaults = {argument.name: argument.default_value for argument in schema.arguments}
+    return _Signature(name[:-1] if inplace else name, schema.overload_name, inplace, defaults)
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,24 +60,19 @@ class Operation:
     @classmethod
     def read(cls, function: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> Operation:
         """Take the call apart by the schema of ``function``."""
-        schema = function._schema
-        name = schema.name.rpartition("::")[2]
-        inplace = name.endswith("_") and not name.startswith("__")
-        names = [argument.name for argument in schema.arguments]
-        arguments = {argument.name: argument.default_value for argument in schema.arguments}
-        arguments |= dict(zip(names, args, strict=False)) | dict(kwargs)
-        plain = name[:-1] if inplace else name
-        return cls(plain, schema.overload_name, inplace, function, tuple(args), kwargs, arguments, result)
+        sign = _signature(function)
+        arguments = {**sign.defaults, **dict(zip(sign.defaults, args, strict=False)), **kwargs}
+        return cls(sign.name, sign.overload, sign.inplace, function, tuple(args), kwargs, arguments, result)
 
-    @property
+    @cached_property
     def tensors(self) -> list[Tensor]:
         """All tensors among the arguments."""
-        return [leaf for leaf in tree_leaves(list(self.arguments.values())) if isinstance(leaf, Tensor)]
+        return _tensors(self.arguments.values())
 
-    @property
+    @cached_property
     def results(self) -> list[Tensor]:
         """All tensors among the results."""
-        return [leaf for leaf in tree_leaves(self.result) if isinstance(leaf, Tensor)]
+        return _tensors([self.result])
 
     @property
     def numbers(self) -> tuple[float | str | None, ...]:
@@ -118,7 +132,7 @@ class Propagation(TorchDispatchMode):
         """Give every index of every dimension of every parameter and buffer its atom; whole numbers are indices."""
         self.owners: dict[str, nn.Module] = {}
         self.modules = dict(model.named_modules())
-        for prefix, module in model.named_modules():
+        for prefix, module in self.modules.items():
             for name, tensor in (*module._parameters.items(), *module._buffers.items()):
                 if tensor is not None and tensor not in self._known and _holds_values(tensor):
                     qualified = f"{prefix}.{name}" if prefix else name
@@ -263,6 +277,12 @@ class Propagation(TorchDispatchMode):
             self.block(tensor, reason)
             if tensor in self._known and not self.of(tensor).constant:
                 self._known[tensor] = NOTHING
+
+
+def _tensors(values: Iterable[Any]) -> list[Tensor]:
+    """The tensors among values, one of which may be a list of them, but no nest: the schemas of aten know none."""
+    flat = (one for value in values for one in (value if isinstance(value, (list, tuple)) else (value,)))
+    return [one for one in flat if isinstance(one, Tensor)]
 
 
 def _holds_values(tensor: Tensor) -> bool:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-ExampleInputs: TypeAlias = "Tensor | tuple[Any, ...] | Mapping[str, Any]"
+ExampleInputs: TypeAlias = Tensor | tuple[Any, ...] | Mapping[str, Any]
 """A tensor, a tuple of positional arguments or a mapping of keyword arguments for ``model.forward``."""
 
 

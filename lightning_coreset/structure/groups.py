@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 from typing import Literal
 
+import torch
+from torch import Tensor
+
 Role = Literal["producer", "consumer", "channelwise"]
+
+
+@lru_cache(maxsize=64)
+def one_each(size: int) -> tuple[tuple[int, ...], ...]:
+    """The index of classes that each lie at their own position, as in nearly every member; one object for all."""
+    return tuple((position,) for position in range(size))
 
 
 @dataclass(frozen=True)
@@ -30,6 +40,20 @@ class Member:
     role: Role
     index: tuple[tuple[int, ...], ...]
     length: int | None = None
+
+    @cached_property
+    def positions(self) -> Tensor:
+        """The index as a tensor, int64 (N, q): N classes, q the most positions of a class, filled up with -1."""
+        if self.index == one_each(len(self.index)):  # the same object, so this costs nothing
+            return torch.arange(len(self.index))[:, None]
+        width = max(map(len, self.index))
+        filled = [(*places, *[-1] * (width - len(places))) for places in self.index]
+        return torch.tensor(filled, dtype=torch.int64).reshape(len(self.index), width)
+
+    @cached_property
+    def widths(self) -> Tensor:
+        """How many positions every class has, int64 (N,)."""
+        return (self.positions >= 0).sum(dim=1)
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,15 @@ from lightning_coreset.structure.engine import Propagation
 from lightning_coreset.structure.example import Example, tensors_in
 from lightning_coreset.structure.refusals import named_refusals
 from lightning_coreset.structure.rules import RULES
+from lightning_coreset.structure.training_flag import ALWAYS_EVALUATED, watched_training_flag
 
 
 def trace(model: nn.Module, example: Example) -> Propagation:
     """Follow an example through ``model``, first as in evaluation, then as in training.
 
-    The second run shows what evaluation does not reach, such as auxiliary heads. Modules that draw random numbers or
-    keep statistics stay in evaluation mode. Flags, buffers and random states are restored.
+    The second run shows what evaluation does not reach, such as auxiliary heads; it is spared where the first shows
+    that nothing depends on the mode. Modules that draw random numbers or keep statistics stay in evaluation mode.
+    Flags, buffers and random states are restored.
 
     Args:
         model: The network whose parameters are followed.
@@ -40,7 +42,10 @@ def trace(model: nn.Module, example: Example) -> Propagation:
         engine = Propagation(model, RULES, named_refusals(model))
         stack.enter_context(_watched_norms(model, engine))
         model.eval()
-        _run(engine, model, example)
+        with watched_training_flag(model) as flag:
+            _run(engine, model, example)
+        if not flag.matters:
+            return engine
         engine.recording = False
         _train_mode(model)
         try:
@@ -85,7 +90,7 @@ def _watched_norms(model: nn.Module, engine: Propagation) -> Iterator[None]:
 def _train_mode(model: nn.Module) -> None:
     model.train()
     for module in model.modules():
-        if isinstance(module, (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)):
+        if isinstance(module, ALWAYS_EVALUATED):
             module.eval()
 
 
@@ -120,8 +125,9 @@ def _eager() -> Iterator[None]:
 @contextmanager
 def preserved(model: nn.Module) -> Iterator[None]:
     """Restore training flags, buffers (values and objects) and random states."""
-    flags = [(module, module.training) for module in model.modules()]
-    buffers = [(module, dict(module._buffers)) for module in model.modules()]
+    modules = list(model.modules())
+    flags = [(module, module.training) for module in modules]
+    buffers = [(module, dict(module._buffers)) for module in modules]
     values = [(buffer, buffer.clone()) for buffer in model.buffers()]
     try:
         with preserved_random(model):

@@ -102,6 +102,12 @@ def remembered(model: nn.Module) -> Layout:
     return layout
 
 
+def forget(model: nn.Module) -> None:
+    """Take what is remembered off a model and its submodules: as they are now, they count as the original."""
+    for module in model.modules():
+        vars(module).pop(_ATTRIBUTE, None)
+
+
 def original_layout(model: nn.Module) -> Layout:
     """The layout that a model had before all surgery."""
     return Layout.of(model) | remembered(model)

@@ -27,12 +27,13 @@ def slice_members(
     Raises:
         ValueError: If a member does not fit the tensor of its name.
     """
-    gone: dict[str, dict[int, set[int]]] = {}
+    stays: dict[str, dict[int, Tensor]] = {}
     for group, classes in kept:
-        stays = set(classes)
+        goes = torch.ones(group.size, dtype=torch.bool)
+        goes[list(classes)] = False
         for member in group.members:
             tensor = tensors.get(member.name)
-            highest = max((position for positions in member.index for position in positions), default=-1)
+            highest = int(member.positions.amax()) if member.positions.numel() else -1
             length = None if tensor is None or member.dim >= tensor.dim() else tensor.shape[member.dim]
             if length is None or highest >= length or member.length not in (None, length):
                 shape = None if tensor is None else tuple(tensor.shape)
@@ -41,17 +42,16 @@ def slice_members(
                     f"Expected {member.name!r} to have {wanted} positions along dimension {member.dim} "
                     f"for group {group.name!r}, but its shape is {shape}. Find the groups of the model as it is now."
                 )
-            lost = {place for number, places in enumerate(member.index) if number not in stays for place in places}
-            if lost:
-                gone.setdefault(member.name, {}).setdefault(member.dim, set()).update(lost)
-    return tuple(_slice_change(name, tensors[name], dims) for name, dims in gone.items())
+            lost = member.positions[goes]
+            lost = lost[lost >= 0]  # classes with fewer positions than others are filled up with -1
+            if len(lost):
+                of_tensor = stays.setdefault(member.name, {})
+                of_tensor.setdefault(member.dim, torch.ones(length, dtype=torch.bool))[lost] = False
+    return tuple(_slice_change(name, tensors[name], dims) for name, dims in stays.items())
 
 
-def _slice_change(name: str, tensor: Tensor, gone: Mapping[int, set[int]]) -> ParameterChange:
-    kept = {
-        dim: torch.tensor([place for place in range(tensor.shape[dim]) if place not in lost], dtype=torch.int64)
-        for dim, lost in sorted(gone.items())
-    }
+def _slice_change(name: str, tensor: Tensor, stays: Mapping[int, Tensor]) -> ParameterChange:
+    kept = {dim: positions.nonzero().squeeze(1) for dim, positions in sorted(stays.items())}
     new_shape = [len(kept[dim]) if dim in kept else size for dim, size in enumerate(tensor.shape)]
     return ParameterChange(name, tuple(tensor.shape), tuple(new_shape), kept)
 

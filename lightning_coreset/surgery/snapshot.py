@@ -8,13 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from lightning_coreset.surgery.applying import replace_data
+from lightning_coreset.surgery.layout import Layout
 from lightning_coreset.surgery.slicing import named_tensors
 
 
 class Snapshot:
     """A model's tensors, gradients, flags and the sizes that its modules remember, to go back to.
 
-    The objects stay: going back gives the same parameters and buffers their old shapes and contents.
+    The objects stay: going back gives the same parameters and buffers their old shapes and contents, precision and
+    device. What surgery notes on the model for checkpoints is taken back as well.
 
     Args:
         model: The model as it is now.
@@ -34,27 +36,45 @@ class Snapshot:
     def __init__(self, model: nn.Module, *, copy: bool = False) -> None:
         self._copy = copy
         self._tensors = [
-            (tensor, _held(tensor.data, copy), None if tensor.grad is None else _held(tensor.grad, copy))
+            (
+                tensor,
+                _held(tensor.data, copy),
+                None if tensor.grad is None else _held(tensor.grad, copy),
+                tensor.requires_grad,
+            )
             for tensor in named_tensors(model).values()
         ]
         self._attributes: list[tuple[nn.Module, dict[str, Any]]] = [
-            (module, {name: value for name, value in vars(module).items() if isinstance(value, int)})
+            (module, {name: value for name, value in vars(module).items() if isinstance(value, (int, Layout))})
             for module in model.modules()
         ]
 
+    @torch.inference_mode(False)  # its tensors could not be trained
     @torch.no_grad()
     def restore(self) -> None:
         """Put everything back; may be done again later."""
-        for tensor, value, grad in self._tensors:
+        for tensor, value, grad, requires_grad in self._tensors:
             grad = None if grad is None else _held(grad, self._copy)
-            if tensor.shape != value.shape:
+            if not _laid_out_alike(tensor, value):
                 replace_data(tensor, _held(value, self._copy), grad)
-                continue
-            if tensor.data_ptr() != value.data_ptr():
+            elif tensor.data_ptr() != value.data_ptr():
                 tensor.data.copy_(value)
             tensor.grad = grad
+            if tensor.requires_grad != requires_grad:
+                tensor.requires_grad_(requires_grad)
         for module, attributes in self._attributes:
+            for name in [name for name, value in vars(module).items() if isinstance(value, Layout)]:
+                del vars(module)[name]
             vars(module).update(attributes)
+
+
+def _laid_out_alike(tensor: Tensor, other: Tensor) -> bool:
+    return (tensor.shape, tensor.stride(), tensor.dtype, tensor.device) == (
+        other.shape,
+        other.stride(),
+        other.dtype,
+        other.device,
+    )
 
 
 def _held(tensor: Tensor, copy: bool) -> Tensor:

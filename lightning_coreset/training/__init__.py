@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from lightning_coreset.training.companions import averaged_copies, restart_patience
+from lightning_coreset.training.companions import (
+    average_again,
+    averaged_copies,
+    load_outgrown_copies,
+    restart_patience,
+)
 from lightning_coreset.training.dry_run import DryRun, dry_run
 from lightning_coreset.training.event import carry_out
 from lightning_coreset.training.example import ExampleSource
@@ -13,7 +18,7 @@ from lightning_coreset.training.planner import EventPlanner, Order
 from lightning_coreset.training.progress import Progress
 from lightning_coreset.training.recalibration import Recalibration
 from lightning_coreset.training.report import EventRecord, History, Reporter, last_step, logged_step, settings, summary
-from lightning_coreset.training.strategies import check_strategy
+from lightning_coreset.training.strategies import check_strategy, in_step
 from lightning_coreset.training.timeline import Timeline
 
 __all__ = [
@@ -31,12 +36,15 @@ __all__ = [
     "Recalibration",
     "Reporter",
     "Timeline",
+    "average_again",
     "averaged_copies",
     "carry_out",
     "check_package",
     "check_strategy",
     "dry_run",
+    "in_step",
     "last_step",
+    "load_outgrown_copies",
     "logged_step",
     "restart_patience",
     "settings",

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo import OptimizedModule
 from torch.nn.modules.loss import _Loss
 from torch.utils.hooks import RemovableHandle
 from torchmetrics import Metric, MetricCollection
@@ -58,7 +59,8 @@ class OutermostCalls:
       without parameters (``Softmax``, ``Flatten``, augmentations) may well stand between networks;
     - calls that raise or return ``None``;
     - calls in the backward pass, where activation checkpointing calls the inside of networks anew;
-    - calls inside code compiled by ``torch.compile``; a compiled module itself is recorded.
+    - calls inside code compiled by ``torch.compile``; ``torch.compile(module)`` itself is recorded, but not what is
+      compiled in place (``module.compile()``).
 
     Recording goes on from entering the context (or ``start``) to leaving it (or ``stop``). A copy or a pickle of the
     module, made meanwhile, records nothing.
@@ -92,7 +94,7 @@ class OutermostCalls:
         """Begin to record; starting twice is starting once."""
         if self._handles:
             return
-        for name, module in self._module.named_modules():
+        for name, module in _called_from_python(self._module):
             if self._only is None or name in self._only:
                 before, after = _Hook(partial(self._before, name)), _Hook(self._after)
                 self._handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
@@ -218,6 +220,21 @@ class _Hook:
 
 def _do_nothing(*args: Any) -> None:
     pass
+
+
+def _called_from_python(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Walk over the modules of a network, but for those within compiled code.
+
+    Hooks on them would see nothing, and would have it compiled anew whenever they come or go, until it is given up.
+    """
+    hidden: set[nn.Module] = set()
+    for name, each in module.named_modules():
+        if isinstance(each, OptimizedModule):
+            hidden.update(each._orig_mod.modules())
+        elif each._compiled_call_impl is not None or getattr(each, "_compiler_ctx", None) is not None:
+            hidden.update(each.modules())
+        if each not in hidden:
+            yield name, each
 
 
 def _in_backward() -> bool:

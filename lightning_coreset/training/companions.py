@@ -58,6 +58,18 @@ def _followed(change: ParameterChange, tensor: Tensor, average: Tensor | None) -
     return replace(change, value=value + (averaged - now))
 
 
+def load_outgrown_copies(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    """Load the model into averaged copies of another size: those that are not in the checkpoint that it came from."""
+    shapes = _shapes(pl_module)
+    for copy in averaged_copies(trainer):
+        if _shapes(copy) != shapes:
+            copy.load_state_dict(pl_module.state_dict())
+
+
+def _shapes(model: nn.Module) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in named_tensors(model).items()}
+
+
 def restart_patience(trainer: pl.Trainer) -> None:
     """Let every EarlyStopping begin anew: a pruned model has to heal before it can do better than the one before."""
     for callback in trainer.early_stopping_callbacks:
@@ -65,3 +77,17 @@ def restart_patience(trainer: pl.Trainer) -> None:
             callback.wait_count = 0
             worst = float("inf" if callback.monitor_op is torch.lt else "-inf")
             callback.best_score = torch.tensor(worst, device=callback.best_score.device)
+
+
+def average_again(trainer: pl.Trainer, pl_module: pl.LightningModule, *, before: pl.Callback) -> None:
+    """At the end of training, let weight averaging put its average into the model once more.
+
+    Args:
+        trainer: The Trainer.
+        pl_module: Its module, which another callback has changed at the end of training.
+        before: That callback; what comes after it is yet to do so.
+    """
+    callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    for callback in callbacks[: callbacks.index(before)]:
+        if isinstance(getattr(callback, "_average_model", None), AveragedModel):
+            callback.on_train_end(trainer, pl_module)

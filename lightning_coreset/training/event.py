@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeVar
 
 import lightning.pytorch as pl
 import torch
@@ -16,10 +17,10 @@ from lightning_coreset.training.agreement import check_agreement
 from lightning_coreset.training.companions import averaged_copies, shrink_copy
 from lightning_coreset.training.strategies import in_step, unwrapped
 
+T = TypeVar("T")
 
-def carry_out(
-    trainer: pl.Trainer, pl_module: pl.LightningModule, plan: PruningPlan, then: Callable[[], None] = lambda: None
-) -> None:
+
+def carry_out(trainer: pl.Trainer, pl_module: pl.LightningModule, plan: PruningPlan, then: Callable[[], T]) -> T:
     """Apply a plan to all that a Trainer carries: the model, averaged copies of it, the state of the optimizers.
 
     Whatever raises, on whichever rank, everything is as it was before on all ranks. To that end the old tensors are
@@ -30,7 +31,11 @@ def carry_out(
         trainer: The Trainer.
         pl_module: Its module.
         plan: What to do, the same on every rank.
-        then: What to do last, as a part of it.
+        then: What to do last, as a part of it. It may wait for the other ranks, so what can fail on one of them alone
+            has to be done :func:`~lightning_coreset.training.strategies.in_step`.
+
+    Returns:
+        What ``then`` returned.
 
     Raises:
         ValueError: If the plan was made for other shapes.
@@ -39,10 +44,11 @@ def carry_out(
     check_agreement(trainer, pl_module, plan)
     with unwrapped(trainer), _undone_on_failure(trainer, pl_module):
         reset = in_step(trainer, lambda: _apply(trainer, pl_module, plan))
-        in_step(trainer, then)  # apart, for it may wait for the other ranks, and then none may have failed already
+        # It keeps what it compiled for every shape, and would give up after the eighth (`recompile_limit`).
+        torch.compiler.reset()
+        result = then()
         in_step(trainer, lambda: _warn_of_resets(trainer, reset))
-    # It keeps what it compiled for every shape, and would fall back to eager mode after the eighth (`recompile_limit`).
-    torch.compiler.reset()
+    return result
 
 
 def _apply(trainer: pl.Trainer, pl_module: pl.LightningModule, plan: PruningPlan) -> list[tuple[str, ...]]:

@@ -15,12 +15,14 @@ from lightning_coreset.planning import (
     bottom_up_sizes,
     check_reachable,
     final_sizes,
+    idle_rules,
     layer_inputs,
     make_plan,
     measure,
     prunable,
 )
 from lightning_coreset.structure import ChannelGroup, Structure, analyse
+from lightning_coreset.training.cuda_graphs import check_not_captured
 from lightning_coreset.training.example import ExampleSource
 from lightning_coreset.training.progress import Progress
 from lightning_coreset.training.strategies import from_rank_zero, in_step
@@ -70,6 +72,7 @@ class EventPlanner:
 
     def structure(self, trainer: pl.Trainer, pl_module: pl.LightningModule, progress: Progress) -> Structure:
         """The structure of the model as it is now, without the groups that failed the trial."""
+        check_not_captured(pl_module)
         with self.source.examples(trainer, pl_module) as examples:
             structure = analyse(pl_module, examples[0])
         names = {group.name for group in structure.groups}
@@ -122,6 +125,8 @@ class EventPlanner:
     def _targets(self, pl_module: pl.LightningModule, structure: Structure) -> tuple[Totals, dict[str, int]]:
         """What the model comes to now, and where groups go one after the other, the sizes they go to."""
         check_reachable(pl_module, structure, self.request)
+        for message in idle_rules(pl_module, structure, self.request):
+            rank_zero_warn(message)
         final = final_sizes(pl_module, structure, self.request) if self.order == "bottom_up" else {}
         return measure(pl_module, structure, self.request), dict(final)
 

@@ -111,7 +111,8 @@ def training_epochs(trainer: pl.Trainer) -> int | None:
 
     ``max_steps`` counts where it ends training earlier, which is known once the loaders are (``on_train_start``). With
     manual optimization it counts the steps of every optimizer: each is taken to step once a batch, for nobody knows
-    before they do. Where they step less often, events come earlier than a fraction of training says, never too late.
+    before they do. Where they step less often, events come earlier than a fraction of training says; where they step
+    more often, training may end before the last ones, of which it is warned then.
     """
     bounds = []
     max_epochs = _max_epochs(trainer)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 import torch
@@ -51,6 +52,7 @@ def group_of(classes: int, *widths: int) -> ChannelGroup:
         (group_of(5, 12), {"round_to": 8}, 5, (5, 4, 2)),  # heads of 12
         (group_of(5, 3), {"round_to": 8}, 5, (5,)),
         (group_of(6, 4, 2), {"round_to": 8}, 6, (6, 4)),  # several heads of queries for one of keys
+        (group_of(13, 4, 6), {"round_to": 12}, 13, (13, 12, 6)),
         (group_of(10, 1), {"min_channels": 7}, 10, (10, 9, 8, 7)),
         (group_of(10, 4), {"min_channels": 30}, 10, (10, 9, 8)),
         (group_of(4, 4, 1), {"min_channels": 3}, 4, (4, 3)),  # in the narrowest layer
@@ -216,6 +218,15 @@ def test_global_lets_the_weaker_layer_lose_more():
     assert [group.channels_after for group in plan.groups] == [2, 12]
 
 
+def test_global_does_not_depend_on_the_scale_of_a_layer():
+    model, structure = make("mlp")[0], structure_of("mlp")
+    request = Request(0.5, method=Magnitude(), allocation="global")
+    before = Survey.of(model, structure, request).sizes()
+    with torch.no_grad():
+        model[2].weight *= 100
+    assert Survey.of(model, structure, request).sizes() == before
+
+
 def test_the_random_ranking_follows_the_seed():
     model, structure = make("vgg")[0], structure_of("vgg")
     requests = [Request(0.5, method=Random(), allocation="global", seed=seed) for seed in (0, 0, *range(1, 6))]
@@ -305,6 +316,17 @@ def test_what_goes_group_by_group_adds_up(name, method):
         assert (group.params_removed > 0) == cut
         assert group.macs_removed >= 0
         assert cut or group.macs_removed == 0
+
+
+def test_classes_of_different_widths_add_up():
+    """The meter goes by their average; what goes is told exactly."""
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+    structure = analyse(model, torch.randn(1, 4))
+    classes = ((0,), (1, 2), (3, 4, 5))
+    group = ChannelGroup("0", tuple(replace(member, index=classes) for member in structure.groups[0].members))
+    plan = make_plan(model, replace(structure, groups=(group,)), Request(0.5, method=Magnitude()), sizes={"0": 1})
+    (kept,) = plan.groups[0].kept
+    assert plan.groups[0].params_removed == plan.params_before - plan.params_after == (5 - kept) * (4 + 1 + 2)
 
 
 def test_what_goes_with_a_group_by_hand():

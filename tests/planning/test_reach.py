@@ -117,6 +117,12 @@ def test_a_rule_that_a_limit_contradicts_is_refused(options):
             check_reachable(model, structure, Request({"0": 0.9}, **options))
 
 
+def test_a_layer_too_small_for_a_multiple_may_have_a_rule():
+    model, structure = make("vgg")[0], structure_of("vgg")  # 6, 8 and 10 channels
+    plan = make_plan(model, structure, Request({"*": 0.5}, round_to=8))
+    assert [group.channels_after for group in plan.groups] == [6, 8, 8]
+
+
 def test_against_the_original():
     """What is gone already counts."""
     model, x = make("vgg")

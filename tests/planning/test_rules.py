@@ -106,6 +106,25 @@ def test_own_parameters_have_names(rule, named):
     assert [group.name for group in plan.groups] == named
 
 
+class Added(nn.Module):
+    """A layer and an own parameter that make the same channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc, self.head = nn.Linear(6, 8), nn.Linear(8, 3)
+        self.extra = nn.Parameter(torch.randn(6, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head((self.fc(x) + x @ self.extra).relu())
+
+
+@pytest.mark.parametrize("rule", ["fc", "extra", Added, nn.Linear])
+def test_coupled_channels_are_named_by_any_that_makes_them(rule):
+    model = Added()
+    plan = make_plan(model, analyse(model, torch.randn(2, 6)), Request({rule: 0.5}, include_residual=True))
+    assert [(group.name, group.channels_after) for group in plan.groups] == [("fc", 4)]
+
+
 def test_a_group_has_the_name_that_the_table_gives_it():
     """One module may make several groups, which have numbers behind its name."""
     model, structure = make("mlp")[0], structure_of("mlp")

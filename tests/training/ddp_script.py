@@ -64,6 +64,14 @@ class Sharded(Classifier):
         return ZeroRedundancyOptimizer(self.parameters(), torch.optim.Adam, lr=1e-2)
 
 
+class Compiled(Classifier):
+    """Compiles its network, whose graph DDP cuts at its buckets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net.compile(backend="eager")
+
+
 class Shares(pl.LightningDataModule):
     """Gives every process its part of every global batch."""
 
@@ -131,6 +139,7 @@ VARIANTS = {
     "by_hand": Variant(ByHand, lambda: UNUSED, {"method": "sensitivity"}),
     "static_graph_by_hand": Variant(ByHand, partial(DDPStrategy, static_graph=True)),
     "sharded_optimizer": Variant(Sharded),
+    "compiled": Variant(Compiled),
     "certified": Variant(pruning={"method": "random", "certify": True}),
     "hook": Variant(strategy=hooked(allreduce_hook), pruning={"method": "random"}),
     "fp16_hook": Variant(strategy=hooked(fp16_compress_hook), exact=False),

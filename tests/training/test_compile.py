@@ -95,17 +95,17 @@ def fit(build, pruning, *callbacks, epochs=6):
 
 @pytest.fixture
 def backend():
-    """Few versions of a function are kept, so that few events show whether there is a fall back."""
+    """Few versions of a function are kept, so that few events show whether it is given up."""
     torch.compiler.reset()
-    with torch._dynamo.config.patch(recompile_limit=2):
+    with torch._dynamo.config.patch(recompile_limit=4):
         yield Counting()
     torch.compiler.reset()
 
 
 @pytest.mark.parametrize("kind", [compile_submodule, compile_layer, compile_in_place, compile_whole])
-def test_a_compiled_network_is_pruned_as_an_eager_one_and_never_falls_back(kind, backend):
+def test_a_compiled_network_is_pruned_as_an_eager_one_and_stays_compiled(kind, backend):
     calls = Calls(backend)
-    pruning, other = (Pruning(0.5, schedule="linear", start=1, end=4, eval_batches=0) for _ in range(2))
+    pruning, other = (Pruning(0.5, schedule="linear", start=1, end=4) for _ in range(2))
 
     compiled = fit(partial(kind, backend=backend), pruning, calls)
     eager = fit(lambda module: module, other)
@@ -114,6 +114,17 @@ def test_a_compiled_network_is_pruned_as_an_eager_one_and_never_falls_back(kind,
     assert [plan.reached for plan in pruning.plans] == [plan.reached for plan in other.plans]
     assert len(pruning.plans) == 4
     assert min(calls.of_epoch) >= 2, calls.of_epoch
+
+
+@pytest.mark.parametrize("kind", [compile_submodule, compile_layer, compile_in_place, compile_whole])
+def test_watching_the_steps_does_not_compile_them_anew(kind, backend):
+    """Hooks in compiled code would, with every step."""
+    calls = Calls(backend)
+
+    fit(partial(kind, backend=backend), Pruning(0.5, schedule="one_shot", start=5), calls, epochs=6)
+
+    assert min(calls.of_epoch) >= 2, calls.of_epoch
+    assert backend.graphs <= 4  # two sizes, with and without gradients
 
 
 def test_an_example_that_calls_a_compiled_module_itself(backend):

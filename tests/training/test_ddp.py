@@ -4,6 +4,7 @@ import pytest
 import torch
 from fitting import assert_same
 from lightning.fabric.plugins.environments.lightning import find_free_network_port
+from lightning.pytorch.strategies import DDPStrategy
 from training.ddp_script import VARIANTS, train
 from training.launching import HERE, TORCHRUN, finish, seen_by_ranks, start
 
@@ -54,6 +55,8 @@ def accuracies(seen):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_ranks_are_identical_and_equal_one_process(ranks, variant):
+    if variant == "static_graph_by_hand" and not hasattr(DDPStrategy(), "_pl_static_graph_delay_done"):
+        pytest.skip("this Lightning does not keep the ranks in step itself")
     first, second = (seen[variant] for seen in ranks)
 
     check(first, second, train(variant), exact=VARIANTS[variant].exact)
@@ -69,10 +72,14 @@ def test_ranks_are_identical_and_equal_one_process(ranks, variant):
 def test_two_processes_resume_what_any_number_began(ranks, alone, origin):
     """From the checkpoint after the first event on, as if they had never stopped."""
     first, second = (seen[f"from_{origin}"] for seen in ranks)
-    rest = {"weights": alone["weights"][2 * STEPS :], "sizes": alone["sizes"]}
+    # Where a run has only just resumed, no batch is at hand to measure the event's effect on.
+    unknown = {"coreset/accuracy_before", "coreset/accuracy_after"}
+    (step, event), *later = (row for row in alone["logged"] if row[0] >= 2 * STEPS)
+    known = {tag: value for tag, value in event.items() if tag not in unknown}
+    rest = {"weights": alone["weights"][2 * STEPS :], "sizes": alone["sizes"], "logged": [(step, known), *later]}
     assert len(rest["weights"]) == STEPS
 
-    check(first, second, alone | rest | {"logged": [row for row in alone["logged"] if row[0] >= 2 * STEPS]})
+    check(first, second, rest)
     if origin == "two":
         for one, expected in zip(first["weights"], ranks[0]["ddp"]["weights"][2 * STEPS :], strict=True):
             assert_same(one, expected)

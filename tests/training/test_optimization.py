@@ -176,7 +176,7 @@ def test_state_that_is_not_understood_is_reset_for_that_parameter_alone_with_one
             state = trainer.optimizers[0].state
             steps.append([state[p]["step"].item() if p in state else 0 for p in pl_module.parameters()])
 
-    with pytest.warns(UserWarning) as caught:
+    with pytest.warns(UserWarning, match="state of Odd") as caught:
         fit(module, After(0.4, schedule="one_shot", start=1, verbose=False))
 
     assert [str(each.message).partition(":")[0] for each in caught if "could not be cut" in str(each.message)] == [

@@ -17,6 +17,8 @@ from lightning.pytorch.strategies import (
 )
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.post_localSGD_hook import PostLocalSGDState
+from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState
+from torch.nn.parallel import DistributedDataParallel
 
 from lightning_coreset import CoresetPruningCallback, PrunedCheckpointMixin, make_resizable, prune
 from lightning_coreset.training.strategies import check_strategy, from_rank_zero, in_step, unwrapped
@@ -114,6 +116,24 @@ def test_one_process_raises_as_it_is(work):
 
     with pytest.raises(LookupError, match="mine"):
         work(make_trainer(max_epochs=1), fail)
+
+
+@pytest.mark.parametrize(("start", "before", "after"), [(2, 50, 0), (10, 50, 8), (10, 3, 3)])
+def test_power_sgd_forgets_and_waits_until_the_new_buckets_are_laid_out(start, before, after, monkeypatch):
+    state = PowerSGDState(None, start_powerSGD_iter=start)
+    state.iter = before
+    memories = state.error_dict, state.p_memory_dict, state.q_memory_dict
+    for memory in memories:
+        memory[0] = torch.ones(3)
+    strategy = DDPStrategy(ddp_comm_state=state)
+    strategy.model = object.__new__(DistributedDataParallel)
+    monkeypatch.setattr(strategy, "configure_ddp", lambda: None)
+
+    with unwrapped(having(strategy)):
+        assert [len(memory) for memory in memories] == [1, 1, 1]
+
+    assert [len(memory) for memory in memories] == [0, 0, 0]
+    assert state.iter == after
 
 
 def test_synchronised_batch_norm_is_pruned_like_any_other():

@@ -189,6 +189,9 @@ def _grouped(engine: Propagation, inputs: Tensor, weight: Tensor, groups: int, i
     columns = engine.channels(weight, into, reason)
     rows = engine.channels(weight, made, reason)
     channels = engine.channels(inputs, 1, reason)
+    if groups == 1:
+        engine.atoms.unite(columns, channels, reason)
+        return rows
     if into == 0:  # transposed: all input channels lie in the weight's first dimension
         per_group = columns.reshape(groups, -1)[0].repeat(groups)
         engine.atoms.unite(columns, per_group, reason)

@@ -153,7 +153,8 @@ class _Canvas:
         self._draw.rectangle((x, y - 14, x + max(length, 2), y + 14), fill=color)
 
     def line(self, points: Sequence[tuple[float, float]], color: str, width: int) -> None:
-        self._draw.line(list(points), fill=color, width=width, joint="curve")
+        if len(points) > 1:  # Pillow fails for none
+            self._draw.line(list(points), fill=color, width=width, joint="curve")
 
     def dot(self, x: float, y: float, color: str) -> None:
         self._draw.ellipse((x - 9, y - 9, x + 9, y + 9), fill=color)

@@ -7,41 +7,39 @@ only when training is over, so that whatever the user writes by hand in between 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, Field, fields, is_dataclass
+from collections.abc import Callable, Mapping, Sequence
+from inspect import signature
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.fabric.utilities.logger import _add_prefix, _convert_params, _flatten_dict, _sanitize_params
 from lightning.pytorch.loggers import TensorBoardLogger
-from torch.utils.tensorboard.summary import hparams
 
-from lightning_coreset.planning import Request
-from lightning_coreset.training.timeline import Timeline
-
-_ALWAYS = {"pruning_ratio", "unit", "method", "schedule", "start", "end"}
+_ALWAYS = {"pruning_ratio", "method", "schedule"}  # TensorBoard shows five at first: leave room for the user's own
+_NEVER = {"self", "example_inputs", "verbose"}
 _METRICS = ("coreset/accuracy", "coreset/sparsity", "coreset/params", "coreset/macs")
 
 
-def settings(request: Request, timeline: Timeline, **others: Any) -> dict[str, bool | int | float | str]:
-    """The settings of a callback by the names of its arguments, the less common ones only where they are set.
+def settings(init: Callable[..., None], arguments: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
+    """The arguments of a callback that tell one run from another: the usual ones, and all that are not the default.
 
     Args:
-        request: What is asked.
-        timeline: When the events are.
-        others: More settings.
+        init: The constructor.
+        arguments: What it was called with, by name; others than its own are passed over.
+
+    Example:
+        >>> def init(self, method="magnitude", *, seed=0, ignore=()): ...
+        >>> settings(init, {"method": "magnitude", "seed": 0, "ignore": ["stem", "head"]})
+        {'method': 'magnitude', 'ignore': 'stem, head'}
     """
-    found = {
-        field.name: getattr(source, field.name)
-        for source in (timeline, request)  # both know the ratio; the request's may be rules
-        for field in fields(source)
-        if field.name in _ALWAYS or getattr(source, field.name) != _default(field)
-    }
-    return {name: _plain(value) for name, value in (found | others).items() if value is not None}
-
-
-def _default(field: Field[Any]) -> Any:
-    return field.default_factory() if field.default_factory is not MISSING else field.default
+    found = {}
+    for name, parameter in signature(init).parameters.items():
+        if name in arguments and name not in _NEVER:
+            value, default = arguments[name], parameter.default
+            usual = value is default or (type(value) is type(default) and value == default)
+            if name in _ALWAYS or not usual:
+                found[name] = _plain(value)
+    return found
 
 
 def _plain(value: Any) -> bool | int | float | str:
@@ -51,8 +49,6 @@ def _plain(value: Any) -> bool | int | float | str:
         return ", ".join(f"{_plain(key)}: {_plain(part)}" for key, part in value.items())
     if isinstance(value, Sequence):
         return ", ".join(str(_plain(part)) for part in value)
-    if is_dataclass(value) and all(getattr(value, field.name) == _default(field) for field in fields(value)):
-        return type(value).__name__
     return getattr(value, "__qualname__", None) or str(value)
 
 
@@ -78,6 +74,8 @@ def write_hyperparameters(logger: TensorBoardLogger, users: Mapping[str, Any], o
         users: The user's hyperparameters.
         ours: Settings of the callback.
     """
+    from torch.utils.tensorboard.summary import hparams  # takes seconds where TensorFlow is installed
+
     params = _sanitize_params(_flatten_dict({**users, **{f"coreset/{name}": value for name, value in ours.items()}}))
     tags: dict[str, Any] = dict.fromkeys(_METRICS, 0.0)
     metrics = dict(_add_prefix(tags, logger._prefix, logger.LOGGER_JOIN_CHAR))  # only the names are written

@@ -63,6 +63,7 @@ class TensorBoardPages:
 
         Of a run's layouts TensorBoard takes the last one: so early, it leaves the user's own alone.
         """
+        self._failed = False
         self._users = trainers_hyperparameters(trainer)
 
         def write(logger: TensorBoardLogger) -> None:

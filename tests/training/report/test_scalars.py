@@ -1,3 +1,5 @@
+"""Scalars: for every logger, on Lightning's own axis."""
+
 import csv
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,31 +13,17 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_coreset.plan import GroupPlan, PruningPlan
-from lightning_coreset.training.report import event_scalars, log_scalars
+from lightning_coreset.training.report import GroupRecord, log_scalars
+from lightning_coreset.training.report.scalars import event_scalars, original_scalars, standing_scalars
 
-PLAN = PruningPlan(
-    groups=(
-        GroupPlan("net.0", 8, 4, (0, 1, 2, 3), "uniform"),
-        GroupPlan("net.2", 6, 6, tuple(range(6)), "uniform"),
-    ),
-    changes=(),
-    skipped={},
-    requested=0.5,
-    reached=0.4,
-    unit="params",
-    params_original=1000,
-    params_before=800,
-    params_after=600,
-    macs_before=700,
-    macs_after=550,
-)
-SCALARS = {
+STANDING = {
     "coreset/sparsity": 0.4,
     "coreset/params": 600.0,
     "coreset/macs": 550.0,
-    "coreset/channels/net.0": 4.0,
-    "coreset/channels/net.2": 6.0,
+    "coreset_channels/net.0": 8.0,
+    "coreset_channels/net.2": 10.0,
+    "coreset_keep_ratio/net.0": 0.5,
+    "coreset_keep_ratio/net.2": 1.0,
 }
 
 
@@ -63,14 +51,11 @@ class Model(pl.LightningModule):
         return [torch.optim.SGD(self.parameters(), 0.1) for _ in range(self.count)]
 
 
-class Reporter(pl.Callback):
+class Logs(pl.Callback):
     """Logs at the start of every epoch, and in validation."""
 
-    def __init__(self, scalars):
-        self.scalars = scalars
-
     def on_train_epoch_start(self, trainer, pl_module):
-        log_scalars(trainer, self.scalars)
+        log_scalars(trainer, STANDING)
 
     def on_validation_epoch_end(self, trainer, pl_module):
         log_scalars(trainer, {"coreset/accuracy": 0.5})
@@ -83,7 +68,7 @@ class Reporter(pl.Callback):
 def fit(make_trainer):
     def run(loggers, optimizers=1, **options):
         loader = DataLoader(TensorDataset(torch.randn(6, 2)), batch_size=2)
-        trainer = make_trainer(Reporter(event_scalars(PLAN)), logger=loggers, max_epochs=2, **options)
+        trainer = make_trainer(Logs(), logger=loggers, max_epochs=2, **options)
         trainer.fit(Model(optimizers), loader, loader)
         return trainer
 
@@ -95,8 +80,38 @@ def points(directory, tag):
     return [(event.step, event.value) for event in events.Scalars(tag)]
 
 
-def test_scalars_of_an_event():
-    assert event_scalars(PLAN) == pytest.approx(SCALARS)
+def test_scalars_before_the_first_event(original):
+    assert original_scalars(original) == {
+        "coreset/sparsity": 0.0,
+        "coreset/params": 1000.0,
+        "coreset/macs": 900.0,
+        "coreset_channels/net.0": 16.0,
+        "coreset_channels/net.2": 10.0,
+        "coreset_keep_ratio/net.0": 1.0,
+        "coreset_keep_ratio/net.2": 1.0,
+    }
+
+
+def test_scalars_of_where_the_model_stands(make_record):
+    assert standing_scalars(make_record(accuracy_after=0.5)) == pytest.approx(STANDING)
+
+
+def test_scalars_of_an_event_are_those_that_are_known(make_record):
+    bare, ratios = make_record(), {"coreset/requested": 0.5, "coreset/reached": 0.4}
+    assert event_scalars(bare) == pytest.approx(STANDING | ratios)
+
+    group = GroupRecord("fc", 1, 2, "uniform", expected_error=0.0, certified_error=3.0, found_error=2.0)
+    full = make_record(groups=(group,), accuracy_before=0.75, accuracy_after=0.0)
+    assert (
+        event_scalars(full).items()
+        >= {
+            "coreset/accuracy_before": 0.75,
+            "coreset/accuracy_after": 0.0,
+            "coreset_expected_error/fc": 0.0,
+            "coreset_certified_error/fc": 3.0,
+            "coreset_found_error/fc": 2.0,
+        }.items()
+    )
 
 
 @pytest.mark.parametrize("optimizers", [1, 2])
@@ -106,7 +121,7 @@ def test_every_logger_gets_every_scalar_on_lightnings_own_axis(fit, tmp_path, op
     fit(loggers, optimizers, num_sanity_val_steps=1)
 
     directory = loggers[0].log_dir
-    for tag, value in SCALARS.items():
+    for tag, value in STANDING.items():
         assert points(directory, tag) == [(0, pytest.approx(value)), (3, pytest.approx(value))]
     assert points(directory, "coreset/accuracy") == [(2, 0.5), (5, 0.5)]  # none from the sanity check
     assert [step for step, _ in points(directory, "val_loss")] == [2, 5]
@@ -116,7 +131,7 @@ def test_every_logger_gets_every_scalar_on_lightnings_own_axis(fit, tmp_path, op
     with (Path(loggers[1].log_dir) / "metrics.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["coreset/sparsity"]]
     assert [int(row["step"]) for row in rows] == [0, 3]
-    for tag, value in SCALARS.items():
+    for tag, value in STANDING.items():
         assert [float(row[tag]) for row in rows] == pytest.approx([value] * 2)
 
 
@@ -125,7 +140,7 @@ def test_no_logger_is_no_error(fit, options):
     assert fit(**options).state.finished
 
 
-def test_rank_zero_alone_logs(monkeypatch):
+def test_rank_zero_alone_logs():
     calls = []
 
     class Logger:

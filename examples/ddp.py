@@ -1,0 +1,127 @@
+"""Prune a classifier of handwritten digits while two processes train it together.
+
+Run it with ``torchrun --nproc-per-node 2 examples/ddp.py``, or with ``python examples/ddp.py``, where Lightning starts
+the second process. It needs no GPU and no download: the digits ship with scikit-learn, and the processes talk by gloo.
+
+What to expect: a table of the pruning events, printed once and not once a process, then the accuracy on the validation
+images of all processes together, and that every process holds the same network of half the parameters, bit by bit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import logging
+import os
+import warnings
+from collections.abc import Sequence
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Subset, TensorDataset, random_split
+from torchmetrics.classification import MulticlassAccuracy
+
+from lightning_coreset import CoresetPruningCallback
+
+BATCH_SIZE = 64  # of all processes together
+EPOCHS = 12
+
+
+class Classifier(L.LightningModule):
+    """A LightningModule like any other: it knows nothing of pruning, nor of processes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = nn.Sequential(
+            nn.Conv2d(1, 32, 3, padding=1, bias=False),
+            nn.BatchNorm2d(32),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(32, 64, 3, padding=1, bias=False),
+            nn.BatchNorm2d(64),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(64, 10),
+        )
+        self.accuracy = MulticlassAccuracy(num_classes=10, average="micro")
+
+    def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
+        images, labels = batch
+        return F.cross_entropy(self.network(images), labels)
+
+    def validation_step(self, batch: Sequence[Tensor], batch_idx: int) -> None:
+        images, labels = batch
+        self.accuracy(self.network(images), labels)
+        self.log("val_acc", self.accuracy)  # a metric, so that it is that of all processes
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(self.parameters(), lr=3e-3)
+
+
+def digits() -> list[Subset]:
+    """Return the training images and, one in five of all, the images to validate on; the same in every process."""
+    data = load_digits()
+    images = torch.tensor(data.images, dtype=torch.float32).unsqueeze(1) / 16
+    every = TensorDataset(images, torch.tensor(data.target, dtype=torch.long))
+    return random_split(every, [0.8, 0.2], torch.Generator().manual_seed(0))
+
+
+def fingerprint(module: nn.Module) -> str:
+    """Return a hash of all weights, bit by bit."""
+    weights = b"".join(parameter.detach().numpy().tobytes() for parameter in module.parameters())
+    return hashlib.sha256(weights).hexdigest()[:12]
+
+
+def quiet() -> None:
+    """Silence what Lightning says of this script that is right and of no use to its reader."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    # The images lie in memory: worker processes would only cost time.
+    warnings.filterwarnings("ignore", message=".*does not have many workers")
+    warnings.filterwarnings("ignore", message="GPU available but not used")
+    # Lightning up to 2.6 uses a name that torch 2.13 deprecates.
+    warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")
+
+
+def main() -> None:
+    """Train in all processes, and compare what they have at the end."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--epochs", type=int, default=EPOCHS, help="epochs (default: %(default)s)")
+    epochs = parser.parse_args().epochs
+    quiet()
+    torch.set_num_threads(1)
+    L.seed_everything(0, verbose=False)
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 2))  # torchrun says how many it has started
+    model = Classifier()
+    before = sum(parameter.numel() for parameter in model.parameters())
+    pruning = CoresetPruningCallback(0.5)
+    trainer = L.Trainer(
+        accelerator="cpu",
+        strategy="ddp",
+        devices=processes,
+        max_epochs=epochs,
+        callbacks=[pruning],
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=False,
+    )
+    train_set, val_set = digits()
+    size = BATCH_SIZE // processes
+    # Lightning gives every process its share of the batches.
+    trainer.fit(model, DataLoader(train_set, batch_size=size, shuffle=True), DataLoader(val_set, batch_size=size))
+
+    after = sum(parameter.numel() for parameter in model.parameters())
+    mine = f"rank {trainer.global_rank}: {after:,} of {before:,} parameters, weights {fingerprint(model)}"
+    everyone = [mine] * trainer.world_size
+    torch.distributed.all_gather_object(everyone, mine)
+    if trainer.is_global_zero:
+        pruning.summary()
+        print(f"validation accuracy {trainer.callback_metrics['val_acc']:.1%}", *everyone, sep="\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""Norms of the parts of weights, without copies of the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from lightning_coreset.planning.layout import by_class
+from lightning_coreset.structure import Member
+
+_RANGE = (1e-16, 1e16)
+"""Norms whose squares are at home in single precision."""
+_PIECE = 1 << 17
+"""Numbers in a piece of a weight, so that what is made of it stays in a core's cache."""
+
+
+def row_norms(matrix: Tensor, p: int = 2) -> Tensor:
+    """The norms of the rows of (n, d), float64 (n,)."""
+    return _as_precise_as_needed(matrix, lambda rows, dtype: torch.linalg.vector_norm(rows, p, dim=1, dtype=dtype))
+
+
+def largest_slice_norms(weight: Tensor, member: Member, scale: Tensor | None = None) -> Tensor:
+    """Of every class the largest norm, over the outputs of a weight, of what reads it.
+
+    Args:
+        weight: (O, I, k).
+        member: Where the classes lie along the second dimension.
+        scale: What to multiply each output by, (O,).
+
+    Returns:
+        float64 (N,).
+    """
+    scale = torch.ones(len(weight), dtype=torch.float64) if scale is None else scale
+    outputs = max(_PIECE // weight[0].numel(), 1)
+
+    def norms(weight: Tensor, dtype: torch.dtype) -> Tensor:
+        pieces = zip(weight.split(outputs), scale.to(dtype).split(outputs), strict=True)
+        largest = [(_read_norms(piece, member, dtype) * factor[:, None]).amax(dim=0) for piece, factor in pieces]
+        return torch.stack(largest).amax(dim=0)
+
+    return _as_precise_as_needed(weight, norms)
+
+
+def class_norms(tensor: Tensor, member: Member, p: int = 2) -> Tensor:
+    """The norm of every class's part of a tensor, float64 (N,)."""
+    rows = tensor.movedim(member.dim, 0)
+    return torch.linalg.vector_norm(by_class(row_norms(rows.reshape(len(rows), -1), p), member), p, dim=1)
+
+
+def largest_class_norms(tensor: Tensor, member: Member) -> Tensor:
+    """The largest norm over the outputs of every class's part of a tensor that reads the classes, float64 (N,)."""
+    if tensor.dim() == 1:
+        return class_norms(tensor, member)
+    outputs = 1 - member.dim if member.dim < 2 else 0
+    slices = tensor.movedim((outputs, member.dim), (0, 1))
+    return largest_slice_norms(slices.reshape(*slices.shape[:2], -1), member)
+
+
+def _read_norms(weight: Tensor, member: Member, dtype: torch.dtype) -> Tensor:
+    """The norms of what reads every class, (O, N); there is nothing to add up where a class is a single number."""
+    single = weight.shape[2] == 1
+    norms = weight[:, :, 0].to(dtype).abs() if single else torch.linalg.vector_norm(weight, dim=2, dtype=dtype)
+    read = by_class(norms, member, dim=1)
+    return read[:, :, 0] if read.shape[2] == 1 else torch.linalg.vector_norm(read, dim=2)
+
+
+def _as_precise_as_needed(weight: Tensor, norms: Callable[[Tensor, torch.dtype], Tensor]) -> Tensor:
+    """Norms of a weight as float64, on the CPU, where they come out the same for every device.
+
+    Computed in single precision: that is several times as fast, and 1e-6 of a norm moves nothing that follows from it.
+    """
+    weight = weight.detach().cpu()
+    found = norms(weight, torch.promote_types(weight.dtype, torch.float32))
+    if not bool(((found > _RANGE[0]) & (found < _RANGE[1])).all()):
+        found = norms(weight, torch.float64)
+    return found.double()

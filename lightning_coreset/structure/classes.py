@@ -1,0 +1,198 @@
+"""Classes of united atoms, and the groups that are formed by those which may be removed."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import torch
+from torch import Tensor, nn
+
+from lightning_coreset.structure.engine import Propagation
+from lightning_coreset.structure.groups import ChannelGroup, Count, Member, Path, Role, one_each
+
+_Dim = tuple[str, int]
+
+_LAYERS = (
+    *(nn.Linear, nn.modules.conv._ConvNd, nn.Embedding, nn.EmbeddingBag, nn.Bilinear, nn.RNNBase, nn.RNNCellBase),
+    nn.MultiheadAttention,
+)
+HEAD_COUNTS = (
+    *("num_heads", "num_attention_heads", "n_heads", "n_head", "nhead", "heads", "num_key_value_heads"),
+    *("num_kv_heads", "n_kv_heads", "all_head_size", "split_size", "inner_dim"),
+)
+"""Names under which attention modules keep how many heads they have, or how wide these are together."""
+
+
+class Classes:
+    """The classes of atoms once the whole network was followed, each known by its root.
+
+    There are as many atoms as all dimensions of all tensors are long together, so what concerns every atom is done on
+    whole tensors; only groups and their members are walked one by one.
+    """
+
+    def __init__(self, engine: Propagation) -> None:
+        self.engine = engine
+        self.roots = engine.atoms.all_roots()
+        self.blocked = engine.atoms.blocked()
+        self.group_of = self._partition()
+        self._class_of = torch.full_like(self.roots, -1)
+        layers = {name: contraction.layer for name, contraction in engine.layers.items()}
+        paths = dict.fromkeys(engine.paths)  # each once, in the order of execution
+        self.paths = [Path(layers[producer], steps, layers[consumer]) for producer, steps, consumer in paths]
+
+    def of(self, where: _Dim) -> Tensor:
+        """The roots along one dimension of a tensor, int64 ``(size,)``."""
+        atoms = self.engine.atoms.ranges[where]
+        return self.roots[atoms.start : atoms.stop]
+
+    def groups(self) -> list[ChannelGroup]:
+        """Classes that the same layers make are one group, in the order in which the first of these layers ran."""
+        order = self.engine.producers
+        dims = self._dims()
+        makers = [sorted((order[where], where) for where in own if where in order) for own in dims]
+        ranked = sorted(range(len(dims)), key=lambda number: (makers[number][0][0], number))
+        groups, taken = [], defaultdict(int)
+        for number in ranked:
+            first = makers[number][0][1]
+            name = self._name(first)
+            taken[name] += 1
+            name = f"{name}#{taken[name]}" if taken[name] > 1 else name
+            groups.append(self._group(name, number, first, dims[number]))
+        return groups
+
+    def _partition(self) -> Tensor:
+        """The group of every root, numbered by their lowest roots, int64; -1 where there is none.
+
+        The roots are told apart by one layer after the other, until those that the same layers make are left together.
+        """
+        part = torch.zeros_like(self.roots)
+        parts = 1
+        for where in self.engine.producers:
+            made = self.of(where).unique()
+            made = made[~self.blocked[made]]
+            known, split = part[made].unique(return_inverse=True)
+            part[made] = parts + split
+            parts += len(known)
+        read = torch.zeros_like(self.blocked)
+        for where in self.engine.consumers:
+            read[self.of(where)] = True
+        part *= read
+        several = part.bincount(minlength=parts) > 1
+        several[0] = False
+        chosen = several[part].nonzero().squeeze(1)
+        lowest = torch.full((parts,), len(part)).scatter_reduce_(0, part[chosen], chosen, "amin")
+        rank = lowest.argsort().argsort()
+        return torch.full_like(part, -1).index_put_((chosen,), rank[part[chosen]])
+
+    def _dims(self) -> list[list[_Dim]]:
+        """The dimensions of tensors that carry classes of each group."""
+        names, number = list(self.engine.atoms.ranges), self.engine.atoms.dimensions()
+        group = self.group_of[self.roots[1:]]
+        carries = torch.zeros(int(self.group_of.max()) + 1, len(names), dtype=torch.bool)
+        carries[group[group >= 0], number[group >= 0]] = True
+        return [[names[number] for number in own.nonzero().squeeze(1).tolist()] for own in carries]
+
+    def _name(self, producer: _Dim) -> str:
+        """The module's name where it makes channels with its ``weight``, else the parameter's."""
+        module, _, parameter = producer[0].rpartition(".")
+        return module if module and parameter == "weight" else producer[0]
+
+    def _group(self, name: str, number: int, first: _Dim, dims: list[_Dim]) -> ChannelGroup:
+        """The group of this number; its classes are numbered as they lie in the first producer."""
+        lying = self.of(first)
+        order = list(dict.fromkeys(lying[self.group_of[lying] == number].tolist()))
+        self._class_of[order] = torch.arange(len(order))
+        members = tuple(
+            Member(*where, self._role(where), self._places(number, where, len(order)), len(self.of(where)))
+            for where in sorted(dims, key=self._network_order)
+        )
+        return ChannelGroup(name, members, self._paths(members), self._counts(number, members))
+
+    def _places(self, number: int, where: _Dim, size: int) -> tuple[tuple[int, ...], ...]:
+        """The positions of every class of a group along a dimension."""
+        roots = self.of(where)
+        classes = torch.where(self.group_of[roots] == number, self._class_of[roots], -1)
+        if torch.equal(classes, torch.arange(size)):
+            return one_each(size)
+        places: list[list[int]] = [[] for _ in range(size)]
+        for position, own in enumerate(classes.tolist()):
+            if own >= 0:
+                places[own].append(position)
+        return tuple(map(tuple, places))
+
+    def _counts(self, number: int, members: tuple[Member, ...]) -> tuple[Count, ...]:
+        """Group counts of GroupNorms, and head counts of the modules that hold a head's weights."""
+        named = [(module, name) for labels, module, name in self.engine.counts if self._meets(labels, number)]
+        if any(self._meets(labels, number) for labels in self.engine.heads):
+            weights = [member.name for member in members if member.role != "channelwise"]
+            # The weight's own module where it is a parameter of the attention itself, else that module's parent.
+            holders = {prefix for name in weights for prefix in _prefixes(name, 2)}
+            named += [(holder, name) for holder in sorted(holders) for name in HEAD_COUNTS]
+        size = len(members[0].index)
+        counts = []
+        for module, name in dict.fromkeys(named):
+            value = vars(self.engine.modules.get(module, object)).get(name)
+            if isinstance(value, int) and value and value % size == 0:
+                counts.append(Count(module, name, value // size))
+        return tuple(counts)
+
+    def _meets(self, labels: Tensor, number: int) -> bool:
+        return bool((self.group_of[self.roots[labels]] == number).any())
+
+    def _role(self, where: _Dim) -> Role:
+        if where in self.engine.consumers:
+            return "consumer"
+        return "producer" if where in self.engine.producers else "channelwise"
+
+    def _network_order(self, where: _Dim) -> tuple[int, int]:
+        """The order of execution for layers, and of definition for what has none of its own."""
+        rank = {"producer": 0, "channelwise": 1, "consumer": 2}[self._role(where)]
+        order = self.engine.consumers.get(where, self.engine.producers.get(where, 0))
+        return rank, order if rank != 1 else self.engine.atoms.ranges[where].start
+
+    def _paths(self, members: tuple[Member, ...]) -> tuple[Path, ...]:
+        made = {(member.name, member.dim) for member in members if (member.name, member.dim) in self.engine.producers}
+        used = {(member.name, member.dim) for member in members if member.role == "consumer"}
+        return tuple(
+            path
+            for path in self.paths
+            if (path.producer.weight, path.producer.out_dim) in made
+            and (path.consumer.weight, path.consumer.in_dim) in used
+        )
+
+    def refused(self, groups: tuple[ChannelGroup, ...]) -> dict[str, str]:
+        """For every layer none of whose channels are in a group, why."""
+        grouped = {(member.name, member.dim) for group in groups for member in group.members}
+        reasons = self.engine.atoms.reasons()
+        refused = {}
+        for where in sorted(self.engine.producers, key=lambda dim: self.engine.producers[dim]):
+            if where not in grouped:
+                refused[self._name(where)] = self._why(where, reasons)
+        told = {name for name, _ in grouped} | {name for name, _ in self.engine.producers}
+        for name, owner in self.engine.owners.items():
+            layer = name.partition(".parametrizations.")[0] if ".parametrizations." in name else _module(name)
+            if (
+                isinstance(self.engine.modules.get(layer, owner), _LAYERS)
+                and name not in told
+                and (name, 0) in self.engine.atoms.ranges
+            ):
+                refused.setdefault(layer, self._why((name, 0), reasons))
+        return refused
+
+    def _why(self, where: _Dim, reasons: dict[int, str]) -> str:
+        reason = next((reasons[root] for root in self.of(where).tolist() if root in reasons), None)
+        if reason is not None:
+            return reason
+        if where in self.engine.producers:
+            return "is consumed by no layer whose weights could be cut"
+        return "is not run by the example inputs"
+
+
+def _prefixes(name: str, count: int) -> list[str]:
+    """The last ``count`` modules on the way to a parameter."""
+    parts = name.split(".")[:-1]
+    return [".".join(parts[: len(parts) - back]) for back in range(min(count, len(parts) + 1))]
+
+
+def _module(name: str) -> str:
+    return name.rpartition(".")[0]

@@ -1,0 +1,382 @@
+"""The callback's options from LightningCLI: each of them, as docs/cli.md says, and back into a configuration."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+import pickle
+import runpy
+import shlex
+import shutil
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import lightning.pytorch as pl
+import pytest
+import torch
+import yaml
+from fitting import Classifier, make_loader, make_trainer, mlp
+from jsonargparse import ArgumentParser
+from pages import ROOT, Block, blocks_of
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.classification import MulticlassF1Score
+
+import lightning_coreset
+from lightning_coreset import CoresetPruningCallback, Magnitude, Random, Reconstruction, Sensitivity, load_pruned
+
+pytest.importorskip("sklearn", reason="the example trains on scikit-learn's digits")
+
+# Lightning 2.6 calls a method that jsonargparse 4.49 deprecates, as do these tests, to run with older ones.
+pytestmark = [
+    pytest.mark.filterwarnings(r"ignore:\s*``instantiate_classes`` was deprecated:DeprecationWarning"),
+    pytest.mark.filterwarnings(r"ignore:\s*By default only one JsonargparseDeprecationWarning:DeprecationWarning"),
+]
+
+PAGE = blocks_of("cli.md")
+PATH = "lightning_coreset.CoresetPruningCallback"
+ANNOTATIONS = get_type_hints(CoresetPruningCallback.__init__)
+DEFAULTS = {
+    name: parameter.default
+    for name, parameter in inspect.signature(CoresetPruningCallback).parameters.items()
+    if parameter.default is not inspect.Parameter.empty
+}
+
+
+def curve(progress: float) -> float:
+    """A user's schedule."""
+    return progress**2
+
+
+def example() -> Tensor:
+    """A user's example inputs."""
+    return torch.ones(2, 8)
+
+
+HERE = __name__  # the import path of what this file holds
+
+# What a user may write, and what it means; the alternatives of a Literal and bools are tried beside these.
+VALUES: dict[str, list[tuple[Any, Any]]] = {
+    "pruning_ratio": [(0.3, 0.3), (0, 0.0), ({"net.0": 0.3, "net.[2-4]": 0.6}, {"net.0": 0.3, "net.[2-4]": 0.6})],
+    "method": [
+        ({"class_path": "lightning_coreset.Sensitivity", "init_args": {"sampler": "pps"}}, Sensitivity("pps")),
+        ({"class_path": "Sensitivity", "init_args": {"epsilon": 0.5}}, Sensitivity(epsilon=0.5)),
+        ({"class_path": "lightning_coreset.Reconstruction", "init_args": {"rounds": 4}}, Reconstruction(rounds=4)),
+        ({"class_path": "lightning_coreset.Magnitude", "init_args": {"p": 1}}, Magnitude(1)),
+        ({"class_path": "lightning_coreset.Random"}, Random()),
+        ("lightning_coreset.Random", Random()),
+    ],
+    "schedule": [({1: 0.2, 3: 0.5}, {1: 0.2, 3: 0.5}), ({"1": 0.2}, {1: 0.2}), (f"{HERE}.curve", curve)],
+    "start": [(0, 0), (2, 2), (0.0, 0.0), (0.25, 0.25)],
+    "end": [(4, 4), (1, 1), (1.0, 1.0), (0.8, 0.8)],
+    "every": [(2, 2)],
+    "ignore": [(["net.0", "stem*"], ["net.0", "stem*"]), ([], [])],
+    "only": [(["net.*"], ["net.*"])],
+    "round_to": [(8, 8)],
+    "min_channels": [(4, 4)],
+    "max_ratio": [(0.9, 0.9)],
+    "example_inputs": [
+        ({"class_path": f"{HERE}.example"}, example()),
+        (f"{HERE}.example", example()),
+        ({"x": {"class_path": f"{HERE}.example"}}, {"x": example()}),
+    ],
+    "metric": [
+        (
+            {"class_path": "torchmetrics.classification.MulticlassF1Score", "init_args": {"num_classes": 3}},
+            MulticlassF1Score(3),
+        )
+    ],
+    "monitor": [("val_acc", "val_acc")],
+    "eval_batches": [(0, 0)],
+    "max_drop": [(0.02, 0.02)],
+    "recover_epochs": [(3, 3), (1.5, 1.5)],
+    "recalibrate_batches": [(4, 4)],
+    "input_radius": [(2.5, 2.5)],
+    "seed": [(7, 7)],
+}
+# What has to be said as well, or the callback refuses the value.
+BESIDE: dict[tuple[str, Any], dict[str, Any]] = {
+    ("allocation", "global"): {"method": "magnitude"},
+    ("end", 1): {"start": 0},
+}
+
+
+def values_of(option: str) -> list[tuple[Any, Any]]:
+    """Pairs of what is written and what it means."""
+    annotation = ANNOTATIONS[option]
+    kinds = [annotation, *get_args(annotation)]
+    literals = [value for kind in kinds if get_origin(kind) is Literal for value in get_args(kind)]
+    bools = [True, False] if bool in kinds else []
+    none = [None] if NoneType in kinds else []
+    return [*((value, value) for value in (*literals, *bools, *none)), *VALUES.get(option, [])]
+
+
+CASES = [
+    pytest.param(option, written, meant, id=f"{option}={written}")
+    for option in DEFAULTS
+    for written, meant in values_of(option)
+]
+
+
+# ---- what came of it
+
+
+@pytest.fixture(autouse=True)
+def given(monkeypatch: pytest.MonkeyPatch) -> Callable[[CoresetPruningCallback], dict[str, Any]]:
+    """What a callback was made with, all options."""
+    make = CoresetPruningCallback.__init__
+
+    @functools.wraps(make)
+    def record(self: Any, *args: Any, **options: Any) -> None:
+        bound = inspect.signature(make).bind(self, *args, **options)
+        bound.apply_defaults()
+        self.given = {name: value for name, value in bound.arguments.items() if name != "self"}
+        make(self, *args, **options)
+
+    monkeypatch.setattr(CoresetPruningCallback, "__init__", record)
+    return lambda callback: plain(callback.given)  # type: ignore[attr-defined]
+
+
+def plain(value: Any) -> Any:
+    """A value that is equal only to one that means the same: with types told apart, sequences not."""
+    if isinstance(value, Mapping):
+        return {key: plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(one) for one in value]
+    if isinstance(value, Tensor):
+        return "tensor", value.tolist()
+    if isinstance(value, Metric):
+        return type(value), value.num_classes
+    return type(value), value
+
+
+def parser() -> ArgumentParser:
+    """A parser of callbacks as LightningCLI has it, without the hundred other options of a Trainer."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--config", action="config")
+    parser.add_argument("--callbacks", type=get_type_hints(pl.Trainer.__init__)["callbacks"])
+    return parser
+
+
+def make_callback(*arguments: str) -> tuple[CoresetPruningCallback, str]:
+    """The callback that these arguments make, and the configuration that they come to."""
+    configured = parser().parse_args(list(arguments))
+    made = parser().instantiate_classes(configured).callbacks
+    (callback,) = made if isinstance(made, list) else [made]
+    return callback, parser().dump(configured)
+
+
+# ---- every option
+
+
+def test_every_option_is_tried() -> None:
+    untried = [option for option in DEFAULTS if not any(meant != DEFAULTS[option] for _, meant in values_of(option))]
+    assert untried == [], "give these an entry in VALUES"
+
+
+@pytest.mark.parametrize(("option", "written", "meant"), CASES)
+def test_an_option_from_a_file_comes_as_in_python_and_goes_back(
+    option: str, written: Any, meant: Any, given: Any, tmp_path: Path
+) -> None:
+    options = {option: written} | BESIDE.get((option, written) if isinstance(written, str | int) else ("", None), {})
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump({"callbacks": [{"class_path": PATH, "init_args": options}]}), encoding="utf-8")
+
+    callback, printed = make_callback(f"--config={file}")
+
+    assert given(callback) == given(CoresetPruningCallback(**(options | {option: meant})))
+    file.write_text(printed, encoding="utf-8")
+    again, printed_again = make_callback(f"--config={file}")
+    assert given(again) == given(callback)
+    assert printed_again == printed
+
+
+@pytest.mark.parametrize(("option", "written", "meant"), CASES)
+def test_an_option_from_the_command_line_comes_as_in_python(option: str, written: Any, meant: Any, given: Any) -> None:
+    options = {option: written} | BESIDE.get((option, written) if isinstance(written, str | int) else ("", None), {})
+    arguments = [f"--callbacks.{name}={as_argument(value)}" for name, value in options.items()]
+
+    callback, _ = make_callback(f"--callbacks+={PATH}", *arguments)
+
+    assert given(callback) == given(CoresetPruningCallback(**(options | {option: meant})))
+
+
+def as_argument(value: Any) -> str:
+    return value if isinstance(value, str) else yaml.safe_dump(value, default_flow_style=True).removesuffix("...\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["pruning_ratio=1.5"], r"Expected pruning_ratio to be a number in \[0, 1\)"),
+        (["schedule=square"], "one_shot.*linear.*cubic.*cosine"),
+        (["schedule={1: 0.5, 2: 0.2}"], "Expected `schedule` never to decrease"),
+        (["unit=flops"], "params.*macs.*channels"),
+        (["method=lightning_coreset.Magnitude", "method.p=3"], "1, 2"),
+        (["pruningratio=0.5"], "'pruningratio' is not accepted"),
+        (["ignore=net.0"], "ignore"),
+    ],
+)
+def test_mistakes_are_named(arguments: list[str], message: str) -> None:
+    with pytest.raises(Exception, match=f"(?s){message}"):  # jsonargparse has its own, and passes on our ValueErrors
+        make_callback(f"--callbacks+={PATH}", *(f"--callbacks.{argument}" for argument in arguments))
+
+
+# ---- the page, and the example
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the example, and of the file that the page adds to it, to work in."""
+    for name in ("cli.py", "cli.yaml"):
+        shutil.copy(ROOT / "examples" / name, tmp_path)
+    (rules,) = (block for block in PAGE if block.code.startswith("# rules.py"))
+    (tmp_path / "rules.py").write_text(rules.code, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("cli", "rules"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    return tmp_path
+
+
+def run_command(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a shell would do with ``python cli.py ...``, in this process."""
+    python, script, *arguments = shlex.split(command)
+    assert (python, script) == ("python", "cli.py")
+    monkeypatch.setattr(sys, "argv", [script, *arguments, "--trainer.enable_progress_bar=false"])
+    runpy.run_path(script, run_name="__main__")
+
+
+def commands(section: str) -> list[str]:
+    return [block.code for block in PAGE if block.language == "bash" and block.section == section]
+
+
+def fragments() -> list[Any]:
+    """Pairs of what stands under ``init_args`` and the call that makes the same."""
+    boxes = [block for block in PAGE if block.language == "yaml" or block.code.startswith("CoresetPruningCallback(")]
+    (first, second), *others = zip(*[iter(boxes[1:])] * 2, strict=True)
+    return [pytest.param(*pair, id=pair[1].code.strip()) for pair in [(first, second), *others]]
+
+
+def test_the_page_shows_the_configuration_of_the_example() -> None:
+    assert PAGE[0] == Block("A configuration", "yaml", (ROOT / "examples" / "cli.yaml").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("section", ["A configuration", "The command line alone", "Rules"])
+def test_commands_of_the_page_prune(
+    section: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    ran = commands(section)
+    assert ran
+    for command in ran:
+        run_command(command, monkeypatch)
+    out, err = capfd.readouterr()
+    ratios = {"A configuration": ["50.00%", "30.00%"], "The command line alone": ["30.00%"], "Rules": ["30.00%"]}
+    for ratio in ratios[section]:
+        assert f"requested {ratio}" in out + err
+    assert len(list(folder.glob("lightning_logs/*/config.yaml"))) == len(ran)
+
+
+def test_help_of_the_page_tells_every_option(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tell_help, tell_config = commands("All options")
+    with pytest.raises(SystemExit, match="0"):
+        run_command(tell_help, monkeypatch)
+    out = capsys.readouterr().out
+    for option in DEFAULTS:
+        assert f"--trainer.callbacks.{option}" in out
+    assert "is gone at the end" in " ".join(out.split())  # from the docstring
+
+    with pytest.raises(SystemExit, match="0"):
+        run_command(tell_config, monkeypatch)
+    printed = capsys.readouterr().out
+    (callback,) = yaml.safe_load(printed)["trainer"]["callbacks"]
+    assert callback["init_args"].keys() == DEFAULTS.keys()
+    (folder / "printed.yaml").write_text(printed, encoding="utf-8")
+    with pytest.raises(SystemExit, match="0"):
+        run_command("python cli.py fit --config printed.yaml --print_config", monkeypatch)
+    assert capsys.readouterr().out == printed
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize(("fragment", "call"), fragments())
+def test_what_the_page_writes_under_init_args_is_its_python(
+    fragment: Block, call: Block, given: Any, tmp_path: Path
+) -> None:
+    options = yaml.safe_load(fragment.code)
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump({"callbacks": [{"class_path": PATH, "init_args": options}]}), encoding="utf-8")
+    import cli  # type: ignore[import-not-found]  # from the folder
+
+    names = vars(lightning_coreset) | {"cli": cli, "MulticlassF1Score": MulticlassF1Score}
+    assert given(make_callback(f"--config={file}")[0]) == given(eval(call.code, names))
+
+
+def test_checkpoints_of_the_page(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_command(commands("A configuration")[0], monkeypatch)
+    for command in commands("Checkpoints"):
+        run_command(command, monkeypatch)
+    names: dict[str, Any] = {}
+    (code,) = (block.code for block in PAGE if block.section == "Checkpoints" and block.language == "python")
+    exec(code, names)
+    assert 0 < sum(parameter.numel() for parameter in names["model"].parameters()) < 0.51 * 50610
+
+
+# ---- among hyperparameters
+
+
+class Keeper(Classifier):
+    """A module that takes its callback as an argument."""
+
+    def __init__(self, pruning: CoresetPruningCallback, width: int = 32, keep: bool = False) -> None:
+        super().__init__(mlp(8, width, 24, 3))
+        self.save_hyperparameters(ignore=[] if keep else ["pruning"])
+        self.pruning = pruning
+
+    def configure_callbacks(self) -> list[pl.Callback]:
+        return [self.pruning]
+
+
+class CopiesInTraining(pl.Callback):
+    """Copies and pickles the callback wherever training is."""
+
+    def __init__(self, pruning: CoresetPruningCallback) -> None:
+        self.pruning = pruning
+        self.ratios: list[float] = []
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        for one in (copy.deepcopy(self.pruning), pickle.loads(pickle.dumps(self.pruning))):
+            self.ratios.append(one.plans[-1].reached if one.plans else 0.0)
+
+    on_train_batch_start = on_train_start = on_fit_start = on_train_batch_end
+
+
+def test_the_page_builds_a_module_that_keeps_its_callback() -> None:
+    names: dict[str, Any] = {}
+    (code,) = (block.code for block in PAGE if block.section == "A callback among hyperparameters")
+    exec(code, names)
+    assert names["model"].hparams == {"width": 64}
+    assert names["model"].configure_callbacks() == [names["model"].pruning]
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_callback_may_be_an_argument_of_the_module(keep: bool, tmp_path: Path) -> None:
+    module = Keeper(CoresetPruningCallback(0.5, schedule=curve, verbose=False), keep=keep)
+    copies = CopiesInTraining(module.pruning)
+    trainer = make_trainer(copies, max_epochs=4, default_root_dir=tmp_path, enable_checkpointing=True)
+    trainer.fit(module, make_loader(8))
+    assert copies.ratios[-1] == module.pruning.plans[-1].reached > 0.4
+    path = trainer.checkpoint_callback.best_model_path
+
+    again = Keeper(module.pruning, keep=keep)
+    make_trainer(module.pruning).validate(again, make_loader(8), ckpt_path=path) if False else None
+    loaded = load_pruned(Keeper, path, weights_only=not keep, **({} if keep else {"pruning": module.pruning}))
+
+    x = torch.randn(4, 8)
+    torch.testing.assert_close(loaded(x), module(x), rtol=0, atol=0)
+    assert loaded.hparams.keys() == ({"pruning", "width", "keep"} if keep else {"width", "keep"})
