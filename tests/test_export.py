@@ -46,9 +46,7 @@ assert "lightning_coreset" not in sys.modules
 torch.save(outputs, "outputs.pt")
 """
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:`torch.jit.* is deprecated:DeprecationWarning"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.* is deprecated:DeprecationWarning")
 
 
 def is_elsewhere(block: Block) -> bool:
@@ -89,11 +87,11 @@ def run_page(blocks: list[Block], folder: Path, names: dict[str, Any]) -> None:
         assert_close(y, model(fewer), block)
 
 
-def pruned_in_fit() -> tuple[nn.Module, Tensor]:
+def pruned_in_fit() -> tuple[Classifier, Tensor]:
     module, callback = Classifier(convnet()), CoresetPruningCallback(verbose=False)
     make_trainer(callback, max_epochs=2).fit(module, make_loader(1, 6, 6))
     assert callback.plans
-    return module.net.eval(), torch.randn(4, 1, 6, 6)
+    return module.eval(), torch.randn(4, 1, 6, 6)
 
 
 def pruned_by_hand(name: str) -> tuple[nn.Module, Tensor]:
@@ -129,7 +127,7 @@ def test_the_page_runs_from_top_to_bottom(folder: Path) -> None:
         pytest.param(partial(pruned_by_hand, "classic/vgg_bn"), id="convolutions with BatchNorm"),
         pytest.param(partial(pruned_by_hand, "classic/mobilenet_v2"), id="depthwise convolutions"),
         pytest.param(partial(pruned_by_hand, "classic/Vit"), id="transformer with fewer heads"),
-        pytest.param(pruned_in_fit, id="pruned in fit"),
+        pytest.param(pruned_in_fit, id="LightningModule pruned in fit"),
     ],
 )
 def test_recipes_hold_for_other_models(make: Any, folder: Path) -> None:
@@ -151,16 +149,12 @@ def test_inductor_compiles_a_pruned_model() -> None:
 # ---- models as they are, and plain ones
 
 
-def test_a_lightning_module_is_exported_as_it_is(folder: Path) -> None:
-    module, x = Classifier(convnet()), torch.randn(4, 1, 6, 6)
-    make_trainer(CoresetPruningCallback(verbose=False), max_epochs=2).fit(module, make_loader(1, 6, 6))
-    module.eval()
+def test_lightnings_own_export_to_onnx(folder: Path) -> None:
+    module, x = pruned_in_fit()
     (recipe,) = (block for block in PAGE if block.section == "ONNX" and is_elsewhere(block))
 
-    program = torch.export.export(module, (x,))
     module.to_onnx("model.onnx", x, dynamo=True, input_names=["x"], verbose=False)
 
-    torch.testing.assert_close(program.module()(x), module(x))
     names = {"x": x}
     exec(recipe.code, names)
     torch.testing.assert_close(names["y"], module(x), rtol=1e-4, atol=1e-5)
@@ -178,6 +172,12 @@ def test_without_make_plain_a_pickled_model_needs_the_package(folder: Path) -> N
     recipe = Block("", "python", "import torch; y = torch.load('model.pt', weights_only=False)(x)")
     with pytest.raises(AssertionError, match="No module named 'lightning_coreset"):
         run_elsewhere([recipe], x, folder)
+
+
+def test_the_network_inside_a_lightning_module_is_plain() -> None:
+    module, _ = pruned_in_fit()
+    assert b"lightning_coreset" in pickled(module)
+    assert b"lightning_coreset" not in pickled(module.net)
 
 
 @pytest.mark.parametrize("compiled", [False, True])

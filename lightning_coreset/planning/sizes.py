@@ -40,6 +40,7 @@ class Meter:
         groups: The groups that may shrink.
         macs: Multiply-accumulates of one sample by qualified name of the weight.
         settled: Groups of the original model that are down to one class and therefore no groups any more.
+        product_macs: Multiply-accumulates of products of activations that go with the classes of a group, by its name.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Meter:
         groups: Sequence[ChannelGroup],
         macs: Mapping[str, int],
         settled: int = 0,
+        product_macs: Mapping[str, float] | None = None,
     ) -> None:
         self._shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         self._present = {group.name: group.size for group in groups}
@@ -57,7 +59,10 @@ class Meter:
             "params": {name: 1.0 for name, tensor in tensors.items() if isinstance(tensor, nn.Parameter)},
             "macs": {name: macs[name] / max(math.prod(self._shapes[name]), 1) for name in macs if name in tensors},
         }
-        self._fixed_macs = sum(count for name, count in macs.items() if name not in tensors)
+        self._products = sum(count for name, count in macs.items() if name not in tensors)
+        self._product_worth = {
+            name: count / self._present[name] for name, count in (product_macs or {}).items() if name in self._present
+        }
         # What one class of each group takes away from each dimension; the average where classes differ.
         self._loss: dict[str, list[tuple[int, str, float]]] = {}
         for group in groups:
@@ -88,7 +93,8 @@ class Meter:
             return sizes[group] - size
         smaller = {**sizes, group: size}
         worth = self._worth[unit]
-        return sum(
+        products = self._product_macs(sizes) - self._product_macs(smaller) if unit == "macs" else 0.0
+        return products + sum(
             worth[name] * (self._numel(name, sizes) - self._numel(name, smaller))
             for name in self._touched[group]
             if name in worth
@@ -99,7 +105,7 @@ class Meter:
         sizes = {**self._present, **sizes}
         if unit == "channels":
             return dict(sizes)
-        held = {"products of activations": float(self._fixed_macs)} if unit == "macs" else {}
+        held = {"products of activations": self._product_macs(sizes)} if unit == "macs" else {}
         for name, worth in self._worth[unit].items():
             module = name.rpartition(".")[0] or name
             held[module] = held.get(module, 0.0) + worth * self._numel(name, sizes)
@@ -112,8 +118,13 @@ class Meter:
     def _sum(self, numel: Mapping[str, float], sizes: Mapping[str, float], unit: Unit) -> float:
         if unit == "channels":
             return self._settled + sum(sizes.values())
-        fixed = self._fixed_macs if unit == "macs" else 0
-        return fixed + sum(worth * numel[name] for name, worth in self._worth[unit].items())
+        products = self._product_macs(sizes) if unit == "macs" else 0.0
+        return products + sum(worth * numel[name] for name, worth in self._worth[unit].items())
+
+    def _product_macs(self, sizes: Mapping[str, float]) -> float:
+        """What products of activations cost, such as queries times keys: less where heads go."""
+        gone = (worth * (self._present[name] - sizes[name]) for name, worth in self._product_worth.items())
+        return self._products - sum(gone)
 
     def _numel(self, name: str, sizes: Mapping[str, float]) -> float:
         shape: list[float] = list(self._shapes[name])

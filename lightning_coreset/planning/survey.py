@@ -67,7 +67,7 @@ class Survey:
         widths = {} if original is None else original.widths
         sizes = {group.name: group.size for group in structure.groups}
         settled = sum(sizes.get(name, 1) for name in widths.keys() - {group.name for group in groups})
-        meter = Meter(tensors, groups, structure.macs, settled)
+        meter = Meter(tensors, groups, structure.macs, settled, structure.product_macs)
         # A group that is new under its name may be wider than the one that had it.
         ladders = [Ladder.of(group, request, max(widths.get(group.name, 0), group.size)) for group in groups]
         ratios = _ratios(Makers(model), groups, request)

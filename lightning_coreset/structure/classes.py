@@ -36,6 +36,7 @@ class Classes:
         self.blocked = engine.atoms.blocked()
         self.group_of = self._partition()
         self._class_of = torch.full_like(self.roots, -1)
+        self._names: dict[int, str] = {}
         layers = {name: contraction.layer for name, contraction in engine.layers.items()}
         paths = dict.fromkeys(engine.paths)  # each once, in the order of execution
         self.paths = [Path(layers[producer], steps, layers[consumer]) for producer, steps, consumer in paths]
@@ -57,8 +58,19 @@ class Classes:
             name = self._name(first)
             taken[name] += 1
             name = f"{name}#{taken[name]}" if taken[name] > 1 else name
+            self._names[number] = name
             groups.append(self._group(name, number, first, dims[number]))
         return groups
+
+    def product_macs(self) -> dict[str, float]:
+        """By group name: what products without a weight cost where their results are labelled with its classes."""
+        found: dict[str, float] = defaultdict(float)
+        for labels, macs in self.engine.products:
+            group = self.group_of[self.roots[labels]].flatten()
+            for number, count in zip(*(part.tolist() for part in group.unique(return_counts=True)), strict=True):
+                if number >= 0:
+                    found[self._names[number]] += macs * count / len(group)
+        return dict(found)
 
     def _partition(self) -> Tensor:
         """The group of every root, numbered by their lowest roots, int64; -1 where there is none.

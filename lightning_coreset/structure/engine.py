@@ -121,6 +121,8 @@ class Propagation(TorchDispatchMode):
         self.heads: list[Tensor] = []
         self.counts: list[tuple[Tensor, str, str]] = []
         self.macs: dict[str, int] = defaultdict(int)
+        # Labels along the results of products without a weight, such as heads, with what these products cost.
+        self.products: list[tuple[Tensor, int]] = []
         self.recording = True
         self._known = WeakTensorKeyDictionary()
         self._adopt(model)
@@ -236,11 +238,17 @@ class Propagation(TorchDispatchMode):
                     layer = self.layers[name].layer
                     self.layers[name].layer = replace(layer, norm=norm if len(served) == 1 else None)
 
-    def count(self, weight: Tensor | None, macs: int) -> None:
-        """Add multiply-accumulates to the account of a weight, or to that of products without one (``""``)."""
+    def count(self, weight: Tensor | None, macs: int, axes: Sequence[Axis] = ()) -> None:
+        """Add multiply-accumulates to the account of a weight, or to that of products without one (``""``).
+
+        Such a product costs less when something goes that the ``axes`` of its result are labelled with.
+        """
         if self.recording:
             carried = self.of(weight)
-            self.macs[self._layer_name(carried, next(iter(carried.axes), None)) or ""] += macs
+            name = self._layer_name(carried, next(iter(carried.axes), None)) or ""
+            self.macs[name] += macs
+            if not name and axes:
+                self.products.append((axes[0].labels, macs))
 
     # ---- running
 

@@ -25,11 +25,13 @@ class Structure:
         refused: Layers whose channels cannot be, by qualified module name, each with the reason.
         macs: Multiply-accumulates of one sample by qualified name of the weight; ``""`` holds those of products
             between activations, as in attention.
+        product_macs: By group name, how much of ``macs[""]`` goes with the group's classes in proportion.
     """
 
     groups: tuple[ChannelGroup, ...]
     refused: Mapping[str, str] = field(repr=False)
     macs: Mapping[str, int] = field(repr=False)
+    product_macs: Mapping[str, float] = field(default_factory=dict, repr=False)
 
     def without(self, reasons: Mapping[str, str]) -> Structure:
         """The structure without some groups, by name, each refused for a reason."""
@@ -76,8 +78,10 @@ def analyse(model: nn.Module, example: Example | ExampleInputs) -> Structure:
     _block_whole_dimensions(engine)
     classes = Classes(engine)
     groups = tuple(classes.groups())
-    macs = {name: count // max(example.batch_size, 1) for name, count in engine.macs.items()}
-    return Structure(groups, classes.refused(groups), macs)
+    batch = max(example.batch_size, 1)
+    macs = {name: count // batch for name, count in engine.macs.items()}
+    products = {name: count / batch for name, count in classes.product_macs().items()}
+    return Structure(groups, classes.refused(groups), macs, products)
 
 
 def _decide_grids(engine: Propagation) -> None:

@@ -35,7 +35,7 @@ def _contract(engine: Propagation, first: Tensor, second: Tensor, spec: str, out
         kept.append((bias, list(engine.of(bias).axes)))
     axes = join(kept, out.dim(), engine.atoms, "meets a tensor that cannot be cut in a product")
     trails = _record(engine, tensors, letters, weight, summed, out_letters, bias)
-    engine.count(weight, out.numel() * math.prod(first.shape[letters[0].index(letter)] for letter in summed))
+    engine.count(weight, out.numel() * math.prod(first.shape[letters[0].index(letter)] for letter in summed), axes)
     constant = all(engine.of(tensor).constant for tensor in tensors)
     engine.put(out, Carried(axes, constant=constant, trails=trails))
 

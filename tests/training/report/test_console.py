@@ -91,7 +91,9 @@ def test_a_sign_of_life_comes_when_planning_takes_long(monkeypatch):
 
 
 @pytest.fixture
-def fit(make_trainer):
+def fit(make_trainer, caplog):
+    caplog.set_level(logging.INFO, "lightning.pytorch")  # the examples, run by other tests, make it quiet
+
     def run(*callbacks, verbose=True, **options):
         pruning = CoresetPruningCallback(schedule={1: 0.3, 2: 0.5}, verbose=verbose, check=False)
         trainer = make_trainer(pruning, *callbacks, max_epochs=3, **options)
