@@ -121,6 +121,8 @@ def main() -> None:
     if trainer.is_global_zero:
         pruning.summary()
         print(f"validation accuracy {trainer.callback_metrics['val_acc']:.1%}", *everyone, sep="\n")
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()  # Lightning leaves it; gloo's threads may abort a process that ends first
 
 
 if __name__ == "__main__":

@@ -204,6 +204,8 @@ def main() -> None:
             seen[name] = train(name, 2)
     rank = next(iter(seen.values()))["rank"]
     torch.save(seen, directory / f"{rank}.pt")
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()  # else gloo's threads may abort a process that ends first
 
 
 if __name__ == "__main__":

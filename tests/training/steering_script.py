@@ -70,6 +70,8 @@ def main() -> None:
         "metric": train("ddp", metric=MulticlassF1Score(3)),
     }
     torch.save(seen, Path(sys.argv[1]) / f"{seen['metric']['rank']}.pt")
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()  # else gloo's threads may abort a process that ends first
 
 
 if __name__ == "__main__":
