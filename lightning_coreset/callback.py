@@ -205,7 +205,9 @@ class CoresetPruningCallback(pl.Callback):
         print(summary(self.history))
 
     def to_csv(self, path: str | PathLike[str]) -> None:
-        """Write the history as a table with a row for every event; see :meth:`History.to_csv`.
+        """Write the history as a table with a row for every event.
+
+        See :meth:`lightning_coreset.training.History.to_csv`.
 
         Args:
             path: The file; an existing one is replaced.

@@ -95,7 +95,7 @@ def prune(
             layers without this number, the largest norm measured on the example inputs, and the plan says so.
 
     Returns:
-        What was done: sizes before and after, per group, and what was skipped and why. ``print(plan)`` is a table.
+        What was done, with sizes before and after, per group, and what was skipped and why. ``print(plan)`` is a table.
 
     Raises:
         ValueError: If an argument is of another type or out of its range, a rule matches no module, two rules ask for

@@ -13,8 +13,9 @@ which contraction removes the activation, and what is left is the norm of a rand
 :math:`V \sqrt{M} / (L \tilde\beta)`. A coordinate is one output and one kernel position: the output of a convolution
 adds K of them, so its error is at most K times the bound.
 
-Unlike the paper's bound it has explicit constants and no dimension. It is a statement about :func:`draw_fixed`, one
-layer, before any fine-tuning, and it is loose: a certificate of the coreset at hand is much nearer to the truth.
+Unlike the paper's bound it has explicit constants and no dimension. It is a statement about
+:func:`lightning_coreset.coreset.draw_fixed`, one layer, before any fine-tuning, and it is loose: a certificate of the
+coreset at hand is much nearer to the truth.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ def eliminate(
             call two of them free because each can stand in for the other. Costs are compared per channel.
 
     Returns:
-        The positions that stay, int64, ascending: exactly ``size`` of them, or with ``classes`` whole classes of at
+        The positions that stay, int64, ascending, exactly ``size`` of them, or with ``classes`` whole classes of at
         most ``size`` channels together (one class at least).
 
     Raises:

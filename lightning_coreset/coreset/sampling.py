@@ -49,7 +49,7 @@ def draw_distinct(sensitivity: Tensor, size: int, generator: torch.Generator) ->
         generator: The source of random numbers, on the CPU.
 
     Returns:
-        The coreset. Channels of sensitivity zero are never drawn: when no more than ``size`` others exist, they are
+        The coreset. Channels of sensitivity zero are never drawn. When no more than ``size`` others exist, they are
         all kept as they are, with weights of one (nothing is left to estimate). When all sensitivities are zero the
         channels contribute nothing, and the first one stays because a layer cannot be empty.
 

@@ -43,7 +43,7 @@ class Member:
 
     @cached_property
     def positions(self) -> Tensor:
-        """The index as a tensor, int64 (N, q): N classes, q the most positions of a class, filled up with -1."""
+        """The index as an int64 tensor (N, q) for N classes, q the most positions of a class, filled up with -1."""
         if self.index == one_each(len(self.index)):  # the same object, so this costs nothing
             return torch.arange(len(self.index))[:, None]
         width = max(map(len, self.index))

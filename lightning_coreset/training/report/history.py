@@ -153,7 +153,7 @@ class History(list[EventRecord]):
 
     @property
     def standing(self) -> EventRecord | None:
-        """The last event that was not taken back: what the model is like."""
+        """The last event that was not taken back, which tells what the model is like."""
         return next((record for record in reversed(self) if not record.reverted), None)
 
     def recovered(self, accuracy: float) -> None:
