@@ -1,15 +1,33 @@
 """The pages of docs/ say what is true: their Python blocks run as they stand, one after another."""
 
+import lightning.pytorch as pl
 import pytest
+from fitting import Validated, make_loader
 from pages import blocks_of
 
+from lightning_coreset import CoresetPruningCallback
 
-@pytest.mark.parametrize("page", ["sensitivity_scan.md", "targets.md"])
-@pytest.mark.filterwarnings("ignore:The 'train_dataloader' does not have many workers")
-def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch):
+
+def run(page, tmp_path, monkeypatch, **given):
     monkeypatch.chdir(tmp_path)
-    names = {"__name__": "__main__"}
+    names = {"__name__": "__main__", **given}
 
     for block in blocks_of(page):
         if block.language == "python":
             exec(compile(block.code, page, "exec", dont_inherit=True), names)
+
+
+@pytest.mark.parametrize(
+    "page", ["how_it_works.md", "methods.md", "schedules.md", "sensitivity_scan.md", "targets.md", "why.md"]
+)
+@pytest.mark.filterwarnings("ignore:The 'train_dataloader' does not have many workers")
+def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch):
+    run(page, tmp_path, monkeypatch)
+
+
+@pytest.mark.filterwarnings("ignore::lightning.pytorch.utilities.warnings.PossibleUserWarning")
+def test_the_code_of_a_page_that_takes_a_model_for_granted_runs(tmp_path, monkeypatch):
+    loader = make_loader(8)
+    given = {"L": pl, "CoresetPruningCallback": CoresetPruningCallback, "model": Validated()}
+
+    run("tensorboard.md", tmp_path, monkeypatch, **given, train_loader=loader, val_loader=loader)

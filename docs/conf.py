@@ -1,0 +1,91 @@
+"""Settings of Sphinx: ``sphinx-build -W --keep-going -b html docs <output>`` makes the site.
+
+It needs what ``pip install ".[dev]"`` installs and no network. The package is that of the source tree, whatever copy is
+installed, as in the tests. With DOCS_INTERSPHINX=1 in the environment, names of Python, torch and Lightning become
+links to their documentation; their inventories are downloaded for that.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+import sys
+from contextlib import suppress
+from functools import reduce
+from operator import or_
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from sphinx.application import Sphinx
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+project = "lightning-coreset"
+release = version = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.M)[1]
+html_show_copyright = False
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+]
+myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 3
+html_theme = "furo"
+html_title = f"{project} {release}"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+pygments_dark_style = "github-dark"
+highlight_language = "none"  # a fence that does not say its language holds no code
+
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True  # as entries of their own they would be described twice
+napoleon_use_rtype = False
+autodoc_member_order = "bysource"
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented"
+python_use_unqualified_type_names = True
+
+# A name of this package that leads nowhere is a warning. Names of others lead somewhere only with their inventories.
+nitpicky = True
+nitpick_ignore = [
+    ("py:class", "lightning_coreset.checkpoint.hooks.Model"),  # type variables
+    ("py:class", "lightning_coreset.checkpoint.loading.Model"),
+    ("py:class", "Tensor"),  # of functions whose annotations Sphinx cannot evaluate
+    ("py:class", "nn.Module"),
+    ("py:exc", "MisconfigurationException"),
+]
+nitpick_ignore_regex = [("py:class", r"(collections|lightning|os|re|torch|torchmetrics)\..*")]
+
+if os.environ.get("DOCS_INTERSPHINX") == "1":
+    extensions.append("sphinx.ext.intersphinx")
+    intersphinx_mapping = {
+        "python": ("https://docs.python.org/3", None),
+        "torch": ("https://docs.pytorch.org/docs/stable", None),
+        "lightning": ("https://lightning.ai/docs/pytorch/stable", None),
+    }
+
+
+def literals_last(hint: Any) -> Any:
+    """A union with its ``Literal`` behind the classes: of what follows a ``Literal`` Sphinx makes no links."""
+    if get_origin(hint) not in (Union, UnionType):
+        return hint
+    parts = sorted(get_args(hint), key=lambda part: (part is NoneType, get_origin(part) is Literal))
+    return reduce(or_, parts)
+
+
+def evaluate_annotations(app: Sphinx, function: Any, bound_method: bool) -> None:
+    """Show what the names of types stand for, in classes as well, where Sphinx itself takes them as they are."""
+    if inspect.isfunction(function):
+        with suppress(NameError):  # imported for type checkers only
+            hints = get_type_hints(function)
+            function.__annotations__ = {name: literals_last(hint) for name, hint in hints.items()}
+
+
+def setup(app: Sphinx) -> None:
+    app.connect("autodoc-before-process-signature", evaluate_annotations)

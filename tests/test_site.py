@@ -1,0 +1,33 @@
+"""The reference leaves nothing out. That what it names exists, Sphinx itself says, which takes warnings for errors."""
+
+import re
+
+import pytest
+from pages import ROOT
+
+import lightning_coreset
+from lightning_coreset import coreset
+
+_DIRECTIVE = re.compile(
+    r"^\.\. (?:(?:currentmodule:: (?P<module>\S+))|(?:auto(?:class|function):: (?P<name>\S+)))$", re.M
+)
+
+
+def documented() -> set[str]:
+    """The names under which the pages of ``docs/api`` document classes and functions."""
+    names = set()
+    for page in (ROOT / "docs" / "api").glob("*.md"):
+        module = ""
+        for directive in _DIRECTIVE.finditer(page.read_text(encoding="utf-8")):
+            if directive["module"]:
+                module = directive["module"]
+            else:
+                names.add(directive["name"] if "." in directive["name"] else f"{module}.{directive['name']}")
+    return names
+
+
+@pytest.mark.parametrize("module", [lightning_coreset, coreset], ids=lambda module: module.__name__)
+def test_every_public_name_is_in_the_reference(module):
+    missing = {f"{module.__name__}.{name}" for name in module.__all__} - documented()
+
+    assert not missing
