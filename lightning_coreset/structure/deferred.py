@@ -18,16 +18,21 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import _disable_current_modes
 
 from lightning_coreset.structure.forms import form_of, is_large_product
 
 _READS = frozenset(
     {
         *(Tensor.numpy, Tensor.tolist, Tensor.data_ptr, Tensor.untyped_storage, Tensor.storage, Tensor.share_memory_),
-        *(Tensor.__array__, Tensor.__dlpack__, Tensor.__deepcopy__, Tensor.__reduce_ex__),
+        *(Tensor.__array__, Tensor.__dlpack__, Tensor.__deepcopy__, Tensor.__reduce_ex__, Tensor.__repr__),
+        Tensor.__format__,
+        *(Tensor.data.__get__, Tensor.data.__set__),  # type: ignore[attr-defined]
     }
 )
 """How code gets at the values of a tensor without an operation that a dispatch mode sees."""
+
+_PLAIN = (Tensor, nn.Parameter, nn.Buffer)
 
 
 class _Call(NamedTuple):
@@ -51,8 +56,10 @@ class Deferred:
     def __init__(self) -> None:
         self.played = 0
         self._tape: list[_Call] = []
-        # Tensors whose values are to come, by identity, which holds because they are kept alive here.
+        # Tensors whose values are to come, by identity, and the memory that these will be written to. Both numbers hold
+        # because the tensors are kept alive here.
         self._pending: dict[int, Tensor] = {}
+        self._memory: set[int] = set()
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -62,7 +69,7 @@ class Deferred:
 
     def run(self, function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], tensors: list[Tensor]) -> Any:
         """The result of an operation on ``tensors``, now or later."""
-        if any(id(tensor) in self._pending for tensor in tensors):
+        if self._tape and any(map(self._waits, tensors)):
             return self._go_on(function, args, kwargs, tensors)
         if is_large_product(function, tensors) and all(map(_is_plain, tensors)):
             return self._put_off(function, args, kwargs, tensors)
@@ -98,7 +105,7 @@ class Deferred:
         if torch.Tag.inplace_view in function.tags:
             return False
         # Masks and positions decide over shapes, and rules of the engine look into them.
-        if any(id(tensor) in self._pending and not tensor.is_floating_point() for tensor in tensors):
+        if any(not tensor.is_floating_point() and self._waits(tensor) for tensor in tensors):
             return False
         if torch.Tag.dynamic_output_shape in function.tags and any(map(_is_mask, tensors)):
             return False
@@ -107,40 +114,62 @@ class Deferred:
         # A write into a tensor with values: others may be views of it.
         written = [argument.name for argument in function._schema.arguments if argument.is_write]
         first = function._schema.arguments[0].name
-        return written == [first] and bool(args) and id(args[0]) in self._pending
+        return written == [first] and bool(args) and self._waits(args[0])
 
     def _now(self, function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         self.play()
         return function(*args, **kwargs)
 
+    def _waits(self, tensor: Tensor) -> bool:
+        """Whether the values of a tensor, or of what it is another view of, are to come."""
+        return id(tensor) in self._pending or _memory(tensor) in self._memory
+
     def _keep(self, results: Any) -> None:
-        self._pending.update((id(one), one) for one in results if isinstance(one, Tensor))
+        for one in results:
+            if isinstance(one, Tensor):
+                self._pending[id(one)] = one
+                self._memory.add(_memory(one))
 
     def play(self) -> None:
         """Do what was put off: all pending tensors have their values then."""
-        tape, self._tape, self._pending = self._tape, [], {}
+        tape = self._tape
+        self.forget()
         self.played += len(tape)
-        with torch.no_grad():
+        # A read of values comes from outside of the engine, which is not to see these operations a second time.
+        with _disable_current_modes(), torch.no_grad():
             for call in tape:
                 found = call.function(*call.args, **call.kwargs)
                 values = (one for one in _each(found) if isinstance(one, Tensor))
                 for result, value in zip(call.results, values, strict=False):
                     result.copy_(value)
 
+    def forget(self) -> None:
+        """Let go of all that was put off."""
+        self._tape, self._pending, self._memory = [], {}, set()
+
     def close(self) -> None:
         """At the end of a run, its outputs let go: give values to what is still held by others, and forget the rest."""
         if self._outlives():
             self.play()
-        self._tape, self._pending = [], {}
+        self.forget()
 
     def _outlives(self) -> bool:
-        """Whether anything but this object holds a pending tensor, told by the references to it that are not ours."""
-        held = Counter(id(one) for call in self._tape for one in _held_by(call))
-        viewed = {id(one._base) for one in self._pending.values() if one._base is not None}
+        """Whether anything but this object holds a pending tensor, told by the references that are not ours."""
         own = list(self._pending.values())
-        others = [sys.getrefcount(one) - held[id(one)] for one in own]
+        lying = Counter(map(_memory, own))
+        single = torch.empty(1)
+        unseen = _users(_memory(single)) - 1
+        if any(_users(memory) - unseen > count for memory, count in lying.items()):
+            return True  # a tensor that no operation made, such as a ``Parameter`` around another one
+        held = Counter(id(one) for call in self._tape for one in _held_by(call))
+        viewed = {id(one._base) for one in own if one._base is not None}
         usual = _references()
-        return any(count > usual[id(one) in viewed] for one, count in zip(own, others, strict=True))
+        return any(sys.getrefcount(one) - held[id(one)] > usual[id(one) in viewed] for one in own)
+
+
+def _users(memory: int) -> int:
+    """How many tensors lie on the same memory, and whatever else torch counts."""
+    return torch._C._storage_Use_Count(memory)
 
 
 def _references() -> tuple[int, int]:
@@ -148,9 +177,14 @@ def _references() -> tuple[int, int]:
     pending = {number: torch.empty(1) for number in range(2)}
     view = pending[1].view(1)
     own = list(pending.values())
-    alone, viewed = [sys.getrefcount(one) for one in own]
+    alone, viewed = (sys.getrefcount(one) for one in own)
     del view
     return alone, viewed
+
+
+def _memory(tensor: Tensor) -> int:
+    """A number for the memory that a tensor lies on; 0 where it has none of its own."""
+    return tensor.untyped_storage()._cdata if type(tensor) in _PLAIN and tensor.layout is torch.strided else 0
 
 
 class _Reads(TorchFunctionMode):
@@ -169,7 +203,7 @@ class _Reads(TorchFunctionMode):
 def _is_plain(tensor: Tensor) -> bool:
     """A dense tensor on the CPU and of no other class, which could do things of its own."""
     return (
-        type(tensor) in (Tensor, nn.Parameter)
+        type(tensor) in _PLAIN
         and tensor.device.type == "cpu"
         and tensor.layout is torch.strided
         and not tensor.is_complex()

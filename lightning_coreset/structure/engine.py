@@ -160,7 +160,7 @@ class Propagation(TorchDispatchMode):
 
     def put(self, tensor: Tensor, carried: Carried) -> None:
         """Remember what is known of a result, and the grids to be decided at the end."""
-        carried = replace(carried, axes=settle(carried.axes, self.atoms))
+        carried = carried.with_axes(settle(carried.axes, self.atoms))
         self.grids += [axis for axis in carried.axes if len(axis.dims) > 1]
         self._known[tensor] = carried
 

@@ -57,11 +57,21 @@ def _with_memory(leaf: Any) -> Any:
     return leaf if not isinstance(leaf, Tensor) else torch.empty_strided(leaf.shape, leaf.stride(), dtype=leaf.dtype)
 
 
-# ---- forms that torch's kernels are slow to tell, all in Python as they are; None where they do not hold
+# ---- forms that torch's own kernels tell slowly, all in Python as they are, or wrongly for the CPU. None where these
+# ---- few lines do not know and torch's do.
+
+
+class _NotKnown(Exception):  # noqa: N818 - a finding, not an error
+    """Nobody knows the form beforehand."""
 
 
 def _like_first(first: Tensor, *_: Any, **__: Any) -> Tensor | None:
     return torch.empty_like(first) if first.is_floating_point() else None
+
+
+def _softmax(x: Tensor, _: int, dtype: Any = None) -> Tensor | None:
+    # The third argument of aten._softmax is whether half becomes single precision; that of _safe_softmax a type.
+    return torch.empty_like(x) if not dtype else None
 
 
 def _arithmetic(first: Any, second: Any, **_: Any) -> Tensor | None:
@@ -77,9 +87,11 @@ def _arithmetic(first: Any, second: Any, **_: Any) -> Tensor | None:
     return torch.empty_like(first) if fits and first.is_contiguous() and second.is_contiguous() else None
 
 
-def _batch_norm(x: Tensor, *statistics: Any, **_: Any) -> tuple[Tensor, Tensor, Tensor] | None:
+def _batch_norm(x: Tensor, *statistics: Any, **_: Any) -> tuple[Tensor, Tensor, Tensor]:
     training = statistics[4]
-    return None if training else (torch.empty_like(x), x.new_empty(0), x.new_empty(0))
+    if training or not (x.is_contiguous() or (x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last))):
+        raise _NotKnown
+    return torch.empty_like(x), x.new_empty(0), x.new_empty(0)
 
 
 def _layer_norm(x: Tensor, shape: list[int], *_: Any, **__: Any) -> tuple[Tensor, Tensor, Tensor] | None:
@@ -88,6 +100,46 @@ def _layer_norm(x: Tensor, shape: list[int], *_: Any, **__: Any) -> tuple[Tensor
         return None
     statistics = [*x.shape[:lead], *[1] * len(shape)]
     return torch.empty_like(x), x.new_empty(statistics), x.new_empty(statistics)
+
+
+def _convolution(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    transposed: bool,
+    output_padding: list[int],
+    groups: int,
+) -> Tensor | None:
+    dims = len(stride)
+    if transposed and not (x.is_contiguous() and weight.is_contiguous()):
+        raise _NotKnown
+    if transposed or x.dim() != dims + 2 or x.shape[1] != weight.shape[1] * groups or len(padding) != dims:
+        return None
+    if x.dtype != weight.dtype or not weight.is_contiguous():
+        raise _NotKnown
+    sizes = [
+        (size + 2 * pad - step * (kernel - 1) - 1) // move + 1
+        for size, kernel, move, pad, step in zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True)
+    ]
+    if min(sizes) <= 0:
+        return None
+    result = x.new_empty(x.shape[0], weight.shape[0], *sizes)
+    if x.is_contiguous():
+        return result
+    if x.dim() == 4 and x.stride(1) == 1:  # channels last
+        return result.contiguous(memory_format=torch.channels_last)
+    raise _NotKnown
+
+
+def _unsafe_view(x: Tensor, shape: list[int]) -> Tensor | None:
+    return x.new_empty(shape) if min(shape, default=0) >= 0 and math.prod(shape) == x.numel() else None
+
+
+def _recurrent(*_: Any, **__: Any) -> None:
+    raise _NotKnown
 
 
 def _mm(first: Tensor, second: Tensor) -> Tensor | None:
@@ -113,8 +165,12 @@ _FORMS: dict[Any, Callable[..., Any]] = {
         _like_first,
     ),
     **dict.fromkeys((_aten.add, _aten.add_, _aten.sub, _aten.mul, _aten.mul_, _aten.div), _arithmetic),
+    **dict.fromkeys((_aten._softmax, _aten._safe_softmax), _softmax),
     _aten.native_batch_norm: _batch_norm,
     _aten.native_layer_norm: _layer_norm,
     **dict.fromkeys((_aten.mm, _aten.bmm), _mm),
     _aten.addmm: _addmm,
+    _aten.convolution: _convolution,
+    _aten._unsafe_view: _unsafe_view,
+    _aten.mkldnn_rnn_layer: _recurrent,
 }
