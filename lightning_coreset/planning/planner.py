@@ -148,8 +148,8 @@ def _choose(
     """Select bottom to top on working copies, in which removed columns are gone and kept ones reweighted."""
     request = survey.request
     selector = Selector(request.method, torch.Generator().manual_seed(request.seed))
-    cut = certifier is None and not isinstance(request.method, Reconstruction)
-    working = Working(survey.tensors, survey.groups, cut=cut)
+    # The laws of inputs, which reconstruction carries along, tell of every channel that a layer had.
+    working = Working(survey.tensors, survey.groups, cut=not isinstance(request.method, Reconstruction))
     choices = []
     for position, group in enumerate(survey.groups, start=1):
         if progress is not None:

@@ -22,8 +22,8 @@ class Working:
     Args:
         tensors: Parameters and buffers by name.
         groups: All groups of the plan.
-        cut: Whether what reads a group may become narrower. Not where the laws of its inputs are known channel by
-            channel, or certificates compare it with what it was.
+        cut: Whether what reads a group may become narrower; not where the laws of its inputs are known channel by
+            channel.
 
     Attributes:
         tensors: Parameters and buffers by name, as they are by now.
