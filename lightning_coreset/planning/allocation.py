@@ -2,6 +2,8 @@
 
 Every allocation is an order of the steps down the groups' ladders, and every pruning ratio a prefix of it. Hence a
 larger ratio never keeps more, and the ratio is met to the nearest step.
+
+An order is an int64 tensor with an entry for every step: the number of the ladder on which it goes one rung down.
 """
 
 from __future__ import annotations
@@ -10,34 +12,21 @@ import heapq
 import math
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import accumulate
-from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from lightning_coreset.planning.ladders import Ladder
 from lightning_coreset.planning.sizes import Meter, Totals, Unit
 
 
-class Step(NamedTuple):
-    """One removal: a group goes down to the next smaller size that it may have.
-
-    Attributes:
-        group: The group's name.
-        size: Classes that are left.
-    """
-
-    group: str
-    size: int
-
-
 def solve(
-    steps: Sequence[Step], ladders: Sequence[Ladder], meter: Meter, ratio: float, unit: Unit, original: Totals
+    order: Tensor, ladders: Sequence[Ladder], meter: Meter, ratio: float, unit: Unit, original: Totals
 ) -> dict[str, int]:
     """Go so many steps that what is gone is nearest to a ratio; every step makes the model smaller.
 
     Args:
-        steps: The removals, in order.
+        order: The numbers of the ladders, step by step, (steps,).
         ladders: The sizes of all groups to begin with.
         meter: Counts the model.
         ratio: The fraction of ``original`` that shall be gone.
@@ -49,50 +38,44 @@ def solve(
     """
 
     def sizes(count: int) -> dict[str, int]:
-        return {ladder.group: ladder.rungs[0] for ladder in ladders} | {step.group: step.size for step in steps[:count]}
+        taken = order[:count].bincount(minlength=len(ladders)).tolist()
+        return {ladder.group: ladder.rungs[steps] for ladder, steps in zip(ladders, taken, strict=True)}
 
     def gone(count: int) -> float:
         return meter.gone(sizes(count), original, unit)
 
-    count = bisect_left(range(len(steps)), ratio, key=gone)
+    count = bisect_left(range(len(order)), ratio, key=gone)
     if count > 0 and abs(gone(count - 1) - ratio) <= abs(gone(count) - ratio):
         count -= 1
     return sizes(count)
 
 
-def uniform_steps(ladders: Sequence[Ladder]) -> list[Step]:
+def uniform_steps(ladders: Sequence[Ladder]) -> Tensor:
     """All groups at the same pace: by the fraction of its ORIGINAL classes that a group has lost half-way of a step.
 
     The order does not depend on where the groups are by now, so that going some steps, and later some more, ends where
     going all at once does.
+
+    Returns:
+        The numbers of the ladders, (steps,).
     """
-    timed = [
-        (1 - (above + below) / 2 / ladder.original, number, Step(ladder.group, below))
-        for number, ladder in enumerate(ladders)
-        for above, below in ladder.steps()
-    ]
-    return [step for _, _, step in sorted(timed, key=lambda entry: entry[:2])]
+    return _by_time([_half_way(ladder, ladder.original) for ladder in ladders])
 
 
-def ranked_steps(ladders: Sequence[Ladder], scores: Mapping[str, Tensor]) -> list[Step]:
+def ranked_steps(ladders: Sequence[Ladder], scores: Mapping[str, Tensor]) -> Tensor:
     """The least important classes of all groups first.
 
     Args:
         ladders: The sizes that each group may have.
         scores: How important each class is, by group name, (N,); comparable between groups.
+
+    Returns:
+        The numbers of the ladders, (steps,).
     """
-    timed = []
-    for number, ladder in enumerate(ladders):
-        ascending = scores[ladder.group].sort().values
-        whole = len(ascending)
-        timed += [
-            (float(ascending[whole - above : whole - below].mean()), number, -below, Step(ladder.group, below))
-            for above, below in ladder.steps()
-        ]
-    return [step for *_, step in sorted(timed, key=lambda entry: entry[:3])]
+    return _by_time([_means(ladder, scores[ladder.group]) for ladder in ladders])
 
 
-def error_steps(ladders: Sequence[Ladder], curves: Mapping[str, Tensor], meter: Meter, unit: Unit) -> list[Step]:
+def error_steps(ladders: Sequence[Ladder], curves: Mapping[str, Tensor], meter: Meter, unit: Unit) -> Tensor:
     """Always the step that adds the least error for what it saves.
 
     Args:
@@ -102,27 +85,54 @@ def error_steps(ladders: Sequence[Ladder], curves: Mapping[str, Tensor], meter: 
             have they.
         meter: Counts what a step saves.
         unit: In what it is counted.
+
+    Returns:
+        The numbers of the ladders, (steps,).
     """
-    priced = [ladder for ladder in ladders if ladder.group in curves and len(ladder.rungs) > 1]
+    priced = [number for number, one in enumerate(ladders) if one.group in curves and len(one.rungs) > 1]
     if not priced:
         return uniform_steps(ladders)
     sizes = {ladder.group: ladder.rungs[0] for ladder in ladders}
-    steps, saved = zip(*_cheapest_first(priced, curves, meter, unit, sizes), strict=True)
-    total = max(sum(saved), 1e-12)
-    timed = [(gone / total, 0, step) for gone, step in zip(accumulate(saved), steps, strict=True)]
-    for number, ladder in enumerate(ladders, 1):
-        if ladder.group not in curves:
-            timed += [
-                (1 - (above + below) / 2 / ladder.rungs[0], number, Step(ladder.group, below))
-                for above, below in ladder.steps()
-            ]
-    return [step for _, _, step in sorted(timed, key=lambda entry: entry[:2])]
+    chosen = list(_cheapest_first([ladders[number] for number in priced], curves, meter, unit, sizes))
+    steps = torch.tensor([priced[number] for number, _ in chosen])
+    gone = torch.tensor([saving for _, saving in chosen], dtype=torch.float64).cumsum(0)
+    gone /= gone[-1].clamp_min(1e-12)
+    others = [
+        torch.zeros(0, dtype=torch.float64) if ladder.group in curves else _half_way(ladder, ladder.rungs[0])
+        for ladder in ladders
+    ]
+    times = torch.cat([gone, *others])
+    numbers = torch.cat([steps, _numbers(others)])
+    return numbers[times.argsort(stable=True)]  # those of known error before others at the same time
+
+
+def _by_time(times: Sequence[Tensor]) -> Tensor:
+    """The ladders' numbers in the order of their steps' times; of two at one time the lower number comes first."""
+    return _numbers(times)[torch.cat(list(times)).argsort(stable=True)]
+
+
+def _numbers(times: Sequence[Tensor]) -> Tensor:
+    lengths = torch.tensor([len(one) for one in times])
+    return torch.arange(len(times)).repeat_interleave(lengths)
+
+
+def _half_way(ladder: Ladder, whole: int) -> Tensor:
+    """The fraction of ``whole`` that is gone half-way of every step, (steps,)."""
+    rungs = torch.tensor(ladder.rungs, dtype=torch.float64)
+    return 1 - (rungs[:-1] + rungs[1:]) / 2 / whole
+
+
+def _means(ladder: Ladder, scores: Tensor) -> Tensor:
+    """The mean score of the classes that go with every step, the least important first, (steps,)."""
+    ascending = scores.double().sort().values
+    pieces = ascending[: len(ascending) - ladder.smallest].split([above - below for above, below in ladder.steps()])
+    return torch.stack([piece.mean() for piece in pieces]) if len(ladder.rungs) > 1 else ascending.new_zeros(0)
 
 
 def _cheapest_first(
     ladders: Sequence[Ladder], curves: Mapping[str, Tensor], meter: Meter, unit: Unit, sizes: dict[str, int]
-) -> Iterator[tuple[Step, float]]:
-    """The steps in the order of their prices, each with what it saves; ``sizes`` follows.
+) -> Iterator[tuple[int, float]]:
+    """The ladders' numbers in the order of their steps' prices, each with what it saves; ``sizes`` follows.
 
     A step saves less once the layers next to it have shrunk, and adds more error once its own has. Prices only rise:
     so a queue is enough, in which a price is looked at again when its turn comes.
@@ -146,7 +156,7 @@ def _cheapest_first(
             continue
         (_, below), _ = descents[number].pop(0)
         sizes[ladders[number].group] = below
-        yield Step(ladders[number].group, below), saving
+        yield number, saving
         if descents[number]:
             heapq.heappush(queue, offer(number))
 

@@ -156,7 +156,7 @@ class _Change:
     @classmethod
     def of(cls, group: ChannelGroup, form: PathForm, selection: Selection, tensors: Mapping[str, Tensor]) -> _Change:
         # In the dtype of the model: the certificate is about the weights that it will have.
-        updates = {name: value.to(tensors[name].dtype) for name, value in selection.updates.items()}
+        updates = {name: value.to(tensors[name].dtype) for name, value in selection.rewritten(group, tensors).items()}
         after = {**tensors, **updates}
         kept = torch.zeros(group.size, dtype=torch.float64).index_fill_(0, selection.kept, 1.0)
         new = consumer_slices(group, form.path.consumer, after) * kept[:, None, None]

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from lightning_coreset.methods import chooses_sizes
+from lightning_coreset.methods import Reconstruction, chooses_sizes
 from lightning_coreset.plan import GroupPlan, ParameterChange, PruningPlan
 from lightning_coreset.planning.certificates import Certifier, GroupCertificate
 from lightning_coreset.planning.radii import LayerInputs
 from lightning_coreset.planning.reach import check_survey
 from lightning_coreset.planning.request import Request
 from lightning_coreset.planning.select import Selector
-from lightning_coreset.planning.selection import Selection, scale_consumers
+from lightning_coreset.planning.selection import Selection
 from lightning_coreset.planning.sizes import Totals, reached
 from lightning_coreset.planning.survey import Survey
+from lightning_coreset.planning.working import Working
 from lightning_coreset.structure import ChannelGroup, Structure
-from lightning_coreset.surgery import scale_counts, slice_members, take
+from lightning_coreset.surgery import scale_counts, slice_members
 
 
 def measure(model: nn.Module, structure: Structure, request: Request) -> Totals:
@@ -123,15 +124,18 @@ class _Choice:
 def _reports(survey: Survey, choices: Sequence[_Choice], before: Totals, after: Totals) -> tuple[GroupPlan, ...]:
     """Every group with what goes by its cut, the cuts below it being made: together exactly what goes in all."""
     cut = [choice.group.name for choice in choices if len(choice.selection.kept) < choice.group.size]
-    sizes, left, reports = dict(before.widths), before, []
+    sizes, params, macs = dict(before.widths), float(before.params), float(before.macs)
+    reports = []
     for choice in choices:
-        name, now = choice.group.name, left
+        name, left = choice.group.name, (round(params), round(macs))
         if name in cut:
-            sizes[name] = len(choice.selection.kept)
-            # The meter goes by averages where classes differ; the last one makes up for it.
-            now = after if name == cut[-1] else survey.meter.totals(sizes)
-        reports.append(choice.report(left.params - now.params, left.macs - now.macs))
-        left = now
+            size = len(choice.selection.kept)
+            params -= survey.meter.saved(name, size, sizes, "params")
+            macs -= survey.meter.saved(name, size, sizes, "macs")
+            sizes[name] = size
+            if name == cut[-1]:  # the meter goes by averages where classes differ; the last one makes up for it
+                params, macs = float(after.params), float(after.macs)
+        reports.append(choice.report(left[0] - round(params), left[1] - round(macs)))
     return tuple(reports)
 
 
@@ -141,40 +145,33 @@ def _choose(
     certifier: Certifier | None,
     progress: Callable[[str, int, int], None] | None,
 ) -> tuple[list[_Choice], tuple[ParameterChange, ...]]:
-    """Select bottom to top on working copies, in which removed columns are zero and kept ones reweighted."""
-    tensors, request = survey.tensors, survey.request
+    """Select bottom to top on working copies, in which removed columns are gone and kept ones reweighted."""
+    request = survey.request
     selector = Selector(request.method, torch.Generator().manual_seed(request.seed))
-    working = dict(tensors)
-    reweighted: set[str] = set()
+    # The laws of inputs, which reconstruction carries along, tell of every channel that a layer had.
+    working = Working(survey.tensors, survey.groups, cut=not isinstance(request.method, Reconstruction))
     choices = []
     for position, group in enumerate(survey.groups, start=1):
         if progress is not None:
             progress(group.name, position, len(survey.groups))
-        selection = selector.select(group, sizes.get(group.name, group.size), working)
-        certificate = None if certifier is None else certifier.certificate(group, selection, working)
+        selection = selector.select(group, sizes.get(group.name, group.size), working.tensors)
+        certificate = None if certifier is None else certifier.certificate(group, selection, working.tensors)
         choices.append(_Choice(group, selection, certificate))
-        reweighted |= selection.updates.keys()
-        working |= selection.updates
-        if not selection.updates and len(selection.kept) < group.size:  # updates have their zeros already
-            factor = torch.zeros(group.size, dtype=torch.float64).index_fill_(0, selection.kept, 1.0)
-            working |= scale_consumers(group, factor, working)
+        working.put(group, selection)
     if selector.clipped:
         warnings.warn(
             f"The bound is vacuous for {', '.join(selector.clipped)}: the theorem asks for at least as many draws as "
             "there are channels, so all of them stay. Ask for a larger epsilon.",
             stacklevel=5,  # to whoever called `prune`
         )
-    return choices, _changes(tensors, working, choices, reweighted)
+    return choices, _changes(survey.tensors, working, choices)
 
 
 def _changes(
-    tensors: Mapping[str, Tensor], working: Mapping[str, Tensor], choices: Sequence[_Choice], reweighted: set[str]
+    tensors: Mapping[str, Tensor], working: Working, choices: Sequence[_Choice]
 ) -> tuple[ParameterChange, ...]:
-    slices = slice_members(tensors, [(choice.group, choice.selection.kept.tolist()) for choice in choices])
-    shapes = {name: tuple(tensors[name].shape) for name in reweighted}
+    shapes = {name: tuple(tensors[name].shape) for name in working.reweighted}
     by_name = {name: ParameterChange(name, shape, shape, {}) for name, shape in shapes.items()}
+    slices = slice_members(tensors, [(choice.group, choice.selection.kept.tolist()) for choice in choices])
     by_name |= {change.name: change for change in slices}
-    for name in reweighted:
-        value = take(working[name], by_name[name].kept).to(tensors[name].dtype)
-        by_name[name] = replace(by_name[name], value=value)
-    return tuple(by_name.values())
+    return tuple(map(working.content, by_name.values()))

@@ -81,7 +81,7 @@ class Selector:
         assert method.sampler is not None
         draw = {"distinct": draw_distinct, "draws": draw_fixed, "pps": draw_pps}[method.sampler]
         sample = draw(scores, size, self.generator)
-        return Selection.weighted(group, sample.kept, sample.weights, tensors, method_name(method))
+        return Selection(sample.kept, method_name(method), weights=sample.weights)
 
     def _guaranteed(
         self, group: ChannelGroup, epsilon: float, method: Sensitivity, tensors: Mapping[str, Tensor]
@@ -98,7 +98,7 @@ class Selector:
             self.clipped.append(group.name)
             return Selection.whole(group)
         sample = draw_fixed(scores, draws, self.generator)
-        return Selection.weighted(group, sample.kept, sample.weights, tensors, method_name(method))
+        return Selection(sample.kept, method_name(method), weights=sample.weights)
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from lightning_coreset.structure import ChannelGroup
+from lightning_coreset.structure import ChannelGroup, Member
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,37 +22,50 @@ class Selection:
             repaired statistics. Not sliced yet.
         expected_error: The expected squared error of the consumers' outputs over their expected square, under the
             Gaussian law of the activations; ``None`` where it is not known.
+        weights: One multiplier, float64 (m,), for all that reads a kept class; ``None`` where it stays as it is or
+            ``updates`` says what it becomes.
     """
 
     kept: Tensor
     method: str
     updates: Mapping[str, Tensor] = field(default_factory=dict)
     expected_error: float | None = None
+    weights: Tensor | None = None
 
     @classmethod
     def whole(cls, group: ChannelGroup) -> Selection:
         """All classes stay."""
         return cls(torch.arange(group.size), "kept whole", {}, 0.0)
 
-    @classmethod
-    def weighted(
-        cls, group: ChannelGroup, kept: Tensor, weights: Tensor, tensors: Mapping[str, Tensor], method: str
-    ) -> Selection:
-        """One multiplier (m,) for all that reads a kept class."""
-        factor = torch.zeros(group.size, dtype=torch.float64)
-        factor[kept] = weights.cpu()
-        return cls(kept, method, scale_consumers(group, factor, tensors))
+    def factor(self, group: ChannelGroup) -> Tensor:
+        """By what all that reads a class is multiplied, zero where it goes, float64 (N,)."""
+        weights = torch.ones(len(self.kept), dtype=torch.float64) if self.weights is None else self.weights.cpu()
+        return torch.zeros(group.size, dtype=torch.float64).index_copy_(0, self.kept, weights.double())
+
+    def rewritten(self, group: ChannelGroup, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """New values of whole tensors by name, whether by ``weights`` or by ``updates``."""
+        return self.updates if self.weights is None else scale_consumers(group, self.factor(group), tensors)
 
 
 def scale_consumers(group: ChannelGroup, factor: Tensor, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The group's consumers with the columns of every class multiplied by its factor (N,)."""
     scaled: dict[str, Tensor] = {}
     for member in group.by_role("consumer"):
-        tensor = scaled.get(member.name, tensors[member.name].detach())
-        # One number more at the end, where classes with fewer positions than others have their -1.
-        column = torch.ones(tensor.shape[member.dim] + 1, dtype=torch.float64)
-        column[member.positions] = factor[:, None]
-        shape = [1] * tensor.dim()
-        shape[member.dim] = -1
-        scaled[member.name] = tensor * column[:-1].reshape(shape).to(tensor.device, tensor.dtype)
+        tensor = scaled.setdefault(member.name, tensors[member.name].detach().clone())
+        multiply(tensor, member.dim, column_factors(member, factor, tensor.shape[member.dim]))
     return scaled
+
+
+def column_factors(member: Member, factor: Tensor, length: int) -> Tensor:
+    """The factor of every class at its positions along the member's dimension, ones elsewhere, float64 (length,)."""
+    # One number more at the end, where classes with fewer positions than others have their -1.
+    column = torch.ones(length + 1, dtype=torch.float64)
+    column[member.positions] = factor[:, None]
+    return column[:-1]
+
+
+def multiply(tensor: Tensor, dim: int, factors: Tensor) -> Tensor:
+    """Multiply a tensor, in place, at every position along ``dim`` by its factor."""
+    shape = [1] * tensor.dim()
+    shape[dim] = -1
+    return tensor.mul_(factors.reshape(shape).to(tensor.device, tensor.dtype))

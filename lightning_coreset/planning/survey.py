@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_coreset.methods import Magnitude, Reconstruction
-from lightning_coreset.planning.allocation import Step, error_steps, ranked_steps, solve, uniform_steps
+from lightning_coreset.planning.allocation import error_steps, ranked_steps, solve, uniform_steps
 from lightning_coreset.planning.ladders import Ladder
 from lightning_coreset.planning.laws import InputLaw
 from lightning_coreset.planning.layout import NoCoresetForm
@@ -101,7 +101,7 @@ class Survey:
     def _wanted(self, ladder: Ladder) -> float:
         return ladder.original * (1 - self.ratios[ladder.group])
 
-    def _steps(self) -> list[Step]:
+    def _steps(self) -> Tensor:
         if self.request.allocation == "error":
             return error_steps(self.ladders, dict(self._curves()), self.meter, self.request.unit)
         if self.request.allocation == "global":

@@ -8,7 +8,8 @@ one, its channels. The axes of one tensor vary along different dimensions.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -33,10 +34,14 @@ class Axis:
     made: bool = False
     lone: bool = False
 
-    @property
+    @cached_property
     def dims(self) -> tuple[int, ...]:
         """The dimensions along which the labels vary."""
         return tuple(dim for dim, size in enumerate(self.labels.shape) if size > 1)
+
+    def relabelled(self, labels: Tensor) -> Axis:
+        """The axis with other labels, which it may have anyway."""
+        return self if labels is self.labels else Axis(labels, self.sources, self.made, self.lone)
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +60,10 @@ class Carried:
     direct: str | None = None
     trails: dict[str, tuple[Step, ...]] = field(default_factory=dict)
 
+    def with_axes(self, axes: tuple[Axis, ...]) -> Carried:
+        """The same with other axes."""
+        return Carried(axes, self.constant, self.direct, self.trails)
+
     def along(self, dim: int) -> Axis | None:
         """The axis that varies along ``dim``."""
         return next((axis for axis in self.axes if axis.labels.shape[dim] > 1), None)
@@ -69,7 +78,7 @@ def compress(axis: Axis, atoms: Atoms) -> Axis:
     labels = _narrowed(labels, atoms.roots(labels))
     if labels.untyped_storage().nbytes() > labels.nbytes:
         labels = labels.clone()  # a narrowed view would keep the labels of the whole activation alive
-    return axis if labels is axis.labels else replace(axis, labels=labels)
+    return axis.relabelled(labels)
 
 
 def _unexpanded(labels: Tensor) -> Tensor:
@@ -103,7 +112,7 @@ def unite_along(axis: Axis, dims: Sequence[int], atoms: Atoms, reason: str) -> A
             first = labels.narrow(dim, 0, 1)
             atoms.unite(first.expand_as(labels), labels, reason)
             labels = first
-    return replace(axis, labels=labels)
+    return axis.relabelled(labels)
 
 
 def freeze(axis: Axis, dims: Sequence[int], atoms: Atoms, reason: str) -> Axis | None:
@@ -165,7 +174,7 @@ def join(
     Axes that vary along a common dimension are united. An operand that varies along such a dimension without labels
     there (a constant of the channels' length) cannot be sliced, and pins it.
     """
-    aligned = [[replace(axis, labels=_align(axis.labels, ndim)) for axis in axes if axis.dims] for _, axes in operands]
+    aligned = [[axis.relabelled(_align(axis.labels, ndim)) for axis in axes if axis.dims] for _, axes in operands]
     merged: list[Axis] = []
     for axis in (axis for axes in aligned for axis in axes if apart is None or axis.labels.shape[apart] == 1):
         merged = add(merged, axis, atoms, reason)
@@ -188,7 +197,7 @@ def add(axes: Sequence[Axis], axis: Axis, atoms: Atoms, reason: str) -> list[Axi
 
 
 def _align(labels: Tensor, ndim: int) -> Tensor:
-    return labels.reshape((1,) * (ndim - labels.dim()) + tuple(labels.shape))
+    return labels if labels.dim() == ndim else labels.reshape((1,) * (ndim - labels.dim()) + tuple(labels.shape))
 
 
 def _varies(tensor: Tensor, dim: int) -> bool:

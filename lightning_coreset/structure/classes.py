@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +36,6 @@ class Classes:
         self.roots = engine.atoms.all_roots()
         self.blocked = engine.atoms.blocked()
         self.group_of = self._partition()
-        self._class_of = torch.full_like(self.roots, -1)
         self._names: dict[int, str] = {}
         layers = {name: contraction.layer for name, contraction in engine.layers.items()}
         paths = dict.fromkeys(engine.paths)  # each once, in the order of execution
@@ -52,15 +52,19 @@ class Classes:
         dims = self._dims()
         makers = [sorted((order[where], where) for where in own if where in order) for own in dims]
         ranked = sorted(range(len(dims)), key=lambda number: (makers[number][0][0], number))
-        groups, taken = [], defaultdict(int)
+        taken: dict[str, int] = defaultdict(int)
+        class_of = torch.full_like(self.roots, -1)
         for number in ranked:
             first = makers[number][0][1]
             name = self._name(first)
             taken[name] += 1
-            name = f"{name}#{taken[name]}" if taken[name] > 1 else name
-            self._names[number] = name
-            groups.append(self._group(name, number, first, dims[number]))
-        return groups
+            self._names[number] = f"{name}#{taken[name]}" if taken[name] > 1 else name
+            # Classes are numbered as they lie in the first producer.
+            lying = self.of(first)
+            own = list(dict.fromkeys(lying[self.group_of[lying] == number].tolist()))
+            class_of[own] = torch.arange(len(own))
+        self._lie(class_of)
+        return [self._group(number, dims[number]) for number in ranked]
 
     def product_macs(self) -> dict[str, float]:
         """By group name: what products without a weight cost where their results are labelled with its classes."""
@@ -109,33 +113,44 @@ class Classes:
         module, _, parameter = producer[0].rpartition(".")
         return module if module and parameter == "weight" else producer[0]
 
-    def _group(self, name: str, number: int, first: _Dim, dims: list[_Dim]) -> ChannelGroup:
-        """The group of this number; its classes are numbered as they lie in the first producer."""
-        lying = self.of(first)
-        order = list(dict.fromkeys(lying[self.group_of[lying] == number].tolist()))
-        self._class_of[order] = torch.arange(len(order))
+    def _lie(self, class_of: Tensor) -> None:
+        """Look at all dimensions at once: the group and the class of every atom, and where they simply follow."""
+        self._group_at, self._class_at = self.group_of[self.roots], class_of[self.roots]
+        ranges = self.engine.atoms.ranges
+        number = self.engine.atoms.dimensions()
+        starts = torch.tensor([atoms.start for atoms in ranges.values()], dtype=torch.int64)
+        group, place = self._group_at[1:], torch.arange(1, len(self.roots)) - starts[number]
+        first = group[starts - 1]
+        other = (group != first[number]) | (self._class_at[1:] != place)
+        mixed = torch.zeros(len(starts), dtype=torch.bool).index_fill_(0, number[other], True)
+        self._plain = {
+            where: own for where, own, mix in zip(ranges, first.tolist(), mixed.tolist(), strict=True) if not mix
+        }
+
+    def _group(self, number: int, dims: list[_Dim]) -> ChannelGroup:
+        """The group of this number."""
+        size = int(self._class_at[self._group_at == number].max()) + 1
         members = tuple(
-            Member(*where, self._role(where), self._places(number, where, len(order)), len(self.of(where)))
+            Member(*where, self._role(where), self._places(number, where, size), len(self.engine.atoms.ranges[where]))
             for where in sorted(dims, key=self._network_order)
         )
-        return ChannelGroup(name, members, self._paths(members), self._counts(number, members))
+        return ChannelGroup(self._names[number], members, self._paths(members), self._counts(number, members))
 
     def _places(self, number: int, where: _Dim, size: int) -> tuple[tuple[int, ...], ...]:
         """The positions of every class of a group along a dimension."""
-        roots = self.of(where)
-        classes = torch.where(self.group_of[roots] == number, self._class_of[roots], -1)
-        if torch.equal(classes, torch.arange(size)):
+        atoms = self.engine.atoms.ranges[where]
+        if self._plain.get(where) == number and len(atoms) == size:
             return one_each(size)
         places: list[list[int]] = [[] for _ in range(size)]
-        for position, own in enumerate(classes.tolist()):
-            if own >= 0:
-                places[own].append(position)
+        own = (self._group_at[atoms.start : atoms.stop] == number).nonzero().squeeze(1)
+        for position, one in zip(own.tolist(), self._class_at[atoms.start + own].tolist(), strict=True):
+            places[one].append(position)
         return tuple(map(tuple, places))
 
     def _counts(self, number: int, members: tuple[Member, ...]) -> tuple[Count, ...]:
         """Group counts of GroupNorms, and head counts of the modules that hold a head's weights."""
-        named = [(module, name) for labels, module, name in self.engine.counts if self._meets(labels, number)]
-        if any(self._meets(labels, number) for labels in self.engine.heads):
+        named = [(module, name) for numbers, module, name in self._counted if number in numbers]
+        if number in self._with_heads:
             weights = [member.name for member in members if member.role != "channelwise"]
             # The weight's own module where it is a parameter of the attention itself, else that module's parent.
             holders = {prefix for name in weights for prefix in _prefixes(name, 2)}
@@ -148,8 +163,19 @@ class Classes:
                 counts.append(Count(module, name, value // size))
         return tuple(counts)
 
-    def _meets(self, labels: Tensor, number: int) -> bool:
-        return bool((self.group_of[self.roots[labels]] == number).any())
+    @cached_property
+    def _with_heads(self) -> set[int]:
+        """The groups whose classes are attention heads."""
+        heads = [labels.reshape(-1) for labels in self.engine.heads]
+        return self._numbers(torch.cat(heads)) if heads else set()
+
+    @cached_property
+    def _counted(self) -> list[tuple[set[int], str, str]]:
+        """Attributes of modules that count classes, with the groups of these."""
+        return [(self._numbers(labels), module, name) for labels, module, name in self.engine.counts]
+
+    def _numbers(self, labels: Tensor) -> set[int]:
+        return set(self.group_of[self.roots[labels]].unique().tolist())
 
     def _role(self, where: _Dim) -> Role:
         if where in self.engine.consumers:

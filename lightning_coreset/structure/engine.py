@@ -15,6 +15,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from lightning_coreset.structure.atoms import Atoms
 from lightning_coreset.structure.axes import NOTHING, Axis, Carried, freeze, settle, vector
+from lightning_coreset.structure.deferred import Deferred
 from lightning_coreset.structure.groups import Layer, Norm, Step
 
 
@@ -124,6 +125,7 @@ class Propagation(TorchDispatchMode):
         # Labels along the results of products without a weight, such as heads, with what these products cost.
         self.products: list[tuple[Tensor, int]] = []
         self.recording = True
+        self.deferred = Deferred()
         self._known = WeakTensorKeyDictionary()
         self._adopt(model)
         for (name, _), atoms in self.atoms.ranges.items():
@@ -158,7 +160,7 @@ class Propagation(TorchDispatchMode):
 
     def put(self, tensor: Tensor, carried: Carried) -> None:
         """Remember what is known of a result, and the grids to be decided at the end."""
-        carried = replace(carried, axes=settle(carried.axes, self.atoms))
+        carried = carried.with_axes(settle(carried.axes, self.atoms))
         self.grids += [axis for axis in carried.axes if len(axis.dims) > 1]
         self._known[tensor] = carried
 
@@ -261,7 +263,7 @@ class Propagation(TorchDispatchMode):
         """Run the operation, then follow it."""
         kwargs = kwargs or {}
         # The state before an in-place operation is what its rule needs; labels do not change by running it.
-        result = func(*args, **kwargs)
+        result = self.deferred.run(func, args, kwargs, _tensors((*args, *kwargs.values())))
         operation = Operation.read(func, args, kwargs, result)
         if any(tensor in self._known for tensor in operation.tensors):
             self._follow(operation)

@@ -42,9 +42,20 @@ class Member:
     length: int | None = None
 
     @cached_property
+    def one_each(self) -> bool:
+        """Whether every class lies at the position of its own number."""
+        plain = one_each(len(self.index))
+        return self.index is plain or self.index == plain
+
+    @cached_property
+    def highest(self) -> int:
+        """The last position of all; -1 if there is none."""
+        return len(self.index) - 1 if self.one_each else max((max(own, default=-1) for own in self.index), default=-1)
+
+    @cached_property
     def positions(self) -> Tensor:
         """The index as an int64 tensor (N, q) for N classes, q the most positions of a class, filled up with -1."""
-        if self.index == one_each(len(self.index)):  # the same object, so this costs nothing
+        if self.one_each:
             return torch.arange(len(self.index))[:, None]
         width = max(map(len, self.index))
         filled = [(*places, *[-1] * (width - len(places))) for places in self.index]
@@ -53,6 +64,8 @@ class Member:
     @cached_property
     def widths(self) -> Tensor:
         """How many positions every class has, int64 (N,)."""
+        if self.one_each:
+            return torch.ones(len(self.index), dtype=torch.int64)
         return (self.positions >= 0).sum(dim=1)
 
 

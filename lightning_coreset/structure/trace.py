@@ -57,10 +57,14 @@ def trace(model: nn.Module, example: Example) -> Propagation:
 
 
 def _run(engine: Propagation, model: nn.Module, example: Example) -> None:
-    with engine:
-        outputs = example.run(model, example.inputs)
-    for tensor in tensors_in(outputs):
-        engine.block(tensor, "reaches the network's output")
+    try:
+        with engine.deferred.running(), engine:
+            outputs = example.run(model, example.inputs)
+        for tensor in tensors_in(outputs):
+            engine.block(tensor, "reaches the network's output")
+        outputs = tensor = None  # so that only what the network itself keeps is left
+    finally:
+        engine.deferred.close()
 
 
 @contextmanager

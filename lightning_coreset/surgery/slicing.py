@@ -31,9 +31,10 @@ def slice_members(
     for group, classes in kept:
         goes = torch.ones(group.size, dtype=torch.bool)
         goes[list(classes)] = False
+        alone = goes.nonzero().squeeze(1)
         for member in group.members:
             tensor = tensors.get(member.name)
-            highest = int(member.positions.amax()) if member.positions.numel() else -1
+            highest = member.highest
             length = None if tensor is None or member.dim >= tensor.dim() else tensor.shape[member.dim]
             if length is None or highest >= length or member.length not in (None, length):
                 shape = None if tensor is None else tuple(tensor.shape)
@@ -42,7 +43,7 @@ def slice_members(
                     f"Expected {member.name!r} to have {wanted} positions along dimension {member.dim} "
                     f"for group {group.name!r}, but its shape is {shape}. Find the groups of the model as it is now."
                 )
-            lost = member.positions[goes]
+            lost = alone if member.one_each else member.positions[goes]
             lost = lost[lost >= 0]  # classes with fewer positions than others are filled up with -1
             if len(lost):
                 of_tensor = stays.setdefault(member.name, {})

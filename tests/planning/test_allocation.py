@@ -5,15 +5,16 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import NamedTuple
 
 import pytest
 import torch
 from networks import NETWORKS, make, structure_of
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_coreset.methods import Magnitude, Method, Random, Reconstruction, Sensitivity
 from lightning_coreset.planning import Meter, Request, Survey, Totals, Unit, make_plan, measure, prunable
-from lightning_coreset.planning.allocation import Step, error_steps, ranked_steps, uniform_steps
+from lightning_coreset.planning.allocation import error_steps, ranked_steps, uniform_steps
 from lightning_coreset.planning.ladders import Ladder
 from lightning_coreset.structure import ChannelGroup, Member, analyse
 from lightning_coreset.surgery import apply_changes, named_tensors
@@ -84,13 +85,27 @@ def test_the_nearest_rung(size, rung):
 # ---- orders
 
 
+class Step(NamedTuple):
+    """One removal: a group goes down to the next smaller size that it may have."""
+
+    group: str
+    size: int
+
+
+def steps(ladders: list[Ladder], order: Tensor) -> list[Step]:
+    """An order, with the sizes to which its steps lead."""
+    left = [list(ladder.rungs[1:]) for ladder in ladders]
+    return [Step(ladders[number].group, left[number].pop(0)) for number in order.tolist()]
+
+
 def test_uniform_steps_keep_pace_with_the_original():
     ladders = [Ladder("a", 4, (4, 3, 2, 1)), Ladder("b", 2, (2, 1))]
     order = [Step("a", 3), Step("b", 1), Step("a", 2), Step("a", 1)]  # half-way at 1/8, 1/4, 3/8 and 5/8
-    assert uniform_steps(ladders) == order
+    assert steps(ladders, uniform_steps(ladders)) == order
     # Some of it done, the rest goes in the same order.
-    assert uniform_steps([Ladder("a", 4, (3, 2, 1)), ladders[1]]) == order[1:]
-    assert uniform_steps([Ladder("a", 4, (3, 2, 1))]) == [order[2], order[3]]
+    later = [Ladder("a", 4, (3, 2, 1)), ladders[1]]
+    assert steps(later, uniform_steps(later)) == order[1:]
+    assert steps(later[:1], uniform_steps(later[:1])) == [order[2], order[3]]
 
 
 def test_ranked_steps_take_the_least_important_of_all():
@@ -98,7 +113,7 @@ def test_ranked_steps_take_the_least_important_of_all():
     scores = {"a": torch.tensor([0.3, 0.9, 0.1, 0.8]), "b": torch.tensor([0.2, 0.95, 0.85])}
     scores["c"] = torch.tensor([9.0, 0.0, 0.5, 9.0])  # two at a time, of 0.25 on average
     order = [Step("a", 3), Step("b", 2), Step("c", 2), Step("a", 2), Step("a", 1), Step("b", 1)]
-    assert ranked_steps(ladders, scores) == order
+    assert steps(ladders, ranked_steps(ladders, scores)) == order
 
 
 class Naive:
@@ -136,7 +151,8 @@ def test_error_steps_are_the_greedy_ones(name, round_to, unit):
         at = {size: curves[ladder.group][ladder.original - size] for size in ladder.rungs}
         slopes[ladder.group] = [float(at[below] - at[above]) for above, below in ladder.steps()]
     sizes = {ladder.group: ladder.original for ladder in ladders}
-    assert error_steps(ladders, curves, meter, unit) == Naive.steps(ladders, slopes, meter, unit, sizes)
+    order = Naive.steps(ladders, slopes, meter, unit, sizes)
+    assert steps(ladders, error_steps(ladders, curves, meter, unit)) == order
 
 
 def two_groups(*sizes: int) -> tuple[list[Ladder], Meter]:
@@ -155,19 +171,19 @@ def test_a_dear_channel_before_a_cheap_one_is_dear_for_both():
     ladders, meter = two_groups(3, 3)
     curves = {"0": torch.tensor([0.0, 1.0, 1.0]), "1": torch.tensor([0.0, 0.6, 1.2])}
     order = [Step("0", 2), Step("0", 1), Step("1", 2), Step("1", 1)]
-    assert error_steps(ladders, curves, meter, "params") == order
+    assert steps(ladders, error_steps(ladders, curves, meter, "params")) == order
 
 
 def test_groups_without_a_curve_go_along_with_the_others():
     ladders, meter = two_groups(8, 8, 4)
     curves = {"0": torch.zeros(8), "1": torch.arange(8.0)}
-    order = error_steps(ladders, curves, meter, "params")
+    order = steps(ladders, error_steps(ladders, curves, meter, "params"))
     assert len(order) == 7 + 7 + 3
     places = [order.index(Step("2", size)) for size in (3, 2, 1)]
     for taken, place in zip((1, 2, 3), places, strict=True):
         others = place - taken + 1  # of the 14 steps that have prices
         assert abs(others / 14 - (taken - 0.5) / 4) <= 1 / 14
-    assert error_steps(ladders, {}, meter, "params") == uniform_steps(ladders)
+    assert torch.equal(error_steps(ladders, {}, meter, "params"), uniform_steps(ladders))
 
 
 # ---- in a plan

@@ -59,7 +59,7 @@ def test_what_stays_is_ordered_and_of_the_right_size(name, number, method):
             assert 1 <= len(kept) <= max(size, 1)
         else:
             assert len(kept) == max(size, 1)
-        for key, value in selection.updates.items():
+        for key, value in selection.rewritten(group, tensors).items():
             assert value.shape == tensors[key].shape
             assert value.isfinite().all()
     for key, tensor in tensors.items():
@@ -91,8 +91,9 @@ def test_sensitivity_equals_the_formula(network, sampler, radius):
     assert selection.kept.tolist() == sample.kept.tolist()
     factor = torch.zeros(group.size, dtype=torch.float64)
     factor[sample.kept] = sample.weights
-    assert selection.updates.keys() == {reader}
-    torch.testing.assert_close(selection.updates[reader], (columns * factor[:, None]).flatten(1), rtol=1e-12, atol=0)
+    rewritten = selection.rewritten(group, tensors)
+    assert rewritten.keys() == {reader}
+    torch.testing.assert_close(rewritten[reader], (columns * factor[:, None]).flatten(1), rtol=1e-12, atol=0)
     assert selection.method == f"sensitivity ({sampler})"
 
 

@@ -29,7 +29,8 @@ def _contract(engine: Propagation, first: Tensor, second: Tensor, spec: str, out
         _sum_over(engine, tensors, [names.index(letter) for names in letters], survivors, weight)
     for tensor, names, axes in zip(tensors, letters, survivors, strict=True):
         made = tensor is weight
-        moved = [replace(_place(axis, names, out_letters), made=axis.made or made) for axis in axes]
+        placed = [_place(axis, names, out_letters) for axis in axes]
+        moved = [replace(axis, made=True) if made and not axis.made else axis for axis in placed]
         kept.append((_place_tensor(tensor, names, out_letters), moved))
     if bias is not None:
         kept.append((bias, list(engine.of(bias).axes)))
@@ -97,13 +98,15 @@ def _whole_heads(engine: Propagation, axes: list[Axis]) -> list[Axis]:
 
 def _place(axis: Axis, letters: str, out_letters: str) -> Axis:
     """The axis with its dimensions where the result has them."""
+    if letters == out_letters:
+        return axis
     order = [letters.index(letter) for letter in out_letters if letter in letters]
     kept = axis.labels.permute(*order, *(d for d in range(len(letters)) if d not in order))
     kept = kept.reshape([axis.labels.shape[d] for d in order])
     for position, letter in enumerate(out_letters):
         if letter not in letters:
             kept = kept.unsqueeze(position)
-    return replace(axis, labels=kept)
+    return axis.relabelled(kept)
 
 
 def _place_tensor(tensor: Tensor, letters: str, out_letters: str) -> Tensor:

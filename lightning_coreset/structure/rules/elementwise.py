@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from lightning_coreset.structure.axes import Axis, Carried, join, unite_along
 from lightning_coreset.structure.engine import Operation, Propagation, Rule
 from lightning_coreset.structure.groups import Step
@@ -75,7 +73,7 @@ def glu(engine: Propagation, op: Operation) -> None:
             folded = labels.unflatten(dim, (2, -1))
             unite_along(Axis(folded), [dim], engine.atoms, "is gated")
             labels = labels.narrow(dim, 0, out.shape[dim])
-        axes.append(replace(axis, labels=labels))
+        axes.append(axis.relabelled(labels))
     engine.put(out, Carried(tuple(axes), trails=engine.trails([source], Step("glu"))))
 
 

@@ -28,7 +28,7 @@ def concatenate(engine: Propagation, op: Operation) -> None:
 
 
 def _unsqueezed(axis: Axis, dim: int) -> Axis:
-    return replace(axis, labels=axis.labels.unsqueeze(dim))
+    return axis.relabelled(axis.labels.unsqueeze(dim))
 
 
 def _side_by_side(parts: list[tuple[Tensor, list[Axis]]], dim: int) -> list[Axis]:
@@ -62,7 +62,7 @@ def pad(engine: Propagation, op: Operation) -> None:
                 raise NotImplementedError("negative padding of channels")
             if labels.shape[dim] > 1:
                 labels = torch.nn.functional.pad(labels, [0, 0] * number + [before, after])
-        axes.append(replace(axis, labels=labels))
+        axes.append(axis.relabelled(labels))
     engine.put(op.results[0], replace(engine.of(source), axes=tuple(axes), direct=None))
 
 

@@ -14,12 +14,14 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from lightning_coreset.structure.axes import Axis, compress, unite_along
+from lightning_coreset.structure.axes import Axis, Carried, compress, unite_along
 from lightning_coreset.structure.engine import Operation, Propagation, Rule
 
 # A weight moved by these still holds the values of its parameter, dimension by dimension.
 _FAITHFUL = frozenset({"t", "numpy_T", "transpose", "permute", "detach", "alias", "_to_copy", "clone", "contiguous"})
 _RESHAPING = frozenset({"view", "_unsafe_view", "reshape", "_reshape_alias", "unsqueeze", "squeeze", "slice"})
+
+_REORDERING = frozenset({"t", "transpose", "permute", "unsqueeze"})
 
 
 def _on_host(value: object) -> object:
@@ -29,7 +31,9 @@ def _on_host(value: object) -> object:
 def _moved(op: Operation, axis: Axis, source: Tensor) -> list[Axis]:
     """Apply the operation to the labels of its first argument; one axis per result."""
     if op.name in _RESHAPING and op.name not in ("slice", "unsqueeze", "squeeze"):
-        return [replace(axis, labels=_reshaped(axis.labels, source.shape, op.results[0].shape))]
+        return [axis.relabelled(_reshaped(axis.labels, source.shape, op.results[0].shape))]
+    if op.name in _REORDERING:  # the same for labels that are not written out
+        return [axis.relabelled(op.function(axis.labels, *op.args[1:], **op.kwargs))]
     labels = axis.labels.expand(source.shape)
     if op.name in ("_to_copy", "clone", "contiguous", "lift_fresh", "lift", "alias", "detach", "positive"):
         moved = labels
@@ -37,7 +41,7 @@ def _moved(op: Operation, axis: Axis, source: Tensor) -> list[Axis]:
         rest, named = tree_map(_on_host, (op.args[1:], dict(op.kwargs)))
         moved = op.function(labels, *rest, **named)
     results = moved if isinstance(moved, (list, tuple)) else [moved]
-    return [replace(axis, labels=labels) for labels in results]
+    return [axis.relabelled(labels) for labels in results]
 
 
 def _reshaped(labels: Tensor, old: torch.Size, new: torch.Size) -> Tensor:
@@ -68,19 +72,23 @@ def _within_heads(source: Tensor, before: Axis, result: Tensor, after: Axis) -> 
     return alone or split
 
 
+def _lone_where(axis: Axis, lone: bool) -> Axis:
+    return replace(axis, lone=True) if lone else axis
+
+
 def _put_moved(engine: Propagation, op: Operation, axes: Sequence[Axis]) -> None:
     source = op.args[0]
     carried = engine.of(source)
     moved = [[compress(one, engine.atoms) for one in _moved(op, axis, source)] for axis in axes]
     if op.name in _RESHAPING and len(op.results) == 1:
         moved = [
-            [replace(one, lone=one.lone or _within_heads(source, axis, op.results[0], one)) for one in ones]
+            [one if one.lone else _lone_where(one, _within_heads(source, axis, op.results[0], one)) for one in ones]
             for axis, ones in zip(axes, moved, strict=True)
         ]
     for number, result in enumerate(op.results):
         own = tuple(results[number] for results in moved)
         faithful = op.name in _FAITHFUL or (op.name in _RESHAPING and _squeezed(source, result))
-        engine.put(result, replace(carried, axes=own, direct=carried.direct if faithful else None))
+        engine.put(result, Carried(own, carried.constant, carried.direct if faithful else None, carried.trails))
 
 
 def _squeezed(source: Tensor, result: Tensor) -> bool:
@@ -192,7 +200,7 @@ def unfold_patches(engine: Propagation, op: Operation) -> None:
         else:
             folded = labels.unflatten(channel, (-1, window)) if labels.shape[channel] > 1 else labels.unsqueeze(-1)
             labels = unite_along(Axis(folded), [channel + 1], engine.atoms, "is added up to one channel").labels
-        axes.append(replace(axis, labels=labels))
+        axes.append(axis.relabelled(labels))
     engine.put(out, replace(engine.of(source), axes=tuple(axes), direct=None))
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from torch import Tensor
 
 from lightning_coreset.structure.axes import Axis, Carried
@@ -56,7 +54,7 @@ def _without(axis: Axis, dims: list[int], result: Tensor) -> Axis:
     labels = axis.labels
     if result.dim() < labels.dim():
         labels = labels.reshape([size for dim, size in enumerate(labels.shape) if dim not in dims])
-    return replace(axis, labels=labels)
+    return axis.relabelled(labels)
 
 
 def along(engine: Propagation, op: Operation) -> None:
