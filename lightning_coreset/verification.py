@@ -57,15 +57,14 @@ def failing_groups(model: nn.Module, groups: Sequence[ChannelGroup], example: Ex
     with torch.inference_mode(False):
         try:
             trial = _Trial(model, example)
-        except (
-            Exception
-        ) as error:  # no memory for a copy, a module that cannot be copied, a run that needs the original
+            failures = trial.blame(groups)
+            sound = [group for group in groups if group.name not in failures]
+            return failures | trial.without_effect(sound)
+        # No memory for a copy, a module that cannot be copied, a run that needs the original.
+        except Exception as error:
             message = f"A copy of the model cannot be run ({type(error).__name__}: {_short(error)})"
             warnings.warn(f"{message}, so channels are pruned without a trial.", stacklevel=3)
             return {}
-        failures = trial.blame(groups)
-        sound = [group for group in groups if group.name not in failures]
-        return failures | trial.without_effect(sound)
 
 
 class _Trial:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -376,3 +377,23 @@ def test_verified_takes_the_failures_out_and_warns():
 def test_failures_in_words():
     text = describe_failures({"a": "it does not run", "b.0": "it leaks"})
     assert text.splitlines()[1:] == ["  a: it does not run", "  b.0: it leaks"]
+
+
+@pytest.mark.parametrize("copies", [0, 1, 2])
+def test_no_memory_for_a_copy_is_told_and_costs_no_model(copies, monkeypatch):
+    model, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(2, 4)
+    groups, left = analyse(model, x).groups, [copies]
+
+    def deepcopy(*arguments: object) -> object:
+        left[0] -= 1
+        if left[0] < 0:
+            raise torch.OutOfMemoryError("no memory left")
+        return original(*arguments)
+
+    original = copy.deepcopy
+    monkeypatch.setattr(copy, "deepcopy", deepcopy)
+    if copies == 2:
+        assert failing_groups(model, groups, Example.of(x)) == {}
+        return
+    with pytest.warns(UserWarning, match="A copy of the model cannot be run .OutOfMemoryError: no memory left"):
+        assert failing_groups(model, groups, Example.of(x)) == {}

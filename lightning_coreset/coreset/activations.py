@@ -127,8 +127,9 @@ def largest_magnitude(activation: Activation, radius: Tensor) -> Tensor:
         tensor([0., 3.], dtype=torch.float64)
 
     """
-    if not bool(((radius >= 0) & radius.isfinite()).all()):
-        raise ValueError("Expected every radius to be finite and not negative.")
+    wrong = radius[~((radius >= 0) & radius.isfinite())]
+    if len(wrong):
+        raise ValueError(f"Expected every radius to be finite and not negative but got {float(wrong[0])}.")
     infimum, supremum = value_range(activation, -radius, radius)
     return torch.maximum(infimum.abs(), supremum.abs())
 

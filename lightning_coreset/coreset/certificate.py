@@ -225,6 +225,7 @@ def _checked(change: Tensor, producers: Tensor, input_radius: float) -> tuple[Te
     if not (math.isfinite(input_radius) and input_radius > 0):
         raise ValueError(f"Expected `input_radius` to be a positive number but got {input_radius}.")
     delta, P = change.detach().double(), producers.detach().double()
-    if not bool(delta.isfinite().all() and P.isfinite().all()):
-        raise ValueError("Expected finite weights but `change` or `producers` holds NaN or infinity.")
+    for name, weights in (("change", delta), ("producers", P)):
+        if not bool(weights.isfinite().all()):
+            raise ValueError(f"Expected finite weights but `{name}` holds NaN or infinity.")
     return delta, P

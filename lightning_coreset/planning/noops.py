@@ -44,11 +44,12 @@ def why_nothing_goes(model: nn.Module, structure: Structure, request: Request) -
         if len(ladder.rungs) > 1
     }
     if not steps:
-        return f"No channel goes: no group can become smaller with {request.limits()}."
+        return f"No channel goes: no group can become smaller with {request.limits()}. Lower these limits."
     group = min(steps, key=lambda name: steps[name])
     return (
         f"No channel goes: {survey.requested():.2%} of {whole:,} {unit} is {survey.requested() * whole:,.1f}, and the "
-        f"smallest step, {request.limits() or 'one channel'} of {group}, is {steps[group]:,.0f}."
+        f"smallest step, {request.limits() or 'one channel'} of {group}, is {steps[group]:,.0f}. Ask for a larger "
+        "ratio."
     )
 
 

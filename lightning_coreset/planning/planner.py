@@ -154,7 +154,11 @@ def _choose(
     for position, group in enumerate(survey.groups, start=1):
         if progress is not None:
             progress(group.name, position, len(survey.groups))
-        selection = selector.select(group, sizes.get(group.name, group.size), working.tensors)
+        try:
+            selection = selector.select(group, sizes.get(group.name, group.size), working.tensors)
+        except (ValueError, torch.linalg.LinAlgError):
+            _check_finite(group, working.tensors)
+            raise
         certificate = None if certifier is None else certifier.certificate(group, selection, working.tensors)
         choices.append(_Choice(group, selection, certificate))
         working.put(group, selection)
@@ -165,6 +169,16 @@ def _choose(
             stacklevel=5,  # to whoever called `prune`
         )
     return choices, _changes(survey.tensors, working, choices)
+
+
+def _check_finite(group: ChannelGroup, tensors: Mapping[str, Tensor]) -> None:
+    for member in group.members:
+        if not bool(tensors[member.name].isfinite().all()):
+            raise ValueError(
+                f"Expected finite weights but {member.name!r} holds NaN or infinity, so that no channels of "
+                f"{group.name!r} can be chosen. Go back to a checkpoint from before training diverged, or leave these "
+                f"channels as they are with ignore=[{group.name!r}]."
+            )
 
 
 def _changes(

@@ -140,6 +140,8 @@ def _ranked(group: ChannelGroup, size: int, tensors: Mapping[str, Tensor], metho
 
 
 def _largest(scores: Tensor, size: int) -> Tensor:
+    if not bool(scores.isfinite().all()):  # `topk` would take NaN for the largest of all
+        raise ValueError("Expected the norms of all channels to be finite.")
     return scores.topk(size).indices.sort().values
 
 

@@ -209,6 +209,8 @@ class Classes:
         told = {name for name, _ in grouped} | {name for name, _ in self.engine.producers}
         for name, owner in self.engine.owners.items():
             layer = name.partition(".parametrizations.")[0] if ".parametrizations." in name else _module(name)
+            if not layer:  # the model is a layer itself, which goes by the name of its weight
+                layer = "weight" if "weight" in self.engine.owners else name
             if (
                 isinstance(self.engine.modules.get(layer, owner), _LAYERS)
                 and name not in told

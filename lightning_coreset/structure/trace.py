@@ -51,7 +51,10 @@ def trace(model: nn.Module, example: Example) -> Propagation:
         try:
             _run(engine, model, example)
         except Exception as error:
-            message = f"The network could not be run in training mode, so only what evaluation reaches is seen: {error}"
+            message = (
+                f"The network could not be run in training mode, so only what evaluation reaches is seen: {error}\n"
+                "Give example inputs that suit training mode as well, such as a tuple of inputs and targets."
+            )
             warnings.warn(message, stacklevel=2)
     return engine
 

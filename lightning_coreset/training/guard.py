@@ -104,7 +104,10 @@ class Guard:
                 "Give the name of a metric that the module logs, as monitor='val_acc', or a metric of torchmetrics, as "
                 "metric=..."
             )
-        rank_zero_warn(f"The {self.name} that max_drop watches is not known any more, which counts as not recovered.")
+        rank_zero_warn(
+            f"The {self.name} that max_drop watches is not known any more, which counts as not recovered. "
+            "Log it in every validation."
+        )
         return math.nan
 
     def _is_allowed(self, value: float) -> bool:

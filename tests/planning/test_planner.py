@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from networks import NETWORKS, assert_same_random, assert_untouched, make, random_states, snapshot, structure_of
@@ -322,3 +324,19 @@ def test_values_have_the_dtype_of_their_tensors(method: Method, dtype):
     assert all(change.value is None or change.value.dtype == dtype for change in plan.changes)
     apply_changes(model, plan.changes)
     assert {parameter.dtype for parameter in model.parameters()} == {dtype}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("method", METHODS, ids=str)
+def test_weights_that_are_not_finite_are_named(method: Method, value: float):
+    model, _ = make("mlp")
+    before = copy.deepcopy(model)
+    with torch.no_grad():
+        model[2].weight[3, 5] = before[2].weight[3, 5] = value
+    if isinstance(method, Random):
+        assert make_plan(model, structure_of("mlp"), Request(0.5, method=method)).channels_removed > 0
+        return
+    with pytest.raises(ValueError, match=r"but '2.weight' holds NaN or infinity.*checkpoint.*ignore=\['(0|2)'\]"):
+        make_plan(model, structure_of("mlp"), Request(0.5, method=method))
+    for one, other in zip(model.parameters(), before.parameters(), strict=True):
+        assert torch.equal(one.nan_to_num(7.0), other.nan_to_num(7.0))

@@ -258,3 +258,7 @@ def test_channels_written_into_a_room_for_them(first: bool) -> None:
 
     (group,) = find_groups(Net(), torch.randn(2, 3, 4, 4))
     assert group.by_role("consumer")[0].index[0] == ((3,) if first else (0,))
+
+
+def test_a_model_that_is_a_layer_itself_is_refused_once():
+    assert dict(analyse(nn.Linear(4, 3), torch.randn(1, 4)).refused) == {"weight": "reaches the network's output"}
