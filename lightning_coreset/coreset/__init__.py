@@ -20,7 +20,7 @@ from lightning_coreset.coreset.bounds import (
     sampling_complexity,
 )
 from lightning_coreset.coreset.certificate import Certificate, certify, largest_found_error, output_radius
-from lightning_coreset.coreset.elimination import eliminate, elimination_curve
+from lightning_coreset.coreset.elimination import condensed, eliminate, elimination_curve
 from lightning_coreset.coreset.gram import (
     Gaussian,
     Moments,
@@ -49,6 +49,7 @@ __all__ = [
     "Reconstruction",
     "Sample",
     "certify",
+    "condensed",
     "draw_distinct",
     "draw_fixed",
     "draw_pps",

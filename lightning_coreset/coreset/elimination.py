@@ -125,15 +125,35 @@ def regularisation(moment: Tensor, ridge: float) -> float:
     return ridge * float(moment.diagonal().double().mean()) or 1.0
 
 
+def condensed(consumers: Tensor) -> Tensor:
+    r"""At most N rows that say as much as all J: an :math:`R` with :math:`R^T R = W^T W`.
+
+    Errors and energies of the consumers, :math:`\mathrm{tr}(W A W^T)`, are those of :math:`R`, and choices with them.
+
+    Args:
+        consumers: The consumers' weights :math:`W`, ``(J, N)``.
+
+    Returns:
+        The rows, ``(min(J, N), N)``, in the dtype of ``consumers``.
+
+    Example:
+        >>> rows = condensed(torch.tensor([[3.0], [4.0]]))
+        >>> rows.shape, (rows.T @ rows).round(decimals=4)
+        (torch.Size([1, 1]), tensor([[25.]]))
+
+    """
+    if consumers.shape[0] <= consumers.shape[1]:
+        return consumers
+    return torch.linalg.qr(consumers, mode="r").R
+
+
 def _first_solution(moment: Tensor, consumers: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
     amount = regularisation(moment, ridge)
     shifted = moment.double().clone()
     shifted.diagonal().add_(amount)
     precision = torch.cholesky_inverse(torch.linalg.cholesky(shifted)).to(moment.dtype)
     del shifted
-    weights = consumers.to(moment)
-    if weights.shape[0] > weights.shape[1]:  # only W^T W matters: N rows say as much as J
-        weights = torch.linalg.qr(weights, mode="r").R
+    weights = condensed(consumers.to(moment))
     # W C Q = W (I - lambda Q) spares a product of N x N matrices.
     return precision, torch.addmm(weights, weights, precision, alpha=-amount)
 

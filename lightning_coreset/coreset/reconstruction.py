@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_coreset.coreset.elimination import eliminate, regularisation
+from lightning_coreset.coreset.elimination import condensed, eliminate, regularisation
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +72,7 @@ def reconstruct(
         (tensor([1, 2]), tensor([[1.5000, 1.0000]], dtype=torch.float64))
 
     """
+    consumers = condensed(consumers.to(moment))
     kept = eliminate(moment, consumers, size, rounds=rounds, ridge=ridge, classes=classes)
     mix = mixing_matrix(moment, kept, ridge=ridge)
     offset = torch.zeros(len(moment), dtype=mix.dtype, device=mix.device)

@@ -111,7 +111,7 @@ class _View:
         covariance: (N, N), centred.
         centre: The mean if every consumer can take a constant, so that the moments are centred; ``None`` otherwise.
         moment: The moments that the mathematics works with, (N, N).
-        rows: The consumers' weights, scaled by the BatchNorms behind them, (J, N).
+        rows: The consumers' weights, scaled by the BatchNorms behind them and condensed, (min(J, N), N).
         energy: The expected square of the consumers' outputs.
     """
 
@@ -127,9 +127,8 @@ class _View:
         takes_constant = all(_constant_goes_into(form, tensors) is not None for form in forms)
         self.centre = self.mean if forms[0].before is not None and takes_constant else None
         self.moment = self.covariance if self.centre is not None else second_moment(self.mean, self.covariance)
-        self.rows = torch.cat(
-            [_matrix(form.consumers) * _repeated(output_scale(form, tensors), form) for form in forms]
-        )
+        rows = [_matrix(form.consumers) * _repeated(output_scale(form, tensors), form) for form in forms]
+        self.rows = coreset.condensed(torch.cat(rows))
         self.energy = coreset.expected_error(self.moment, self.rows)
 
     def carried_laws(self, group: ChannelGroup, tensors: Mapping[str, Tensor]) -> dict[str, InputLaw]:
@@ -144,9 +143,12 @@ class _View:
     ) -> dict[str, Tensor]:
         """New consumers, biases and statistics for the channels that stay."""
         offset = torch.zeros_like(self.mean) if self.centre is None else self.mean - mix @ self.mean[kept]
+        dropped = torch.ones(group.size, dtype=torch.bool).index_fill_(0, kept, False).nonzero().squeeze(1)
         updates: dict[str, Tensor] = {}
         for form in self.forms:
-            new = torch.einsum("onqk,nm->omqk", form.consumers, mix.to(form.consumers))
+            # The rows of kept channels in the mixing matrix are the identity's.
+            gone = form.consumers[:, dropped]
+            new = form.consumers[:, kept] + torch.einsum("onqk,nm->omqk", gone, mix[dropped].to(gone))
             layer = form.path.consumer
             updates[layer.weight] = _written(group, form, kept, new, {**tensors, **updates})
             constant = torch.einsum("onqk,n->o", form.consumers, offset.to(form.consumers))
