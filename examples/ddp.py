@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import logging
 import os
-import warnings
 from collections.abc import Sequence
 
 import lightning as L
 import torch
 import torch.nn.functional as F
+from report import quiet
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset, TensorDataset, random_split
@@ -74,16 +73,6 @@ def fingerprint(module: nn.Module) -> str:
     """Return a hash of all weights, bit by bit."""
     weights = b"".join(parameter.detach().numpy().tobytes() for parameter in module.parameters())
     return hashlib.sha256(weights).hexdigest()[:12]
-
-
-def quiet() -> None:
-    """Silence what Lightning says of this script that is right and of no use to its reader."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    # The images lie in memory: worker processes would only cost time.
-    warnings.filterwarnings("ignore", message=".*does not have many workers")
-    warnings.filterwarnings("ignore", message="GPU available but not used")
-    # Lightning up to 2.6 uses a name that torch 2.13 deprecates.
-    warnings.filterwarnings("ignore", message=".*LeafSpec.* is deprecated")
 
 
 def main() -> None:

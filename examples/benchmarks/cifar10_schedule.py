@@ -1,0 +1,93 @@
+"""Accuracy on CIFAR-10 of networks that are pruned while they train, against the same training without pruning.
+
+    pip install ".[benchmarks]"
+    python examples/benchmarks/cifar10_schedule.py --data cifar10.npz
+
+CIFAR-10 is an ``.npz`` or a folder that torchvision downloads into; ``examples/data.py`` says what is in the file.
+``CoresetPruningCallback`` removes channels from a tenth to seven tenths of the training, most of them at first; what
+follows is left to recover. Torch-Pruning's importances prune the same layers to the same widths at the same epochs;
+its pruner replaces the parameters, so the optimizer is given the new ones, and their momentum begins anew.
+
+All networks are pruned to half of their multiply-accumulates, by the same share of the channels in every layer:
+ResNet-56 inside its blocks, and once more everywhere, with the channels that its shortcuts add up.
+
+By default all is small, for a single CPU core and about 20 minutes: a narrow VGG-11 on 10000 training images, and
+ResNet-56 on 6000 that are averaged down to 16 x 16, few epochs, a part of the test images, one seed. For ResNet-56 only
+some methods run by default; ``--contenders "*"`` runs all of them.
+
+``--full`` is ResNet-56 and VGG-19 on all of CIFAR-10 for 200 epochs, all methods, and wants a GPU and some hours, or
+``--networks "ResNet*" --contenders reconstruction``, and ``--precision bf16-mixed``. The goal is a ResNet-56 at half of
+its cost that is no worse than the unpruned one. The best published method gets there with group-sparse training
+(Fang et al., arXiv 2301.12900: 93.5 unpruned, 93.8 pruned), which this package does not do.
+
+Prints a Markdown table for every network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+from contenders import check_shapes, contenders
+from images import Images
+from networks import resnet, vgg
+from reporting import markdown
+from scheduled import Course
+from studies import Study, averaged, begin, chosen, command_line
+from torch import nn
+from trainings import quiet
+
+from lightning_coreset import count_macs
+
+INSIDE_AND_EVERYWHERE = (False, True)
+SOME = "L2 norm|reconstruction|*group norm"
+SMALL = (
+    Study("VGG-11, a quarter as wide", partial(vgg, depth=11, width=0.25), 10000, 5000, 32, 8),
+    Study("ResNet-56", partial(resnet, depth=56), 6000, 5000, 16, 8, INSIDE_AND_EVERYWHERE, contenders=SOME),
+)
+FULL = (
+    Study("ResNet-56", partial(resnet, depth=56), 50000, 10000, 32, 200, INSIDE_AND_EVERYWHERE),
+    Study("VGG-19", partial(vgg, depth=19), 50000, 10000, 32, 200),
+)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train with and without pruning, print."""
+    parser = command_line(__doc__)
+    parser.add_argument("--ratio", type=float, default=0.5, help="of the multiply-accumulates that go")
+    parser.add_argument("--precision", default="32-true", help="of training, as the Trainer takes it")
+    arguments = parser.parse_args(argv)
+    quiet()
+    begin(arguments.data)
+    for study in chosen(arguments, SMALL, FULL):
+        images, seeds = study.images(arguments.data), range(arguments.seeds)
+        course = Course(study.epochs, arguments.ratio, precision=arguments.precision)
+        dense = [course.train(study.network(images, seed), images, seed) for seed in seeds]
+        for include_residual in study.include_residual:
+            course = Course(study.epochs, arguments.ratio, include_residual, arguments.precision)
+            rows = [("unpruned", f"{np.mean(dense):.1f}", *cost(study.network(images, 0), images))]
+            for name in contenders(study.contenders):
+                runs = [pruned_accuracy(study, course, images, name, seed) for seed in seeds]
+                rows.append((name, f"{np.mean([run[0] for run in runs]):.1f}", *runs[0][1:]))
+            print(f"\n{study.title(images, include_residual)}; test accuracy, {averaged(arguments.seeds)}.\n")
+            print(markdown(("method", "accuracy", "parameters", "MACs"), rows), flush=True)
+
+
+def pruned_accuracy(study: Study, course: Course, images: Images, name: str, seed: int) -> tuple[float, str, str]:
+    """Train once while the method prunes: the test accuracy, and what the network costs then."""
+    network = study.network(images, seed)
+    events = course.events(network, images)
+    reached = course.train(network, images, seed, [course.pruner(name, seed, events)])
+    check_shapes(name, network, events[max(events)])
+    return reached, *cost(network, images)
+
+
+def cost(network: nn.Module, images: Images) -> tuple[str, str]:
+    """Parameters and multiply-accumulates."""
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    return f"{parameters:,}", f"{count_macs(network, images.example):,}"
+
+
+if __name__ == "__main__":
+    main()

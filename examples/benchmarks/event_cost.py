@@ -1,0 +1,190 @@
+"""What an event costs on ResNet-50, ViT-B/16 and GPT-2 (124M), part by part, against Torch-Pruning doing the same.
+
+The parts, as the callback calls them: *structure* (which channels belong together), *planning* (which stay, and the
+weights of what reads them), *surgery*, and *optimizer* (the state of an AdamW that has stepped, cut along). The
+self-check stands apart: Torch-Pruning has none. Random weights; half of the channels of every group go, and both sides
+must come to the same shapes. Torch-Pruning ranks by L2 norms and reweights nothing; its optimizer is built anew by the
+user. Every figure is the first call in a fresh process, and the processes take turns; the slow ones, reconstruction and
+self-check, have fewer of them.
+
+Groups without a coreset form (attention heads, and all of GPT-2 with the GELU that its configuration names) are ranked
+by norms whatever the method, which is far less work than a coreset: the table says how many are.
+
+On ViT both remove heads as well. On GPT-2 both cut the FFN only: Torch-Pruning needs a customized pruner and importance
+for the Conv1D of `transformers` (``torch_pruning_event.py``), and with these its group of the merged projection of
+queries, keys and values still asks for all 2304 columns of the next layer, which has 768.
+
+    pip install ".[benchmarks]"
+    python examples/benchmarks/event_cost.py
+
+Some minutes on two cores. Prints a Markdown table, seconds as median / fastest; set OMP_NUM_THREADS to fix the threads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+import torch
+from event_networks import WORKS, ExampleInputs, Work, run
+from measuring import Stopwatch, in_fresh_process, told, told_ratio
+from reporting import markdown, setting
+from torch import nn
+
+METHODS = ("sensitivity", "reconstruction")
+THEIRS = "torch-pruning"
+CHECK = "self-check"
+PARTS = (*METHODS, CHECK, THEIRS)
+SLOW = ("reconstruction", CHECK)
+STEPS = ("structure", "planning", "surgery", "optimizer")
+RATIO = 0.5
+Seconds = dict[str, float]
+Found = dict[tuple[str, str], list[Seconds]]
+"""What was measured by network and part, of every repeat."""
+
+
+def trained(model: nn.Module) -> torch.optim.Optimizer:
+    """An AdamW with the state of one step; gradients are gone again."""
+    optimizer = torch.optim.AdamW(model.parameters())
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, 1e-3)
+    optimizer.step()
+    optimizer.zero_grad()
+    return optimizer
+
+
+def ours(model: nn.Module, inputs: ExampleInputs, work: Work, method: str) -> Seconds:
+    """Seconds of every part of an event; and, as plain numbers, how many groups there were and how many were ranked."""
+    from lightning_coreset.methods import as_method
+    from lightning_coreset.optimizers import slice_optimizer_state
+    from lightning_coreset.planning import Request, make_plan
+    from lightning_coreset.structure import analyse
+    from lightning_coreset.surgery import apply_changes
+
+    optimizer = trained(model)
+    request = Request(RATIO, "channels", as_method(method), ignore=work.ignore, include_residual=work.include_residual)
+    watch = Stopwatch()
+    structure = analyse(model, inputs)
+    watch.lap("structure")
+    plan = make_plan(model, structure, request)
+    watch.lap("planning")
+    changed = apply_changes(model, plan.changes, plan.attributes)
+    watch.lap("surgery")
+    slice_optimizer_state(optimizer, changed)
+    watch.lap("optimizer")
+    ranked = sum(group.method.startswith("rank") for group in plan.groups)
+    return watch.parts | {"groups": len(plan.groups), "ranked": ranked}
+
+
+def self_check(model: nn.Module, inputs: ExampleInputs) -> Seconds:
+    """Seconds of the trial on copies that comes before the first event."""
+    from lightning_coreset.structure import Example, analyse
+    from lightning_coreset.verification import failing_groups
+
+    example = Example.of(inputs)
+    groups = analyse(model, example).groups
+    watch = Stopwatch()
+    failing = failing_groups(model, groups, example)
+    watch.lap(CHECK)
+    assert not failing, failing
+    return watch.parts
+
+
+def theirs(model: nn.Module, inputs: ExampleInputs, work: Work) -> Seconds:
+    """Seconds from Torch-Pruning's dependency graph to the pruned network."""
+    import torch_pruning_event
+
+    trained(model)  # nothing is made of its state: this is for a process in the same condition
+    watch = Stopwatch()
+    torch_pruning_event.prune(model, inputs, RATIO, work)
+    watch.lap(THEIRS)
+    return watch.parts
+
+
+Measured = tuple[Seconds, list[tuple[int, ...]]]
+
+
+def measured(work: Work, part: str, tiny: bool = False) -> Measured:
+    """Seconds of one part in this process, and the shapes of the parameters that came out."""
+    torch.manual_seed(0)
+    model, inputs = work.build(tiny)
+    if part == CHECK:
+        found = self_check(model, inputs)
+    else:
+        found = theirs(model, inputs, work) if part == THEIRS else ours(model, inputs, work, part)
+    with torch.no_grad():
+        assert run(model.eval(), inputs).isfinite().all(), f"{work.title}: {part} broke it"
+    return found, [tuple(parameter.shape) for parameter in model.parameters()]
+
+
+def measure(names: Iterable[str], parts: Sequence[str], repeats: int, slow_repeats: int, tiny: bool) -> Found:
+    """Every part of every network in turn, each in a fresh process.
+
+    Raises:
+        AssertionError: If two that prune come to different shapes.
+    """
+    found: Found = defaultdict(list)
+    for number in range(repeats):
+        for name in names:
+            shapes = {}
+            for part in parts:
+                if part in SLOW and number >= slow_repeats:
+                    continue
+                one = in_fresh_process(__file__, "--child", "--model", name, "--parts", part, *["--tiny"] * tiny)
+                found[name, part].append(one["seconds"])
+                if part != CHECK:
+                    shapes[part] = one["shapes"]
+            assert len(set(map(str, shapes.values()))) <= 1, f"{name}: other shapes by {' than by '.join(shapes)}"
+    return found
+
+
+def rows(names: Iterable[str], found: Found) -> Iterable[list[str]]:
+    """A row for each network and method of ours."""
+    for name in names:
+        checks = [one[CHECK] for one in found[name, CHECK]]
+        other = [one[THEIRS] for one in found[name, THEIRS]]
+        for method in METHODS:
+            runs = found[name, method]
+            if not runs:
+                continue
+            event = [one["structure"] + one["planning"] + one["surgery"] for one in runs]
+            yield [
+                WORKS[name].title,
+                method,
+                f"{runs[0]['groups']:.0f}, {runs[0]['ranked']:.0f} ranked",
+                *(told([one[step] for one in runs]) for step in STEPS),
+                told(event, ".2f"),
+                told(other, ".2f") if other else "",
+                told_ratio(event, other) if other else "",
+                told(checks, ".2f") if checks else "",
+            ]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", nargs="+", choices=WORKS, default=list(WORKS))
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--slow-repeats", type=int, default=1, help=f"of {' and '.join(SLOW)}")
+    parser.add_argument("--tiny", action="store_true", help="small networks of the same kinds, to try the script")
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    given = parser.parse_args(arguments)
+    if given.child:
+        found, shapes = measured(WORKS[given.model[0]], given.parts[0], given.tiny)
+        print(json.dumps({"seconds": found, "shapes": shapes}))
+        return
+    results = measure(given.model, given.parts, given.repeats, given.slow_repeats, given.tiny)
+    size = "Tiny networks of the same kinds" if given.tiny else f"{RATIO:.0%} of the channels of every group"
+    print(setting("torch-pruning", "transformers"))
+    print(f"{size}: seconds of the first event in a fresh process, median / fastest of {given.repeats}")
+    print(f"({' and '.join(SLOW)}: {given.slow_repeats}). An event is structure, planning and surgery; ", end="")
+    print("Torch-Pruning is its graph and its step.\n")
+    head = ["network", "method", "groups", *STEPS, "event", "Torch-Pruning", "event / Torch-Pruning", CHECK]
+    print(markdown(head, rows(given.model, results)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""Images as tensors on one device: read, made smaller, normalised, and augmented a batch at a time."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from data import Images, Split, cifar10, mnist
+
+__all__ = ["Batches", "Images", "Split", "augmented", "is_jpeg", "mnist", "prepared"]
+
+
+def prepared(path: Path, count: int, test_count: int, *, pixels: int, device: torch.device | str = "cpu") -> Images:
+    """CIFAR-10, or a part of it, averaged down to ``pixels`` x ``pixels``, each colour normalised.
+
+    Args:
+        path: As for :func:`data.cifar10`, or an ``.npz`` of JPEG files end to end: ``train_jpeg`` and ``test_jpeg``
+            (bytes), ``train_end`` and ``test_end`` (where each image ends), ``train_y`` and ``test_y``.
+        count: So many, the first of the file, are taken to train on.
+        test_count: Likewise, to test on.
+        pixels: Up to 32.
+        device: Where all images are kept.
+    """
+    images = jpegs(path, count, test_count) if is_jpeg(path) else cifar10(path)
+    (train, labels), (test, test_labels) = images
+    train, labels = train[:count], labels[:count]
+    mean, deviation = train.mean((0, 2, 3), keepdim=True), train.std((0, 2, 3), keepdim=True)
+
+    def ready(x: Tensor, y: Tensor) -> Split:
+        normal = (x - mean) / deviation
+        if pixels < x.shape[-1]:
+            normal = F.interpolate(normal, size=pixels, mode="area")
+        return normal.contiguous().to(device), y.to(device)
+
+    return Images(ready(train, labels), ready(test[:test_count], test_labels[:test_count]))
+
+
+def is_jpeg(path: Path) -> bool:
+    """Whether a file holds JPEG files."""
+    if path.suffix != ".npz":
+        return False
+    with np.load(path) as file:
+        return "train_jpeg" in file
+
+
+def jpegs(path: Path, count: int, test_count: int) -> Images:
+    """Decode the first ``count`` training images and ``test_count`` test images."""
+    from PIL import Image
+
+    def decoded(part: str, limit: int) -> Split:
+        content, ends = file[f"{part}_jpeg"].tobytes(), file[f"{part}_end"][:limit]
+        starts = [0, *ends[:-1]]
+        stored = (Image.open(io.BytesIO(content[start:end])) for start, end in zip(starts, ends, strict=True))
+        x = torch.from_numpy(np.stack([np.asarray(image.convert("RGB")) for image in stored]))
+        return x.permute(0, 3, 1, 2).float() / 255, torch.from_numpy(file[f"{part}_y"][:limit]).long()
+
+    with np.load(path) as file:
+        return Images(decoded("train", count), decoded("test", test_count))
+
+
+class Batches:
+    """A split in batches, in a new random order every time, on the device where it is.
+
+    Args:
+        split: Images and labels.
+        generator: On the CPU, so that every device sees the same batches.
+        size: Images in a batch; the last one is smaller.
+        augment: Whether images are shifted by up to an eighth of their size, and half of them mirrored.
+    """
+
+    def __init__(self, split: Split, generator: torch.Generator, size: int = 128, augment: bool = False) -> None:
+        self.images, self.labels = split
+        self.generator, self.size, self.augment = generator, size, augment
+
+    def __len__(self) -> int:
+        return -(-len(self.images) // self.size)
+
+    def __iter__(self) -> Iterator[Split]:
+        for chosen in torch.randperm(len(self.images), generator=self.generator).split(self.size):
+            chosen = chosen.to(self.images.device)
+            batch = self.images[chosen]
+            yield augmented(batch, self.generator) if self.augment else batch, self.labels[chosen]
+
+
+def augmented(batch: Tensor, generator: torch.Generator) -> Tensor:
+    """Crops of the zero-padded images (4 pixels where they have 32), half of them mirrored, (N, C, H, W)."""
+    count, _, height, width = batch.shape
+    pad = width // 8
+    top, left = torch.randint(2 * pad + 1, (2, count, 1), generator=generator)
+    mirrored = torch.rand(count, 1, generator=generator) < 0.5
+    rows, columns = top + torch.arange(height), torch.arange(width)
+    columns = left + torch.where(mirrored, columns.flip(0), columns)
+    rows, columns = rows.to(batch.device), columns.to(batch.device)
+    places = torch.arange(count, device=batch.device)[:, None, None], rows[:, :, None], columns[:, None, :]
+    # Colours last while picking, so that a pixel is picked as a whole; the result is in channels-last memory format.
+    return F.pad(batch, [pad] * 4).permute(0, 2, 3, 1)[places].permute(0, 3, 1, 2)

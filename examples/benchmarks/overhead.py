@@ -1,0 +1,196 @@
+"""What the callback costs in epochs in which it does nothing: an epoch with it / without it.
+
+Three trainings of the same network take turns in one process, on the same random batches:
+
+- *without* the callback;
+- *to come*: with it, its only event lying in the last epoch, which is not timed;
+- *over*: with it, its only event lying in the first epoch, which is not timed either. That event asks for so little
+  that no channel goes: the networks stay the same, and so their times can be compared.
+
+Everything else is the callback's default; as everywhere, it measures the accuracy of what validation shows. The second
+table tells how long each hook of the callback takes (in an extra training, of the state *to come*); the network's
+forward hooks, by which accuracy is measured in validation, run within the network's own time and are not among them.
+
+    python examples/benchmarks/overhead.py
+
+Some minutes on two cores. Prints two Markdown tables: ratios of medians over all epochs, and microseconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import lightning as L
+import torch
+from measuring import interleaved
+from reporting import markdown, setting
+from torch import nn
+from trainings import Classifier, Clock, batches, trainer
+
+from lightning_coreset import CoresetPruningCallback
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from networks import vgg
+
+STATES = ("to come", "over")
+HOOKS = (
+    "on_train_epoch_start",
+    "on_train_batch_start",
+    "on_train_batch_end",
+    "on_train_epoch_end",
+    "on_validation_batch_start",
+    "on_validation_batch_end",
+    "on_validation_end",
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network and its epochs.
+
+    Attributes:
+        build: Makes the network.
+        shape: Of a batch.
+        steps: Training steps of an epoch.
+        validation: Validation steps of an epoch.
+    """
+
+    build: Callable[[], nn.Module]
+    shape: tuple[int, ...]
+    steps: int
+    validation: int
+
+
+def mlp(*widths: int) -> nn.Sequential:
+    """Linear layers with ReLUs between them."""
+    layers: list[nn.Module] = []
+    for before, after in pairwise(widths):
+        layers += [nn.Linear(before, after), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+CASES = {
+    "tiny MLP 64-32-10, batches of 32": Case(partial(mlp, 64, 32, 10), (32, 64), 200, 50),
+    "MLP 784-512-512-10, batches of 64": Case(partial(mlp, 784, 512, 512, 10), (64, 784), 100, 25),
+    "VGG-11 of a quarter's width, 32 x 32, batches of 32": Case(
+        partial(vgg, depth=11, width=0.25), (32, 3, 32, 32), 30, 8
+    ),
+}
+
+
+def callback(state: str, epochs: int) -> CoresetPruningCallback:
+    """With one event, in the last or in the first of ``epochs``."""
+    if state == "to come":
+        return CoresetPruningCallback(0.5, schedule="one_shot", start=epochs - 1, verbose=False)
+    return CoresetPruningCallback(1e-9, schedule="one_shot", start=0, verbose=False)
+
+
+def train(case: Case, epochs: int, callbacks: Sequence[L.Callback]) -> Clock:
+    """Train a new network from the same start."""
+    torch.manual_seed(0)
+    clock = Clock()
+    training, validation = batches(case.steps, case.shape), batches(case.validation, case.shape)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*removed no channel")
+        trainer(epochs, clock.around(callbacks)).fit(Classifier(case.build()), training, validation)
+    return clock
+
+
+@dataclass
+class Times:
+    """Seconds of epochs and validations, of all trainings of one contender."""
+
+    epochs: list[float] = field(default_factory=list)
+    validations: list[float] = field(default_factory=list)
+
+    def training(self, case: Case, epochs: int, state: str | None) -> float:
+        """Train once more, and note the epochs in which nothing is done; returns the seconds of an epoch."""
+        clock = train(case, epochs, [] if state is None else [callback(state, epochs)])
+        self.epochs += clock.epochs[1:]
+        self.validations += clock.validations[1:-1]
+        return median(clock.epochs[1:])
+
+
+def compare(case: Case, epochs: int, repeats: int) -> dict[str, Times]:
+    """Epochs without and with the callback, trainings taking turns."""
+    times = {"without": Times(), **{state: Times() for state in STATES}}
+    states = {name: name if name in STATES else None for name in times}
+    interleaved({name: partial(one.training, case, epochs, states[name]) for name, one in times.items()}, repeats)
+    return times
+
+
+def ratios(name: str, case: Case, times: dict[str, Times]) -> list[str]:
+    """A row: what an epoch and a step take, and with the callback over without it."""
+    epoch, validation = (median(part) for part in (times["without"].epochs, times["without"].validations))
+    cells = [name, f"{1000 * (epoch - validation) / case.steps:.2f}", f"{len(times['without'].epochs)}"]
+    for state in STATES:
+        cells.append(f"{median(times[state].epochs) / epoch:.3f}")
+        cells.append(f"{median(times[state].validations) / validation:.3f}")
+        cells.append(f"{1e6 * (median(times[state].epochs) - epoch) / case.steps:+.0f}")
+    return cells
+
+
+class HookTimes:
+    """Seconds of every call of a callback's hooks in epochs in which it does nothing.
+
+    Args:
+        watched: The callback.
+        last: The epoch from which on calls do not count; neither do those of the first epoch.
+    """
+
+    def __init__(self, watched: CoresetPruningCallback, last: int) -> None:
+        self.calls: dict[str, list[float]] = defaultdict(list)
+        for name in HOOKS:
+            setattr(watched, name, partial(self._timed, name, getattr(watched, name), last))
+
+    def _timed(self, name: str, hook: Callable[..., None], last: int, trainer: L.Trainer, *arguments: Any) -> None:
+        start = time.perf_counter()
+        hook(trainer, *arguments)
+        if 0 < trainer.current_epoch < last:
+            self.calls[name].append(time.perf_counter() - start)
+
+
+def hook_rows(name: str, case: Case, epochs: int) -> Iterable[list[str]]:
+    """How long each hook takes."""
+    watched = callback("to come", epochs)
+    hooks = HookTimes(watched, epochs - 1)
+    clock = train(case, epochs, [watched])
+    for hook in HOOKS:
+        calls = hooks.calls[hook]
+        share = sum(calls) / sum(clock.epochs[1:])
+        yield [name, hook, f"{len(calls) / (epochs - 2):.0f}", f"{1e6 * median(calls):.1f}", f"{share:.2%}"]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure and print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=6, help="trainings of every contender")
+    parser.add_argument("--epochs", type=int, default=7, help="of every training; all but two are timed")
+    parser.add_argument("--cases", type=int, nargs="+", default=list(range(len(CASES))), help="networks by number")
+    given = parser.parse_args(arguments)
+    cases = {name: case for number, (name, case) in enumerate(CASES.items()) if number in given.cases}
+    print(setting("lightning"))
+    print(f"Epochs with the callback over epochs without it: medians of {given.repeats} trainings each, in turn.\n")
+    head = ["network", "ms of a step", "epochs timed"]
+    for state in STATES:
+        head += [f"{state}: epoch", f"{state}: validation", f"{state}: microseconds more for a step"]
+    compared = [ratios(name, case, compare(case, given.epochs, given.repeats)) for name, case in cases.items()]
+    print(markdown(head, compared))
+    print("\nThe hooks of the callback, its event being to come.\n")
+    rows = [row for name, case in cases.items() for row in hook_rows(name, case, given.epochs)]
+    print(markdown(["network", "hook", "calls an epoch", "microseconds of a call", "of the epoch"], rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,163 @@
+"""Fine-tune a text classifier of Hugging Face transformers while attention heads and feed-forward neurons go.
+
+    python examples/huggingface.py   # a small DistilBERT, made and trained on the spot: no download
+    python examples/huggingface.py --model distilbert-base-uncased --dataset imdb --limit 5000   # from the Hub
+    python examples/huggingface.py --model folder --dataset texts.csv   # with the columns text and label
+
+The default texts are docstrings of numpy, scipy, scikit-learn and torch as they are installed, and the label is the
+library. ``--dataset`` needs the package ``datasets``.
+
+What to expect: for every group of attention heads or neurons how many are left, then a table. Half of the MACs is gone,
+and the accuracy ends within a few points of that before. It is modest either way, about 70 % where chance is 25 %, for
+the model has read nothing but a few thousand docstrings, and is asked about those of other files.
+
+Saving: ``network.save_pretrained`` writes the pruned weights, but ``from_pretrained`` refuses them, for it builds a
+model from its config, where all layers have the same width and the same number of heads; made to go on with
+``ignore_mismatched_sizes`` it replaces them by random ones. ``save`` and ``load`` below keep the whole model, which
+then needs transformers but not this package. Where this package is installed, config and weights are enough: see "Plain
+PyTorch" in docs/checkpoints.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+import transformers
+from report import Result, quiet, show
+from texts import Split, Texts, dataset, docstrings
+from tokenizers import BertWordPieceTokenizer
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torchmetrics.classification import MulticlassAccuracy
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lightning_coreset import CoresetPruningCallback, make_plain
+
+LENGTH = 64  # tokens of a text that are read
+
+
+class Classifier(L.LightningModule):
+    """A LightningModule like any other: it knows nothing of pruning."""
+
+    def __init__(self, network: PreTrainedModel, lr: float) -> None:
+        super().__init__()
+        self.network = network
+        self.lr = lr
+        self.accuracy = MulticlassAccuracy(num_classes=network.config.num_labels, average="micro")
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        return self.network(**batch).loss
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        self.accuracy(self.network(**batch).logits, batch["labels"])
+        self.log("val_acc", self.accuracy)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(self.parameters(), self.lr)
+
+
+def small_model(texts: Texts) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A DistilBERT of random weights, and a tokenizer that has learnt its words from the texts."""
+    words = BertWordPieceTokenizer()
+    words.train_from_iterator(texts.train[0], vocab_size=4000, show_progress=False)
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=words._tokenizer,
+        **{f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")},
+        model_input_names=["input_ids", "attention_mask"],
+    )
+    config = transformers.DistilBertConfig(
+        vocab_size=len(tokenizer), dim=64, n_layers=2, n_heads=4, hidden_dim=256, num_labels=texts.classes
+    )
+    return transformers.DistilBertForSequenceClassification(config), tokenizer
+
+
+def pretrained_model(name: str, texts: Texts) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """From the Hub or a folder; a head that was made for another number of labels starts anew."""
+    network = transformers.AutoModelForSequenceClassification.from_pretrained(
+        name, num_labels=texts.classes, ignore_mismatched_sizes=True
+    )
+    return network.train(), transformers.AutoTokenizer.from_pretrained(name)  # it comes in eval mode, without dropout
+
+
+def loader(split: Split, tokenizer: PreTrainedTokenizerBase, batch_size: int, *, shuffle: bool = False) -> DataLoader:
+    """Batches of token numbers, padded to the longest text of each."""
+    encoded = tokenizer(split[0], truncation=True, max_length=LENGTH)
+    rows: Any = [{**{key: encoded[key][i] for key in encoded}, "labels": label} for i, label in enumerate(split[1])]
+    return DataLoader(rows, batch_size, shuffle=shuffle, collate_fn=transformers.DataCollatorWithPadding(tokenizer))
+
+
+def train(model: Classifier, loaders: tuple[DataLoader, DataLoader], epochs: int, callbacks: list[L.Callback]) -> float:
+    """Train, and return the accuracy on the texts to test on."""
+    trainer = L.Trainer(
+        max_epochs=epochs,
+        devices=1,
+        callbacks=callbacks,
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=False,
+    )
+    trainer.fit(model, *loaders)
+    return trainer.callback_metrics["val_acc"].item()
+
+
+def save(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Keep a pruned model for where this package is not installed."""
+    tokenizer.save_pretrained(folder)
+    torch.save(make_plain(copy.deepcopy(network)), folder / "model.pt")
+
+
+def load(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """What ``save`` has kept. ``weights_only=False`` runs code that a file brings along: only for files you trust."""
+    network = torch.load(folder / "model.pt", weights_only=False)
+    return network, transformers.AutoTokenizer.from_pretrained(folder)
+
+
+def main() -> None:
+    """Train, fine-tune while pruning, compare, save."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", help="a name on the Hub or a folder (default: a small DistilBERT, made on the spot)")
+    parser.add_argument("--dataset", help="a name on the Hub, a folder or a file (default: docstrings)")
+    parser.add_argument("--limit", type=int, help="docstrings of each library (1000), or texts of a part of --dataset")
+    parser.add_argument("--epochs", type=int, default=4, help="before pruning, and with it (default: %(default)s)")
+    parser.add_argument("--ratio", type=float, default=0.5, help="of the MACs that go (default: %(default)s)")
+    parser.add_argument("--lr", type=float, help="learning rate (default: 5e-5 with --model, else 1e-3)")
+    parser.add_argument("--save", type=Path, help="folder for the pruned model (default: a temporary one)")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    quiet()
+    L.seed_everything(args.seed, verbose=False)
+    texts = dataset(args.dataset, args.limit) if args.dataset else docstrings(args.limit or 1000)
+    network, tokenizer = pretrained_model(args.model, texts) if args.model else small_model(texts)
+    loaders = loader(texts.train, tokenizer, 32, shuffle=True), loader(texts.test, tokenizer, 128)
+    example = tokenizer(
+        texts.test[0][:1], padding="max_length", truncation=True, max_length=LENGTH, return_tensors="pt"
+    )
+    model = Classifier(network, args.lr or (5e-5 if args.model else 1e-3))
+
+    accuracy = train(model, loaders, args.epochs, [])
+    before = Result.of(network.cpu(), dict(example), accuracy)
+    # MACs: most parameters of such a model are embeddings, of which nothing can go.
+    pruning = CoresetPruningCallback(args.ratio, unit="macs")
+    accuracy = train(model, loaders, args.epochs, [pruning])
+    after = Result.of(network.cpu(), dict(example), accuracy)
+
+    for group in pruning.history[-1].groups:
+        print(f"{group.name}: {group.channels} of {group.channels_original} left")
+    show(f"{type(network).__name__}, {args.epochs} + {args.epochs} epochs", before, after)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = args.save or Path(temporary)
+        save(network, tokenizer, folder)
+        again, _ = load(folder)
+        same = torch.equal(again.eval()(**example).logits, network.eval()(**example).logits)
+        print(f"saved, and loaded again: {'the same' if same else 'OTHER'} answers")
+
+
+if __name__ == "__main__":
+    main()
