@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 from zoo import ZOO
 from zoo.inspection import unexplained
 from zoo.oracle import build, examine, excused, search
-from zoo.running import distance, flat
+from zoo.running import call, distance, flat
+
+from lightning_coreset.structure import analyse
 
 ENTRIES = [pytest.param(entry, id=name, marks=[pytest.mark.slow] * entry.slow) for name, entry in ZOO.items()]
 
@@ -58,3 +61,27 @@ def _twice(entry, seed):
     generator = torch.Generator().manual_seed(seed)
     made = [entry.inputs(generator) for _ in range(2)]
     return [list(value.values()) if isinstance(value, dict) else value for value in made]
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+@pytest.mark.filterwarnings(*THIRD_PARTY)
+def test_one_sample_shows_what_several_show(entry):
+    """Where the batch is one, its dimension could be taken for another one of that size."""
+    if entry.name.startswith("hf/"):
+        pytest.importorskip("transformers")
+    inputs = entry.inputs(torch.Generator().manual_seed(0))
+    single = _map(inputs, lambda value: value[:1] if isinstance(value, Tensor) and value.dim() > 0 else value)
+    try:
+        with torch.no_grad():
+            call(build(entry).eval(), single)
+    except Exception as error:
+        pytest.skip(f"the network does not run on one sample: {error}")
+    # A network of its own for each, since some keep what their first run computed.
+    names = [[group.name for group in analyse(build(entry), one).groups] for one in (single, inputs)]
+    assert names[0] == names[1]
+
+
+def _map(inputs, change):
+    if isinstance(inputs, dict):
+        return {name: change(value) for name, value in inputs.items()}
+    return tuple(map(change, inputs))

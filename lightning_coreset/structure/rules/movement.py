@@ -66,7 +66,8 @@ def _within_heads(source: Tensor, before: Axis, result: Tensor, after: Axis) -> 
         result.shape[after.dims[0]],
         result.shape[after.dims[0] - 1],
     )
-    alone = inner == size and outer == 1 != source.shape[before.dims[0] - 1]
+    # A 1 in front of everything is a batch of one sample, not the number of heads.
+    alone = before.dims[0] > 0 and inner == size and outer == 1 != source.shape[before.dims[0] - 1]
     # Heads that were only merged with the batch repeat their atoms; channels of several heads are atoms of their own.
     split = inner < size == inner * outer and len(before.labels.unique()) > inner
     return alone or split
