@@ -182,6 +182,7 @@ class CoresetPruningCallback(pl.Callback):
         self._progress = Progress()
         self._events: dict[int, float] = {}
         self._begun = False
+        self._validates = False
         self._source = ExampleSource(example_inputs)
         self._planner = EventPlanner(self.request, self._source, order, check, certify)
         self._monitor = Monitor(metric, monitor, monitor_mode, eval_batches)
@@ -246,6 +247,7 @@ class CoresetPruningCallback(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Lay out the events: by now the length of training is known."""
         self._events = self.timeline.events(trainer)
+        self._validates = trainer.enable_validation  # as long as this fit goes on; to ask at every step adds up
 
     def dry_run(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any = None) -> DryRun:
         """Plan the whole schedule on a copy of the model as it is, without training; nothing is touched.
@@ -293,14 +295,14 @@ class CoresetPruningCallback(pl.Callback):
         self._take_back(trainer, pl_module)
         self._prune_if_due(trainer, pl_module)
         self._reporter.batch_start(trainer, pl_module, self.history)
-        if self._without_validation(trainer):
+        if not self._validates:
             self._monitor.start(pl_module, batch, batch_idx)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """With manual optimisation the first step shows the structure: only now it can be read."""
-        if self._without_validation(trainer):
+        if not self._validates:
             self._monitor.batch_end(batch)  # first, for it watches all calls until then
         self._recalibration.see_step_end()
         if self._source.see_step_end(batch):
@@ -309,7 +311,7 @@ class CoresetPruningCallback(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log where the model stands."""
-        if self._without_validation(trainer):
+        if not self._validates:
             accuracy = self._monitor.result(trainer)
             self._reporter.accuracy(trainer, accuracy, self.history, last_step(trainer))
         self._reporter.epoch_end(trainer, self.history, self._progress.original)
@@ -386,10 +388,6 @@ class CoresetPruningCallback(pl.Callback):
         return f"{self.timeline.interval} {self.timeline.position(trainer)}"
 
     # ---- in validation
-
-    @staticmethod
-    def _without_validation(trainer: pl.Trainer) -> bool:
-        return not trainer.enable_validation
 
     def on_validation_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0

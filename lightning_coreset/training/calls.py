@@ -67,7 +67,8 @@ class OutermostCalls:
 
     Args:
         module: The module, mostly a LightningModule.
-        only: Qualified names of the submodules to watch, all others not being seen; by default all are watched.
+        only: Qualified names of the submodules to watch, as they were recorded before, all others not being seen; by
+            default all are watched.
         copy_inputs: Whether to copy the inputs before each call, as :attr:`Call.before`.
 
     Attributes:
@@ -94,11 +95,14 @@ class OutermostCalls:
         """Begin to record; starting twice is starting once."""
         if self._handles:
             return
-        for name, module in _called_from_python(self._module):
-            if self._only is None or name in self._only:
-                before, after = _Hook(partial(self._before, name)), _Hook(self._after)
-                self._handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
-                self._handles.append(module.register_forward_hook(after, with_kwargs=True, always_call=True))
+        if self._only is None:
+            watched = _called_from_python(self._module)
+        else:  # seen in an earlier step; to walk over a large network in every step takes longer than to watch it
+            watched = ((name, self._module.get_submodule(name)) for name in self._only)
+        for name, module in watched:
+            before, after = _Hook(partial(self._before, name)), _Hook(self._after)
+            self._handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+            self._handles.append(module.register_forward_hook(after, with_kwargs=True, always_call=True))
 
     def stop(self) -> None:
         """Stop recording; ``calls`` stay."""
