@@ -11,7 +11,7 @@ its pruner replaces the parameters, so the optimizer is given the new ones, and 
 All networks are pruned to half of their multiply-accumulates, by the same share of the channels in every layer:
 ResNet-56 inside its blocks, and once more everywhere, with the channels that its shortcuts add up.
 
-By default all is small, for a single CPU core and about 20 minutes: a narrow VGG-11 on 10000 training images, and
+By default all is small, for a single CPU core and about 25 minutes: a narrow VGG-11 on 10000 training images, and
 ResNet-56 on 6000 that are averaged down to 16 x 16, few epochs, a part of the test images, one seed. For ResNet-56 only
 some methods run by default; ``--contenders "*"`` runs all of them.
 
