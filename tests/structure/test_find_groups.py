@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_coreset.structure import ChannelGroup, Count, analyse, find_groups
+from lightning_coreset.structure import ChannelGroup, Count, Example, analyse, find_groups
+from lightning_coreset.verification import failing_groups
 
 
 def roles(group: ChannelGroup) -> dict[tuple[str, int], str]:
@@ -262,3 +263,28 @@ def test_channels_written_into_a_room_for_them(first: bool) -> None:
 
 def test_a_model_that_is_a_layer_itself_is_refused_once():
     assert dict(analyse(nn.Linear(4, 3), torch.randn(1, 4)).refused) == {"weight": "reaches the network's output"}
+
+
+def test_channels_last_with_pooling_to_one_pixel():
+    layers = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10)
+    model = nn.Sequential(*layers).to(memory_format=torch.channels_last)
+    (group,) = find_groups(model, torch.randn(2, 3, 9, 9))
+    assert (group.name, group.size) == ("0", 8)
+    assert failing_groups(model, [group], Example.of(torch.randn(2, 3, 9, 9))) == {}
+
+
+@pytest.mark.parametrize(
+    "view", [lambda x: x.as_strided((2, 8), (1, 2)), lambda x: x.as_strided((2, 8), (4, 1)), lambda x: x[:, 2:]]
+)
+def test_other_strides_that_move_channels_are_refused(view):
+    class Strided(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(4, 8), nn.LazyLinear(3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(view(self.first(x).relu()))
+
+    model = Strided()
+    model(torch.randn(2, 4))
+    assert not find_groups(model, torch.randn(2, 4))

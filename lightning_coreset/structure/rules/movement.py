@@ -205,6 +205,21 @@ def unfold_patches(engine: Propagation, op: Operation) -> None:
     engine.put(out, replace(engine.of(source), axes=tuple(axes), direct=None))
 
 
+def restrided(engine: Propagation, op: Operation) -> None:
+    """Other strides for elements that stay in their order, as average pooling to one pixel gives to channels last."""
+    source, out = op.args[0], op.results[0]
+    whole = out.storage_offset() == 0 and out.numel() * out.element_size() == out.untyped_storage().nbytes()
+    axes = engine.of(source).axes
+    alike = all(
+        axis.labels.dim() == out.dim() and all(out.shape[dim] == axis.labels.shape[dim] for dim in axis.dims)
+        for axis in axes
+    )
+    if not (whole and alike and out.squeeze().is_contiguous() and max(out.shape[2:], default=1) == 1):
+        engine.refuse(op, "is viewed with other strides by aten.as_strided")
+        return
+    engine.put(out, engine.of(source))
+
+
 def nothing(engine: Propagation, op: Operation) -> None:
     """Operations whose result carries no labels and that constrain none (fills, reads of a single value)."""
 
@@ -227,5 +242,6 @@ RULES: dict[str, Rule] = {
         ("fill", "zero", "_local_scalar_dense", "is_nonzero", "equal", "sym_size", "_assert_async"), nothing
     ),
     **dict.fromkeys(("im2col", "col2im"), unfold_patches),
+    "as_strided": restrided,
     "index": index,
 }
