@@ -156,7 +156,7 @@ def _choose(
             progress(group.name, position, len(survey.groups))
         try:
             selection = selector.select(group, sizes.get(group.name, group.size), working.tensors)
-        except (ValueError, torch.linalg.LinAlgError):
+        except (ValueError, RuntimeError):  # of which a matrix that cannot be factorised is one
             _check_finite(group, working.tensors)
             raise
         certificate = None if certifier is None else certifier.certificate(group, selection, working.tensors)
