@@ -80,6 +80,26 @@ def square(progress: float) -> float:
     return progress**2
 
 
+class Power:
+    """A schedule with an option.
+
+    Args:
+        exponent: The larger, the later channels go.
+    """
+
+    def __init__(self, exponent: float = 2.0) -> None:
+        self.exponent = exponent
+
+    def __call__(self, progress: float) -> float:
+        return progress**self.exponent
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Power) and self.exponent == other.exponent
+
+    def __hash__(self) -> int:
+        return hash(self.exponent)
+
+
 def example() -> Tensor:
     """An input by which the callback can read the structure of ``Classifier.net``."""
     return torch.zeros(1, 1, 8, 8)
