@@ -11,6 +11,7 @@ from torch import Tensor
 from lightning_coreset.plan import ParameterChange
 from lightning_coreset.planning.selection import Selection, column_factors, multiply
 from lightning_coreset.structure import ChannelGroup, Member
+from lightning_coreset.surgery import take
 
 
 class Working:
@@ -74,7 +75,6 @@ class Working:
         if change.name not in self.reweighted:
             return change
         done = self._cut.get(change.name, set())
-        value = self.tensors[change.name].detach()
-        for dim in change.kept.keys() - done:
-            value = value.index_select(dim, change.kept[dim].to(value.device))
+        left = {dim: positions for dim, positions in change.kept.items() if dim not in done}
+        value = take(self.tensors[change.name], left)
         return replace(change, value=value.to(self._original[change.name].dtype))
