@@ -35,11 +35,6 @@ class Atoms:
             self._reason = torch.cat([self._reason, torch.zeros(room - known, dtype=torch.int64)])
         return torch.arange(first, self._count)
 
-    def dimensions(self) -> Tensor:
-        """For every atom the number of its dimension, in the order of ``ranges``, int64 ``(atoms,)``."""
-        sizes = torch.tensor([len(atoms) for atoms in self._ranges.values()], dtype=torch.int64)
-        return torch.arange(len(sizes)).repeat_interleave(sizes)
-
     @property
     def ranges(self) -> dict[tuple[str, int], range]:
         """The atoms of every ``(tensor name, dimension)``."""
@@ -59,7 +54,10 @@ class Atoms:
 
     def all_roots(self) -> Tensor:
         """The representative of every atom, with that of ``FIXED`` at its head, ``(atoms + 1,)``."""
-        return self.roots(torch.arange(self._count))
+        root = self._parent[: self._count].clone()
+        while not torch.equal(higher := root.index_select(0, root), root):
+            root = higher
+        return root
 
     def unite(self, first: Tensor, second: Tensor, reason: str) -> None:
         """Join the classes of two label tensors of one shape, element by element.
@@ -91,11 +89,11 @@ class Atoms:
         blocked[FIXED] = True
         return blocked
 
-    def reasons(self) -> dict[int, str]:
-        """For the root of every blocked class, why it is blocked (the earliest of its reasons)."""
-        first = self._first_reasons()
-        roots = (first < len(self._reasons)).nonzero().squeeze(1)
-        return {root: self._reasons[number] for root, number in zip(roots.tolist(), first[roots].tolist(), strict=True)}
+    def reason(self, roots: Tensor) -> str | None:
+        """Why the first of these classes is blocked that is (the earliest of its reasons); ``None`` if none is."""
+        number = self._first_reasons()[roots]
+        blocked = number[number < len(self._reasons)]
+        return self._reasons[int(blocked[0])] if len(blocked) else None
 
     def _first_reasons(self) -> Tensor:
         """By root, the number of the earliest reason of its class; as many as there are reasons where there is none."""

@@ -144,6 +144,8 @@ def merge(first: Axis, second: Axis, atoms: Atoms, reason: str) -> Axis:
         if grid.made and not bare.made and set(bare.dims) < set(grid.dims):
             atoms.block(bare.labels, reason)
             return unite_along(grid, bare.dims, atoms, reason)
+    if first.labels is second.labels and second.sources <= first.sources:
+        return first
     one, other = torch.broadcast_tensors(first.labels, second.labels)
     atoms.unite(one, other, reason)
     return Axis(

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_coreset.structure.engine import Propagation
-from lightning_coreset.structure.groups import ChannelGroup, Count, Member, Path, Role, one_each
-
-_Dim = tuple[str, int]
+from lightning_coreset.structure.groups import ChannelGroup, Count, Member, Path, Role
+from lightning_coreset.structure.places import Dim, Places
 
 _LAYERS = (
     *(nn.Linear, nn.modules.conv._ConvNd, nn.Embedding, nn.EmbeddingBag, nn.Bilinear, nn.RNNBase, nn.RNNCellBase),
@@ -31,17 +30,16 @@ class Classes:
     whole tensors; only groups and their members are walked one by one.
     """
 
-    def __init__(self, engine: Propagation) -> None:
+    def __init__(self, engine: Propagation, roots: Tensor) -> None:
         self.engine = engine
-        self.roots = engine.atoms.all_roots()
-        self.blocked = engine.atoms.blocked()
+        self.roots = roots
         self.group_of = self._partition()
         self._names: dict[int, str] = {}
         layers = {name: contraction.layer for name, contraction in engine.layers.items()}
         paths = dict.fromkeys(engine.paths)  # each once, in the order of execution
         self.paths = [Path(layers[producer], steps, layers[consumer]) for producer, steps, consumer in paths]
 
-    def of(self, where: _Dim) -> Tensor:
+    def of(self, where: Dim) -> Tensor:
         """The roots along one dimension of a tensor, int64 ``(size,)``."""
         atoms = self.engine.atoms.ranges[where]
         return self.roots[atoms.start : atoms.stop]
@@ -49,13 +47,18 @@ class Classes:
     def groups(self) -> list[ChannelGroup]:
         """Classes that the same layers make are one group, in the order in which the first of these layers ran."""
         order = self.engine.producers
-        dims = self._dims()
-        makers = [sorted((order[where], where) for where in own if where in order) for own in dims]
-        ranked = sorted(range(len(dims)), key=lambda number: (makers[number][0][0], number))
+        count = int(self.group_of.max()) + 1
+        if not count:
+            return []
+        places = Places(self.engine.atoms.ranges, self.roots, self.group_of)
+        dims = places.dims(count)
+        makers = [min((order[where], where) for where in own if where in order) for own in dims]
+        ranked = sorted(range(count), key=lambda number: (makers[number][0], number))
         taken: dict[str, int] = defaultdict(int)
         class_of = torch.full_like(self.roots, -1)
+        sizes = [0] * count
         for number in ranked:
-            first = makers[number][0][1]
+            first = makers[number][1]
             name = self._name(first)
             taken[name] += 1
             self._names[number] = f"{name}#{taken[name]}" if taken[name] > 1 else name
@@ -63,8 +66,9 @@ class Classes:
             lying = self.of(first)
             own = list(dict.fromkeys(lying[self.group_of[lying] == number].tolist()))
             class_of[own] = torch.arange(len(own))
-        self._lie(class_of)
-        return [self._group(number, dims[number]) for number in ranked]
+            sizes[number] = len(own)
+        places.number(class_of)
+        return [self._group(number, sizes[number], dims[number], places) for number in ranked]
 
     def product_macs(self) -> dict[str, float]:
         """By group name: what products without a weight cost where their results are labelled with its classes."""
@@ -79,73 +83,41 @@ class Classes:
     def _partition(self) -> Tensor:
         """The group of every root, numbered by their lowest roots, int64; -1 where there is none.
 
-        The roots are told apart by one layer after the other, until those that the same layers make are left together.
+        Roots that are made by the same layers, and read by some, are a group, if there are several.
         """
-        part = torch.zeros_like(self.roots)
-        parts = 1
-        for where in self.engine.producers:
-            made = self.of(where).unique()
-            made = made[~self.blocked[made]]
-            known, split = part[made].unique(return_inverse=True)
-            part[made] = parts + split
-            parts += len(known)
-        read = torch.zeros_like(self.blocked)
-        for where in self.engine.consumers:
-            read[self.of(where)] = True
-        part *= read
-        several = part.bincount(minlength=parts) > 1
-        several[0] = False
-        chosen = several[part].nonzero().squeeze(1)
-        lowest = torch.full((parts,), len(part)).scatter_reduce_(0, part[chosen], chosen, "amin")
-        rank = lowest.argsort().argsort()
-        return torch.full_like(part, -1).index_put_((chosen,), rank[part[chosen]])
+        group_of = torch.full_like(self.roots, -1)
+        if not self.engine.producers or not self.engine.consumers:
+            return group_of
+        usable = torch.zeros(len(self.roots), dtype=torch.bool)
+        usable[torch.cat([self.of(where) for where in self.engine.consumers])] = True
+        usable &= ~self.engine.atoms.blocked()
+        lying = [self.of(where) for where in self.engine.producers]
+        made = torch.cat(lying)
+        number = torch.arange(len(lying)).repeat_interleave(torch.tensor(list(map(len, lying))))
+        chosen = usable[made]
+        pairs = (made[chosen] * len(lying) + number[chosen]).unique()
+        root, layer = pairs // len(lying), pairs % len(lying)
+        root, counts = root.unique_consecutive(return_counts=True)
+        part = _by_sequence(layer, counts)
+        several = part.bincount()[part] > 1
+        root, part = root[several], part[several]
+        lowest = torch.full((int(part.max()) + 1 if len(part) else 0,), len(group_of))
+        lowest.scatter_reduce_(0, part, root, "amin")
+        group_of[root] = lowest.argsort().argsort()[part]
+        return group_of
 
-    def _dims(self) -> list[list[_Dim]]:
-        """The dimensions of tensors that carry classes of each group."""
-        names, number = list(self.engine.atoms.ranges), self.engine.atoms.dimensions()
-        group = self.group_of[self.roots[1:]]
-        carries = torch.zeros(int(self.group_of.max()) + 1, len(names), dtype=torch.bool)
-        carries[group[group >= 0], number[group >= 0]] = True
-        return [[names[number] for number in own.nonzero().squeeze(1).tolist()] for own in carries]
-
-    def _name(self, producer: _Dim) -> str:
+    def _name(self, producer: Dim) -> str:
         """The module's name where it makes channels with its ``weight``, else the parameter's."""
         module, _, parameter = producer[0].rpartition(".")
         return module if module and parameter == "weight" else producer[0]
 
-    def _lie(self, class_of: Tensor) -> None:
-        """Look at all dimensions at once: the group and the class of every atom, and where they simply follow."""
-        self._group_at, self._class_at = self.group_of[self.roots], class_of[self.roots]
-        ranges = self.engine.atoms.ranges
-        number = self.engine.atoms.dimensions()
-        starts = torch.tensor([atoms.start for atoms in ranges.values()], dtype=torch.int64)
-        group, place = self._group_at[1:], torch.arange(1, len(self.roots)) - starts[number]
-        first = group[starts - 1]
-        other = (group != first[number]) | (self._class_at[1:] != place)
-        mixed = torch.zeros(len(starts), dtype=torch.bool).index_fill_(0, number[other], True)
-        self._plain = {
-            where: own for where, own, mix in zip(ranges, first.tolist(), mixed.tolist(), strict=True) if not mix
-        }
-
-    def _group(self, number: int, dims: list[_Dim]) -> ChannelGroup:
+    def _group(self, number: int, size: int, dims: list[Dim], places: Places) -> ChannelGroup:
         """The group of this number."""
-        size = int(self._class_at[self._group_at == number].max()) + 1
         members = tuple(
-            Member(*where, self._role(where), self._places(number, where, size), len(self.engine.atoms.ranges[where]))
+            Member(*where, self._role(where), places.index(number, where, size), len(self.engine.atoms.ranges[where]))
             for where in sorted(dims, key=self._network_order)
         )
         return ChannelGroup(self._names[number], members, self._paths(members), self._counts(number, members))
-
-    def _places(self, number: int, where: _Dim, size: int) -> tuple[tuple[int, ...], ...]:
-        """The positions of every class of a group along a dimension."""
-        atoms = self.engine.atoms.ranges[where]
-        if self._plain.get(where) == number and len(atoms) == size:
-            return one_each(size)
-        places: list[list[int]] = [[] for _ in range(size)]
-        own = (self._group_at[atoms.start : atoms.stop] == number).nonzero().squeeze(1)
-        for position, one in zip(own.tolist(), self._class_at[atoms.start + own].tolist(), strict=True):
-            places[one].append(position)
-        return tuple(map(tuple, places))
 
     def _counts(self, number: int, members: tuple[Member, ...]) -> tuple[Count, ...]:
         """Group counts of GroupNorms, and head counts of the modules that hold a head's weights."""
@@ -177,12 +149,12 @@ class Classes:
     def _numbers(self, labels: Tensor) -> set[int]:
         return set(self.group_of[self.roots[labels]].unique().tolist())
 
-    def _role(self, where: _Dim) -> Role:
+    def _role(self, where: Dim) -> Role:
         if where in self.engine.consumers:
             return "consumer"
         return "producer" if where in self.engine.producers else "channelwise"
 
-    def _network_order(self, where: _Dim) -> tuple[int, int]:
+    def _network_order(self, where: Dim) -> tuple[int, int]:
         """The order of execution for layers, and of definition for what has none of its own."""
         rank = {"producer": 0, "channelwise": 1, "consumer": 2}[self._role(where)]
         order = self.engine.consumers.get(where, self.engine.producers.get(where, 0))
@@ -201,11 +173,10 @@ class Classes:
     def refused(self, groups: tuple[ChannelGroup, ...]) -> dict[str, str]:
         """For every layer none of whose channels are in a group, why."""
         grouped = {(member.name, member.dim) for group in groups for member in group.members}
-        reasons = self.engine.atoms.reasons()
         refused = {}
         for where in sorted(self.engine.producers, key=lambda dim: self.engine.producers[dim]):
             if where not in grouped:
-                refused[self._name(where)] = self._why(where, reasons)
+                refused[self._name(where)] = self._why(where)
         told = {name for name, _ in grouped} | {name for name, _ in self.engine.producers}
         for name, owner in self.engine.owners.items():
             layer = name.partition(".parametrizations.")[0] if ".parametrizations." in name else _module(name)
@@ -216,11 +187,11 @@ class Classes:
                 and name not in told
                 and (name, 0) in self.engine.atoms.ranges
             ):
-                refused.setdefault(layer, self._why((name, 0), reasons))
+                refused.setdefault(layer, self._why((name, 0)))
         return refused
 
-    def _why(self, where: _Dim, reasons: dict[int, str]) -> str:
-        reason = next((reasons[root] for root in self.of(where).tolist() if root in reasons), None)
+    def _why(self, where: Dim) -> str:
+        reason = self.engine.atoms.reason(self.of(where))
         if reason is not None:
             return reason
         if where in self.engine.producers:
@@ -236,3 +207,20 @@ def _prefixes(name: str, count: int) -> list[str]:
 
 def _module(name: str) -> str:
     return name.rpartition(".")[0]
+
+
+def _by_sequence(values: Tensor, counts: Tensor) -> Tensor:
+    """Numbers that are the same where sequences are, (n,).
+
+    Args:
+        values: n sequences of non-negative numbers, one behind the other.
+        counts: How long each is, at least 1, (n,).
+    """
+    first, width = counts.cumsum(0) - counts, int(values.max()) + 1 if len(values) else 0
+    number, used = torch.zeros_like(counts), 1
+    for position in range(int(counts.max()) if len(counts) else 0):
+        longer = (counts > position).nonzero().squeeze(1)
+        found, told = (number[longer] * width + values[first[longer] + position]).unique(return_inverse=True)
+        number[longer] = used + told
+        used += len(found)
+    return number

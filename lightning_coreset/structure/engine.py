@@ -5,91 +5,19 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from lightning_coreset.structure.atoms import Atoms
 from lightning_coreset.structure.axes import NOTHING, Axis, Carried, freeze, settle, vector
 from lightning_coreset.structure.deferred import Deferred
 from lightning_coreset.structure.groups import Layer, Norm, Step
-
-
-@dataclass(frozen=True)
-class _Signature:
-    """What the schema of an aten operation says: all arguments in their order, with their defaults."""
-
-    name: str
-    overload: str
-    inplace: bool
-    defaults: Mapping[str, Any]
-
-
-@cache
-def _signature(function: Any) -> _Signature:
-    schema = function._schema
-    name = schema.name.rpartition("::")[2]
-    inplace = name.endswith("_") and not name.startswith("__")
-    defaults = {argument.name: argument.default_value for argument in schema.arguments}
-    return _Signature(name[:-1] if inplace else name, schema.overload_name, inplace, defaults)
-
-
-@dataclass(frozen=True, eq=False)
-class Operation:
-    """One aten call, with its result.
-
-    Attributes:
-        name: Without namespace and without the underscore of the in-place form: ``"relu"``.
-        inplace: Whether it writes into its first argument.
-        arguments: All arguments by the names of aten's schema.
-        result: What it returned.
-    """
-
-    name: str
-    overload: str
-    inplace: bool
-    function: Callable[..., Any]
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-    arguments: Mapping[str, Any]
-    result: Any
-
-    @classmethod
-    def read(cls, function: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> Operation:
-        """Take the call apart by the schema of ``function``."""
-        sign = _signature(function)
-        arguments = {**sign.defaults, **dict(zip(sign.defaults, args, strict=False)), **kwargs}
-        return cls(sign.name, sign.overload, sign.inplace, function, tuple(args), kwargs, arguments, result)
-
-    @cached_property
-    def tensors(self) -> list[Tensor]:
-        """All tensors among the arguments."""
-        return _tensors(self.arguments.values())
-
-    @cached_property
-    def results(self) -> list[Tensor]:
-        """All tensors among the results."""
-        return _tensors([self.result])
-
-    @property
-    def numbers(self) -> tuple[float | str | None, ...]:
-        """The numbers and strings among the arguments, such as a negative slope, in the order of the schema.
-
-        Keyword arguments and defaults count, and so does ``None``: a clamp from above is none from below.
-        """
-        values = list(self.arguments.values())[1:]
-        return tuple(value for value in values if value is None or isinstance(value, (int, float, str)))
-
-    def dims(self, argument: str, ndim: int) -> list[int]:
-        """A dimension argument as a list of non-negative dimensions; all of them where it is not given."""
-        value = self.arguments.get(argument)
-        if value is None or value == []:
-            return list(range(ndim))
-        return [dim % max(ndim, 1) for dim in ([value] if isinstance(value, int) else value)]
+from lightning_coreset.structure.known import Known
+from lightning_coreset.structure.operation import Operation, tensors_among
+from lightning_coreset.structure.repetition import Repetition
 
 
 @dataclass
@@ -126,7 +54,9 @@ class Propagation(TorchDispatchMode):
         self.products: list[tuple[Tensor, int]] = []
         self.recording = True
         self.deferred = Deferred()
-        self._known = WeakTensorKeyDictionary()
+        self._known = Known()
+        self._repetition = Repetition()
+        self._told_of: list[Tensor] = []  # by the rule that is being applied
         self._adopt(model)
         for (name, _), atoms in self.atoms.ranges.items():
             if name in refused:
@@ -162,7 +92,11 @@ class Propagation(TorchDispatchMode):
         """Remember what is known of a result, and the grids to be decided at the end."""
         carried = carried.with_axes(settle(carried.axes, self.atoms))
         self.grids += [axis for axis in carried.axes if len(axis.dims) > 1]
+        self._tell(tensor, carried)
+
+    def _tell(self, tensor: Tensor, carried: Carried) -> None:
         self._known[tensor] = carried
+        self._told_of.append(tensor)
 
     def channels(self, tensor: Tensor, dim: int, reason: str) -> Tensor:
         """The labels of ``tensor`` along ``dim``, shape ``(tensor.shape[dim],)``, zeros where there are none."""
@@ -262,14 +196,30 @@ class Propagation(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operation, then follow it."""
         kwargs = kwargs or {}
+        tensors = tensors_among((*args, *kwargs.values()))
         # The state before an in-place operation is what its rule needs; labels do not change by running it.
-        result = self.deferred.run(func, args, kwargs, _tensors((*args, *kwargs.values())))
-        operation = Operation.read(func, args, kwargs, result)
-        if any(tensor in self._known for tensor in operation.tensors):
-            self._follow(operation)
+        result = self.deferred.run(func, args, kwargs, tensors)
+        if any([tensor in self._known for tensor in tensors]):
+            self._follow(Operation.read(func, args, kwargs, tensors, result))
         return result
 
     def _follow(self, op: Operation) -> None:
+        """Apply the rule of an operation, or what came of it in the first run."""
+        key = self._repetition.key(op, self._known.get)
+        became = None if self.recording or key is None else self._repetition.became(key)
+        if became is not None:
+            for result, carried in zip(op.results, became, strict=True):
+                if carried is not None:
+                    self._known[result] = carried
+            return
+        operands = [self._known.get(tensor) for tensor in op.tensors]
+        self._apply(op)
+        told_of, self._told_of = self._told_of, []
+        # A rule that told of other tensors has to do so again.
+        if key is not None and all(any(told is result for result in op.results) for told in told_of):
+            self._repetition.note(key, operands, [self._known.get(result) for result in op.results])
+
+    def _apply(self, op: Operation) -> None:
         rule = self.rules.get(op.name)
         if rule is None:
             names = [self.of(tensor).direct or "" for tensor in op.tensors]
@@ -286,13 +236,7 @@ class Propagation(TorchDispatchMode):
         for tensor in (*op.tensors, *op.results):
             self.block(tensor, reason)
             if tensor in self._known and not self.of(tensor).constant:
-                self._known[tensor] = NOTHING
-
-
-def _tensors(values: Iterable[Any]) -> list[Tensor]:
-    """The tensors among values, one of which may be a list of them, but no nest: the schemas of aten know none."""
-    flat = (one for value in values for one in (value if isinstance(value, (list, tuple)) else (value,)))
-    return [one for one in flat if isinstance(one, Tensor)]
+                self._tell(tensor, NOTHING)
 
 
 def _holds_values(tensor: Tensor) -> bool:

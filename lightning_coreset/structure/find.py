@@ -75,8 +75,9 @@ def analyse(model: nn.Module, example: Example | ExampleInputs) -> Structure:
     example = example if isinstance(example, Example) else Example.of(example)
     engine = trace(model, example)
     _decide_grids(engine)
-    _block_whole_dimensions(engine)
-    classes = Classes(engine)
+    roots = engine.atoms.all_roots()
+    _block_whole_dimensions(engine, roots)
+    classes = Classes(engine, roots)
     groups = tuple(classes.groups())
     batch = max(example.batch_size, 1)
     macs = {name: count // batch for name, count in engine.macs.items()}
@@ -104,11 +105,14 @@ def _decide_grids(engine: Propagation) -> None:
         unite_along(axis, others, engine.atoms, "is viewed as a grid that must stay rectangular")
 
 
-def _block_whole_dimensions(engine: Propagation) -> None:
+def _block_whole_dimensions(engine: Propagation, roots: Tensor) -> None:
     """A class that covers a whole dimension is never removed."""
-    roots, number = engine.atoms.all_roots()[1:], engine.atoms.dimensions()
-    lowest = torch.full((len(engine.atoms.ranges),), len(roots) + 1).scatter_reduce_(0, number, roots, "amin")
-    several = torch.zeros(len(lowest), dtype=torch.bool).index_fill_(0, number[roots != lowest[number]], True)
-    for ((name, dim), atoms), varies in zip(engine.atoms.ranges.items(), several.tolist(), strict=True):
+    ranges = engine.atoms.ranges
+    sizes = torch.tensor(list(map(len, ranges.values())), dtype=torch.int64)
+    starts = torch.tensor([atoms.start for atoms in ranges.values()], dtype=torch.int64)
+    other = (roots[1:] != roots[starts].repeat_interleave(sizes)).cumsum(0)
+    ends = other[starts + sizes - 2]  # the atom that is no index of any dimension is not among them
+    several = ends.diff(prepend=ends.new_zeros(1)) > 0
+    for ((name, dim), atoms), varies in zip(ranges.items(), several.tolist(), strict=True):
         if not varies:
             engine.atoms.block(torch.tensor([atoms.start]), f"couples all channels of {name} (dimension {dim})")

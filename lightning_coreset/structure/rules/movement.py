@@ -45,16 +45,31 @@ def _moved(op: Operation, axis: Axis, source: Tensor) -> list[Axis]:
 
 
 def _reshaped(labels: Tensor, old: torch.Size, new: torch.Size) -> Tensor:
-    """Compressed labels in a new shape; outer dimensions that stay and do not vary are not written out."""
-    inner = min(len(old), len(new))
-    lead = tail = 0
-    while lead < inner and old[lead] == new[lead] and labels.shape[lead] == 1:
-        lead += 1
-    while tail < inner - lead and old[-1 - tail] == new[-1 - tail] and labels.shape[-1 - tail] == 1:
-        tail += 1
-    before, after = [1] * lead, [1] * tail
-    written = labels.expand(*before, *old[lead : len(old) - tail], *after)
-    return written.reshape(*before, *new[lead : len(new) - tail], *after)
+    """Compressed labels in a new shape; only runs of dimensions in which they vary are written out."""
+    written: list[int] = []
+    shape: list[int] = []
+    for before, after in _runs(old, new):
+        varies = any(labels.shape[dim] > 1 for dim in before)
+        written += [old[dim] if varies else 1 for dim in before]
+        shape += [new[dim] if varies else 1 for dim in after]
+    return labels.expand(written).reshape(shape)
+
+
+def _runs(old: torch.Size, new: torch.Size) -> list[tuple[range, range]]:
+    """The shortest runs of dimensions that a view turns into one another, as in (2, 12, 197, 64) -> (24, 197, 64)."""
+    runs = []
+    i = j = 0
+    while i < len(old) and j < len(new):
+        first, other = i, j
+        before, after = old[i], new[j]
+        i, j = i + 1, j + 1
+        while before != after:
+            if before < after:
+                before, i = before * old[i], i + 1
+            else:
+                after, j = after * new[j], j + 1
+        runs.append((range(first, i), range(other, j)))
+    return [*runs, (range(i, len(old)), range(j, len(new)))]  # dimensions of size 1
 
 
 def _within_heads(source: Tensor, before: Axis, result: Tensor, after: Axis) -> bool:
