@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from array import array
+
 import torch
 from torch import Tensor
 
@@ -19,21 +21,30 @@ class Atoms:
 
     def __init__(self) -> None:
         self._ranges: dict[tuple[str, int], range] = {}
-        self._parent = torch.zeros(1, dtype=torch.int64)
         self._reason = torch.zeros(1, dtype=torch.int64)
         self._count = 1
         self._reasons: list[str] = [""]
         self._reason_ids: dict[str, int] = {"": 0}
+        self._numbers, self._parent = _identity(1)
+        self.version = 0
+        """Goes up with every union: what classes were found to be stays so as long as it is the same."""
+
+    def reserve(self, room: int) -> None:
+        """Make room for so many atoms more, in one go."""
+        known, room = self._count, self._count + room
+        numbers, parent = _identity(room)
+        parent[:known] = self._parent[:known]
+        self._numbers, self._parent = numbers, parent
+        self._reason = torch.cat([self._reason[:known], torch.zeros(room - known, dtype=torch.int64)])
 
     def allocate(self, name: str, dim: int, size: int) -> Tensor:
         """New atoms for dimension ``dim`` of the tensor ``name``, shape ``(size,)``."""
-        first, self._count = self._count, self._count + size
-        self._ranges[name, dim] = range(first, self._count)
-        if self._count > len(self._parent):
-            known, room = len(self._parent), max(self._count, 2 * len(self._parent))
-            self._parent = torch.cat([self._parent, torch.arange(known, room)])
-            self._reason = torch.cat([self._reason, torch.zeros(room - known, dtype=torch.int64)])
-        return torch.arange(first, self._count)
+        first, last = self._count, self._count + size
+        if last > len(self._parent):
+            self.reserve(max(size, len(self._parent)))
+        self._ranges[name, dim] = range(first, last)
+        self._count = last
+        return torch.arange(first, last)
 
     @property
     def ranges(self) -> dict[tuple[str, int], range]:
@@ -59,6 +70,15 @@ class Atoms:
             root = higher
         return root
 
+    def apart(self, first: int, second: int) -> bool:
+        """Whether two labels are of different classes."""
+        return self._root(first) != self._root(second)
+
+    def _root(self, label: int) -> int:
+        while (higher := self._numbers[label]) != label:
+            label = higher
+        return label
+
     def unite(self, first: Tensor, second: Tensor, reason: str) -> None:
         """Join the classes of two label tensors of one shape, element by element.
 
@@ -66,6 +86,9 @@ class Atoms:
         """
         first, second = first.reshape(-1), second.reshape(-1)
         one, other = self.roots(first), self.roots(second)
+        if torch.equal(one, other):
+            return
+        self.version += 1
         low, high = torch.minimum(one, other), torch.maximum(one, other)
         if not bool(low.all()):
             self.block(torch.maximum(first, second)[low == FIXED], reason)
@@ -85,19 +108,26 @@ class Atoms:
 
     def blocked(self) -> Tensor:
         """Whether the class with this root may not be removed, bool ``(atoms + 1,)``; ``FIXED`` may not."""
-        blocked = self._first_reasons() < len(self._reasons)
+        blocked = self.reasons() >= 0
         blocked[FIXED] = True
         return blocked
 
-    def reason(self, roots: Tensor) -> str | None:
-        """Why the first of these classes is blocked that is (the earliest of its reasons); ``None`` if none is."""
-        number = self._first_reasons()[roots]
-        blocked = number[number < len(self._reasons)]
-        return self._reasons[int(blocked[0])] if len(blocked) else None
-
-    def _first_reasons(self) -> Tensor:
-        """By root, the number of the earliest reason of its class; as many as there are reasons where there is none."""
+    def reasons(self) -> Tensor:
+        """By root, the number of the earliest reason why its class is blocked; -1 where it is not."""
         atoms = self._reason.nonzero().squeeze(1)
         atoms = atoms[atoms != FIXED]
-        first = torch.full((self._count,), len(self._reasons))
-        return first.scatter_reduce_(0, self.roots(atoms), self._reason[atoms], "amin")
+        none = len(self._reasons)
+        first = torch.full((self._count,), none)
+        first.scatter_reduce_(0, self.roots(atoms), self._reason[atoms], "amin")
+        return first.masked_fill_(first == none, -1)
+
+    def reason(self, number: int) -> str:
+        """The reason of this number."""
+        return self._reasons[number]
+
+
+def _identity(size: int) -> tuple[array[int], Tensor]:
+    """The numbers from 0 on twice, in the same memory: to look up single ones, and many."""
+    numbers = array("q", bytes(8 * size))
+    tensor = torch.frombuffer(numbers, dtype=torch.int64)
+    return numbers, torch.arange(size, out=tensor)

@@ -7,7 +7,7 @@ one, its channels. The axes of one tensor vary along different dimensions.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -18,7 +18,7 @@ from lightning_coreset.structure.atoms import Atoms
 from lightning_coreset.structure.groups import Step
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Axis:
     """Labels of one kind on a tensor.
 
@@ -27,21 +27,34 @@ class Axis:
         sources: The ``(parameter name, dimension)`` pairs whose atoms these labels are.
         made: Whether a layer made what is labelled; a parameter or buffer by itself is not.
         lone: Whether a view put them beside a dimension of size 1, as the channels of a single attention head.
+        settled: The version of the atoms by which the labels are known to vary along all dimensions that they are
+            written out for; -1 if unknown.
     """
 
     labels: Tensor
     sources: frozenset[tuple[str, int]] = frozenset()
     made: bool = False
     lone: bool = False
+    settled: int = -1
 
     @cached_property
     def dims(self) -> tuple[int, ...]:
         """The dimensions along which the labels vary."""
-        return tuple(dim for dim, size in enumerate(self.labels.shape) if size > 1)
+        return tuple([dim for dim, size in enumerate(self.labels.shape) if size > 1])
+
+    @cached_property
+    def ends(self) -> tuple[int, int]:
+        """The first and the last label."""
+        labels = self.labels.reshape(-1)
+        return int(labels[0]), int(labels[-1])
 
     def relabelled(self, labels: Tensor) -> Axis:
         """The axis with other labels, which it may have anyway."""
         return self if labels is self.labels else Axis(labels, self.sources, self.made, self.lone)
+
+    def moved(self, labels: Tensor) -> Axis:
+        """The axis with its labels in another order of dimensions."""
+        return Axis(labels, self.sources, self.made, self.lone, self.settled)
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,11 +87,25 @@ NOTHING = Carried()
 
 def compress(axis: Axis, atoms: Atoms) -> Axis:
     """Drop the dimensions along which all labels are of one class."""
-    labels = _unexpanded(axis.labels)
-    labels = _narrowed(labels, atoms.roots(labels))
-    if labels.untyped_storage().nbytes() > labels.nbytes:
-        labels = labels.clone()  # a narrowed view would keep the labels of the whole activation alive
-    return axis.relabelled(labels)
+    if axis.settled == atoms.version:
+        return axis
+    narrowed = axis if _surely_varies(axis, atoms) else axis.relabelled(_varying(axis.labels, atoms))
+    narrowed.settled = atoms.version
+    return narrowed
+
+
+def _surely_varies(axis: Axis, atoms: Atoms) -> bool:
+    """Whether one look tells that the labels vary along the one dimension that they are written out for."""
+    if len(axis.dims) != 1 or axis.labels.stride(axis.dims[0]) == 0:
+        return False
+    return atoms.apart(*axis.ends)
+
+
+def _varying(labels: Tensor, atoms: Atoms) -> Tensor:
+    narrow = _unexpanded(labels)
+    narrow = _narrowed(narrow, atoms.roots(narrow))
+    # A narrowed view would keep the labels of the whole activation alive.
+    return narrow.clone() if narrow.untyped_storage().nbytes() > narrow.nbytes else narrow
 
 
 def _unexpanded(labels: Tensor) -> Tensor:
@@ -101,10 +128,10 @@ def _narrowed(labels: Tensor, keys: Tensor) -> Tensor:
 
 def settle(axes: Iterable[Axis], atoms: Atoms) -> tuple[Axis, ...]:
     """Compress and drop the axes that do not vary any more."""
-    return tuple(axis for axis in (compress(axis, atoms) for axis in axes) if axis.dims)
+    return tuple([axis for axis in [compress(axis, atoms) for axis in axes] if axis.dims])
 
 
-def unite_along(axis: Axis, dims: Sequence[int], atoms: Atoms, reason: str) -> Axis:
+def unite_along(axis: Axis, dims: Iterable[int], atoms: Atoms, reason: str) -> Axis:
     """Forbid that single indices along ``dims`` go: all labels along them become one class."""
     labels = axis.labels
     for dim in dims:
@@ -115,12 +142,12 @@ def unite_along(axis: Axis, dims: Sequence[int], atoms: Atoms, reason: str) -> A
     return axis.relabelled(labels)
 
 
-def freeze(axis: Axis, dims: Sequence[int], atoms: Atoms, reason: str) -> Axis | None:
+def freeze(axis: Axis, dims: Collection[int], atoms: Atoms, reason: str) -> Axis | None:
     """Forbid that single indices along ``dims`` go, and block the axis if nothing else is left that could.
 
     Returns what remains: the axis over its other dimensions, or ``None``.
     """
-    if set(axis.dims) <= set(dims):
+    if all([dim in dims for dim in axis.dims]):
         atoms.block(axis.labels, reason)
         return None
     return unite_along(axis, [dim for dim in axis.dims if dim in dims], atoms, reason)
@@ -157,7 +184,7 @@ def merge(first: Axis, second: Axis, atoms: Atoms, reason: str) -> Axis:
 
 
 def join(
-    operands: Sequence[tuple[Tensor, Sequence[Axis]]],
+    operands: Sequence[tuple[set[int], Sequence[Axis]]],
     ndim: int,
     atoms: Atoms,
     reason: str,
@@ -167,7 +194,8 @@ def join(
     """The axes of tensors that are laid over each other, as in an element-wise operation.
 
     Args:
-        operands: Each operand with its axes; shapes broadcast from the right, as in torch.
+        operands: For each operand the dimensions of the result in which it has elements of its own, and its axes;
+            shapes broadcast from the right, as in torch.
         ndim: Dimensions of the result.
         atoms: The union-find.
         reason: What to report if labels meet fixed elements.
@@ -180,13 +208,11 @@ def join(
     merged: list[Axis] = []
     for axis in (axis for axes in aligned for axis in axes if apart is None or axis.labels.shape[apart] == 1):
         merged = add(merged, axis, atoms, reason)
-    for (tensor, _), own in zip(operands, aligned, strict=True):
-        labelled = {dim for axis in own for dim in axis.dims} | {apart}
-        unlabelled = [dim for dim in range(ndim) if dim not in labelled and _varies(tensor, dim - ndim)]
-        frozen = (
-            freeze(axis, unlabelled, atoms, reason) if set(axis.dims) & set(unlabelled) else axis for axis in merged
-        )
-        merged = [axis for axis in frozen if axis is not None]
+    for (varying, _), own in zip(operands, aligned, strict=True):
+        unlabelled = varying.difference([apart], *(axis.dims for axis in own))
+        if unlabelled:
+            frozen = [axis if unlabelled.isdisjoint(axis.dims) else freeze(axis, unlabelled, atoms, reason) for axis in merged]
+            merged = [axis for axis in frozen if axis is not None]
     return settle(merged, atoms)
 
 
@@ -202,6 +228,11 @@ def _align(labels: Tensor, ndim: int) -> Tensor:
     return labels if labels.dim() == ndim else labels.reshape((1,) * (ndim - labels.dim()) + tuple(labels.shape))
 
 
-def _varies(tensor: Tensor, dim: int) -> bool:
-    """Whether the operand has elements of its own along ``dim``, counted from the right; an expanded one has not."""
-    return tensor.dim() >= -dim and tensor.shape[dim] > 1 and tensor.stride(dim) != 0
+def varying(tensor: Tensor, ndim: int) -> set[int]:
+    """The dimensions of a result of ``ndim`` dimensions in which an operand has elements of its own.
+
+    An expanded dimension has none.
+    """
+    shift = ndim - tensor.dim()
+    strides = tensor.stride()
+    return {dim + shift for dim, size in enumerate(tensor.shape) if size > 1 and strides[dim] != 0}

@@ -8,6 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from lightning_coreset.structure.atoms import FIXED
 from lightning_coreset.structure.engine import Propagation
 from lightning_coreset.structure.groups import ChannelGroup, Count, Member, Path, Role
 from lightning_coreset.structure.places import Dim, Places
@@ -33,6 +34,7 @@ class Classes:
     def __init__(self, engine: Propagation, roots: Tensor) -> None:
         self.engine = engine
         self.roots = roots
+        self._reasons = engine.atoms.reasons()  # by root
         self.group_of = self._partition()
         self._names: dict[int, str] = {}
         layers = {name: contraction.layer for name, contraction in engine.layers.items()}
@@ -90,7 +92,8 @@ class Classes:
             return group_of
         usable = torch.zeros(len(self.roots), dtype=torch.bool)
         usable[torch.cat([self.of(where) for where in self.engine.consumers])] = True
-        usable &= ~self.engine.atoms.blocked()
+        usable &= self._reasons < 0
+        usable[FIXED] = False
         lying = [self.of(where) for where in self.engine.producers]
         made = torch.cat(lying)
         number = torch.arange(len(lying)).repeat_interleave(torch.tensor(list(map(len, lying))))
@@ -191,9 +194,10 @@ class Classes:
         return refused
 
     def _why(self, where: Dim) -> str:
-        reason = self.engine.atoms.reason(self.of(where))
-        if reason is not None:
-            return reason
+        numbers = self._reasons[self.of(where)]
+        blocked = numbers[numbers >= 0]
+        if len(blocked):
+            return self.engine.atoms.reason(int(blocked[0]))
         if where in self.engine.producers:
             return "is consumed by no layer whose weights could be cut"
         return "is not run by the example inputs"

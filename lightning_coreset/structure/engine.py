@@ -66,12 +66,17 @@ class Propagation(TorchDispatchMode):
         """Give every index of every dimension of every parameter and buffer its atom; whole numbers are indices."""
         self.owners: dict[str, nn.Module] = {}
         self.modules = dict(model.named_modules())
-        for prefix, module in self.modules.items():
-            for name, tensor in (*module._parameters.items(), *module._buffers.items()):
-                if tensor is not None and tensor not in self._known and _holds_values(tensor):
-                    qualified = f"{prefix}.{name}" if prefix else name
-                    self.owners[qualified] = module
-                    self._adopt_tensor(qualified, tensor)
+        own = {
+            f"{prefix}.{name}" if prefix else name: (module, tensor)
+            for prefix, module in self.modules.items()
+            for name, tensor in (*module._parameters.items(), *module._buffers.items())
+            if tensor is not None and _holds_values(tensor)
+        }
+        self.atoms.reserve(sum(size for _, tensor in own.values() for size in tensor.shape))
+        for name, (module, tensor) in own.items():
+            if tensor not in self._known:  # the first of several names
+                self.owners[name] = module
+                self._adopt_tensor(name, tensor)
 
     def _adopt_tensor(self, name: str, tensor: Tensor) -> None:
         axes = []
@@ -90,8 +95,10 @@ class Propagation(TorchDispatchMode):
 
     def put(self, tensor: Tensor, carried: Carried) -> None:
         """Remember what is known of a result, and the grids to be decided at the end."""
-        carried = carried.with_axes(settle(carried.axes, self.atoms))
-        self.grids += [axis for axis in carried.axes if len(axis.dims) > 1]
+        axes = settle(carried.axes, self.atoms)
+        if axes != carried.axes:
+            carried = carried.with_axes(axes)
+        self.grids += [axis for axis in axes if len(axis.dims) > 1]
         self._tell(tensor, carried)
 
     def _tell(self, tensor: Tensor, carried: Carried) -> None:
@@ -104,12 +111,12 @@ class Propagation(TorchDispatchMode):
 
     def freeze(self, tensor: Tensor, dims: Iterable[int], reason: str) -> tuple[Axis, ...]:
         """The axes of ``tensor`` after no single index along ``dims`` may go any more."""
-        dims = list(dims)
-        axes = (
-            freeze(axis, dims, self.atoms, reason) if set(axis.dims) & set(dims) else axis
+        dims = set(dims)
+        axes = [
+            axis if dims.isdisjoint(axis.dims) else freeze(axis, dims, self.atoms, reason)
             for axis in self.of(tensor).axes
-        )
-        return tuple(axis for axis in axes if axis is not None)
+        ]
+        return tuple([axis for axis in axes if axis is not None])
 
     def block(self, tensor: Tensor, reason: str) -> None:
         """Forbid the removal of anything this tensor is labelled with."""

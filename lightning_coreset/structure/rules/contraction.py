@@ -4,40 +4,65 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cache
 
-import torch
 from torch import Tensor, nn
 
-from lightning_coreset.structure.axes import Axis, Carried, freeze, join
+from lightning_coreset.structure.axes import Axis, Carried, freeze, join, varying
 from lightning_coreset.structure.engine import Operation, Propagation, Rule
 from lightning_coreset.structure.groups import Step
 
 _INPUT = "contracts a tensor whose size is fixed, such as the network's input"
 
 
-def _contract(engine: Propagation, first: Tensor, second: Tensor, spec: str, out: Tensor, bias: Tensor | None) -> None:
-    """A product in einsum notation: ``"nk,km->nm"``."""
-    operands, out_letters = spec.split("->")
-    letters = operands.split(",")
+@dataclass(frozen=True)
+class _Spec:
+    """A product in einsum notation: ``"nk,km->nm"``.
+
+    Attributes:
+        operands: The letters of both operands.
+        out: Those of the result.
+        summed: Those that are summed over.
+    """
+
+    operands: tuple[str, ...]
+    out: str
+    summed: str
+
+    @classmethod
+    @cache
+    def of(cls, notation: str) -> _Spec:
+        """Read the notation."""
+        operands, _, out = notation.partition("->")
+        first, second = operands.split(",")
+        return cls((first, second), out, "".join(letter for letter in first if letter not in out))
+
+
+def _contract(
+    engine: Propagation, first: Tensor, second: Tensor, notation: str, out: Tensor, bias: Tensor | None
+) -> None:
+    """A product of two tensors, and a bias that is added."""
+    spec = _Spec.of(notation)
     tensors = (first, second)
     weight = next((tensor for tensor in (second, first) if _is_weight(engine.of(tensor))), None)
-    kept: list[tuple[Tensor, list[Axis]]] = []
-    summed = [letter for letter in letters[0] if letter not in out_letters]
+    kept: list[tuple[set[int], Sequence[Axis]]] = []
     survivors = [list(engine.of(tensor).axes) for tensor in tensors]
-    for letter in summed:
-        _sum_over(engine, tensors, [names.index(letter) for names in letters], survivors, weight)
-    for tensor, names, axes in zip(tensors, letters, survivors, strict=True):
-        made = tensor is weight
-        placed = [_place(axis, names, out_letters) for axis in axes]
-        moved = [replace(axis, made=True) if made and not axis.made else axis for axis in placed]
-        kept.append((_place_tensor(tensor, names, out_letters), moved))
+    for letter in spec.summed:
+        _sum_over(engine, tensors, [names.index(letter) for names in spec.operands], survivors, weight)
+    for tensor, names, axes in zip(tensors, spec.operands, survivors, strict=True):
+        placed = [_place(axis, names, spec.out) for axis in axes]
+        if tensor is weight:
+            placed = [axis if axis.made else replace(axis, made=True) for axis in placed]
+        own = varying(tensor, tensor.dim())
+        kept.append(({spec.out.index(names[dim]) for dim in own if names[dim] in spec.out}, placed))
     if bias is not None:
-        kept.append((bias, list(engine.of(bias).axes)))
+        kept.append((varying(bias, out.dim()), engine.of(bias).axes))
     axes = join(kept, out.dim(), engine.atoms, "meets a tensor that cannot be cut in a product")
-    trails = _record(engine, tensors, letters, weight, summed, out_letters, bias)
-    engine.count(weight, out.numel() * math.prod(first.shape[letters[0].index(letter)] for letter in summed), axes)
-    constant = all(engine.of(tensor).constant for tensor in tensors)
+    trails = _record(engine, tensors, spec, weight, bias)
+    terms = math.prod([first.shape[spec.operands[0].index(letter)] for letter in spec.summed])
+    engine.count(weight, out.numel() * terms, axes)
+    constant = all([engine.of(tensor).constant for tensor in tensors])
     engine.put(out, Carried(axes, constant=constant, trails=trails))
 
 
@@ -97,40 +122,25 @@ def _whole_heads(engine: Propagation, axes: list[Axis]) -> list[Axis]:
 
 
 def _place(axis: Axis, letters: str, out_letters: str) -> Axis:
-    """The axis with its dimensions where the result has them."""
+    """The axis with its dimensions where the result has them; it does not vary along those that the result lacks."""
     if letters == out_letters:
         return axis
-    order = [letters.index(letter) for letter in out_letters if letter in letters]
-    kept = axis.labels.permute(*order, *(d for d in range(len(letters)) if d not in order))
-    kept = kept.reshape([axis.labels.shape[d] for d in order])
-    for position, letter in enumerate(out_letters):
-        if letter not in letters:
-            kept = kept.unsqueeze(position)
-    return axis.relabelled(kept)
-
-
-def _place_tensor(tensor: Tensor, letters: str, out_letters: str) -> Tensor:
-    """A stand-in of the operand's extent in the result, for broadcasting checks."""
-    sizes = [tensor.shape[letters.index(letter)] if letter in letters else 1 for letter in out_letters]
-    strided = [letter in letters and tensor.stride(letters.index(letter)) != 0 for letter in out_letters]
-    return torch.empty_strided(sizes, [int(moves) for moves in strided], device="meta")
+    labels, order = axis.labels, [letters.index(letter) for letter in out_letters if letter in letters]
+    shape = [labels.shape[letters.index(letter)] if letter in letters else 1 for letter in out_letters]
+    if len(axis.dims) > 1:
+        labels = labels.permute(*order, *[dim for dim in range(len(letters)) if dim not in order])
+    return axis.moved(labels.reshape(shape))
 
 
 def _record(
-    engine: Propagation,
-    tensors: Sequence[Tensor],
-    letters: Sequence[str],
-    weight: Tensor | None,
-    summed: Sequence[str],
-    out_letters: str,
-    bias: Tensor | None,
+    engine: Propagation, tensors: Sequence[Tensor], spec: _Spec, weight: Tensor | None, bias: Tensor | None
 ) -> dict[str, tuple[Step, ...]]:
     if weight is None:
         return engine.trails(tensors)
     side = 1 if weight is tensors[1] else 0
-    own, other = letters[side], letters[1 - side]
-    new = [letter for letter in own if letter in out_letters and letter not in other]
-    into = own.index(summed[0]) if len(summed) == 1 else None
+    own, other = spec.operands[side], spec.operands[1 - side]
+    new = [letter for letter in own if letter in spec.out and letter not in other]
+    into = own.index(spec.summed) if len(spec.summed) == 1 else None
     out = own.index(new[0]) if len(new) == 1 else None
     name = engine.of(bias).direct if bias is not None else None
     return engine.contracted(weight, into, out, tensors[1 - side], bias=name)
@@ -169,7 +179,7 @@ def convolution(engine: Propagation, op: Operation) -> None:
     out = op.results[0]
     engine.freeze(weight, range(2, weight.dim()), "is a kernel position")
     engine.freeze(inputs, range(2, inputs.dim()), "is moved over by a convolution")
-    engine.count(weight, (inputs if transposed else out).numel() * weight[0].numel())
+    engine.count(weight, (inputs if transposed else out).numel() * math.prod(weight.shape[1:]))
     if groups > 1 and groups == inputs.shape[1]:
         labels = _depthwise(engine, inputs, weight, transposed)
         trails = engine.trails([inputs], Step("depthwise", (engine.of(weight).direct or "",)))

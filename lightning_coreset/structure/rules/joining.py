@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from lightning_coreset.structure.axes import Axis, Carried, add, join
+from lightning_coreset.structure.axes import Axis, Carried, add, join, varying
 from lightning_coreset.structure.engine import Operation, Propagation, Rule
 
 
@@ -20,7 +20,9 @@ def concatenate(engine: Propagation, op: Operation) -> None:
     if op.name == "stack":
         parts = [(part.unsqueeze(dim), [_unsqueezed(axis, dim) for axis in axes]) for part, axes in parts]
     reason = "is joined with a tensor of fixed size"
-    axes = list(join(parts, out.dim(), engine.atoms, reason, apart=dim))
+    axes = list(
+        join([(varying(part, out.dim()), own) for part, own in parts], out.dim(), engine.atoms, reason, apart=dim)
+    )
     for axis in _side_by_side(parts, dim):
         axes = add(axes, axis, engine.atoms, reason)
     constant = all(engine.of(tensor).constant for tensor in tensors)

@@ -22,6 +22,7 @@ _FAITHFUL = frozenset({"t", "numpy_T", "transpose", "permute", "detach", "alias"
 _RESHAPING = frozenset({"view", "_unsafe_view", "reshape", "_reshape_alias", "unsqueeze", "squeeze", "slice"})
 
 _REORDERING = frozenset({"t", "transpose", "permute", "unsqueeze"})
+_COPYING = frozenset({"_to_copy", "clone", "contiguous", "lift_fresh", "lift", "alias", "detach", "positive"})
 
 
 def _on_host(value: object) -> object:
@@ -33,13 +34,14 @@ def _moved(op: Operation, axis: Axis, source: Tensor) -> list[Axis]:
     if op.name in _RESHAPING and op.name not in ("slice", "unsqueeze", "squeeze"):
         return [axis.relabelled(_reshaped(axis.labels, source.shape, op.results[0].shape))]
     if op.name in _REORDERING:  # the same for labels that are not written out
-        return [axis.relabelled(op.function(axis.labels, *op.args[1:], **op.kwargs))]
-    labels = axis.labels.expand(source.shape)
-    if op.name in ("_to_copy", "clone", "contiguous", "lift_fresh", "lift", "alias", "detach", "positive"):
-        moved = labels
-    else:
-        rest, named = tree_map(_on_host, (op.args[1:], dict(op.kwargs)))
-        moved = op.function(labels, *rest, **named)
+        return [axis.moved(op.function(axis.labels, *op.args[1:], **op.kwargs))]
+    if op.name in _COPYING:
+        return [axis]
+    if op.name == "expand":
+        new = (1,) * (op.results[0].dim() - source.dim())
+        return [axis.moved(axis.labels.reshape(new + axis.labels.shape)) if new else axis]
+    rest, named = tree_map(_on_host, (op.args[1:], dict(op.kwargs)))
+    moved = op.function(axis.labels.expand(source.shape), *rest, **named)
     results = moved if isinstance(moved, (list, tuple)) else [moved]
     return [axis.relabelled(labels) for labels in results]
 

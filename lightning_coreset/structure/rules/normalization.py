@@ -22,7 +22,7 @@ def batch_norm(engine: Propagation, op: Operation) -> None:
     ]
     if own:
         reason = "is normalised by a tensor that cannot be cut"
-        engine.atoms.unite(torch.cat(own), channels.repeat(len(own)), reason)
+        engine.atoms.unite(torch.cat(own), channels.expand(len(own), -1), reason)
     names = [engine.of(part).direct if isinstance(part, Tensor) else None for part in parts]
     norm = Norm(*names, eps=float(op.arguments.get("eps", op.arguments.get("epsilon", 1e-5))))
     opaque = any(isinstance(part, Tensor) and name is None for part, name in zip(parts, names, strict=True))
