@@ -66,7 +66,7 @@ class Classes:
             self._names[number] = f"{name}#{taken[name]}" if taken[name] > 1 else name
             # Classes are numbered as they lie in the first producer.
             lying = self.of(first)
-            own = list(dict.fromkeys(lying[self.group_of[lying] == number].tolist()))
+            own = _each_once(lying[self.group_of[lying] == number])
             class_of[own] = torch.arange(len(own))
             sizes[number] = len(own)
         places.number(class_of)
@@ -213,6 +213,13 @@ def _module(name: str) -> str:
     return name.rpartition(".")[0]
 
 
+def _each_once(values: Tensor) -> Tensor:
+    """The values in the order in which they first come."""
+    if bool((values.diff() > 0).all()):
+        return values
+    return torch.tensor(list(dict.fromkeys(values.tolist())), dtype=values.dtype)
+
+
 def _by_sequence(values: Tensor, counts: Tensor) -> Tensor:
     """Numbers that are the same where sequences are, (n,).
 
@@ -224,7 +231,8 @@ def _by_sequence(values: Tensor, counts: Tensor) -> Tensor:
     number, used = torch.zeros_like(counts), 1
     for position in range(int(counts.max()) if len(counts) else 0):
         longer = (counts > position).nonzero().squeeze(1)
-        found, told = (number[longer] * width + values[first[longer] + position]).unique(return_inverse=True)
-        number[longer] = used + told
-        used += len(found)
+        told = number[longer] * width + values[first[longer] + position]
+        seen = torch.zeros(used * width, dtype=torch.int64).index_fill_(0, told, 1).cumsum(0)
+        number[longer] = used - 1 + seen[told]
+        used += int(seen[-1])
     return number

@@ -27,23 +27,23 @@ class Places:
     def __init__(self, ranges: Mapping[Dim, range], roots: Tensor, group_of: Tensor) -> None:
         self._dims = list(ranges)
         self._ranges = ranges
-        group = group_of[roots]
+        group = group_of.index_select(0, roots)
         atoms = (group >= 0).nonzero().squeeze(1)
-        self._group, self._roots = group[atoms], roots[atoms]
-        starts = torch.tensor([own.start for own in ranges.values()], dtype=torch.int64)
-        self._sizes = torch.tensor(list(map(len, ranges.values())), dtype=torch.int64)
-        self._dim = torch.searchsorted(starts, atoms, right=True) - 1
-        self._place = atoms - starts[self._dim]
+        self._group, self._roots = group.index_select(0, atoms), roots.index_select(0, atoms)
+        bounds = torch.tensor([1, *(own.stop for own in ranges.values())], dtype=torch.int64)
+        self._sizes = bounds.diff()
         # The atoms of a dimension that are in groups lie side by side.
-        self._first = torch.searchsorted(atoms, torch.cat([starts, starts[-1:] + self._sizes[-1:]]))
+        self._first = torch.searchsorted(atoms, bounds)
+        self._dim = torch.arange(len(self._dims)).repeat_interleave(self._first.diff())
+        self._place = atoms - bounds[self._dim]
 
     def dims(self, groups: int) -> list[list[Dim]]:
         """The dimensions that carry classes of each of so many groups."""
-        found: list[list[Dim]] = [[] for _ in range(groups)]
+        found: list[dict[int, None]] = [{} for _ in range(groups)]
         count = len(self._dims)
-        for pair in (self._group * count + self._dim).unique().tolist():
-            found[pair // count].append(self._dims[pair % count])
-        return found
+        for pair in (self._group * count + self._dim).unique_consecutive().tolist():
+            found[pair // count][pair % count] = None
+        return [[self._dims[dim] for dim in own] for own in found]
 
     def number(self, class_of: Tensor) -> None:
         """Number the classes of every group: ``class_of`` says the number of a root."""
