@@ -7,7 +7,7 @@ made once, broadcast, applied, logged and saved.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from torch import Tensor
@@ -22,8 +22,9 @@ class ParameterChange:
         old_shape: Shape before.
         new_shape: Shape after.
         kept: For every sliced dimension, the int64 positions that stay, in ascending order.
-        value: New content of shape ``new_shape``, where the change is more than a slice (a reweighted consumer);
-            ``None`` for a plain slice.
+        value: New content of shape ``new_shape``, where it is not made of the old one by ``kept`` and ``factors``.
+        factors: By what the content is multiplied along a dimension, float64, one number for each position that stays:
+            the weights of a coreset in what reads it.
     """
 
     name: str
@@ -31,6 +32,7 @@ class ParameterChange:
     new_shape: tuple[int, ...]
     kept: Mapping[int, Tensor]
     value: Tensor | None = None
+    factors: Mapping[int, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ class PruningPlan:
 
     def to_dict(self) -> dict[str, Any]:
         """A plain nested dict of numbers, strings, lists and tensors, as checkpoints and broadcasts want it."""
-        plain = {field.name: getattr(self, field.name) for field in fields(self)}
+        plain = {one.name: getattr(self, one.name) for one in fields(self)}
         return plain | {
             "groups": [asdict(group) | {"kept": list(group.kept)} for group in self.groups],
             "changes": [_change_to_dict(change) for change in self.changes],
@@ -206,6 +208,6 @@ def _gone(count: int) -> str:
 
 
 def _change_to_dict(change: ParameterChange) -> dict[str, Any]:
-    plain = {field.name: getattr(change, field.name) for field in fields(change)}
+    plain = {one.name: getattr(change, one.name) for one in fields(change)}
     shapes = {"old_shape": list(change.old_shape), "new_shape": list(change.new_shape)}
-    return plain | shapes | {"kept": dict(change.kept)}
+    return plain | shapes | {"kept": dict(change.kept), "factors": dict(change.factors)}

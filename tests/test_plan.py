@@ -27,6 +27,7 @@ def by_hand(**other: Any) -> PruningPlan:
         "changes": (
             ParameterChange("encoder.0.weight", (4, 5), (3, 5), {0: kept}),
             ParameterChange("encoder.1.weight", (8, 4), (8, 3), {1: kept}, torch.randn(8, 3)),
+            ParameterChange("encoder.2.weight", (8, 4), (8, 3), {1: kept}, factors={1: torch.rand(3).double()}),
         ),
         "skipped": {"head": "reaches the network's output", "norm": "is normalised over"},
         "requested": 0.5,

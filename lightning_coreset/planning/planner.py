@@ -155,11 +155,11 @@ def _choose(
         if progress is not None:
             progress(group.name, position, len(survey.groups))
         try:
-            selection = selector.select(group, sizes.get(group.name, group.size), working.tensors)
+            selection = selector.select(group, sizes.get(group.name, group.size), working)
         except (ValueError, RuntimeError):  # of which a matrix that cannot be factorised is one
-            _check_finite(group, working.tensors)
+            _check_finite(group, working)
             raise
-        certificate = None if certifier is None else certifier.certificate(group, selection, working.tensors)
+        certificate = None if certifier is None else certifier.certificate(group, selection, working)
         choices.append(_Choice(group, selection, certificate))
         working.put(group, selection)
     if selector.clipped:
@@ -188,4 +188,4 @@ def _changes(
     by_name = {name: ParameterChange(name, shape, shape, {}) for name, shape in shapes.items()}
     slices = slice_members(tensors, [(choice.group, choice.selection.kept.tolist()) for choice in choices])
     by_name |= {change.name: change for change in slices}
-    return tuple(map(working.content, by_name.values()))
+    return tuple(map(working.completed, by_name.values()))

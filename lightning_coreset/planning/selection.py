@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_coreset.structure import ChannelGroup, Member
+from lightning_coreset.surgery import multiplied
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +53,7 @@ def scale_consumers(group: ChannelGroup, factor: Tensor, tensors: Mapping[str, T
     scaled: dict[str, Tensor] = {}
     for member in group.by_role("consumer"):
         tensor = scaled.setdefault(member.name, tensors[member.name].detach().clone())
-        multiply(tensor, member.dim, column_factors(member, factor, tensor.shape[member.dim]))
+        multiplied(tensor, {member.dim: column_factors(member, factor, tensor.shape[member.dim])})
     return scaled
 
 
@@ -62,10 +63,3 @@ def column_factors(member: Member, factor: Tensor, length: int) -> Tensor:
     column = torch.ones(length + 1, dtype=torch.float64)
     column[member.positions] = factor[:, None]
     return column[:-1]
-
-
-def multiply(tensor: Tensor, dim: int, factors: Tensor) -> Tensor:
-    """Multiply a tensor, in place, at every position along ``dim`` by its factor."""
-    shape = [1] * tensor.dim()
-    shape[dim] = -1
-    return tensor.mul_(factors.reshape(shape).to(tensor.device, tensor.dtype))

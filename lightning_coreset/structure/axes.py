@@ -211,7 +211,9 @@ def join(
     for (varying, _), own in zip(operands, aligned, strict=True):
         unlabelled = varying.difference([apart], *(axis.dims for axis in own))
         if unlabelled:
-            frozen = [axis if unlabelled.isdisjoint(axis.dims) else freeze(axis, unlabelled, atoms, reason) for axis in merged]
+            frozen = [
+                axis if unlabelled.isdisjoint(axis.dims) else freeze(axis, unlabelled, atoms, reason) for axis in merged
+            ]
             merged = [axis for axis in frozen if axis is not None]
     return settle(merged, atoms)
 

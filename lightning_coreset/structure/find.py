@@ -91,7 +91,9 @@ def _decide_grids(engine: Propagation) -> None:
     The one along which most indices remain removable; the others are united.
     """
     # A transposed grid has the same labels: what was decided for one was decided for the other.
-    grids = {(grid.labels.data_ptr(), frozenset(zip(grid.labels.shape, grid.labels.stride()))): grid for grid in engine.grids}
+    grids = {
+        (grid.labels.data_ptr(), frozenset(zip(grid.labels.shape, grid.labels.stride()))): grid for grid in engine.grids
+    }
     for grid in grids.values():
         axis = compress(grid, engine.atoms)
         if len(axis.dims) < 2:

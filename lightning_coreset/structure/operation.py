@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any
@@ -55,9 +55,7 @@ class Operation:
     ) -> Operation:
         """Take the call, in which ``tensors`` were found, apart by the schema of ``function``."""
         sign = _signature(function)
-        return cls(
-            sign.name, sign.overload, sign.inplace, function, args, kwargs, tensors, tensors_among((result,))
-        )
+        return cls(sign.name, sign.overload, sign.inplace, function, args, kwargs, tensors, tensors_among((result,)))
 
     @cached_property
     def arguments(self) -> Mapping[str, Any]:

@@ -7,7 +7,7 @@ from lightning_coreset.surgery.layout import Layout, all_tensors, forget, origin
 from lightning_coreset.surgery.modules import mended_sizes, sizing_tensor
 from lightning_coreset.surgery.removal import remove_channels
 from lightning_coreset.surgery.resizing import resize
-from lightning_coreset.surgery.slicing import named_tensors, scale_counts, slice_members, take
+from lightning_coreset.surgery.slicing import content, multiplied, named_tensors, scale_counts, slice_members, take
 from lightning_coreset.surgery.snapshot import Snapshot
 
 __all__ = [
@@ -15,8 +15,10 @@ __all__ = [
     "Snapshot",
     "all_tensors",
     "apply_changes",
+    "content",
     "forget",
     "mended_sizes",
+    "multiplied",
     "named_tensors",
     "original_layout",
     "remembered",

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lightning_coreset.plan import AttributeChange, ParameterChange
 from lightning_coreset.surgery.layout import remembering
 from lightning_coreset.surgery.modules import mend_modules
-from lightning_coreset.surgery.slicing import laid_out, named_tensors, take
+from lightning_coreset.surgery.slicing import content, named_tensors, take
 
 
 def apply_changes(
@@ -44,7 +44,7 @@ def _apply(
                 f"Expected {change.name!r} to have shape {change.old_shape} but got {shape}. "
                 "The plan was made for another model, or for this one before it was pruned."
             )
-        value = take(tensor, change.kept) if change.value is None else _like(change.value, tensor)
+        value = content(change, tensor)
         grad = None if tensor.grad is None else take(tensor.grad, change.kept)
         ready.append((tensor, value, grad, change))
     with remembering(model):
@@ -54,10 +54,6 @@ def _apply(
         for attribute in attributes:
             setattr(model.get_submodule(attribute.module), attribute.name, attribute.new)
     return {tensor: change for tensor, _, _, change in ready if isinstance(tensor, nn.Parameter)}
-
-
-def _like(value: Tensor, tensor: Tensor) -> Tensor:
-    return laid_out(value.detach().to(tensor.device, tensor.dtype, copy=True).contiguous(), tensor)
 
 
 def replace_data(tensor: Tensor, value: Tensor, grad: Tensor | None = None) -> None:

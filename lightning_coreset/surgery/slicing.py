@@ -67,6 +67,22 @@ def take(tensor: Tensor, kept: Mapping[int, Tensor]) -> Tensor:
     return laid_out(taken, tensor)
 
 
+def multiplied(tensor: Tensor, factors: Mapping[int, Tensor]) -> Tensor:
+    """Multiply a tensor, in place, at every position along some dimensions by its factor."""
+    for dim, own in factors.items():
+        shape = [1] * tensor.dim()
+        shape[dim] = -1
+        tensor.mul_(own.reshape(shape).to(tensor.device, tensor.dtype))
+    return tensor
+
+
+def content(change: ParameterChange, tensor: Tensor) -> Tensor:
+    """What a change makes of a tensor, in memory of its own."""
+    if change.value is None:
+        return multiplied(take(tensor, change.kept), change.factors)
+    return laid_out(change.value.detach().to(tensor.device, tensor.dtype, copy=True).contiguous(), tensor)
+
+
 def laid_out(new: Tensor, like: Tensor) -> Tensor:
     """The same values in the memory format of another tensor."""
     for memory_format, ndim in ((torch.channels_last, 4), (torch.channels_last_3d, 5)):

@@ -46,6 +46,7 @@ def fingerprint(plan: PruningPlan) -> str:
         | {
             "kept": {dim: positions.tolist() for dim, positions in change["kept"].items()},
             "value": None if change["value"] is None else _checksum(change["value"]),
+            "factors": {dim: _checksum(factors) for dim, factors in change["factors"].items()},
         }
         for change in plain["changes"]
     ]

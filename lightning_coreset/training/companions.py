@@ -30,9 +30,9 @@ def averaged_copies(trainer: pl.Trainer) -> list[nn.Module]:
 def shrink_copy(copy: nn.Module, model: nn.Module, plan: PruningPlan) -> None:
     """Apply a plan to an averaged copy of a model that is about to be pruned.
 
-    Where the plan reweights a tensor, the copy's slice is moved by what the plan adds to the model's own slice, or for
-    a running variance multiplied by what that is multiplied by. Where the copy equals the model, it equals the pruned
-    model afterwards.
+    Where the plan multiplies a tensor, the copy's is multiplied alike. Where it gives a tensor new values, the copy's
+    slice is moved by what the plan adds to the model's own slice, or for a running variance multiplied by what that is
+    multiplied by. Where the copy equals the model, it equals the pruned model afterwards.
 
     Args:
         copy: The averaged copy, on any device and of any dtype; changed in place.

@@ -404,6 +404,8 @@ def test_certificates_change_nothing(name, method):
         assert one.name == other.name
         assert (one.value is None) == (other.value is None)
         assert one.value is None or torch.equal(one.value, other.value)  # type: ignore[arg-type]
+        assert one.factors.keys() == other.factors.keys()
+        assert all(torch.equal(factors, other.factors[dim]) for dim, factors in one.factors.items())
     again = make_plan(model, structure_of(name), request, inputs=inputs)
     assert again.groups == plan.groups
 

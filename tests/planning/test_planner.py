@@ -10,10 +10,10 @@ from networks import NETWORKS, assert_same_random, assert_untouched, make, rando
 from torch import nn
 
 from lightning_coreset.methods import Magnitude, Method, Random, Reconstruction, Sensitivity
-from lightning_coreset.plan import PruningPlan
+from lightning_coreset.plan import ParameterChange, PruningPlan
 from lightning_coreset.planning import Request, bottom_up_sizes, final_sizes, is_residual, make_plan, measure, prunable
 from lightning_coreset.structure import analyse
-from lightning_coreset.surgery import apply_changes, named_tensors
+from lightning_coreset.surgery import apply_changes, content, named_tensors
 
 METHODS = [Reconstruction(), Sensitivity(), Sensitivity("draws"), Sensitivity("pps"), Magnitude(), Random()]
 
@@ -23,11 +23,17 @@ def same_changes(one: PruningPlan, other: PruningPlan, **tolerance: float) -> bo
     left, right = ({change.name: change for change in plan.changes} for plan in (one, other))
     if left.keys() != right.keys() or [g.kept for g in one.groups] != [g.kept for g in other.groups]:
         return False
-    pairs = [(left[name].value, right[name].value) for name in left]
+    pairs = [(numbers(left[name]), numbers(right[name])) for name in left]
     return all(
-        (a is None) == (b is None) and (a is None or (a.shape == b.shape and torch.allclose(a, b, **tolerance)))
+        a.keys() == b.keys()
+        and all(a[key].shape == b[key].shape and torch.allclose(a[key], b[key], **tolerance) for key in a)
         for a, b in pairs
     )
+
+
+def numbers(change: ParameterChange) -> dict[object, torch.Tensor]:
+    """All that a change says of content."""
+    return {**change.factors} if change.value is None else {"value": change.value, **change.factors}
 
 
 @pytest.mark.parametrize("method", METHODS, ids=str)
@@ -56,6 +62,9 @@ def test_changes_fit_together(method):
         if change.value is not None:
             assert tuple(change.value.shape) == change.new_shape
             assert change.value.dtype == tensors[change.name].dtype
+        assert {dim: len(own) for dim, own in change.factors.items()} == {
+            dim: change.new_shape[dim] for dim in change.factors
+        }
     for group in plan.groups:
         assert group.channels_after == len(group.kept) >= 1
     apply_changes(model, plan.changes, plan.attributes)
@@ -75,20 +84,22 @@ def test_a_seed_decides(method):
 def test_sensitivity_reweights_the_consumers_alone():
     model, x = make("mlp")
     plan = make_plan(model, analyse(model, x), Request(0.5, method=Sensitivity("pps")))
-    values = {change.name for change in plan.changes if change.value is not None}
-    assert values == {"2.weight", "4.weight"}
+    assert all(change.value is None for change in plan.changes)
+    factors = {(change.name, *change.factors) for change in plan.changes if change.factors}
+    assert factors == {("2.weight", 1), ("4.weight", 1)}
     (last,) = [change for change in plan.changes if change.name == "4.weight"]
-    factor = last.value / model[4].weight.detach()[:, last.kept[1]]
-    torch.testing.assert_close(factor, factor[:1].expand_as(factor))
-    assert bool((factor[0] >= 1 - 1e-9).all())  # 1 / inclusion probability
-    assert bool((factor[0] > 1.01).any())
+    assert bool((last.factors[1] >= 1 - 1e-9).all())  # 1 / inclusion probability
+    assert bool((last.factors[1] > 1.01).any())
+    whole = model[4].weight.detach().clone()
+    apply_changes(model, plan.changes)
+    torch.testing.assert_close(model[4].weight.detach(), whole[:, last.kept[1]] * last.factors[1])
 
 
 @pytest.mark.parametrize("method", [Magnitude(), Random()], ids=str)
 def test_comparisons_only_slice(method):
     model, x = make("vgg")
     plan = make_plan(model, analyse(model, x), Request(0.5, method=method))
-    assert all(change.value is None for change in plan.changes)
+    assert all(change.value is None and not change.factors for change in plan.changes)
 
 
 @pytest.mark.parametrize("sampler", ["draws", "pps"])
@@ -105,7 +116,7 @@ def test_the_pruned_network_is_right_on_average(sampler):
             request = Request(0.5, method=Sensitivity(sampler), seed=seed)
             plan = make_plan(model, structure, request, sizes={"0": 5})
             (change,) = [change for change in plan.changes if change.name == "2.weight"]
-            outputs.append(hidden[:, change.kept[1]] @ change.value.T + model[2].bias)
+            outputs.append(hidden[:, change.kept[1]] @ content(change, model[2].weight).T + model[2].bias)
     outputs = torch.stack(outputs)
     error = (outputs.mean(0) - expected).abs() / (outputs.std(0) / len(outputs) ** 0.5)
     assert outputs.std(0).min() > 1e-3

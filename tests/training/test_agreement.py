@@ -57,8 +57,9 @@ def changed(plan, **fields):
         lambda plan: changed(plan, new_shape=(1, 8)),
         lambda plan: changed(plan, kept={0: torch.arange(3)}),
         lambda plan: changed(plan, value=torch.ones(3)),
+        lambda plan: changed(plan, factors={0: torch.ones(3)}),
     ],
-    ids=["number", "reason", "group", "shape", "kept", "value"],
+    ids=["number", "reason", "group", "shape", "kept", "value", "factors"],
 )
 def test_any_other_plan_has_another(plan, change):
     assert fingerprint(change(plan)) != fingerprint(plan)

@@ -74,8 +74,9 @@ def pruned_pair(dtype: torch.dtype, method: Any = "reconstruction") -> tuple[Any
     return model, copy.deepcopy(model).to(dtype), plan
 
 
-def test_a_copy_that_equals_the_model_equals_the_pruned_model():
-    model, twin, plan = pruned_pair(torch.float32)
+@pytest.mark.parametrize("method", ["reconstruction", "sensitivity", "magnitude"])
+def test_a_copy_that_equals_the_model_equals_the_pruned_model(method):
+    model, twin, plan = pruned_pair(torch.float32, method)
 
     shrink_copy(twin, model, plan)
     apply_changes(model, plan.changes, plan.attributes)

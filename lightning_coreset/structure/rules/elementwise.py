@@ -30,7 +30,9 @@ def elementwise(engine: Propagation, op: Operation) -> None:
     out = op.results[0]
     operands = op.tensors
     reason = f"meets a tensor that cannot be cut in aten.{op.name}"
-    axes = join([(varying(tensor, out.dim()), engine.of(tensor).axes) for tensor in operands], out.dim(), engine.atoms, reason)
+    axes = join(
+        [(varying(tensor, out.dim()), engine.of(tensor).axes) for tensor in operands], out.dim(), engine.atoms, reason
+    )
     if op.inplace and {axis.dims for axis in axes} != {axis.dims for axis in engine.of(op.args[0]).axes}:
         # The tensor may be a view: what it views would not learn of the new labels.
         for axis in axes:
