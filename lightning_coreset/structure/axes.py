@@ -147,10 +147,16 @@ def freeze(axis: Axis, dims: Collection[int], atoms: Atoms, reason: str) -> Axis
 
     Returns what remains: the axis over its other dimensions, or ``None``.
     """
-    if all([dim in dims for dim in axis.dims]):
+    if all(dim in dims for dim in axis.dims):
         atoms.block(axis.labels, reason)
         return None
     return unite_along(axis, [dim for dim in axis.dims if dim in dims], atoms, reason)
+
+
+def frozen(axes: Iterable[Axis], dims: set[int | None], atoms: Atoms, reason: str) -> list[Axis]:
+    """What remains of all axes of a tensor."""
+    left = [axis if dims.isdisjoint(axis.dims) else freeze(axis, dims, atoms, reason) for axis in axes]
+    return [axis for axis in left if axis is not None]
 
 
 def vector(axis: Axis | None, dim: int, size: int, atoms: Atoms, reason: str) -> Tensor:
@@ -211,10 +217,7 @@ def join(
     for (varying, _), own in zip(operands, aligned, strict=True):
         unlabelled = varying.difference([apart], *(axis.dims for axis in own))
         if unlabelled:
-            frozen = [
-                axis if unlabelled.isdisjoint(axis.dims) else freeze(axis, unlabelled, atoms, reason) for axis in merged
-            ]
-            merged = [axis for axis in frozen if axis is not None]
+            merged = frozen(merged, unlabelled, atoms, reason)
     return settle(merged, atoms)
 
 

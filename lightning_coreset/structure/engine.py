@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_coreset.structure.atoms import Atoms
-from lightning_coreset.structure.axes import NOTHING, Axis, Carried, freeze, settle, vector
+from lightning_coreset.structure.axes import NOTHING, Axis, Carried, frozen, settle, vector
 from lightning_coreset.structure.deferred import Deferred
 from lightning_coreset.structure.groups import Layer, Norm, Step
 from lightning_coreset.structure.known import Known
@@ -111,12 +111,7 @@ class Propagation(TorchDispatchMode):
 
     def freeze(self, tensor: Tensor, dims: Iterable[int], reason: str) -> tuple[Axis, ...]:
         """The axes of ``tensor`` after no single index along ``dims`` may go any more."""
-        dims = set(dims)
-        axes = [
-            axis if dims.isdisjoint(axis.dims) else freeze(axis, dims, self.atoms, reason)
-            for axis in self.of(tensor).axes
-        ]
-        return tuple([axis for axis in axes if axis is not None])
+        return tuple(frozen(self.of(tensor).axes, set(dims), self.atoms, reason))
 
     def block(self, tensor: Tensor, reason: str) -> None:
         """Forbid the removal of anything this tensor is labelled with."""
@@ -206,7 +201,7 @@ class Propagation(TorchDispatchMode):
         tensors = tensors_among((*args, *kwargs.values()))
         # The state before an in-place operation is what its rule needs; labels do not change by running it.
         result = self.deferred.run(func, args, kwargs, tensors)
-        if any([tensor in self._known for tensor in tensors]):
+        if any(tensor in self._known for tensor in tensors):
             self._follow(Operation.read(func, args, kwargs, tensors, result))
         return result
 

@@ -91,10 +91,7 @@ def _decide_grids(engine: Propagation) -> None:
     The one along which most indices remain removable; the others are united.
     """
     # A transposed grid has the same labels: what was decided for one was decided for the other.
-    grids = {
-        (grid.labels.data_ptr(), frozenset(zip(grid.labels.shape, grid.labels.stride()))): grid for grid in engine.grids
-    }
-    for grid in grids.values():
+    for grid in {_elements(grid.labels): grid for grid in engine.grids}.values():
         axis = compress(grid, engine.atoms)
         if len(axis.dims) < 2:
             continue
@@ -107,6 +104,12 @@ def _decide_grids(engine: Propagation) -> None:
         chosen = max(axis.dims, key=removable)
         others = [dim for dim in axis.dims if dim != chosen]
         unite_along(axis, others, engine.atoms, "is viewed as a grid that must stay rectangular")
+
+
+def _elements(labels: Tensor) -> tuple[int, frozenset[tuple[int, int]]]:
+    """Which elements of a memory a tensor shows, whatever the order of its dimensions."""
+    layout = zip(labels.shape, labels.stride(), strict=True)
+    return labels.data_ptr(), frozenset(dim for dim in layout if dim[0] > 1)
 
 
 def _block_whole_dimensions(engine: Propagation, roots: Tensor) -> None:

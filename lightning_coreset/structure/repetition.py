@@ -17,9 +17,9 @@ _Known = Callable[[Tensor], Carried | None]
 class Repetition:
     """What became of operations, by all that a rule can look at.
 
-    That is the operation, its plain arguments, the forms of its tensors and what is known of them. An operation on whole
-    numbers or truth values of which nothing is known is no repetition, for they may say where things go, but for a few
-    operations of which it is known that they do not.
+    That is the operation, its plain arguments, the forms of its tensors and what is known of them. An operation on
+    whole numbers or truth values of which nothing is known is no repetition, for they may say where things go; but for
+    a few operations of which it is known that they do not.
     """
 
     def __init__(self) -> None:

@@ -62,7 +62,7 @@ def _contract(
     trails = _record(engine, tensors, spec, weight, bias)
     terms = math.prod([first.shape[spec.operands[0].index(letter)] for letter in spec.summed])
     engine.count(weight, out.numel() * terms, axes)
-    constant = all([engine.of(tensor).constant for tensor in tensors])
+    constant = all(engine.of(tensor).constant for tensor in tensors)
     engine.put(out, Carried(axes, constant=constant, trails=trails))
 
 
