@@ -127,9 +127,9 @@ def largest_magnitude(activation: Activation, radius: Tensor) -> Tensor:
         tensor([0., 3.], dtype=torch.float64)
 
     """
-    wrong = radius[~((radius >= 0) & radius.isfinite())]
-    if len(wrong):
-        raise ValueError(f"Expected every radius to be finite and not negative but got {float(wrong[0])}.")
+    right = (radius >= 0) & (radius < math.inf)
+    if not bool(right.all()):
+        raise ValueError(f"Expected every radius to be finite and not negative but got {float(radius[~right][0])}.")
     infimum, supremum = value_range(activation, -radius, radius)
     return torch.maximum(infimum.abs(), supremum.abs())
 

@@ -220,10 +220,11 @@ def _checked(sensitivity: Tensor, count: int, name: str, generator: torch.Genera
     scores = sensitivity.detach().to("cpu", torch.float64)
     if scores.ndim != 1 or len(scores) == 0:
         raise ValueError(f"Expected `sensitivity` of shape (N,) with N > 0 but got {tuple(scores.shape)}.")
-    wrong = (~((scores >= 0) & scores.isfinite())).nonzero().flatten().tolist()
-    if wrong:
-        value = float(scores[wrong[0]])
-        raise ValueError(f"Expected every sensitivity to be finite and not negative but got {value} at {wrong[0]}.")
+    right = (scores >= 0) & (scores < torch.inf)
+    if not bool(right.all()):
+        wrong = int((~right).nonzero()[0])
+        value = float(scores[wrong])
+        raise ValueError(f"Expected every sensitivity to be finite and not negative but got {value} at {wrong}.")
     if count < 1:
         raise ValueError(f"Expected `{name}` to be at least 1 but got {count}.")
     if generator is not None and generator.device.type != "cpu":

@@ -44,9 +44,9 @@ def largest_slice_norms(weight: Tensor, member: Member, scale: Tensor | None = N
     outputs = max(_PIECE // weight[0].numel(), 1)
 
     def norms(weight: Tensor, dtype: torch.dtype) -> Tensor:
-        pieces = zip(weight.split(outputs), scale.to(dtype).split(outputs), strict=True)
-        largest = [(_read_norms(piece, member, dtype) * factor[:, None]).amax(dim=0) for piece, factor in pieces]
-        return torch.stack(largest).amax(dim=0)
+        pieces = zip(weight.split(outputs), scale.to(dtype).square()[:, None].split(outputs), strict=True)
+        largest = [_squares(piece.to(dtype), member).mul_(factor).amax(dim=0) for piece, factor in pieces]
+        return torch.stack(largest).amax(dim=0).sqrt()
 
     return _as_precise_as_needed(weight, norms)
 
@@ -66,15 +66,13 @@ def largest_class_norms(tensor: Tensor, member: Member) -> Tensor:
     return largest_slice_norms(slices.reshape(*slices.shape[:2], -1), member)
 
 
-def _read_norms(weight: Tensor, member: Member, dtype: torch.dtype) -> Tensor:
-    """The norms of what reads every class, (O, N); there is nothing to add up where a class is a single number."""
-    if weight.shape[2] == 1:
-        norms = weight[:, :, 0].to(dtype).abs()
-    else:  # a product adds up short rows faster than a reduction does
-        squares = weight.to(dtype).square()
-        norms = (squares @ squares.new_ones(weight.shape[2])).sqrt()
-    read = by_class(norms, member, dim=1)
-    return read[:, :, 0] if read.shape[2] == 1 else torch.linalg.vector_norm(read, dim=2)
+def _squares(weight: Tensor, member: Member) -> Tensor:
+    """The squared norms of what reads every class, (O, N)."""
+    squares = weight.square()
+    # A product adds up short rows faster than a reduction does.
+    summed = squares[:, :, 0] if weight.shape[2] == 1 else squares @ squares.new_ones(weight.shape[2])
+    read = by_class(summed, member, dim=1)
+    return read[:, :, 0] if read.shape[2] == 1 else read.sum(dim=2)
 
 
 def _as_precise_as_needed(weight: Tensor, norms: Callable[[Tensor, torch.dtype], Tensor]) -> Tensor:

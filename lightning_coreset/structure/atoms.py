@@ -21,7 +21,7 @@ class Atoms:
 
     def __init__(self) -> None:
         self._ranges: dict[tuple[str, int], range] = {}
-        self._reason = torch.zeros(1, dtype=torch.int64)
+        self._reason = torch.zeros(1, dtype=torch.int32)
         self._count = 1
         self._reasons: list[str] = [""]
         self._reason_ids: dict[str, int] = {"": 0}
@@ -35,7 +35,7 @@ class Atoms:
         numbers, parent = _identity(room)
         parent[:known] = self._parent[:known]
         self._numbers, self._parent = numbers, parent
-        self._reason = torch.cat([self._reason[:known], torch.zeros(room - known, dtype=torch.int64)])
+        self._reason = torch.cat([self._reason[:known], torch.zeros(room - known, dtype=torch.int32)])
 
     def allocate(self, name: str, dim: int, size: int) -> Tensor:
         """New atoms for dimension ``dim`` of the tensor ``name``, shape ``(size,)``."""
@@ -53,21 +53,24 @@ class Atoms:
 
     def roots(self, labels: Tensor) -> Tensor:
         """The representative of each label's class, which is its lowest atom; 0 stays 0."""
-        root = self._parent.take(labels)
-        higher = self._parent.take(root)
-        if torch.equal(higher, root):
-            return root
-        while not torch.equal(higher, root):
-            root, higher = higher, self._parent.take(higher)
-        # The next look-up takes one step. Not `put_`, which a Trainer(deterministic=True) forbids.
-        self._parent.scatter_(0, labels.reshape(-1), root.reshape(-1))
-        return root
+        flat = labels.reshape(-1)
+        root = self._parent.index_select(0, flat)
+        higher = self._parent.index_select(0, root)
+        if not torch.equal(higher, root):
+            while not torch.equal(higher, root):
+                root, higher = higher, self._parent.index_select(0, higher)
+            # The next look-up takes one step. Not `put_`, which a Trainer(deterministic=True) forbids.
+            self._parent.scatter_(0, flat, root)
+        return root.view(labels.shape)
 
     def all_roots(self) -> Tensor:
-        """The representative of every atom, with that of ``FIXED`` at its head, ``(atoms + 1,)``."""
-        root = self._parent[: self._count].clone()
+        """The representative of every atom, with that of ``FIXED`` at its head, ``(atoms + 1,)``.
+
+        Good until classes are united once more.
+        """
+        root = self._parent[: self._count]
         while not torch.equal(higher := root.index_select(0, root), root):
-            root = higher
+            root.copy_(higher)
         return root
 
     def apart(self, first: int, second: int) -> bool:
@@ -94,7 +97,7 @@ class Atoms:
             self.block(torch.maximum(first, second)[low == FIXED], reason)
             low, high = low[low != FIXED], high[low != FIXED]
         # A root with several lower partners takes the lowest of them and meets the others in the next round.
-        while not torch.equal(self._parent.scatter_reduce_(0, high, low, "amin").take(high), low):
+        while not torch.equal(self._parent.scatter_reduce_(0, high, low, "amin").index_select(0, high), low):
             one, other = self.roots(low), self.roots(high)
             low, high = torch.minimum(one, other), torch.maximum(one, other)
 
@@ -113,11 +116,11 @@ class Atoms:
         return blocked
 
     def reasons(self) -> Tensor:
-        """By root, the number of the earliest reason why its class is blocked; -1 where it is not."""
+        """By root, the number of the earliest reason why its class is blocked, int32; -1 where it is not."""
         atoms = self._reason.nonzero().squeeze(1)
         atoms = atoms[atoms != FIXED]
         none = len(self._reasons)
-        first = torch.full((self._count,), none)
+        first = torch.full((self._count,), none, dtype=torch.int32)
         first.scatter_reduce_(0, self.roots(atoms), self._reason[atoms], "amin")
         return first.masked_fill_(first == none, -1)
 
@@ -128,6 +131,6 @@ class Atoms:
 
 def _identity(size: int) -> tuple[array[int], Tensor]:
     """The numbers from 0 on twice, in the same memory: to look up single ones, and many."""
-    numbers = array("q", bytes(8 * size))
+    numbers = array("q", [0]) * size
     tensor = torch.frombuffer(numbers, dtype=torch.int64)
     return numbers, torch.arange(size, out=tensor)

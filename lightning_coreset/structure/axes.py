@@ -7,7 +7,7 @@ one, its channels. The axes of one tensor vary along different dimensions.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence, Set
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -153,7 +153,7 @@ def freeze(axis: Axis, dims: Collection[int], atoms: Atoms, reason: str) -> Axis
     return unite_along(axis, [dim for dim in axis.dims if dim in dims], atoms, reason)
 
 
-def frozen(axes: Iterable[Axis], dims: set[int | None], atoms: Atoms, reason: str) -> list[Axis]:
+def frozen(axes: Iterable[Axis], dims: Set[int], atoms: Atoms, reason: str) -> list[Axis]:
     """What remains of all axes of a tensor."""
     left = [axis if dims.isdisjoint(axis.dims) else freeze(axis, dims, atoms, reason) for axis in axes]
     return [axis for axis in left if axis is not None]

@@ -57,7 +57,7 @@ class Classes:
         makers = [min((order[where], where) for where in own if where in order) for own in dims]
         ranked = sorted(range(count), key=lambda number: (makers[number][0], number))
         taken: dict[str, int] = defaultdict(int)
-        class_of = torch.full_like(self.roots, -1)
+        class_of = torch.full_like(self.group_of, -1)
         sizes = [0] * count
         for number in ranked:
             first = makers[number][1]
@@ -67,7 +67,7 @@ class Classes:
             # Classes are numbered as they lie in the first producer.
             lying = self.of(first)
             own = _each_once(lying[self.group_of[lying] == number])
-            class_of[own] = torch.arange(len(own))
+            class_of[own] = torch.arange(len(own), dtype=class_of.dtype)
             sizes[number] = len(own)
         places.number(class_of)
         return [self._group(number, sizes[number], dims[number], places) for number in ranked]
@@ -83,11 +83,11 @@ class Classes:
         return dict(found)
 
     def _partition(self) -> Tensor:
-        """The group of every root, numbered by their lowest roots, int64; -1 where there is none.
+        """The group of every root, numbered by their lowest roots, int32; -1 where there is none.
 
         Roots that are made by the same layers, and read by some, are a group, if there are several.
         """
-        group_of = torch.full_like(self.roots, -1)
+        group_of = torch.full((len(self.roots),), -1, dtype=torch.int32)
         if not self.engine.producers or not self.engine.consumers:
             return group_of
         usable = torch.zeros(len(self.roots), dtype=torch.bool)
@@ -106,7 +106,7 @@ class Classes:
         root, part = root[several], part[several]
         lowest = torch.full((int(part.max()) + 1 if len(part) else 0,), len(group_of))
         lowest.scatter_reduce_(0, part, root, "amin")
-        group_of[root] = lowest.argsort().argsort()[part]
+        group_of[root] = lowest.argsort().argsort()[part].int()
         return group_of
 
     def _name(self, producer: Dim) -> str:

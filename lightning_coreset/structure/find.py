@@ -115,11 +115,8 @@ def _elements(labels: Tensor) -> tuple[int, frozenset[tuple[int, int]]]:
 def _block_whole_dimensions(engine: Propagation, roots: Tensor) -> None:
     """A class that covers a whole dimension is never removed."""
     ranges = engine.atoms.ranges
-    sizes = torch.tensor(list(map(len, ranges.values())), dtype=torch.int64)
     starts = torch.tensor([atoms.start for atoms in ranges.values()], dtype=torch.int64)
-    other = (roots[1:] != roots[starts].repeat_interleave(sizes)).cumsum(0)
-    ends = other[starts + sizes - 2]  # the atom that is no index of any dimension is not among them
-    several = ends.diff(prepend=ends.new_zeros(1)) > 0
-    for ((name, dim), atoms), varies in zip(ranges.items(), several.tolist(), strict=True):
-        if not varies:
+    alike = (roots[starts] == roots[starts + 1]).tolist()  # no dimension has fewer than two
+    for ((name, dim), atoms), starts_alike in zip(ranges.items(), alike, strict=True):
+        if starts_alike and bool((roots[atoms.start : atoms.stop] == roots[atoms.start]).all()):
             engine.atoms.block(torch.tensor([atoms.start]), f"couples all channels of {name} (dimension {dim})")

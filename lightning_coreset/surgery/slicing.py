@@ -29,32 +29,52 @@ def slice_members(
     """
     stays: dict[str, dict[int, Tensor]] = {}
     for group, classes in kept:
-        goes = torch.ones(group.size, dtype=torch.bool)
-        goes[list(classes)] = False
-        alone = goes.nonzero().squeeze(1)
+        staying = torch.zeros(group.size, dtype=torch.bool)
+        staying[list(classes)] = True
+        whole = bool(staying.all())
         for member in group.members:
-            tensor = tensors.get(member.name)
-            highest = member.highest
-            length = None if tensor is None or member.dim >= tensor.dim() else tensor.shape[member.dim]
-            if length is None or highest >= length or member.length not in (None, length):
-                shape = None if tensor is None else tuple(tensor.shape)
-                wanted = f"at least {highest + 1}" if member.length is None else member.length
-                raise ValueError(
-                    f"Expected {member.name!r} to have {wanted} positions along dimension {member.dim} "
-                    f"for group {group.name!r}, but its shape is {shape}. Find the groups of the model as it is now."
-                )
-            lost = alone if member.one_each else member.positions[goes]
-            lost = lost[lost >= 0]  # classes with fewer positions than others are filled up with -1
-            if len(lost):
+            length = _checked_length(tensors.get(member.name), member, group)
+            if not whole:
+                own = _positions(member, staying, length)
                 of_tensor = stays.setdefault(member.name, {})
-                of_tensor.setdefault(member.dim, torch.ones(length, dtype=torch.bool))[lost] = False
-    return tuple(_slice_change(name, tensors[name], dims) for name, dims in stays.items())
+                known = of_tensor.get(member.dim)
+                of_tensor[member.dim] = own if known is None else known & own
+    alike = {id(own): own for dims in stays.values() for own in dims.values()}  # most dimensions of a group are
+    left = {number: own.nonzero().squeeze(1) for number, own in alike.items()}
+    changes = (
+        _slice_change(name, tensors[name], {dim: left[id(own)] for dim, own in sorted(dims.items())})
+        for name, dims in stays.items()
+    )
+    return tuple(change for change in changes if change.kept)
 
 
-def _slice_change(name: str, tensor: Tensor, stays: Mapping[int, Tensor]) -> ParameterChange:
-    kept = {dim: positions.nonzero().squeeze(1) for dim, positions in sorted(stays.items())}
+def _slice_change(name: str, tensor: Tensor, left: Mapping[int, Tensor]) -> ParameterChange:
+    kept = {dim: positions for dim, positions in left.items() if len(positions) < tensor.shape[dim]}
     new_shape = [len(kept[dim]) if dim in kept else size for dim, size in enumerate(tensor.shape)]
     return ParameterChange(name, tuple(tensor.shape), tuple(new_shape), kept)
+
+
+def _checked_length(tensor: Tensor | None, member: Member, group: ChannelGroup) -> int:
+    """How long the member's dimension is."""
+    length = None if tensor is None or member.dim >= tensor.dim() else tensor.shape[member.dim]
+    if length is None or member.highest >= length or member.length not in (None, length):
+        shape = None if tensor is None else tuple(tensor.shape)
+        wanted = f"at least {member.highest + 1}" if member.length is None else member.length
+        raise ValueError(
+            f"Expected {member.name!r} to have {wanted} positions along dimension {member.dim} "
+            f"for group {group.name!r}, but its shape is {shape}. Find the groups of the model as it is now."
+        )
+    return length
+
+
+def _positions(member: Member, staying: Tensor, length: int) -> Tensor:
+    """Whether each position along the member's dimension stays, bool (length,)."""
+    if member.one_each and length == len(staying):
+        return staying
+    goes = member.positions[~staying]
+    stays = torch.ones(length, dtype=torch.bool)
+    stays[goes[goes >= 0]] = False  # classes with fewer positions than others are filled up with -1
+    return stays
 
 
 def take(tensor: Tensor, kept: Mapping[int, Tensor]) -> Tensor:
