@@ -17,6 +17,9 @@ class Atoms:
     Atoms that must live and die together are united. Nothing is decided on the way: a class is blocked if any of its
     atoms is, which is known when the whole network has been followed. Every atom points to one of its class that is
     lower, the lowest to itself.
+
+    Mostly whole dimensions are united, position by position. That is one entry in a union-find over dimensions, and
+    only written down atom by atom when something else happens.
     """
 
     def __init__(self) -> None:
@@ -26,6 +29,11 @@ class Atoms:
         self._reasons: list[str] = [""]
         self._reason_ids: dict[str, int] = {"": 0}
         self._numbers, self._parent = _identity(1)
+        self._labels = torch.arange(1)  # all that there are; those of a dimension are a part of its memory
+        self._sizes: dict[int, int] = {}  # of dimensions, by their first atoms
+        self._leads: dict[int, int] = {}  # the dimension that each one follows, maybe itself
+        self._unwritten: set[int] = set()
+        self._by_dimensions = True  # whether nothing else was united yet
         self.version = 0
         """Goes up with every union: what classes were found to be stays so as long as it is the same."""
 
@@ -34,7 +42,7 @@ class Atoms:
         known, room = self._count, self._count + room
         numbers, parent = _identity(room)
         parent[:known] = self._parent[:known]
-        self._numbers, self._parent = numbers, parent
+        self._numbers, self._parent, self._labels = numbers, parent, parent.clone()
         self._reason = torch.cat([self._reason[:known], torch.zeros(room - known, dtype=torch.int32)])
 
     def allocate(self, name: str, dim: int, size: int) -> Tensor:
@@ -44,7 +52,8 @@ class Atoms:
             self.reserve(max(size, len(self._parent)))
         self._ranges[name, dim] = range(first, last)
         self._count = last
-        return torch.arange(first, last)
+        self._sizes[first], self._leads[first] = size, first
+        return self._labels[first:last]
 
     @property
     def ranges(self) -> dict[tuple[str, int], range]:
@@ -53,6 +62,7 @@ class Atoms:
 
     def roots(self, labels: Tensor) -> Tensor:
         """The representative of each label's class, which is its lowest atom; 0 stays 0."""
+        self._write_down()
         flat = labels.reshape(-1)
         root = self._parent.index_select(0, flat)
         higher = self._parent.index_select(0, root)
@@ -68,6 +78,7 @@ class Atoms:
 
         Good until classes are united once more.
         """
+        self._write_down()
         root = self._parent[: self._count]
         while not torch.equal(higher := root.index_select(0, root), root):
             root.copy_(higher)
@@ -75,6 +86,7 @@ class Atoms:
 
     def apart(self, first: int, second: int) -> bool:
         """Whether two labels are of different classes."""
+        self._write_down()
         return self._root(first) != self._root(second)
 
     def _root(self, label: int) -> int:
@@ -82,20 +94,62 @@ class Atoms:
             label = higher
         return label
 
+    def distinct(self, labels: Tensor) -> bool:
+        """Whether it is plain at first sight that all these labels are of different classes."""
+        return self._by_dimensions and self.whole(labels) is not None
+
+    def whole(self, labels: Tensor) -> int | None:
+        """The first atom of the dimension whose atoms these are, in their order; ``None`` if of no dimension."""
+        first = (labels.data_ptr() - self._labels.data_ptr()) // self._labels.element_size()
+        return first if self._sizes.get(first) == labels.numel() and labels.is_contiguous() else None
+
     def unite(self, first: Tensor, second: Tensor, reason: str) -> None:
         """Join the classes of two label tensors of one shape, element by element.
 
         A label that meets a fixed element is blocked for ``reason``.
         """
         first, second = first.reshape(-1), second.reshape(-1)
+        ours, theirs = self.whole(first), self.whole(second)
+        if ours is not None and theirs is not None:
+            self._align(ours, theirs)
+        else:
+            self._unite(first, second, reason)
+
+    def _align(self, first: int, second: int) -> None:
+        """Join two dimensions of one length, by their first atoms."""
+        low, high = sorted((self._lead(first), self._lead(second)))
+        if low != high:
+            self._leads[high] = low
+            self._unwritten.add(high)
+            self.version += 1
+
+    def _lead(self, first: int) -> int:
+        while (higher := self._leads[first]) != first:
+            first = higher
+        return first
+
+    def _write_down(self) -> None:
+        """Make of the unions of dimensions unions of atoms."""
+        while self._unwritten:
+            first = self._unwritten.pop()
+            lead, size = self._lead(first), self._sizes[first]
+            if self._by_dimensions:
+                self._parent[first : first + size] = self._labels[lead : lead + size]
+            else:
+                self._unite(self._labels[lead : lead + size], self._labels[first : first + size], "")
+
+    def _unite(self, first: Tensor, second: Tensor, reason: str) -> None:
         one, other = self.roots(first), self.roots(second)
         if torch.equal(one, other):
             return
-        self.version += 1
         low, high = torch.minimum(one, other), torch.maximum(one, other)
         if not bool(low.all()):
             self.block(torch.maximum(first, second)[low == FIXED], reason)
             low, high = low[low != FIXED], high[low != FIXED]
+            if not len(low):
+                return
+        self._by_dimensions = False
+        self.version += 1
         # A root with several lower partners takes the lowest of them and meets the others in the next round.
         while not torch.equal(self._parent.scatter_reduce_(0, high, low, "amin").index_select(0, high), low):
             one, other = self.roots(low), self.roots(high)

@@ -98,7 +98,7 @@ def _surely_varies(axis: Axis, atoms: Atoms) -> bool:
     """Whether one look tells that the labels vary along the one dimension that they are written out for."""
     if len(axis.dims) != 1 or axis.labels.stride(axis.dims[0]) == 0:
         return False
-    return atoms.apart(*axis.ends)
+    return atoms.distinct(axis.labels) or atoms.apart(*axis.ends)
 
 
 def _varying(labels: Tensor, atoms: Atoms) -> Tensor:
@@ -181,8 +181,9 @@ def merge(first: Axis, second: Axis, atoms: Atoms, reason: str) -> Axis:
         return first
     one, other = torch.broadcast_tensors(first.labels, second.labels)
     atoms.unite(one, other, reason)
+    none_fixed = first.dims == second.dims and atoms.whole(first.labels) is not None
     return Axis(
-        torch.where(one != 0, one, other),
+        first.labels if none_fixed else torch.where(one != 0, one, other),
         first.sources | second.sources,
         first.made or second.made,
         first.lone or second.lone,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from lightning_coreset.plan import AttributeChange, ParameterChange
 
 if TYPE_CHECKING:
-    from lightning_coreset.structure import ChannelGroup
+    from lightning_coreset.structure import ChannelGroup, Member
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from lightning_coreset.structure.axes import Axis, Carried, unite_along
@@ -17,12 +16,11 @@ def batch_norm(engine: Propagation, op: Operation) -> None:
     axes = engine.freeze(source, [dim for dim in range(source.dim()) if dim != 1], "is normalised over")
     channels = engine.channels(source, 1, "is normalised")
     parts = [op.arguments.get(name) for name in ("weight", "bias", "running_mean", "running_var")]
-    own = [
-        engine.channels(part, 0, "is a statistic") for part in parts if isinstance(part, Tensor) and part.numel() > 1
-    ]
-    if own:
-        reason = "is normalised by a tensor that cannot be cut"
-        engine.atoms.unite(torch.cat(own), channels.expand(len(own), -1), reason)
+    for part in parts:
+        if isinstance(part, Tensor) and part.numel() > 1:
+            own = engine.channels(part, 0, "is a statistic")
+            engine.atoms.unite(own, channels, "is normalised by a tensor that cannot be cut")
+            channels = own
     names = [engine.of(part).direct if isinstance(part, Tensor) else None for part in parts]
     norm = Norm(*names, eps=float(op.arguments.get("eps", op.arguments.get("epsilon", 1e-5))))
     opaque = any(isinstance(part, Tensor) and name is None for part, name in zip(parts, names, strict=True))
