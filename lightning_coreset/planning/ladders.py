@@ -67,7 +67,7 @@ def _makers(group: ChannelGroup) -> Sequence[Member]:
 
 def _narrowest(group: ChannelGroup) -> int:
     """The fewest channels that one class is in a layer that makes it."""
-    return max(1, min(int(member.widths.min()) for member in _makers(group)))
+    return max(1, min(1 if member.one_each else int(member.widths.min()) for member in _makers(group)))
 
 
 def _multiple(group: ChannelGroup, round_to: int) -> int:
@@ -76,6 +76,8 @@ def _multiple(group: ChannelGroup, round_to: int) -> int:
     Where classes are of different widths no count of them does for all: then single classes go.
     """
     needed = 1
+    if round_to == 1:
+        return needed
     for member in _makers(group):
         widths = set(member.widths.tolist()) - {0}
         if len(widths) != 1:

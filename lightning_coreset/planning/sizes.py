@@ -67,7 +67,7 @@ class Meter:
         self._loss: dict[str, list[tuple[int, str, float]]] = {}
         for group in groups:
             for member in group.members:
-                share = int(member.widths.sum()) / group.size
+                share = member.total / group.size
                 self._loss.setdefault(member.name, []).append((member.dim, group.name, share))
         self._touched = {group.name: sorted({member.name for member in group.members}) for group in groups}
 

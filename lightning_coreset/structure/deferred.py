@@ -13,6 +13,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -44,6 +45,35 @@ class _Call(NamedTuple):
     results: tuple[Tensor, ...]
 
 
+class _Kind(NamedTuple):
+    """What an operation is, as far as its schema tells.
+
+    Attributes:
+        shows: Whether its result is a view.
+        hurries: Whether it can never wait, for its result is a number, or it changes what a view is of.
+        counts: Whether the shape of its result depends on values.
+        writes: The arguments that it writes into, by name; ``first`` is that of its first one.
+    """
+
+    shows: bool
+    hurries: bool
+    counts: bool
+    writes: tuple[str, ...]
+    first: str | None
+
+
+@cache
+def _kind(function: Any) -> _Kind:
+    tags, arguments = function.tags, function._schema.arguments
+    return _Kind(
+        function.is_view and torch.Tag.inplace_view not in tags,
+        torch.Tag.inplace_view in tags or torch.Tag.data_dependent_output in tags,
+        torch.Tag.dynamic_output_shape in tags,
+        tuple(argument.name for argument in arguments if argument.is_write),
+        arguments[0].name if arguments else None,
+    )
+
+
 class Deferred:
     """Runs operations, and puts off those whose values nothing has asked for yet.
 
@@ -73,12 +103,12 @@ class Deferred:
             return self._go_on(function, args, kwargs, tensors)
         if is_large_product(function, tensors) and all(map(_is_plain, tensors)):
             return self._put_off(function, args, kwargs, tensors)
-        if self._tape and function._schema.is_mutable:
+        if self._tape and _kind(function).writes:
             self.play()  # what it writes into may be read by what stands on the tape
         return function(*args, **kwargs)
 
     def _go_on(self, function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], tensors: list[Tensor]) -> Any:
-        if function.is_view and torch.Tag.inplace_view not in function.tags:
+        if _kind(function).shows:
             result = function(*args, **kwargs)  # shows the memory that the values will come to
             self._keep(result if isinstance(result, (list, tuple)) else [result])
             return result
@@ -91,7 +121,7 @@ class Deferred:
             result = form_of(function, args, kwargs)
         except Exception:  # its form is not known beforehand; or the operation is wrong, which it will say itself
             return self._now(function, args, kwargs)
-        if function._schema.is_mutable:
+        if _kind(function).writes:
             self._tape.append(_Call(function, args, kwargs, ()))
             return args[0]
         results = tuple(one for one in _each(result) if isinstance(one, Tensor))
@@ -100,21 +130,16 @@ class Deferred:
         return result
 
     def _can_wait(self, function: Any, args: tuple[Any, ...], tensors: list[Tensor]) -> bool:
-        if not all(map(_is_plain, tensors)) or torch.Tag.data_dependent_output in function.tags:
-            return False
-        if torch.Tag.inplace_view in function.tags:
+        kind = _kind(function)
+        if kind.hurries or not all(map(_is_plain, tensors)):
             return False
         # Masks and positions decide over shapes, and rules of the engine look into them.
         if any(not tensor.is_floating_point() and self._waits(tensor) for tensor in tensors):
             return False
-        if torch.Tag.dynamic_output_shape in function.tags and any(map(_is_mask, tensors)):
+        if kind.counts and any(map(_is_mask, tensors)):
             return False
-        if not function._schema.is_mutable:
-            return True
         # A write into a tensor with values: others may be views of it.
-        written = [argument.name for argument in function._schema.arguments if argument.is_write]
-        first = function._schema.arguments[0].name
-        return written == [first] and bool(args) and self._waits(args[0])
+        return not kind.writes or (kind.writes == (kind.first,) and bool(args) and self._waits(args[0]))
 
     def _now(self, function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         self.play()

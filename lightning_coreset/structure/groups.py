@@ -62,6 +62,11 @@ class Member:
         return torch.tensor(filled, dtype=torch.int64).reshape(len(self.index), width)
 
     @cached_property
+    def total(self) -> int:
+        """How many positions all classes have together."""
+        return len(self.index) if self.one_each else sum(map(len, self.index))
+
+    @cached_property
     def widths(self) -> Tensor:
         """How many positions every class has, int64 (N,)."""
         if self.one_each:
