@@ -96,7 +96,7 @@ def compress(axis: Axis, atoms: Atoms) -> Axis:
 
 def _surely_varies(axis: Axis, atoms: Atoms) -> bool:
     """Whether one look tells that the labels vary along the one dimension that they are written out for."""
-    if len(axis.dims) != 1 or axis.labels.stride(axis.dims[0]) == 0:
+    if len(axis.dims) != 1 or axis.labels.stride(axis.dims[0]) == 0 or not axis.labels.numel():
         return False
     return atoms.distinct(axis.labels) or atoms.apart(*axis.ends)
 
