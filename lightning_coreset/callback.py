@@ -188,6 +188,9 @@ class CoresetPruningCallback(pl.Callback):
         self._monitor = Monitor(metric, monitor, monitor_mode, eval_batches)
         self._guard = Guard(max_drop, recover_epochs, on_failure, self._monitor.mode, self._monitor.name)
         self._recalibration = Recalibration(recalibrate_batches)
+        self._state_key = self._generate_state_key(
+            unit=unit, order=order, ignore=list(map(str, self.request.ignore)), only=list(map(str, self.request.only))
+        )
         told = settings(CoresetPruningCallback.__init__, locals() | {"pruning_ratio": self.request.pruning_ratio})
         self._reporter = Reporter(told, certify=certify, verbose=verbose, metric=self._monitor.name)
 
@@ -448,8 +451,7 @@ class CoresetPruningCallback(pl.Callback):
     @property
     def state_key(self) -> str:
         """Tells several callbacks of this class apart in one checkpoint."""
-        rules = {"ignore": list(map(str, self.request.ignore)), "only": list(map(str, self.request.only))}
-        return self._generate_state_key(unit=self.request.unit, order=self._planner.order, **rules)
+        return self._state_key  # made beforehand: Lightning asks for it at every call of every hook
 
     def state_dict(self) -> dict[str, Any]:
         """What was done, as plain data."""

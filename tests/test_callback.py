@@ -641,6 +641,7 @@ def test_two_callbacks_have_their_own_layers():
     fit(module, first, second)  # the Trainer would refuse two of the same key
 
     assert first.state_key != second.state_key
+    assert first.state_key is first.state_key  # not made anew, for Lightning asks whenever it calls a hook
     (upper,), (lower,) = first.plans[0].groups, second.plans[0].groups
     assert (upper.name, upper.channels_after) == ("net.2", module.net[2].out_features)
     assert (lower.name, lower.channels_after) == ("net.0", module.net[0].out_features)
