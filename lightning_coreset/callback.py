@@ -297,7 +297,7 @@ class CoresetPruningCallback(pl.Callback):
         self._recalibration.see_batch(pl_module, batch, batch_idx)
         self._take_back(trainer, pl_module)
         self._prune_if_due(trainer, pl_module)
-        self._reporter.batch_start(trainer, pl_module, self.history)
+        self._reporter.batch_start(trainer, self.history)
         if not self._validates:
             self._monitor.start(pl_module, batch, batch_idx)
 
