@@ -392,6 +392,11 @@ class CoresetPruningCallback(pl.Callback):
 
     # ---- in validation
 
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """See how many batches there will be."""
+        if trainer.state.fn == "fit":
+            self._monitor.validation_start(trainer)
+
     def on_validation_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:

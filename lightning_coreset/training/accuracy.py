@@ -73,15 +73,21 @@ class AccuracyProbe:
         self._recorder: OutermostCalls | None = None
         self.stop()
 
-    def start(self, pl_module: pl.LightningModule) -> None:
-        """Watch the step that begins now."""
+    def start(self, pl_module: pl.LightningModule, *, keep: bool = True) -> None:
+        """Watch the step that begins now.
+
+        Args:
+            pl_module: The module.
+            keep: Whether its batch may be among the last ``eval_batches`` before ``evaluate``. Others need not be
+                copied, as long as no step is without an output; then all are copied, whatever is said here.
+        """
         self._unhook()
         if self._refusal is not None:
             return
         if self._count.device != pl_module.device:
             self._count.to(pl_module.device)
         only = None if self._found is None else {self._found.module}
-        self._recorder = OutermostCalls(pl_module, only=only, copy_inputs=self.eval_batches > 0)
+        self._recorder = OutermostCalls(pl_module, only=only, copy_inputs=self._copies(keep))
         self._recorder.start()
 
     def batch_end(self, batch: Any) -> None:
@@ -93,6 +99,7 @@ class AccuracyProbe:
         assert self._refusal is not None or self._recorder is not None, "start() comes before the step"
         calls = self._unhook()
         if not calls:  # a step may do nothing, say in a sanity check, and may next time
+            self._idle = True
             return
         if self._found is None:
             self._found = self._scoring.find(calls, batch)
@@ -107,7 +114,7 @@ class AccuracyProbe:
             self._refuse(f"outputs {tuple(outputs.shape)} and targets {tuple(targets.shape)} do not suit it: {error}")
             return
         if self._found.replayable and call.before is not None:
-            self._kept.append((*call.before, targets))
+            self._kept.append((*call.before, targets.clone()))
 
     def compute_and_reset(self) -> float | None:
         """Return the number over the steps since the last call, on all ranks, or ``None``; a collective operation.
@@ -119,6 +126,7 @@ class AccuracyProbe:
             return None
         number = self._reduce(self._count)
         self._count.reset()
+        self._steady, self._idle = not self._idle, False
         return number
 
     def evaluate(self, pl_module: pl.LightningModule) -> float | None:
@@ -146,8 +154,15 @@ class AccuracyProbe:
         self._count = self._scoring.count()
         self._found: Classifier | Prediction | None = None
         self._kept: deque[tuple[Any, Any, Tensor]] = deque(maxlen=self.eval_batches)
+        self._idle = False  # whether a step since the last number showed nothing
+        self._steady = False  # whether none did before it
         self._refusal: str | None = None  # on this rank
         self._closed = False  # on all ranks
+
+    def _copies(self, keep: bool) -> bool:
+        if self.eval_batches == 0 or (self._found is not None and not self._found.replayable):
+            return False
+        return keep or self._idle or not self._steady  # after a step that shows nothing it is earlier ones that count
 
     def _unhook(self) -> list[Any]:
         recorder, self._recorder = self._recorder, None
