@@ -71,6 +71,7 @@ class AccuracyProbe:
         self.eval_batches = eval_batches
         self.metric = metric
         self._recorder: OutermostCalls | None = None
+        self._votes = _Votes()
         self.stop()
 
     def start(self, pl_module: pl.LightningModule, *, keep: bool = True) -> None:
@@ -193,9 +194,10 @@ class AccuracyProbe:
 
     def _reduce(self, count: Metric) -> float | None:
         """Add up the ranks' counts and judge them; every rank gets here, also one that has seen nothing."""
-        votes = _Votes().to(count.device)
-        votes.update(self._refusal is not None, count.update_called)
-        refused, everywhere = votes.compute()
+        if self._votes.device != count.device:
+            self._votes.to(count.device)
+        self._votes.update(self._refusal is not None, count.update_called)
+        refused, everywhere = self._votes.compute()
         if not refused:
             try:
                 return self._scoring.judge(count, everywhere=everywhere)
@@ -224,9 +226,9 @@ class _Votes(Metric):
         self.add_state("counted", torch.tensor(1), dist_reduce_fx="min")
 
     def update(self, refuses: bool, counted: bool) -> None:
-        """Vote."""
-        self.refusals.fill_(refuses)
-        self.counted.fill_(counted)
+        """Vote, whatever was voted before."""
+        self.refusals = torch.tensor(int(refuses), device=self.device)
+        self.counted = torch.tensor(int(counted), device=self.device)
 
     def compute(self) -> tuple[bool, bool]:
         """Return whether any rank refuses, and whether all have counted."""
