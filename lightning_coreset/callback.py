@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from os import PathLike
@@ -181,6 +182,7 @@ class CoresetPruningCallback(pl.Callback):
         self.restart_patience = restart_patience
         self._progress = Progress()
         self._events: dict[int, float] = {}
+        self._next_event: float = math.inf
         self._begun = False
         self._validates = False
         self._source = ExampleSource(example_inputs)
@@ -250,6 +252,7 @@ class CoresetPruningCallback(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Lay out the events: by now the length of training is known."""
         self._events = self.timeline.events(trainer)
+        self._look_ahead()
         self._validates = trainer.enable_validation  # as long as this fit goes on; to ask at every step adds up
 
     def dry_run(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any = None) -> DryRun:
@@ -319,13 +322,17 @@ class CoresetPruningCallback(pl.Callback):
             self._reporter.accuracy(trainer, accuracy, self.history, last_step(trainer))
         self._reporter.epoch_end(trainer, self.history, self._progress.original)
 
+    def _look_ahead(self) -> None:
+        """See when the next event is, for to go through all of them at every step adds up."""
+        self._next_event = min(self._progress.open_events(self._events), default=math.inf)
+
     def _prune_if_due(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        waiting = self._progress.open_events(self._events)
         now = self.timeline.position(trainer)
-        due = {time: ratio for time, ratio in waiting.items() if time <= now}
-        if due and self._source.ready and not self._guard.waiting:
+        if now >= self._next_event and self._source.ready and not self._guard.waiting:
+            waiting = self._progress.open_events(self._events)
             self._begin(trainer, pl_module)
-            self._prune(trainer, pl_module, due)
+            self._prune(trainer, pl_module, {time: ratio for time, ratio in waiting.items() if time <= now})
+            self._look_ahead()
 
     def _prune(self, trainer: pl.Trainer, pl_module: pl.LightningModule, due: Mapping[int, float]) -> None:
         """One event; nothing is changed before all is planned, and all is undone if a part of it fails."""
@@ -384,6 +391,7 @@ class CoresetPruningCallback(pl.Callback):
         """Outside of validation, for there a ModelCheckpoint may still save what was validated."""
         taken_back = self._guard.take_back(trainer, pl_module, self._progress, over=over)
         if taken_back:
+            self._look_ahead()
             self._reporter.taken_back(trainer, self.history, self._progress.original)
         return taken_back
 

@@ -80,8 +80,8 @@ class Accuracy:
         """The accuracy; ``None`` if all counts are empty, and until the labels are those of the logits."""
         assert isinstance(count, RightAnswers)
         count.count()
-        nothing = torch.zeros(3, dtype=torch.int64), torch.zeros(4, dtype=torch.int64)
-        count.update(*nothing)  # a rank that has seen no batch takes part all the same, and torchmetrics would warn
+        if not count.update_called:  # a rank that has seen no batch takes part all the same: torchmetrics would warn
+            count.update(torch.zeros(3, dtype=torch.int64), torch.zeros(4, dtype=torch.int64))
         right, right_if_probability, total, labels, classes, beyond_probability, outside = count.compute().tolist()
         if outside:
             raise NoNumberError("a label is not in [0, K) for K logits")
