@@ -328,11 +328,13 @@ class CoresetPruningCallback(pl.Callback):
 
     def _prune_if_due(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         now = self.timeline.position(trainer)
-        if now >= self._next_event and self._source.ready and not self._guard.waiting:
-            waiting = self._progress.open_events(self._events)
+        if now < self._next_event or not self._source.ready or self._guard.waiting:
+            return
+        due = {time: ratio for time, ratio in self._progress.open_events(self._events).items() if time <= now}
+        if due:
             self._begin(trainer, pl_module)
-            self._prune(trainer, pl_module, {time: ratio for time, ratio in waiting.items() if time <= now})
-            self._look_ahead()
+            self._prune(trainer, pl_module, due)
+        self._look_ahead()
 
     def _prune(self, trainer: pl.Trainer, pl_module: pl.LightningModule, due: Mapping[int, float]) -> None:
         """One event; nothing is changed before all is planned, and all is undone if a part of it fails."""
