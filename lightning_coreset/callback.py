@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from os import PathLike
@@ -181,6 +182,7 @@ class CoresetPruningCallback(pl.Callback):
         self.restart_patience = restart_patience
         self._progress = Progress()
         self._events: dict[int, float] = {}
+        self._next_event: float = math.inf
         self._begun = False
         self._validates = False
         self._source = ExampleSource(example_inputs)
@@ -188,6 +190,9 @@ class CoresetPruningCallback(pl.Callback):
         self._monitor = Monitor(metric, monitor, monitor_mode, eval_batches)
         self._guard = Guard(max_drop, recover_epochs, on_failure, self._monitor.mode, self._monitor.name)
         self._recalibration = Recalibration(recalibrate_batches)
+        self._state_key = self._generate_state_key(
+            unit=unit, order=order, ignore=list(map(str, self.request.ignore)), only=list(map(str, self.request.only))
+        )
         told = settings(CoresetPruningCallback.__init__, locals() | {"pruning_ratio": self.request.pruning_ratio})
         self._reporter = Reporter(told, certify=certify, verbose=verbose, metric=self._monitor.name)
 
@@ -247,6 +252,7 @@ class CoresetPruningCallback(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Lay out the events: by now the length of training is known."""
         self._events = self.timeline.events(trainer)
+        self._look_ahead()
         self._validates = trainer.enable_validation  # as long as this fit goes on; to ask at every step adds up
 
     def dry_run(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any = None) -> DryRun:
@@ -294,7 +300,7 @@ class CoresetPruningCallback(pl.Callback):
         self._recalibration.see_batch(pl_module, batch, batch_idx)
         self._take_back(trainer, pl_module)
         self._prune_if_due(trainer, pl_module)
-        self._reporter.batch_start(trainer, pl_module, self.history)
+        self._reporter.batch_start(trainer, self.history)
         if not self._validates:
             self._monitor.start(pl_module, batch, batch_idx)
 
@@ -316,13 +322,19 @@ class CoresetPruningCallback(pl.Callback):
             self._reporter.accuracy(trainer, accuracy, self.history, last_step(trainer))
         self._reporter.epoch_end(trainer, self.history, self._progress.original)
 
+    def _look_ahead(self) -> None:
+        """See when the next event is, for to go through all of them at every step adds up."""
+        self._next_event = min(self._progress.open_events(self._events), default=math.inf)
+
     def _prune_if_due(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        waiting = self._progress.open_events(self._events)
         now = self.timeline.position(trainer)
-        due = {time: ratio for time, ratio in waiting.items() if time <= now}
-        if due and self._source.ready and not self._guard.waiting:
+        if now < self._next_event or not self._source.ready or self._guard.waiting:
+            return
+        due = {time: ratio for time, ratio in self._progress.open_events(self._events).items() if time <= now}
+        if due:
             self._begin(trainer, pl_module)
             self._prune(trainer, pl_module, due)
+        self._look_ahead()
 
     def _prune(self, trainer: pl.Trainer, pl_module: pl.LightningModule, due: Mapping[int, float]) -> None:
         """One event; nothing is changed before all is planned, and all is undone if a part of it fails."""
@@ -381,6 +393,7 @@ class CoresetPruningCallback(pl.Callback):
         """Outside of validation, for there a ModelCheckpoint may still save what was validated."""
         taken_back = self._guard.take_back(trainer, pl_module, self._progress, over=over)
         if taken_back:
+            self._look_ahead()
             self._reporter.taken_back(trainer, self.history, self._progress.original)
         return taken_back
 
@@ -388,6 +401,11 @@ class CoresetPruningCallback(pl.Callback):
         return f"{self.timeline.interval} {self.timeline.position(trainer)}"
 
     # ---- in validation
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """See how many batches there will be."""
+        if trainer.state.fn == "fit":
+            self._monitor.validation_start(trainer)
 
     def on_validation_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -448,8 +466,7 @@ class CoresetPruningCallback(pl.Callback):
     @property
     def state_key(self) -> str:
         """Tells several callbacks of this class apart in one checkpoint."""
-        rules = {"ignore": list(map(str, self.request.ignore)), "only": list(map(str, self.request.only))}
-        return self._generate_state_key(unit=self.request.unit, order=self._planner.order, **rules)
+        return self._state_key  # made beforehand: Lightning asks for it at every call of every hook
 
     def state_dict(self) -> dict[str, Any]:
         """What was done, as plain data."""

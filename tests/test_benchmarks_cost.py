@@ -167,16 +167,24 @@ def test_overhead_prints_ratios_and_hooks(overhead):
     (ratios, hooks), _ = printed(overhead, "--repeats", "2", "--epochs", "4")
     (row,) = ratios
     assert row["epochs timed"] == "4"  # of four, without the first and the last, in two trainings
-    assert all(float(row[f"{state}: {part}"]) > 0 for state in overhead.STATES for part in ("epoch", "validation"))
+    for contender in ("empty", "to come", "over"):
+        assert all(float(row[f"{contender}: {part}"]) > 0 for part in ("epoch", "validation"))
     assert {row["hook"]: float(row["calls an epoch"]) for row in hooks} == {
         "on_train_epoch_start": 1,
         "on_train_batch_start": 5,
         "on_train_batch_end": 5,
         "on_train_epoch_end": 1,
+        "on_validation_start": 1,
         "on_validation_batch_start": 3,
         "on_validation_batch_end": 3,
         "on_validation_end": 1,
     }
+
+
+def test_contenders_train_with_the_callback_or_one_without_hooks(overhead):
+    assert overhead.callbacks("without", 3) == []
+    kinds = [type(each).__name__ for name in overhead.CONTENDERS for each in overhead.callbacks(name, 3)]
+    assert kinds == ["Callback", "CoresetPruningCallback", "CoresetPruningCallback"]
 
 
 def test_the_epochs_that_are_timed_have_no_event_and_the_same_network(overhead):

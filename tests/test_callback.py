@@ -33,6 +33,7 @@ from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, OneCycleLR, ReduceLROnPlateau, SequentialLR, StepLR
 
 from lightning_coreset import CoresetPruningCallback, count_macs
+from lightning_coreset.training import Progress
 
 Pruning = partial(CoresetPruningCallback, verbose=False)
 
@@ -633,6 +634,17 @@ def test_copies_work_as_the_original_does(duplicate, used):
     assert count_params(modules[0]) == pytest.approx(0.6 * 1155, abs=36)
 
 
+def test_steps_without_an_event_do_not_go_through_all_events(monkeypatch):
+    looks, open_events = [], Progress.open_events
+    monkeypatch.setattr(Progress, "open_events", lambda *of: looks.append(1) or open_events(*of))
+    callback = Pruning(0.5, schedule={7: 0.2, 9: 0.5, 11: 0.55}, interval="step")
+
+    fit(Classifier(), callback)
+
+    assert [record.step for record in callback.history] == [7, 9, 11]
+    assert len(looks) == 8  # when training starts and ends, and twice at every event; of 24 steps
+
+
 def test_two_callbacks_have_their_own_layers():
     first = Pruning(0.2, ignore=["net.0"], schedule="one_shot", start=1)
     second = Pruning(0.4, ignore=["net.2"], schedule="one_shot", start=2)
@@ -641,6 +653,7 @@ def test_two_callbacks_have_their_own_layers():
     fit(module, first, second)  # the Trainer would refuse two of the same key
 
     assert first.state_key != second.state_key
+    assert first.state_key is first.state_key  # not made anew, for Lightning asks whenever it calls a hook
     (upper,), (lower,) = first.plans[0].groups, second.plans[0].groups
     assert (upper.name, upper.channels_after) == ("net.2", module.net[2].out_features)
     assert (lower.name, lower.channels_after) == ("net.0", module.net[0].out_features)

@@ -1,9 +1,10 @@
 """What the callback costs in epochs in which it does nothing: an epoch with it / without it.
 
-Three trainings of the same network take turns in one process, on the same random batches:
+Four trainings of the same network take turns in one process, on the same random batches:
 
 - *without* the callback;
-- *to come*: with it, its only event lying in the last epoch, which is not timed;
+- *empty*: with a callback that has no hooks of its own, which is what Lightning takes to call any: the floor;
+- *to come*: with the callback, its only event lying in the last epoch, which is not timed;
 - *over*: with it, its only event lying in the first epoch, which is not timed either. That event asks for so little
   that no channel goes: the networks stay the same, and so their times can be compared.
 
@@ -44,11 +45,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from networks import vgg
 
 STATES = ("to come", "over")
+CONTENDERS = ("empty", *STATES)
 HOOKS = (
     "on_train_epoch_start",
     "on_train_batch_start",
     "on_train_batch_end",
     "on_train_epoch_end",
+    "on_validation_start",
     "on_validation_batch_start",
     "on_validation_batch_end",
     "on_validation_end",
@@ -96,6 +99,13 @@ def callback(state: str, epochs: int) -> CoresetPruningCallback:
     return CoresetPruningCallback(1e-9, schedule="one_shot", start=0, verbose=False)
 
 
+def callbacks(contender: str, epochs: int) -> list[L.Callback]:
+    """What a contender trains with."""
+    if contender == "without":
+        return []
+    return [L.Callback() if contender == "empty" else callback(contender, epochs)]
+
+
 def train(case: Case, epochs: int, callbacks: Sequence[L.Callback]) -> Clock:
     """Train a new network from the same start."""
     torch.manual_seed(0)
@@ -114,30 +124,30 @@ class Times:
     epochs: list[float] = field(default_factory=list)
     validations: list[float] = field(default_factory=list)
 
-    def training(self, case: Case, epochs: int, state: str | None) -> float:
+    def training(self, case: Case, epochs: int, contender: str) -> float:
         """Train once more, and note the epochs in which nothing is done; returns the seconds of an epoch."""
-        clock = train(case, epochs, [] if state is None else [callback(state, epochs)])
+        clock = train(case, epochs, callbacks(contender, epochs))
         self.epochs += clock.epochs[1:]
         self.validations += clock.validations[1:-1]
         return median(clock.epochs[1:])
 
 
 def compare(case: Case, epochs: int, repeats: int) -> dict[str, Times]:
-    """Epochs without and with the callback, trainings taking turns."""
-    times = {"without": Times(), **{state: Times() for state in STATES}}
-    states = {name: name if name in STATES else None for name in times}
-    interleaved({name: partial(one.training, case, epochs, states[name]) for name, one in times.items()}, repeats)
+    """Epochs without and with a callback, trainings taking turns."""
+    times = {name: Times() for name in ("without", *CONTENDERS)}
+    interleaved({name: partial(one.training, case, epochs, name) for name, one in times.items()}, repeats)
     return times
 
 
 def ratios(name: str, case: Case, times: dict[str, Times]) -> list[str]:
-    """A row: what an epoch and a step take, and with the callback over without it."""
+    """A row: what a step takes, and what an epoch and a validation take with a callback over without it."""
     epoch, validation = (median(part) for part in (times["without"].epochs, times["without"].validations))
     cells = [name, f"{1000 * (epoch - validation) / case.steps:.2f}", f"{len(times['without'].epochs)}"]
-    for state in STATES:
-        cells.append(f"{median(times[state].epochs) / epoch:.3f}")
-        cells.append(f"{median(times[state].validations) / validation:.3f}")
-        cells.append(f"{1e6 * (median(times[state].epochs) - epoch) / case.steps:+.0f}")
+    for contender in CONTENDERS:
+        mine = times[contender]
+        cells.append(f"{median(mine.epochs) / epoch:.3f}")
+        cells.append(f"{median(mine.validations) / validation:.3f}")
+        cells.append(f"{1e6 * (median(mine.epochs) - epoch) / case.steps:+.0f}")
     return cells
 
 
@@ -181,10 +191,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     cases = {name: case for number, (name, case) in enumerate(CASES.items()) if number in given.cases}
     print(setting("lightning"))
-    print(f"Epochs with the callback over epochs without it: medians of {given.repeats} trainings each, in turn.\n")
+    print(f"Epochs with a callback over epochs without it: medians of {given.repeats} trainings each, in turn.\n")
     head = ["network", "ms of a step", "epochs timed"]
-    for state in STATES:
-        head += [f"{state}: epoch", f"{state}: validation", f"{state}: microseconds more for a step"]
+    for contender in CONTENDERS:
+        head += [f"{contender}: epoch", f"{contender}: validation", f"{contender}: microseconds more for a step"]
     compared = [ratios(name, case, compare(case, given.epochs, given.repeats)) for name, case in cases.items()]
     print(markdown(head, compared))
     print("\nThe hooks of the callback, its event being to come.\n")

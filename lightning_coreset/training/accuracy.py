@@ -71,17 +71,24 @@ class AccuracyProbe:
         self.eval_batches = eval_batches
         self.metric = metric
         self._recorder: OutermostCalls | None = None
+        self._votes = _Votes()
         self.stop()
 
-    def start(self, pl_module: pl.LightningModule) -> None:
-        """Watch the step that begins now."""
+    def start(self, pl_module: pl.LightningModule, *, keep: bool = True) -> None:
+        """Watch the step that begins now.
+
+        Args:
+            pl_module: The module.
+            keep: Whether its batch may be among the last ``eval_batches`` before ``evaluate``. Others need not be
+                copied, as long as no step is without an output; then all are copied, whatever is said here.
+        """
         self._unhook()
         if self._refusal is not None:
             return
         if self._count.device != pl_module.device:
             self._count.to(pl_module.device)
         only = None if self._found is None else {self._found.module}
-        self._recorder = OutermostCalls(pl_module, only=only, copy_inputs=self.eval_batches > 0)
+        self._recorder = OutermostCalls(pl_module, only=only, copy_inputs=self._copies(keep))
         self._recorder.start()
 
     def batch_end(self, batch: Any) -> None:
@@ -93,6 +100,7 @@ class AccuracyProbe:
         assert self._refusal is not None or self._recorder is not None, "start() comes before the step"
         calls = self._unhook()
         if not calls:  # a step may do nothing, say in a sanity check, and may next time
+            self._idle = True
             return
         if self._found is None:
             self._found = self._scoring.find(calls, batch)
@@ -107,7 +115,7 @@ class AccuracyProbe:
             self._refuse(f"outputs {tuple(outputs.shape)} and targets {tuple(targets.shape)} do not suit it: {error}")
             return
         if self._found.replayable and call.before is not None:
-            self._kept.append((*call.before, targets))
+            self._kept.append((*call.before, targets.clone()))
 
     def compute_and_reset(self) -> float | None:
         """Return the number over the steps since the last call, on all ranks, or ``None``; a collective operation.
@@ -119,6 +127,7 @@ class AccuracyProbe:
             return None
         number = self._reduce(self._count)
         self._count.reset()
+        self._steady, self._idle = not self._idle, False
         return number
 
     def evaluate(self, pl_module: pl.LightningModule) -> float | None:
@@ -146,8 +155,15 @@ class AccuracyProbe:
         self._count = self._scoring.count()
         self._found: Classifier | Prediction | None = None
         self._kept: deque[tuple[Any, Any, Tensor]] = deque(maxlen=self.eval_batches)
+        self._idle = False  # whether a step since the last number showed nothing
+        self._steady = False  # whether none did before it
         self._refusal: str | None = None  # on this rank
         self._closed = False  # on all ranks
+
+    def _copies(self, keep: bool) -> bool:
+        if self.eval_batches == 0 or (self._found is not None and not self._found.replayable):
+            return False
+        return keep or self._idle or not self._steady  # after a step that shows nothing it is earlier ones that count
 
     def _unhook(self) -> list[Any]:
         recorder, self._recorder = self._recorder, None
@@ -178,9 +194,10 @@ class AccuracyProbe:
 
     def _reduce(self, count: Metric) -> float | None:
         """Add up the ranks' counts and judge them; every rank gets here, also one that has seen nothing."""
-        votes = _Votes().to(count.device)
-        votes.update(self._refusal is not None, count.update_called)
-        refused, everywhere = votes.compute()
+        if self._votes.device != count.device:
+            self._votes.to(count.device)
+        self._votes.update(self._refusal is not None, count.update_called)
+        refused, everywhere = self._votes.compute()
         if not refused:
             try:
                 return self._scoring.judge(count, everywhere=everywhere)
@@ -209,9 +226,9 @@ class _Votes(Metric):
         self.add_state("counted", torch.tensor(1), dist_reduce_fx="min")
 
     def update(self, refuses: bool, counted: bool) -> None:
-        """Vote."""
-        self.refusals.fill_(refuses)
-        self.counted.fill_(counted)
+        """Vote, whatever was voted before."""
+        self.refusals = torch.tensor(int(refuses), device=self.device)
+        self.counted = torch.tensor(int(counted), device=self.device)
 
     def compute(self) -> tuple[bool, bool]:
         """Return whether any rank refuses, and whether all have counted."""

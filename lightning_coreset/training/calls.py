@@ -251,6 +251,5 @@ def _is_redirected(module: nn.Module) -> bool:
 
 
 def _is_loss(module: nn.Module, output: Any) -> bool:
-    if next(module.parameters(), None) is not None:
-        return False
-    return isinstance(module, _Loss) or all(tensor.ndim == 0 for tensor in named_tensors(output).values())
+    returns_loss = isinstance(module, _Loss) or all(tensor.ndim == 0 for tensor in named_tensors(output).values())
+    return returns_loss and next(module.parameters(), None) is None

@@ -32,7 +32,7 @@ class LoggedMetric:
         self._kept: deque[tuple[Any, int, int]] = deque(maxlen=eval_batches)
 
     def keep(self, batch: Any, batch_idx: int, dataloader_idx: int) -> None:
-        """Keep a validation batch, in ``on_validation_batch_start``: the step may write to it."""
+        """Keep a batch that may be one of the latest, in ``on_validation_batch_start``: the step may write to it."""
         if self._kept.maxlen:
             self._kept.append((copied(batch), batch_idx, dataloader_idx))
 

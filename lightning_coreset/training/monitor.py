@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 from torchmetrics import Metric
 
 from lightning_coreset.training.accuracy import AccuracyProbe
+from lightning_coreset.training.latest import first_of_latest
 from lightning_coreset.training.logged import LoggedMetric
 
 Mode: TypeAlias = Literal["max", "min"]
@@ -16,9 +17,9 @@ Mode: TypeAlias = Literal["max", "min"]
 class Monitor:
     """A classifier's accuracy, a metric of the user's, or one that the module logs itself.
 
-    A callback calls, on every rank: ``start`` and ``batch_end`` around every validation step (around every training
-    step where there is no validation); ``result`` after every validation (training epoch); ``evaluate`` right before
-    and after a pruning event; ``stop`` in the end.
+    A callback calls, on every rank: ``validation_start``; ``start`` and ``batch_end`` around every validation step
+    (around every training step where there is no validation); ``result`` after every validation (training epoch);
+    ``evaluate`` right before and after a pruning event; ``stop`` in the end.
 
     Args:
         metric: A metric of torchmetrics, called as ``metric(outputs, targets)`` on what is found in the steps.
@@ -50,14 +51,21 @@ class Monitor:
             raise ValueError(f"Expected `monitor_mode` to be 'max' or 'min' but got {mode!r}.")
         self._probe = AccuracyProbe(eval_batches, metric)  # checks the rest
         self._logged = None if monitor is None else LoggedMetric(monitor, eval_batches)
+        self._eval_batches = eval_batches
+        self._first_kept = 0
         self.mode: Mode = mode or _mode_of(metric, monitor)
         self.name = monitor or ("accuracy" if metric is None else type(metric).__name__)
 
+    def validation_start(self, trainer: pl.Trainer) -> None:
+        """A validation begins."""
+        self._first_kept = first_of_latest(trainer, self._eval_batches)
+
     def start(self, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """A step on a batch begins."""
+        keep = batch_idx >= self._first_kept
         if self._logged is None:
-            self._probe.start(pl_module)
-        else:
+            self._probe.start(pl_module, keep=keep)
+        elif keep:
             self._logged.keep(batch, batch_idx, dataloader_idx)
 
     def batch_end(self, batch: Any) -> None:
@@ -81,6 +89,7 @@ class Monitor:
 
     def stop(self) -> None:
         """Take all hooks off the module and let go of batches."""
+        self._first_kept = 0
         self._probe.stop()
         if self._logged is not None:
             self._logged.stop()

@@ -12,6 +12,7 @@ from torchmetrics import Metric
 from lightning_coreset.training.calls import Call
 from lightning_coreset.training.classifier import Classifier, find_classifier
 from lightning_coreset.training.prediction import Prediction, find_prediction
+from lightning_coreset.training.right_answers import RightAnswers
 
 
 class Scoring(Protocol):
@@ -72,12 +73,15 @@ class Accuracy:
 
     def add(self, count: Metric, outputs: Tensor, targets: Tensor) -> None:
         """Count a batch."""
-        count.update(*_counts(outputs, targets))
+        assert isinstance(count, RightAnswers)
+        count.note(outputs, targets)
 
     def judge(self, count: Metric, *, everywhere: bool) -> float | None:
         """The accuracy; ``None`` if all counts are empty, and until the labels are those of the logits."""
-        nothing = torch.zeros(3, dtype=torch.int64), torch.zeros(4, dtype=torch.int64)
-        count.update(*nothing)  # a rank that has seen no batch takes part all the same, and torchmetrics would warn
+        assert isinstance(count, RightAnswers)
+        count.count()
+        if not count.update_called:  # a rank that has seen no batch takes part all the same: torchmetrics would warn
+            count.update(torch.zeros(3, dtype=torch.int64), torch.zeros(4, dtype=torch.int64))
         right, right_if_probability, total, labels, classes, beyond_probability, outside = count.compute().tolist()
         if outside:
             raise NoNumberError("a label is not in [0, K) for K logits")
@@ -126,44 +130,3 @@ class UserMetric:
             shown = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
             raise NoNumberError(f"{type(count).__name__} comes to {shown}; choose how it averages, as average='macro'")
         return float(value)
-
-
-class RightAnswers(Metric):
-    """Counts of right answers, reduced over ranks.
-
-    torchmetrics' own accuracies have to know the number of classes before they can be reduced, which a rank that has
-    seen no batch does not. The numbers are the same.
-    """
-
-    full_state_update = False
-    sums: Tensor  # right answers; right answers if outputs are probabilities; all answers
-    maxima: Tensor  # largest label + 1; classes; whether an output is no probability; whether a label is none
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.add_state("sums", torch.zeros(3, dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("maxima", torch.zeros(4, dtype=torch.int64), dist_reduce_fx="max")
-
-    def update(self, sums: Tensor, maxima: Tensor) -> None:
-        """Take in the counts of a batch."""
-        self.sums = self.sums + sums.to(self.sums.device)
-        self.maxima = torch.maximum(self.maxima, maxima.to(self.maxima.device))
-
-    def compute(self) -> Tensor:
-        """Return ``sums`` and ``maxima`` over all ranks, in one tensor ``(7,)``."""
-        return torch.cat([self.sums, self.maxima])
-
-
-def _counts(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Count logits ``(B, K)``, or ``(B,)`` if binary, with targets ``(B,)``; nothing waits for the device."""
-    if logits.ndim == 2:
-        classes = logits.shape[1]
-        right = right_if_probability = (logits.argmax(1) == targets).sum()
-        beyond_probability = torch.zeros_like(right)
-    else:
-        classes = 2
-        right, right_if_probability = (((logits > bar) == targets.bool()).sum() for bar in (0.0, 0.5))
-        beyond_probability = ((logits < 0) | (logits > 1)).any().long()
-    outside = ((targets < 0) | (targets >= classes)).any().long()
-    sums = torch.stack([right, right_if_probability, torch.full_like(right, len(targets))])
-    return sums, torch.stack([targets.max() + 1, torch.full_like(right, classes), beyond_probability, outside])

@@ -563,6 +563,19 @@ def test_a_network_that_writes_to_its_input(make_trainer):
     assert accuracy(model, -X, Y) != pytest.approx(expected)
 
 
+def test_a_loader_that_reuses_its_memory():
+    model, probe = Base().eval(), AccuracyProbe()
+    x, y = X.clone(), Y.clone()
+    expected = accuracy(model, X, Y)
+
+    step(probe, model, x, y)
+    y.copy_((model.net(x).argmax(1) + 1) % K)  # all wrong
+    x.zero_()
+
+    assert probe.compute_and_reset() == pytest.approx(expected)
+    assert probe.evaluate(model) == pytest.approx(expected)
+
+
 def test_an_evaluation_that_fails_warns_once(make_trainer):
     model, probe = fitted(make_trainer)
 

@@ -330,10 +330,12 @@ def test_loggers_and_callback_say_what_is_effective(make_trainer):
     logger, callback = MemoryLogger(), pruning(schedule={1: 0.3, 3: 0.6})
 
     with pytest.warns(UserWarning, match=MATCH):
-        fit(make_trainer, Scripted([HIGH, HIGH, HIGH, LOW, HIGH]), callback, epochs=6, logger=logger)
+        trainer = fit(make_trainer, Scripted([HIGH, HIGH, HIGH, LOW, HIGH]), callback, epochs=6, logger=logger)
 
     (plan,) = callback.plans
     assert events(callback) == [1, -3]
+    for metrics in (trainer.callback_metrics, trainer.progress_bar_metrics):
+        assert metrics["sparsity"] == pytest.approx(plan.sparsity)
     assert logger.of("coreset/sparsity")[-1][1] == pytest.approx(plan.sparsity)
     taken_back = [value for step, value in logger.of("coreset/sparsity") if step == 16]
     assert taken_back == [pytest.approx(plan.sparsity)]

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_coreset.plan import PruningPlan
@@ -35,22 +36,24 @@ class Reporter:
     def __init__(self, settings: Mapping[str, Any], *, certify: bool, verbose: bool, metric: str = "accuracy") -> None:
         self.verbose = verbose
         self._pages = TensorBoardPages(settings, certify=certify, metric=metric)
-        self._shown: tuple[int, float] | None = None
+        self._shown = False
 
     def fit_start(self, trainer: pl.Trainer) -> None:
         """Prepare TensorBoard's pages."""
-        self._shown = None
+        self._shown = False
         self._pages.begin(trainer)
 
-    def batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, history: History) -> None:
+    def batch_start(self, trainer: pl.Trainer, history: History) -> None:
         """Show the sparsity in the progress bar, and as the metric ``sparsity`` to other callbacks.
 
-        Lightning shows what was logged in one batch to the end of the epoch.
+        Put where it stays, not logged: after every step Lightning makes numbers of all that was logged for the bar,
+        and to that end waits for the device.
         """
-        shown = trainer.current_epoch, history.standing.sparsity if history.standing else 0.0
-        if shown != self._shown and not trainer.barebones:
-            self._shown = shown
-            pl_module.log("sparsity", shown[1], prog_bar=True, logger=False, batch_size=1)
+        if not self._shown:
+            self._shown = True
+            sparsity = history.standing.sparsity if history.standing else 0.0
+            trainer.progress_bar_metrics["sparsity"] = sparsity
+            trainer.callback_metrics["sparsity"] = torch.tensor(sparsity)
 
     def planning(self, trainer: pl.Trainer) -> PlanningProgress | None:
         """Something to call while a plan is made; ``None`` if nobody wants to hear."""
@@ -65,6 +68,7 @@ class Reporter:
             history: All events, this one being the last.
             when: When it is, in words.
         """
+        self._shown = False
         first = all(record.reached <= 0 for record in history[:-1])
         # Later events may well ask for less than a channel, as the last ones of "cubic" do.
         if plan.channels_removed == 0 and plan.reached <= 0:
@@ -93,6 +97,7 @@ class Reporter:
 
     def taken_back(self, trainer: pl.Trainer, history: History, original: Totals | None) -> None:
         """Log where the model stands after the guard has taken an event back."""
+        self._shown = False
         self._standing(trainer, history, original, logged_step(trainer))
         self._pages.stand(trainer, history)
 

@@ -83,6 +83,7 @@ def test_sparsity_is_in_the_progress_bar_from_the_first_batch_on(fit, bar):
     class Look(Callback):
         def on_train_batch_end(self, trainer, *_):
             shown.append(trainer.progress_bar_metrics["sparsity"])
+            assert not any("sparsity" in logged for logged in trainer._results)  # it costs something at every step
 
     shown, callback, bars = [], pruning(), [] if bar is None else [bar()]
     trainer = fit(callback, Look(), *bars, enable_progress_bar=bar is not None)
@@ -91,6 +92,18 @@ def test_sparsity_is_in_the_progress_bar_from_the_first_batch_on(fit, bar):
     assert shown == pytest.approx([0.0] * 4 + [one] * 8 + [two] * 8)
     assert trainer.callback_metrics["sparsity"] == pytest.approx(two)
     assert "sparsity" not in trainer.logged_metrics
+
+
+def test_sparsity_is_in_the_progress_bar_of_every_fit(fit):
+    class Look(Callback):
+        def on_train_batch_end(self, trainer, *_):
+            shown.append(trainer.progress_bar_metrics["sparsity"])
+
+    shown, callback = [], pruning(schedule={1: 0.3})
+    for _ in range(2):
+        fit(callback, Look(), max_epochs=2, limit_train_batches=1)
+
+    assert shown == [0.0, callback.history[-1].sparsity] * 2
 
 
 def test_sparsity_can_name_checkpoints(fit, tmp_path):
