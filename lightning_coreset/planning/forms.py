@@ -25,7 +25,8 @@ from lightning_coreset.planning.layout import (
     producer_bias,
     producer_filters,
 )
-from lightning_coreset.planning.norms import largest_slice_norms, row_norms
+from lightning_coreset.planning.norms import in_single_precision, kernel_squares, largest_slice_norms, row_norms
+from lightning_coreset.planning.selection import column_factors
 from lightning_coreset.structure import ChannelGroup, Norm, Path, Step
 
 
@@ -39,7 +40,7 @@ class PathForm:
     Attributes:
         group: The group.
         path: The path of the group.
-        tensors: The producer's and the consumer's weight by name.
+        tensors: Parameters and buffers by name, as the groups before left them.
         scale: Of the rows of the producer, (N, r).
         shift: Of what they make, (N, r).
         activation: What stands between.
@@ -85,10 +86,10 @@ class PathForm:
         positions = member_at(self.group, consumer.weight, consumer.in_dim).positions.shape[1]
         return self.outputs * positions * consumer_view(consumer, self.tensors).shape[2]
 
-    def producer_norms(self) -> Tensor:
-        """The norms of ``producers``, (N,)."""
+    def producer_norms(self, filters: Tensor | None = None) -> Tensor:
+        """The norms of ``producers``, (N,); those of the producer's filters, (rows,), may be known."""
         producer = self.path.producer
-        filters = row_norms(filter_view(producer, self.tensors))
+        filters = row_norms(filter_view(producer, self.tensors)) if filters is None else filters
         member = member_at(self.group, producer.weight, producer.out_dim)
         return torch.hypot(by_class(filters, member) * self.scale, self.shift).amax(dim=1)
 
@@ -96,7 +97,26 @@ class PathForm:
         """Of every class the largest norm over the outputs, which may be scaled (O,), of what reads it, (N,)."""
         consumer = self.path.consumer
         member = member_at(self.group, consumer.weight, consumer.in_dim)
-        return largest_slice_norms(consumer_view(consumer, self.tensors), member, scale)
+        return largest_slice_norms(consumer_view(consumer, self.tensors), member, scale, self.squares)
+
+    @cached_property
+    def squares(self) -> Tensor | None:
+        """The consumer's ``kernel_squares``, (O, I), if its kernel has several positions."""
+        weight = consumer_view(self.path.consumer, self.tensors)
+        return kernel_squares(weight) if weight.shape[2] > 1 else None
+
+    def filters_left(self, factor: Tensor) -> Tensor | None:
+        """The norms of the consumer's own filters, float64 (O,), after this group's classes were multiplied, (N,).
+
+        ``None`` where that cannot be told without another look at the weight.
+        """
+        consumer = self.path.consumer
+        member = member_at(self.group, consumer.weight, consumer.in_dim)
+        if self.squares is None or consumer.groups != 1 or member.total != self.squares.shape[1]:
+            return None
+        factors = column_factors(member, factor, self.squares.shape[1])
+        norms = (self.squares @ factors.square().to(self.squares.dtype)).sqrt().double()
+        return norms if in_single_precision(norms) else None
 
 
 def path_forms(group: ChannelGroup, tensors: Mapping[str, Tensor]) -> list[PathForm]:
@@ -144,9 +164,8 @@ def _path_form(group: ChannelGroup, path: Path, tensors: Mapping[str, Tensor]) -
     scale = torch.ones_like(shift)
     for norm in before:
         scale, shift = fold(group, scale, shift, norm, tensors)
-    weights = {name: tensors[name] for name in (path.producer.weight, path.consumer.weight)}
     only = before[0] if len(before) == 1 else None
-    return PathForm(group, path, weights, scale, shift, activation, only, tuple(behind))
+    return PathForm(group, path, tensors, scale, shift, activation, only, tuple(behind))
 
 
 def _read(steps: Sequence[Step]) -> tuple[list[Norm], Activation, list[Norm]]:

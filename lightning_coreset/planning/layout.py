@@ -44,7 +44,7 @@ def producer_filters(group: ChannelGroup, layer: Layer, tensors: Mapping[str, Te
 def producer_bias(group: ChannelGroup, layer: Layer, tensors: Mapping[str, Tensor]) -> Tensor:
     """The bias of every filter, (N, r); zeros without."""
     member = member_at(group, layer.weight, layer.out_dim)
-    outputs = tensors[layer.weight].shape[layer.out_dim]
+    outputs = member.length or tensors[layer.weight].shape[layer.out_dim]
     bias = torch.zeros(outputs, dtype=torch.float64) if layer.bias is None else host(tensors[layer.bias]).reshape(-1)
     if len(bias) != outputs:  # a transposed convolution with groups has as many biases as outputs
         raise NoCoresetForm("its bias has another length than its filters")
@@ -120,9 +120,9 @@ def fold(
 
 def by_class(tensor: Tensor, member: Member, dim: int = 0) -> Tensor:
     """One dimension (positions) as two (N, q); zeros for classes with fewer positions than others."""
-    index = member.positions
-    if index.shape[1] == 1 and torch.equal(index[:, 0], torch.arange(tensor.shape[dim])):
+    if member.one_each and len(member.index) == tensor.shape[dim]:
         return tensor.unsqueeze(dim + 1)
+    index = member.positions
     shape = list(tensor.shape)
     shape[dim] = 1
     padded = torch.cat([tensor, tensor.new_zeros(shape)], dim=dim)

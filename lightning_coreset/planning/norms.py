@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -24,28 +24,41 @@ def row_norms(matrix: Tensor, p: int = 2) -> Tensor:
 
 def _norms_of_columns(matrix: Tensor, p: int, *, dim: int, dtype: torch.dtype) -> Tensor:
     """``vector_norm`` for rows that lie in memory as columns do, which it is slow at."""
-    pieces = matrix.t().split(max(_PIECE // len(matrix), 1))
-    powers = [(piece.to(dtype).square() if p == 2 else piece.to(dtype).abs().pow(p)).sum(0) for piece in pieces]
-    return torch.stack(powers).sum(0).pow(1 / p)
+    if p != 2:
+        return torch.linalg.vector_norm(matrix, p, dim=dim, dtype=dtype)
+    return torch.stack([squares.sum(0) for squares in _squares(matrix.t(), dtype)]).sum(0).sqrt()
 
 
-def largest_slice_norms(weight: Tensor, member: Member, scale: Tensor | None = None) -> Tensor:
+def kernel_squares(weight: Tensor) -> Tensor:
+    """The squares of a weight (O, I, k), added up over the several positions of its kernel, (O, I)."""
+    weight = weight.detach().cpu()
+    return torch.cat(list(_added_up(weight, torch.promote_types(weight.dtype, torch.float32))))
+
+
+def largest_slice_norms(
+    weight: Tensor, member: Member, scale: Tensor | None = None, squares: Tensor | None = None
+) -> Tensor:
     """Of every class the largest norm, over the outputs of a weight, of what reads it.
 
     Args:
         weight: (O, I, k).
         member: Where the classes lie along the second dimension.
         scale: What to multiply each output by, (O,).
+        squares: Its :func:`kernel_squares`, where they are known.
 
     Returns:
         float64 (N,).
     """
     scale = torch.ones(len(weight), dtype=torch.float64) if scale is None else scale
-    outputs = max(_PIECE // weight[0].numel(), 1)
 
     def norms(weight: Tensor, dtype: torch.dtype) -> Tensor:
-        pieces = zip(weight.split(outputs), scale.to(dtype).square()[:, None].split(outputs), strict=True)
-        largest = [_squares(piece.to(dtype), member).mul_(factor).amax(dim=0) for piece, factor in pieces]
+        known = None if squares is None or squares.dtype != dtype else [squares]
+        factors, first, largest = scale.to(dtype).square()[:, None], 0, []
+        for piece in known or _added_up(weight, dtype):
+            read = by_class(piece, member, dim=1)
+            read = read[:, :, 0] if read.shape[2] == 1 else read.sum(dim=2)
+            largest.append((read * factors[first : first + len(piece)]).amax(dim=0))
+            first += len(piece)
         return torch.stack(largest).amax(dim=0).sqrt()
 
     return _as_precise_as_needed(weight, norms)
@@ -66,13 +79,26 @@ def largest_class_norms(tensor: Tensor, member: Member) -> Tensor:
     return largest_slice_norms(slices.reshape(*slices.shape[:2], -1), member)
 
 
-def _squares(weight: Tensor, member: Member) -> Tensor:
-    """The squared norms of what reads every class, (O, N)."""
-    squares = weight.square()
-    # A product adds up short rows faster than a reduction does.
-    summed = squares[:, :, 0] if weight.shape[2] == 1 else squares @ squares.new_ones(weight.shape[2])
-    read = by_class(summed, member, dim=1)
-    return read[:, :, 0] if read.shape[2] == 1 else read.sum(dim=2)
+def _added_up(weight: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
+    """The squares of a weight (O, I, k), added up over its positions, (o, I) for one piece after the other."""
+    ones = torch.ones(weight.shape[2], dtype=dtype)
+    for squares in _squares(weight, dtype):
+        # A product adds up short rows faster than a reduction does.
+        yield squares[:, :, 0] if len(ones) == 1 else squares @ ones
+
+
+def _squares(tensor: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
+    """The squares of one piece of a tensor after the other, each where the last one was: fresh memory is dear."""
+    rows = max(_PIECE // max(tensor[0].numel(), 1), 1)
+    room = torch.empty((min(rows, len(tensor)), *tensor.shape[1:]), dtype=dtype)
+    for piece in tensor.split(rows):
+        into = room[: len(piece)]
+        yield torch.mul(piece, piece, out=into) if piece.dtype == dtype else into.copy_(piece).square_()
+
+
+def in_single_precision(norms: Tensor) -> bool:
+    """Whether norms are of a size whose squares are at home in single precision."""
+    return bool(((norms > _RANGE[0]) & (norms < _RANGE[1])).all())
 
 
 def _as_precise_as_needed(weight: Tensor, norms: Callable[[Tensor, torch.dtype], Tensor]) -> Tensor:
@@ -82,6 +108,6 @@ def _as_precise_as_needed(weight: Tensor, norms: Callable[[Tensor, torch.dtype],
     """
     weight = weight.detach().cpu()
     found = norms(weight, torch.promote_types(weight.dtype, torch.float32))
-    if not bool(((found > _RANGE[0]) & (found < _RANGE[1])).all()):
+    if not in_single_precision(found):
         found = norms(weight, torch.float64)
     return found.double()

@@ -29,12 +29,15 @@ class Selector:
         generator: The source of random numbers, on the CPU.
         laws: What is known by now of the inputs of layers, by the name of their weight.
         clipped: Groups for which a guaranteed error asks for more draws than they have channels.
+        filters: Norms of the filters of layers whose weights need not be read once more, by name: those that read the
+            group before and make the next one.
     """
 
     method: Method
     generator: torch.Generator
     laws: dict[str, InputLaw] = field(default_factory=dict)
     clipped: list[str] = field(default_factory=list)
+    filters: dict[str, Tensor] = field(default_factory=dict)
 
     def select(self, group: ChannelGroup, size: int, tensors: Mapping[str, Tensor]) -> Selection:
         """Choose ``size`` classes of a group.
@@ -46,6 +49,8 @@ class Selector:
             tensors: Parameters and buffers by name, as the groups before left them.
         """
         method = self.method
+        for member in group.by_role("consumer"):
+            self.filters.pop(member.name, None)
         if isinstance(method, Reconstruction):
             try:
                 return reconstruct_group(group, size, method, tensors, self.laws)
@@ -68,20 +73,24 @@ class Selector:
             return _ranked(group, size, tensors, f"rank ({reason})")
 
     def _sampled(self, group: ChannelGroup, size: int, method: Sensitivity, tensors: Mapping[str, Tensor]) -> Selection:
+        forms = path_forms(group, tensors)
         paths = [
             sensitivities_from_norms(
-                form.producer_norms(),
+                form.producer_norms(self.filters.get(form.path.producer.weight)),
                 weighted_norms(form, tensors),
                 form.activation,
                 input_radius=method.input_radius,
             )
-            for form in path_forms(group, tensors)
+            for form in forms
         ]
         scores = torch.stack(paths).amax(dim=0)
         assert method.sampler is not None
         draw = {"distinct": draw_distinct, "draws": draw_fixed, "pps": draw_pps}[method.sampler]
         sample = draw(scores, size, self.generator)
-        return Selection(sample.kept, method_name(method), weights=sample.weights)
+        selection = Selection(sample.kept, method_name(method), weights=sample.weights)
+        left = {form.path.consumer.weight: form.filters_left(selection.factor(group)) for form in forms}
+        self.filters |= {name: norms for name, norms in left.items() if norms is not None}
+        return selection
 
     def _guaranteed(
         self, group: ChannelGroup, epsilon: float, method: Sensitivity, tensors: Mapping[str, Tensor]

@@ -59,6 +59,8 @@ def scale_consumers(group: ChannelGroup, factor: Tensor, tensors: Mapping[str, T
 
 def column_factors(member: Member, factor: Tensor, length: int) -> Tensor:
     """The factor of every class at its positions along the member's dimension, ones elsewhere, float64 (length,)."""
+    if member.one_each and len(factor) == length:
+        return factor
     # One number more at the end, where classes with fewer positions than others have their -1.
     column = torch.ones(length + 1, dtype=torch.float64)
     column[member.positions] = factor[:, None]

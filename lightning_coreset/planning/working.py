@@ -6,11 +6,12 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from lightning_coreset.plan import ParameterChange
 from lightning_coreset.planning.selection import Selection, column_factors
-from lightning_coreset.structure import ChannelGroup
+from lightning_coreset.structure import ChannelGroup, Member
 from lightning_coreset.surgery import multiplied, take
 
 
@@ -75,7 +76,7 @@ class Working(Mapping[str, Tensor]):
             self._rewritten.add(name)
         if selection.updates or (selection.weights is None and len(selection.kept) == group.size):
             return
-        stays, factor = replace(selection, weights=None).factor(group), selection.factor(group)
+        factor = selection.factor(group)
         for member in group.by_role("consumer"):
             name, dim = member.name, member.dim
             length = self._original[name].shape[dim]
@@ -83,8 +84,7 @@ class Working(Mapping[str, Tensor]):
             if selection.weights is not None:
                 known = self._factors[name].get(dim)
                 self._factors[name][dim] = factors if known is None else known * factors
-            lonely = (name, dim) in self._lonely
-            left = column_factors(member, stays, length).nonzero().squeeze(1) if lonely else None
+            left = _left(member, selection.kept, length) if (name, dim) in self._lonely else None
             self._to_cut[name].append(_Cut(dim, left, factors))
 
     @property
@@ -99,3 +99,11 @@ class Working(Mapping[str, Tensor]):
             return replace(change, value=take(self[name], kept).to(self._original[name].dtype))
         factors = self._factors.get(name, {})
         return replace(change, factors={dim: own[kept[dim]] if dim in kept else own for dim, own in factors.items()})
+
+
+def _left(member: Member, kept: Tensor, length: int) -> Tensor:
+    """The positions along the member's dimension that stay with the kept classes, ascending, int64."""
+    if member.one_each and len(member.index) == length:
+        return kept
+    stays = torch.zeros(len(member.index), dtype=torch.float64).index_fill_(0, kept, 1.0)
+    return column_factors(member, stays, length).nonzero().squeeze(1)

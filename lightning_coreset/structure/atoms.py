@@ -178,6 +178,39 @@ class Atoms:
         first.scatter_reduce_(0, self.roots(atoms), self._reason[atoms], "amin")
         return first.masked_fill_(first == none, -1)
 
+    def condensed(self) -> Atoms:
+        """The same with two atoms for each dimension, where those stand for all; or else these atoms themselves.
+
+        They do as long as only whole dimensions were united, and none is blocked in part.
+        """
+        blocked = self._blocked_dimensions() if self._by_dimensions else None
+        if blocked is None:
+            return self
+        few = Atoms()
+        few.reserve(2 * len(self._ranges))
+        few._count = len(few._parent)
+        few._reasons, few._reason_ids = self._reasons, self._reason_ids
+        both = {atoms.start: 1 + 2 * number for number, atoms in enumerate(self._ranges.values())}
+        few._ranges = {where: range(both[atoms.start], both[atoms.start] + 2) for where, atoms in self._ranges.items()}
+        leads = torch.tensor([both[self._lead(first)] for first in both], dtype=torch.int64)
+        few._parent[1:] = torch.stack([leads, leads + 1], dim=1).flatten()
+        for first, reason in blocked.items():
+            few._reason[both[first] : both[first] + 2] = reason
+        return few
+
+    def _blocked_dimensions(self) -> dict[int, int] | None:
+        """Why dimensions are blocked, by their first atoms; ``None`` if one is in part, or for several reasons."""
+        blocked: dict[int, int] = {}
+        starts = torch.tensor(list(self._sizes), dtype=torch.int64)
+        atoms = self._reason[1 : self._count].nonzero().squeeze(1) + 1
+        for number in (torch.searchsorted(starts, atoms, right=True) - 1).unique_consecutive().tolist():
+            first = int(starts[number])
+            reasons = self._reason[first : first + self._sizes[first]]
+            if not bool((reasons == reasons[0]).all()):
+                return None
+            blocked[first] = int(reasons[0])
+        return blocked
+
     def reason(self, number: int) -> str:
         """The reason of this number."""
         return self._reasons[number]

@@ -8,9 +8,9 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from lightning_coreset.structure.atoms import FIXED
+from lightning_coreset.structure.atoms import FIXED, Atoms
 from lightning_coreset.structure.engine import Propagation
-from lightning_coreset.structure.groups import ChannelGroup, Count, Member, Path, Role
+from lightning_coreset.structure.groups import ChannelGroup, Count, Member, Path, Role, one_each
 from lightning_coreset.structure.places import Dim, Places
 
 _LAYERS = (
@@ -29,12 +29,17 @@ class Classes:
 
     There are as many atoms as all dimensions of all tensors are long together, so what concerns every atom is done on
     whole tensors; only groups and their members are walked one by one.
+
+    Args:
+        engine: What has followed the network.
+        atoms: Its atoms, or what they are condensed to.
     """
 
-    def __init__(self, engine: Propagation, roots: Tensor) -> None:
+    def __init__(self, engine: Propagation, atoms: Atoms) -> None:
         self.engine = engine
-        self.roots = roots
-        self._reasons = engine.atoms.reasons()  # by root
+        self.atoms = atoms
+        self.roots = atoms.all_roots()
+        self._reasons = atoms.reasons()  # by root
         self.group_of = self._partition()
         self._names: dict[int, str] = {}
         layers = {name: contraction.layer for name, contraction in engine.layers.items()}
@@ -43,8 +48,8 @@ class Classes:
 
     def of(self, where: Dim) -> Tensor:
         """The roots along one dimension of a tensor, int64 ``(size,)``."""
-        atoms = self.engine.atoms.ranges[where]
-        return self.roots[atoms.start : atoms.stop]
+        own = self.atoms.ranges[where]
+        return self.roots[own.start : own.stop]
 
     def groups(self) -> list[ChannelGroup]:
         """Classes that the same layers make are one group, in the order in which the first of these layers ran."""
@@ -52,7 +57,7 @@ class Classes:
         count = int(self.group_of.max()) + 1
         if not count:
             return []
-        places = Places(self.engine.atoms.ranges, self.roots, self.group_of)
+        places = Places(self.atoms.ranges, self.roots, self.group_of)
         dims = places.dims(count)
         makers = [min((order[where], where) for where in own if where in order) for own in dims]
         ranked = sorted(range(count), key=lambda number: (makers[number][0], number))
@@ -116,9 +121,13 @@ class Classes:
 
     def _group(self, number: int, size: int, dims: list[Dim], places: Places) -> ChannelGroup:
         """The group of this number."""
+        lengths = {where: len(self.engine.atoms.ranges[where]) for where in sorted(dims, key=self._network_order)}
+        condensed = self.atoms is not self.engine.atoms  # then all classes lie as the first two do: one after the other
         members = tuple(
-            Member(*where, self._role(where), places.index(number, where, size), len(self.engine.atoms.ranges[where]))
-            for where in sorted(dims, key=self._network_order)
+            Member(
+                *where, self._role(where), one_each(length) if condensed else places.index(number, where, size), length
+            )
+            for where, length in lengths.items()
         )
         return ChannelGroup(self._names[number], members, self._paths(members), self._counts(number, members))
 
@@ -197,7 +206,7 @@ class Classes:
         numbers = self._reasons[self.of(where)]
         blocked = numbers[numbers >= 0]
         if len(blocked):
-            return self.engine.atoms.reason(int(blocked[0]))
+            return self.atoms.reason(int(blocked[0]))
         if where in self.engine.producers:
             return "is consumed by no layer whose weights could be cut"
         return "is not run by the example inputs"

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
+from lightning_coreset.structure.atoms import Atoms
 from lightning_coreset.structure.axes import compress, unite_along
 from lightning_coreset.structure.classes import Classes
 from lightning_coreset.structure.engine import Propagation
@@ -75,9 +76,9 @@ def analyse(model: nn.Module, example: Example | ExampleInputs) -> Structure:
     example = example if isinstance(example, Example) else Example.of(example)
     engine = trace(model, example)
     _decide_grids(engine)
-    roots = engine.atoms.all_roots()
-    _block_whole_dimensions(engine, roots)
-    classes = Classes(engine, roots)
+    atoms = engine.atoms if engine.heads or engine.counts or engine.products else engine.atoms.condensed()
+    _block_whole_dimensions(atoms)
+    classes = Classes(engine, atoms)
     groups = tuple(classes.groups())
     batch = max(example.batch_size, 1)
     macs = {name: count // batch for name, count in engine.macs.items()}
@@ -112,11 +113,11 @@ def _elements(labels: Tensor) -> tuple[int, frozenset[tuple[int, int]]]:
     return labels.data_ptr(), frozenset(dim for dim in layout if dim[0] > 1)
 
 
-def _block_whole_dimensions(engine: Propagation, roots: Tensor) -> None:
+def _block_whole_dimensions(atoms: Atoms) -> None:
     """A class that covers a whole dimension is never removed."""
-    ranges = engine.atoms.ranges
+    ranges, roots = atoms.ranges, atoms.all_roots()
     starts = torch.tensor([atoms.start for atoms in ranges.values()], dtype=torch.int64)
     alike = (roots[starts] == roots[starts + 1]).tolist()  # no dimension has fewer than two
-    for ((name, dim), atoms), starts_alike in zip(ranges.items(), alike, strict=True):
-        if starts_alike and bool((roots[atoms.start : atoms.stop] == roots[atoms.start]).all()):
-            engine.atoms.block(torch.tensor([atoms.start]), f"couples all channels of {name} (dimension {dim})")
+    for ((name, dim), own), starts_alike in zip(ranges.items(), alike, strict=True):
+        if starts_alike and bool((roots[own.start : own.stop] == roots[own.start]).all()):
+            atoms.block(torch.tensor([own.start]), f"couples all channels of {name} (dimension {dim})")

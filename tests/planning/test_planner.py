@@ -12,6 +12,7 @@ from torch import nn
 from lightning_coreset.methods import Magnitude, Method, Random, Reconstruction, Sensitivity
 from lightning_coreset.plan import ParameterChange, PruningPlan
 from lightning_coreset.planning import Request, bottom_up_sizes, final_sizes, is_residual, make_plan, measure, prunable
+from lightning_coreset.planning.forms import PathForm
 from lightning_coreset.structure import analyse
 from lightning_coreset.surgery import apply_changes, content, named_tensors
 
@@ -351,3 +352,30 @@ def test_weights_that_are_not_finite_are_named(method: Method, value: float):
         make_plan(model, structure_of("mlp"), Request(0.5, method=method))
     for one, other in zip(model.parameters(), before.parameters(), strict=True):
         assert torch.equal(one.nan_to_num(7.0), other.nan_to_num(7.0))
+
+
+# ---- norms that need not be read twice
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_filters_known_from_before_are_those_of_the_cut_weight(monkeypatch, dtype):
+    """A kernel that reads one group and makes the next is looked at once."""
+    model, _ = make("vgg", dtype)
+    structure = structure_of("vgg")
+    request = Request(0.5, method=Sensitivity("pps"))
+    known: list[str] = []
+    norms = PathForm.producer_norms
+
+    def noted(form: PathForm, filters: torch.Tensor | None = None) -> torch.Tensor:
+        read = norms(form)
+        if filters is not None:
+            known.append(form.path.producer.weight)
+            torch.testing.assert_close(
+                norms(form, filters), read, rtol=1e-2 if dtype == torch.bfloat16 else 1e-5, atol=0
+            )
+        return read
+
+    monkeypatch.setattr(PathForm, "producer_norms", noted)
+    make_plan(model, structure, request)
+    convolutions = [f"{number}.weight" for number, layer in enumerate(model) if isinstance(layer, nn.Conv2d)]
+    assert known == convolutions[1:]

@@ -104,3 +104,46 @@ def test_the_version_tells_of_every_union():
     assert goes_up(dims[0][:2], dims[5])
     assert not goes_up(dims[1][:2], dims[5])
     assert not goes_up(dims[2], torch.zeros(4, dtype=torch.int64))
+
+
+# ---- condensed to two atoms for each dimension
+
+
+def test_whole_dimensions_are_condensed():
+    atoms, dims = made()
+    atoms.unite(dims[0], dims[1], "")
+    atoms.unite(dims[1], dims[2], "")
+    atoms.unite(dims[3], dims[4], "")
+    atoms.block(dims[5], "never")
+    atoms.block(dims[4], "reaches the output")
+    atoms.block(dims[4], "too late")
+    few = atoms.condensed()
+    assert list(few.ranges) == list(atoms.ranges)
+    assert all(len(own) == 2 for own in few.ranges.values())
+    for where, own in few.ranges.items():
+        whole = atoms.ranges[where]
+        for roots, ranges, one in ((few.all_roots(), few.ranges, own), (atoms.all_roots(), atoms.ranges, whole)):
+            lead = {"t1": "t0", "t2": "t0", "t4": "t3"}.get(where[0], where[0])
+            first = ranges[lead, 0].start
+            assert roots[one.start : one.start + 2].tolist() == [first, first + 1]
+        told = [each.reasons()[each.all_roots()[one.start]] for each, one in ((few, own), (atoms, whole))]
+        assert told[0] == told[1]
+        assert (int(told[0]) >= 0) == (where[0] in ("t3", "t4", "t5"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda atoms, dims: atoms.unite(dims[0], dims[1].flip(0), ""),
+        lambda atoms, dims: atoms.unite(dims[0][:2], dims[5], ""),
+        lambda atoms, dims: atoms.block(dims[0][1:], "in part"),
+        lambda atoms, dims: (atoms.block(dims[0][1:], "one reason"), atoms.block(dims[0][:1], "another")),
+        lambda atoms, dims: atoms.unite(dims[0], torch.tensor([0, 1, 0, 2]), "meets a fixed element"),
+    ],
+    ids=["turned", "in part", "blocked in part", "blocked for two reasons", "fixed in part"],
+)
+def test_anything_else_is_not_condensed(change):
+    atoms, dims = made()
+    atoms.unite(dims[0], dims[1], "")
+    change(atoms, dims)
+    assert atoms.condensed() is atoms
