@@ -7,6 +7,7 @@ same coreset everywhere.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -66,7 +67,8 @@ def draw_distinct(sensitivity: Tensor, size: int, generator: torch.Generator) ->
     positive = scores.nonzero().flatten()
     if len(positive) <= size:
         return _all_of(positive, sensitivity)
-    probability = (scores[positive] / scores.sum()).clamp_min(_LEAST_PROBABILITY)
+    drawn = scores if len(positive) == len(scores) else scores[positive]
+    probability = (drawn / drawn.sum()).clamp_min(_LEAST_PROBABILITY)
     arrival = torch.empty_like(probability).exponential_(generator=generator) / probability
     first, order = arrival.topk(size, largest=False)
     rate = probability[order]
@@ -220,9 +222,9 @@ def _checked(sensitivity: Tensor, count: int, name: str, generator: torch.Genera
     scores = sensitivity.detach().to("cpu", torch.float64)
     if scores.ndim != 1 or len(scores) == 0:
         raise ValueError(f"Expected `sensitivity` of shape (N,) with N > 0 but got {tuple(scores.shape)}.")
-    right = (scores >= 0) & (scores < torch.inf)
-    if not bool(right.all()):
-        wrong = int((~right).nonzero()[0])
+    least, most = map(float, scores.aminmax())  # NaN if any is
+    if not 0 <= least <= most < math.inf:
+        wrong = int((~((scores >= 0) & (scores < math.inf))).nonzero()[0])
         value = float(scores[wrong])
         raise ValueError(f"Expected every sensitivity to be finite and not negative but got {value} at {wrong}.")
     if count < 1:
@@ -230,7 +232,7 @@ def _checked(sensitivity: Tensor, count: int, name: str, generator: torch.Genera
     if generator is not None and generator.device.type != "cpu":
         raise ValueError(f"Expected a generator on the CPU but got one on {generator.device}.")
     # A common factor changes nothing, and without it the sum of huge sensitivities would overflow.
-    return scores / scores.max().clamp_min(torch.finfo(torch.float64).tiny)
+    return scores / max(most, torch.finfo(torch.float64).tiny)
 
 
 def _all_of(kept: Tensor, like: Tensor) -> Sample:

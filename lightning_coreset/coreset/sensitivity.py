@@ -98,8 +98,7 @@ def _check_shapes(producers: Tensor, consumers: Tensor) -> None:
 
 def _check_finite(name: str, norms: Tensor) -> None:
     # A norm in float64 of finite weights cannot overflow, so looking at the norms spares a pass over the weights.
-    finite = norms.isfinite()
-    if not bool(finite.all()):
-        wrong = (~finite).nonzero().flatten().tolist()
+    if not bool(norms.isfinite().all()):
+        wrong = (~norms.isfinite()).nonzero().flatten().tolist()
         shown = ", ".join(map(str, wrong[:8])) + (", ..." if len(wrong) > 8 else "")
         raise ValueError(f"Expected finite weights but `{name}` holds NaN or infinity in channels {shown}.")

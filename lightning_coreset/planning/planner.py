@@ -186,6 +186,6 @@ def _changes(
 ) -> tuple[ParameterChange, ...]:
     shapes = {name: tuple(tensors[name].shape) for name in working.reweighted}
     by_name = {name: ParameterChange(name, shape, shape, {}) for name, shape in shapes.items()}
-    slices = slice_members(tensors, [(choice.group, choice.selection.kept.tolist()) for choice in choices])
+    slices = slice_members(tensors, [(choice.group, choice.selection.kept) for choice in choices])
     by_name |= {change.name: change for change in slices}
     return tuple(map(working.completed, by_name.values()))

@@ -20,7 +20,7 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def slice_members(
-    tensors: Mapping[str, Tensor], kept: Sequence[tuple[ChannelGroup, Collection[int]]]
+    tensors: Mapping[str, Tensor], kept: Sequence[tuple[ChannelGroup, Collection[int] | Tensor]]
 ) -> tuple[ParameterChange, ...]:
     """The slices that keep only some classes of each group; reads shapes only.
 
@@ -30,7 +30,7 @@ def slice_members(
     stays: dict[str, dict[int, Tensor]] = {}
     for group, classes in kept:
         staying = torch.zeros(group.size, dtype=torch.bool)
-        staying[list(classes)] = True
+        staying[classes if isinstance(classes, Tensor) else list(classes)] = True
         whole = bool(staying.all())
         for member in group.members:
             length = _checked_length(tensors.get(member.name), member, group)
@@ -91,7 +91,7 @@ def take(tensor: Tensor, kept: Mapping[int, Tensor]) -> Tensor:
     return laid_out(taken, tensor)
 
 
-_PIECE = 1 << 18
+_PIECE = 1 << 17
 """Numbers that are copied twice at a time, so that they stay in a core's cache and need no new memory."""
 
 
