@@ -118,7 +118,8 @@ def _numbers(times: Sequence[Tensor]) -> Tensor:
 
 def _half_way(ladder: Ladder, whole: int) -> Tensor:
     """The fraction of ``whole`` that is gone half-way of every step, (steps,)."""
-    rungs = torch.tensor(ladder.rungs, dtype=torch.float64)
+    lower = torch.arange(len(ladder.rungs) - 1, dtype=torch.float64)
+    rungs = torch.cat([lower.new_tensor([ladder.rungs[0]]), ladder.rungs[min(1, len(lower))] - ladder.multiple * lower])
     return 1 - (rungs[:-1] + rungs[1:]) / 2 / whole
 
 

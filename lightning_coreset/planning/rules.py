@@ -96,6 +96,8 @@ def check_matches(model: nn.Module, rules: Sequence[Rule], argument: str) -> Non
         rules: The rules.
         argument: Where they come from, for the message.
     """
+    if not rules:
+        return
     modules = dict(model.named_modules())
     # Parameters with a name of their own make channels without a layer around them.
     own = [name for name, _ in model.named_parameters() if "." not in name or not name.endswith((".weight", ".bias"))]

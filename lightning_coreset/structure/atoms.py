@@ -28,7 +28,7 @@ class Atoms:
         self._count = 1
         self._reasons: list[str] = [""]
         self._reason_ids: dict[str, int] = {"": 0}
-        self._numbers, self._parent = _identity(1)
+        self._parents: tuple[array[int], Tensor] | None = None  # made when a single atom is asked for
         self._labels = torch.arange(1)  # all that there are; those of a dimension are a part of its memory
         self._sizes: dict[int, int] = {}  # of dimensions, by their first atoms
         self._leads: dict[int, int] = {}  # the dimension that each one follows, maybe itself
@@ -40,20 +40,28 @@ class Atoms:
     def reserve(self, room: int) -> None:
         """Make room for so many atoms more, in one go."""
         known, room = self._count, self._count + room
-        numbers, parent = _identity(room)
-        parent[:known] = self._parent[:known]
-        self._numbers, self._parent, self._labels = numbers, parent, parent.clone()
+        self._labels = torch.arange(room)
+        if self._parents is not None:
+            (_, old), self._parents = self._parents, _identity(room)
+            self._parent[:known] = old[:known]
         self._reason = torch.cat([self._reason[:known], torch.zeros(room - known, dtype=torch.int32)])
 
     def allocate(self, name: str, dim: int, size: int) -> Tensor:
         """New atoms for dimension ``dim`` of the tensor ``name``, shape ``(size,)``."""
         first, last = self._count, self._count + size
-        if last > len(self._parent):
-            self.reserve(max(size, len(self._parent)))
+        if last > len(self._labels):
+            self.reserve(max(size, len(self._labels)))
         self._ranges[name, dim] = range(first, last)
         self._count = last
         self._sizes[first], self._leads[first] = size, first
         return self._labels[first:last]
+
+    @property
+    def _parent(self) -> Tensor:
+        """For every atom one of its class that is lower, int64 ``(room,)``."""
+        if self._parents is None:
+            self._parents = _identity(len(self._labels))
+        return self._parents[1]
 
     @property
     def ranges(self) -> dict[tuple[str, int], range]:
@@ -87,12 +95,15 @@ class Atoms:
     def apart(self, first: int, second: int) -> bool:
         """Whether two labels are of different classes."""
         self._write_down()
-        return self._root(first) != self._root(second)
+        if self._parents is None:
+            return first != second
 
-    def _root(self, label: int) -> int:
-        while (higher := self._numbers[label]) != label:
-            label = higher
-        return label
+        def root(label: int, numbers: array[int] = self._parents[0]) -> int:
+            while (higher := numbers[label]) != label:
+                label = higher
+            return label
+
+        return root(first) != root(second)
 
     def distinct(self, labels: Tensor) -> bool:
         """Whether it is plain at first sight that all these labels are of different classes."""
@@ -139,6 +150,9 @@ class Atoms:
                 self._unite(self._labels[lead : lead + size], self._labels[first : first + size], "")
 
     def _unite(self, first: Tensor, second: Tensor, reason: str) -> None:
+        if not bool(first.any()) or not bool(second.any()):
+            self.block(torch.maximum(first, second), reason)
+            return
         one, other = self.roots(first), self.roots(second)
         if torch.equal(one, other):
             return
@@ -188,7 +202,7 @@ class Atoms:
             return self
         few = Atoms()
         few.reserve(2 * len(self._ranges))
-        few._count = len(few._parent)
+        few._count = len(few._labels)
         few._reasons, few._reason_ids = self._reasons, self._reason_ids
         both = {atoms.start: 1 + 2 * number for number, atoms in enumerate(self._ranges.values())}
         few._ranges = {where: range(both[atoms.start], both[atoms.start] + 2) for where, atoms in self._ranges.items()}
