@@ -75,9 +75,9 @@ def _multiple(group: ChannelGroup, round_to: int) -> int:
 
     Where classes are of different widths no count of them does for all: then single classes go.
     """
-    needed = 1
     if round_to == 1:
-        return needed
+        return 1
+    needed = 1
     for member in _makers(group):
         widths = set(member.widths.tolist()) - {0}
         if len(widths) != 1:

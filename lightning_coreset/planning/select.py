@@ -88,7 +88,8 @@ class Selector:
         draw = {"distinct": draw_distinct, "draws": draw_fixed, "pps": draw_pps}[method.sampler]
         sample = draw(scores, size, self.generator)
         selection = Selection(sample.kept, method_name(method), weights=sample.weights)
-        left = {form.path.consumer.weight: form.filters_left(selection.factor(group)) for form in forms}
+        factor = selection.factor(group)
+        left = {form.path.consumer.weight: form.filters_left(factor) for form in forms}
         self.filters |= {name: norms for name, norms in left.items() if norms is not None}
         return selection
 

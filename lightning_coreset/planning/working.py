@@ -11,8 +11,8 @@ from torch import Tensor
 
 from lightning_coreset.plan import ParameterChange
 from lightning_coreset.planning.selection import Selection, column_factors
-from lightning_coreset.structure import ChannelGroup, Member
-from lightning_coreset.surgery import multiplied, take
+from lightning_coreset.structure import ChannelGroup
+from lightning_coreset.surgery import multiplied, staying_positions, take
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +77,7 @@ class Working(Mapping[str, Tensor]):
         if selection.updates or (selection.weights is None and len(selection.kept) == group.size):
             return
         factor = selection.factor(group)
+        stays = torch.zeros(group.size, dtype=torch.bool).index_fill_(0, selection.kept, True)
         for member in group.by_role("consumer"):
             name, dim = member.name, member.dim
             length = self._original[name].shape[dim]
@@ -84,7 +85,8 @@ class Working(Mapping[str, Tensor]):
             if selection.weights is not None:
                 known = self._factors[name].get(dim)
                 self._factors[name][dim] = factors if known is None else known * factors
-            left = _left(member, selection.kept, length) if (name, dim) in self._lonely else None
+            lonely = (name, dim) in self._lonely
+            left = staying_positions(member, stays, length).nonzero().squeeze(1) if lonely else None
             self._to_cut[name].append(_Cut(dim, left, factors))
 
     @property
@@ -99,11 +101,3 @@ class Working(Mapping[str, Tensor]):
             return replace(change, value=take(self[name], kept).to(self._original[name].dtype))
         factors = self._factors.get(name, {})
         return replace(change, factors={dim: own[kept[dim]] if dim in kept else own for dim, own in factors.items()})
-
-
-def _left(member: Member, kept: Tensor, length: int) -> Tensor:
-    """The positions along the member's dimension that stay with the kept classes, ascending, int64."""
-    if member.one_each and len(member.index) == length:
-        return kept
-    stays = torch.zeros(len(member.index), dtype=torch.float64).index_fill_(0, kept, 1.0)
-    return column_factors(member, stays, length).nonzero().squeeze(1)

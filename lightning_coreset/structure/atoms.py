@@ -95,15 +95,15 @@ class Atoms:
     def apart(self, first: int, second: int) -> bool:
         """Whether two labels are of different classes."""
         self._write_down()
+        return self._root(first) != self._root(second)
+
+    def _root(self, label: int) -> int:
         if self._parents is None:
-            return first != second
-
-        def root(label: int, numbers: array[int] = self._parents[0]) -> int:
-            while (higher := numbers[label]) != label:
-                label = higher
             return label
-
-        return root(first) != root(second)
+        numbers, _ = self._parents
+        while (higher := numbers[label]) != label:
+            label = higher
+        return label
 
     def distinct(self, labels: Tensor) -> bool:
         """Whether it is plain at first sight that all these labels are of different classes."""
@@ -150,20 +150,18 @@ class Atoms:
                 self._unite(self._labels[lead : lead + size], self._labels[first : first + size], "")
 
     def _unite(self, first: Tensor, second: Tensor, reason: str) -> None:
-        if not bool(first.any()) or not bool(second.any()):
-            self.block(torch.maximum(first, second), reason)
-            return
+        free = torch.minimum(first, second) != FIXED
+        if not bool(free.all()):
+            self.block(torch.maximum(first, second)[~free], reason)
+            first, second = first[free], second[free]
+            if not len(first):
+                return
         one, other = self.roots(first), self.roots(second)
         if torch.equal(one, other):
             return
-        low, high = torch.minimum(one, other), torch.maximum(one, other)
-        if not bool(low.all()):
-            self.block(torch.maximum(first, second)[low == FIXED], reason)
-            low, high = low[low != FIXED], high[low != FIXED]
-            if not len(low):
-                return
         self._by_dimensions = False
         self.version += 1
+        low, high = torch.minimum(one, other), torch.maximum(one, other)
         # A root with several lower partners takes the lowest of them and meets the others in the next round.
         while not torch.equal(self._parent.scatter_reduce_(0, high, low, "amin").index_select(0, high), low):
             one, other = self.roots(low), self.roots(high)

@@ -15,7 +15,6 @@ class _Signature:
     """What the schema of an aten operation says: all arguments in their order, with their defaults."""
 
     name: str
-    overload: str
     inplace: bool
     defaults: Mapping[str, Any]
 
@@ -26,7 +25,7 @@ def _signature(function: Any) -> _Signature:
     name = schema.name.rpartition("::")[2]
     inplace = name.endswith("_") and not name.startswith("__")
     defaults = {argument.name: argument.default_value for argument in schema.arguments}
-    return _Signature(name[:-1] if inplace else name, schema.overload_name, inplace, defaults)
+    return _Signature(name[:-1] if inplace else name, inplace, defaults)
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +40,6 @@ class Operation:
     """
 
     name: str
-    overload: str
     inplace: bool
     function: Callable[..., Any]
     args: tuple[Any, ...]
@@ -55,7 +53,7 @@ class Operation:
     ) -> Operation:
         """Take the call, in which ``tensors`` were found, apart by the schema of ``function``."""
         sign = _signature(function)
-        return cls(sign.name, sign.overload, sign.inplace, function, args, kwargs, tensors, tensors_among((result,)))
+        return cls(sign.name, sign.inplace, function, args, kwargs, tensors, tensors_among((result,)))
 
     @cached_property
     def arguments(self) -> Mapping[str, Any]:

@@ -7,7 +7,15 @@ from lightning_coreset.surgery.layout import Layout, all_tensors, forget, origin
 from lightning_coreset.surgery.modules import mended_sizes, sizing_tensor
 from lightning_coreset.surgery.removal import remove_channels
 from lightning_coreset.surgery.resizing import resize
-from lightning_coreset.surgery.slicing import content, multiplied, named_tensors, scale_counts, slice_members, take
+from lightning_coreset.surgery.slicing import (
+    content,
+    multiplied,
+    named_tensors,
+    scale_counts,
+    slice_members,
+    staying_positions,
+    take,
+)
 from lightning_coreset.surgery.snapshot import Snapshot
 
 __all__ = [
@@ -28,5 +36,6 @@ __all__ = [
     "scale_counts",
     "sizing_tensor",
     "slice_members",
+    "staying_positions",
     "take",
 ]

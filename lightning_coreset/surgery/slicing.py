@@ -35,7 +35,7 @@ def slice_members(
         for member in group.members:
             length = _checked_length(tensors.get(member.name), member, group)
             if not whole:
-                own = _positions(member, staying, length)
+                own = staying_positions(member, staying, length)
                 of_tensor = stays.setdefault(member.name, {})
                 known = of_tensor.get(member.dim)
                 of_tensor[member.dim] = own if known is None else known & own
@@ -67,7 +67,7 @@ def _checked_length(tensor: Tensor | None, member: Member, group: ChannelGroup) 
     return length
 
 
-def _positions(member: Member, staying: Tensor, length: int) -> Tensor:
+def staying_positions(member: Member, staying: Tensor, length: int) -> Tensor:
     """Whether each position along the member's dimension stays, bool (length,)."""
     if member.one_each and length == len(staying):
         return staying

@@ -51,14 +51,13 @@ class Monitor:
             raise ValueError(f"Expected `monitor_mode` to be 'max' or 'min' but got {mode!r}.")
         self._probe = AccuracyProbe(eval_batches, metric)  # checks the rest
         self._logged = None if monitor is None else LoggedMetric(monitor, eval_batches)
-        self._eval_batches = eval_batches
         self._first_kept = 0
         self.mode: Mode = mode or _mode_of(metric, monitor)
         self.name = monitor or ("accuracy" if metric is None else type(metric).__name__)
 
     def validation_start(self, trainer: pl.Trainer) -> None:
         """A validation begins."""
-        self._first_kept = first_of_latest(trainer, self._eval_batches)
+        self._first_kept = first_of_latest(trainer, self._probe.eval_batches)
 
     def start(self, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """A step on a batch begins."""
