@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from lightning_coreset.checkpoint.fitting import fit_to
 from lightning_coreset.checkpoint.hooks import is_resizable, keep_record_among_items, make_plain, make_resizable
 from lightning_coreset.checkpoint.loading import PrunedCheckpointMixin, load_pruned
+from lightning_coreset.checkpoint.resize import fit_to
 
 __all__ = [
     "PrunedCheckpointMixin",

@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from lightning_coreset.checkpoint.fitting import fit_to
-from lightning_coreset.checkpoint.record import KEY, Record
+from lightning_coreset.checkpoint.metadata import KEY, Record
+from lightning_coreset.checkpoint.resize import fit_to
 from lightning_coreset.surgery import forget
 
 Model = TypeVar("Model", bound=nn.Module)

@@ -12,16 +12,9 @@ from lightning_coreset.coreset.activations import (
     largest_magnitude,
     value_range,
 )
-from lightning_coreset.coreset.bounds import (
-    error_bound,
-    paper_error_bound,
-    paper_sample_size,
-    sample_size,
-    sampling_complexity,
-)
 from lightning_coreset.coreset.certificate import Certificate, certify, largest_found_error, output_radius
 from lightning_coreset.coreset.elimination import condensed, eliminate, elimination_curve
-from lightning_coreset.coreset.gram import (
+from lightning_coreset.coreset.gaussian_moments import (
     Gaussian,
     Moments,
     gram,
@@ -30,7 +23,7 @@ from lightning_coreset.coreset.gram import (
     spatial_correlation,
 )
 from lightning_coreset.coreset.hermite import gauss_hermite, hermite_coefficients
-from lightning_coreset.coreset.reconstruction import (
+from lightning_coreset.coreset.least_squares import (
     Reconstruction,
     expected_error,
     mixing_matrix,
@@ -38,6 +31,13 @@ from lightning_coreset.coreset.reconstruction import (
     variance_ratios,
 )
 from lightning_coreset.coreset.sampling import Sample, draw_distinct, draw_fixed, draw_pps, inclusion_probabilities
+from lightning_coreset.coreset.sampling_bounds import (
+    error_bound,
+    paper_error_bound,
+    paper_sample_size,
+    sample_size,
+    sampling_complexity,
+)
 from lightning_coreset.coreset.sensitivity import sensitivities, sensitivities_from_norms
 
 __all__ = [

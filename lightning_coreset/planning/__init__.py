@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from lightning_coreset.planning.noops import idle_rules, why_nothing_goes
+from lightning_coreset.planning.cost_model import Meter, Totals, Unit, reached
+from lightning_coreset.planning.diagnostics import idle_rules, why_nothing_goes
+from lightning_coreset.planning.feasibility import check_reachable
+from lightning_coreset.planning.input_norms import LayerInputs, layer_inputs
+from lightning_coreset.planning.layer_rules import Rule
 from lightning_coreset.planning.planner import bottom_up_sizes, final_sizes, make_plan, measure
-from lightning_coreset.planning.radii import LayerInputs, layer_inputs
-from lightning_coreset.planning.reach import check_reachable
+from lightning_coreset.planning.problem import Survey, is_residual, prunable
 from lightning_coreset.planning.request import Allocation, PruningRatio, Request
-from lightning_coreset.planning.rules import Rule
-from lightning_coreset.planning.sizes import Meter, Totals, Unit, reached
-from lightning_coreset.planning.survey import Survey, is_residual, prunable
 
 __all__ = [
     "Allocation",

@@ -16,8 +16,8 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from lightning_coreset.planning.ladders import Ladder
-from lightning_coreset.planning.sizes import Meter, Totals, Unit
+from lightning_coreset.planning.allowed_sizes import Ladder
+from lightning_coreset.planning.cost_model import Meter, Totals, Unit
 
 
 def solve(

@@ -25,10 +25,10 @@ import torch
 from torch import Tensor
 
 from lightning_coreset.coreset import Activation, certify, largest_found_error, largest_magnitude, output_radius
-from lightning_coreset.planning.forms import PathForm, affine_behind, norm_of_outputs, single_channel_forms
-from lightning_coreset.planning.laws import whole_input
+from lightning_coreset.planning.input_norms import LayerInputs
+from lightning_coreset.planning.layer_pair import PathForm, affine_behind, norm_of_outputs, single_channel_forms
 from lightning_coreset.planning.layout import NoCoresetForm, consumer_slices, host
-from lightning_coreset.planning.radii import LayerInputs
+from lightning_coreset.planning.moments import whole_input
 from lightning_coreset.planning.selection import Selection
 from lightning_coreset.structure import ChannelGroup
 

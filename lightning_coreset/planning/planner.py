@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from lightning_coreset.methods import Reconstruction, chooses_sizes
 from lightning_coreset.plan import GroupPlan, ParameterChange, PruningPlan
 from lightning_coreset.planning.certificates import Certifier, GroupCertificate
-from lightning_coreset.planning.radii import LayerInputs
-from lightning_coreset.planning.reach import check_survey
+from lightning_coreset.planning.cost_model import Totals, reached
+from lightning_coreset.planning.feasibility import check_survey
+from lightning_coreset.planning.input_norms import LayerInputs
+from lightning_coreset.planning.problem import Survey
 from lightning_coreset.planning.request import Request
 from lightning_coreset.planning.select import Selector
 from lightning_coreset.planning.selection import Selection
-from lightning_coreset.planning.sizes import Totals, reached
-from lightning_coreset.planning.survey import Survey
-from lightning_coreset.planning.working import Working
+from lightning_coreset.planning.working_weights import Working
 from lightning_coreset.structure import ChannelGroup, Structure
 from lightning_coreset.surgery import scale_counts, slice_members
 

@@ -13,9 +13,9 @@ from torch import Tensor
 from lightning_coreset import coreset
 from lightning_coreset.coreset import mixing_matrix, spatial_correlation, variance_ratios
 from lightning_coreset.methods import Reconstruction, method_name
-from lightning_coreset.planning.forms import PathForm, norm_of_outputs, output_scale, single_channel_forms
-from lightning_coreset.planning.laws import InputLaw, carried, moments, second_moment, whole_input
+from lightning_coreset.planning.layer_pair import PathForm, norm_of_outputs, output_scale, single_channel_forms
 from lightning_coreset.planning.layout import NoCoresetForm, consumer_matrix, host, member_of, put_consumer
+from lightning_coreset.planning.moments import InputLaw, carried, moments, second_moment, whole_input
 from lightning_coreset.planning.selection import Selection
 from lightning_coreset.structure import ChannelGroup, Step
 

@@ -11,8 +11,8 @@ from typing import Literal, TypeAlias, get_args
 from torch import nn
 
 from lightning_coreset.methods import Magnitude, Method, Random, Reconstruction, chooses_sizes
-from lightning_coreset.planning.rules import Rule, as_rules, check_matches, check_rule, show
-from lightning_coreset.planning.sizes import Unit
+from lightning_coreset.planning.cost_model import Unit
+from lightning_coreset.planning.layer_rules import Rule, as_rules, check_matches, check_rule, show
 
 Allocation: TypeAlias = Literal["uniform", "error", "global"]
 PruningRatio: TypeAlias = float | Mapping[Rule, float]

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from lightning_coreset.coreset import draw_distinct, draw_fixed, draw_pps, sample_size, sensitivities_from_norms
 from lightning_coreset.methods import Magnitude, Method, Random, Reconstruction, Sensitivity, method_name
-from lightning_coreset.planning.forms import PathForm, affine_behind, path_forms, weighted_norms
-from lightning_coreset.planning.laws import InputLaw
+from lightning_coreset.planning.layer_pair import PathForm, affine_behind, path_forms, weighted_norms
 from lightning_coreset.planning.layout import NoCoresetForm
+from lightning_coreset.planning.moments import InputLaw
 from lightning_coreset.planning.norms import class_norms, largest_class_norms
 from lightning_coreset.planning.reconstruct import reconstruct_group
 from lightning_coreset.planning.selection import Selection

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lightning_coreset.structure.example import Example, ExampleInputs, tensors_in
 from lightning_coreset.structure.find import Structure, analyse, find_groups
-from lightning_coreset.structure.groups import ChannelGroup, Count, Layer, Member, Norm, Path, Role, Step
+from lightning_coreset.structure.records import ChannelGroup, Count, Layer, Member, Norm, Path, Role, Step
 from lightning_coreset.structure.trace import plain_execution, preserved, preserved_random
 
 __all__ = [

@@ -8,13 +8,13 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from lightning_coreset.structure.atoms import Atoms
-from lightning_coreset.structure.axes import compress, unite_along
-from lightning_coreset.structure.classes import Classes
-from lightning_coreset.structure.engine import Propagation
 from lightning_coreset.structure.example import Example, ExampleInputs
-from lightning_coreset.structure.groups import ChannelGroup
+from lightning_coreset.structure.grouping import Classes
+from lightning_coreset.structure.labels import compress, unite_along
+from lightning_coreset.structure.propagation import Propagation
+from lightning_coreset.structure.records import ChannelGroup
 from lightning_coreset.structure.trace import trace
+from lightning_coreset.structure.union_find import Atoms
 
 
 @dataclass(frozen=True)

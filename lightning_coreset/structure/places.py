@@ -9,7 +9,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from lightning_coreset.structure.groups import one_each
+from lightning_coreset.structure.records import one_each
 
 Dim = tuple[str, int]
 """A tensor's name and one of its dimensions."""

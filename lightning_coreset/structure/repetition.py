@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_coreset.structure.axes import Carried
-from lightning_coreset.structure.operation import Operation
+from lightning_coreset.structure.labels import Carried
+from lightning_coreset.structure.op_call import Operation
 
 _Known = Callable[[Tensor], Carried | None]
 

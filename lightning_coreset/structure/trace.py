@@ -13,11 +13,11 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parameter import is_lazy
 
-from lightning_coreset.structure.engine import Propagation
 from lightning_coreset.structure.example import Example, tensors_in
-from lightning_coreset.structure.refusals import named_refusals
-from lightning_coreset.structure.rules import RULES
+from lightning_coreset.structure.ops import RULES
+from lightning_coreset.structure.propagation import Propagation
 from lightning_coreset.structure.training_flag import ALWAYS_EVALUATED, watched_training_flag
+from lightning_coreset.structure.unsupported import named_refusals
 
 
 def trace(model: nn.Module, example: Example) -> Propagation:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from lightning_coreset.surgery.applying import apply_changes, replace_data
-from lightning_coreset.surgery.layout import Layout, all_tensors, forget, original_layout, remembered
+from lightning_coreset.surgery.apply import apply_changes, replace_data
+from lightning_coreset.surgery.model_shapes import Layout, all_tensors, forget, original_layout, remembered
 from lightning_coreset.surgery.modules import mended_sizes, sizing_tensor
 from lightning_coreset.surgery.removal import remove_channels
 from lightning_coreset.surgery.resizing import resize

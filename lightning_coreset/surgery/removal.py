@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from lightning_coreset.plan import ParameterChange
-from lightning_coreset.surgery.applying import apply_changes
+from lightning_coreset.surgery.apply import apply_changes
 from lightning_coreset.surgery.slicing import named_tensors, scale_counts, slice_members
 
 if TYPE_CHECKING:

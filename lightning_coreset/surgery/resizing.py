@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lightning_coreset.surgery.applying import replace_data
-from lightning_coreset.surgery.layout import Layout, all_tensors, remembering
+from lightning_coreset.surgery.apply import replace_data
+from lightning_coreset.surgery.model_shapes import Layout, all_tensors, remembering
 from lightning_coreset.surgery.slicing import laid_out
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_coreset.surgery.applying import replace_data
-from lightning_coreset.surgery.layout import Layout
+from lightning_coreset.surgery.apply import replace_data
+from lightning_coreset.surgery.model_shapes import Layout
 from lightning_coreset.surgery.slicing import named_tensors
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lightning_coreset.training.companions import (
+from lightning_coreset.training.averaged_models import (
     average_again,
     averaged_copies,
     load_outgrown_copies,
@@ -10,11 +10,11 @@ from lightning_coreset.training.companions import (
 )
 from lightning_coreset.training.dry_run import DryRun, dry_run
 from lightning_coreset.training.event import carry_out
+from lightning_coreset.training.event_planner import EventPlanner, Order
 from lightning_coreset.training.example import ExampleSource
 from lightning_coreset.training.guard import Guard, OnFailure
-from lightning_coreset.training.monitor import Mode, Monitor
+from lightning_coreset.training.metrics.monitor import Mode, Monitor
 from lightning_coreset.training.packages import check_package
-from lightning_coreset.training.planner import EventPlanner, Order
 from lightning_coreset.training.progress import Progress
 from lightning_coreset.training.recalibration import Recalibration
 from lightning_coreset.training.report import EventRecord, History, Reporter, last_step, logged_step, settings, summary

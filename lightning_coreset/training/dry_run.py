@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning_coreset.plan import PruningPlan
 from lightning_coreset.schedule import Interval
 from lightning_coreset.surgery import apply_changes
-from lightning_coreset.training.planner import EventPlanner
+from lightning_coreset.training.event_planner import EventPlanner
 from lightning_coreset.training.progress import Progress
 from lightning_coreset.training.timeline import Timeline
 

@@ -13,8 +13,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning_coreset.optimizers import StateSnapshot, slice_optimizer_state
 from lightning_coreset.plan import PruningPlan
 from lightning_coreset.surgery import Snapshot, apply_changes
-from lightning_coreset.training.agreement import check_agreement
-from lightning_coreset.training.companions import averaged_copies, shrink_copy
+from lightning_coreset.training.averaged_models import averaged_copies, shrink_copy
+from lightning_coreset.training.rank_consistency import check_agreement
 from lightning_coreset.training.strategies import in_step, unwrapped
 
 T = TypeVar("T")

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from lightning_coreset.structure import Example, ExampleInputs
-from lightning_coreset.training.calls import OutermostCalls, map_tensors
-from lightning_coreset.training.undisturbed import undisturbed
+from lightning_coreset.training.metrics.isolation import undisturbed
+from lightning_coreset.training.metrics.recorder import OutermostCalls, map_tensors
 
 
 class ExampleSource:

@@ -12,7 +12,7 @@ import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lightning_coreset.training.monitor import Mode
+from lightning_coreset.training.metrics.monitor import Mode
 from lightning_coreset.training.progress import Progress
 from lightning_coreset.training.savepoint import Savepoint
 from lightning_coreset.training.window import Window

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
-from lightning_coreset.training.calls import OutermostCalls, copied, map_tensors
 from lightning_coreset.training.example import recorded_calls, training_step
+from lightning_coreset.training.metrics.isolation import undisturbed
+from lightning_coreset.training.metrics.recorder import OutermostCalls, copied, map_tensors
 from lightning_coreset.training.strategies import in_step
-from lightning_coreset.training.undisturbed import undisturbed
 
 
 class Recalibration:

@@ -13,8 +13,8 @@ from torch.optim.swa_utils import AveragedModel
 
 from lightning_coreset.optimizers import innermost_first
 from lightning_coreset.surgery import Layout, named_tensors, resize
-from lightning_coreset.training.calls import map_tensors
-from lightning_coreset.training.companions import averaged_copies
+from lightning_coreset.training.averaged_models import averaged_copies
+from lightning_coreset.training.metrics.recorder import map_tensors
 from lightning_coreset.training.strategies import in_step, unwrapped
 
 

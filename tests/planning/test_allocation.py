@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lightning_coreset.methods import Magnitude, Method, Random, Reconstruction, Sensitivity
 from lightning_coreset.planning import Meter, Request, Survey, Totals, Unit, make_plan, measure, prunable
 from lightning_coreset.planning.allocation import error_steps, ranked_steps, uniform_steps
-from lightning_coreset.planning.ladders import Ladder
+from lightning_coreset.planning.allowed_sizes import Ladder
 from lightning_coreset.structure import ChannelGroup, Member, analyse
 from lightning_coreset.surgery import apply_changes, named_tensors
 

@@ -12,7 +12,7 @@ from torch import nn
 from lightning_coreset.methods import Magnitude, Method, Random, Reconstruction, Sensitivity
 from lightning_coreset.plan import ParameterChange, PruningPlan
 from lightning_coreset.planning import Request, bottom_up_sizes, final_sizes, is_residual, make_plan, measure, prunable
-from lightning_coreset.planning.forms import PathForm
+from lightning_coreset.planning.layer_pair import PathForm
 from lightning_coreset.structure import analyse
 from lightning_coreset.surgery import apply_changes, content, named_tensors
 

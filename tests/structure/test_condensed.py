@@ -7,7 +7,7 @@ from torch import nn
 from zoo import ZOO
 
 from lightning_coreset.structure import Structure, analyse
-from lightning_coreset.structure.atoms import Atoms
+from lightning_coreset.structure.union_find import Atoms
 
 
 def both(build, inputs, monkeypatch) -> list[Structure]:

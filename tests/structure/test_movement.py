@@ -8,7 +8,7 @@ import random
 import pytest
 import torch
 
-from lightning_coreset.structure.rules.movement import _reshaped
+from lightning_coreset.structure.ops.movement import _reshaped
 
 
 def some_factors(product: int, choose: random.Random) -> list[int]:

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_coreset.structure import analyse
-from lightning_coreset.structure.axes import Axis, Carried
-from lightning_coreset.structure.engine import Propagation
-from lightning_coreset.structure.operation import Operation
+from lightning_coreset.structure.labels import Axis, Carried
+from lightning_coreset.structure.op_call import Operation
+from lightning_coreset.structure.propagation import Propagation
 from lightning_coreset.structure.repetition import Repetition
 
 

@@ -24,7 +24,7 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from training.ddp_script import Shares
 
 from lightning_coreset import CoresetPruningCallback, PruningPlan
-from lightning_coreset.training import event, planner
+from lightning_coreset.training import event, event_planner
 
 SECONDS = 8  # that a rank is stuck, where it is
 
@@ -60,12 +60,12 @@ class Point:
 
 
 POINTS = {
-    "structure": Point(planner, "analyse", 1),
-    "check": Point(planner, "failing_groups", 1),
-    "reach": Point(planner, "check_reachable", 0),
-    "certificate": Point(planner, "layer_inputs", 1, certify=True),
-    "plan": Point(planner, "make_plan", 0),
-    "another plan": Point(planner.PruningPlan, "from_dict", 1, other_plan),
+    "structure": Point(event_planner, "analyse", 1),
+    "check": Point(event_planner, "failing_groups", 1),
+    "reach": Point(event_planner, "check_reachable", 0),
+    "certificate": Point(event_planner, "layer_inputs", 1, certify=True),
+    "plan": Point(event_planner, "make_plan", 0),
+    "another plan": Point(event_planner.PruningPlan, "from_dict", 1, other_plan),
     "surgery": Point(event, "apply_changes", 1),
     "optimizer": Point(event, "slice_optimizer_state", 0),
     "hook": Point(CoresetPruningCallback, "on_prune", 1),

@@ -1,0 +1,247 @@
+"""Classes of united atoms, and the groups that are formed by those which may be removed."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from lightning_coreset.structure.places import Dim, Places
+from lightning_coreset.structure.propagation import Propagation
+from lightning_coreset.structure.records import ChannelGroup, Count, Member, Path, Role, one_each
+from lightning_coreset.structure.union_find import FIXED, Atoms
+
+_LAYERS = (
+    *(nn.Linear, nn.modules.conv._ConvNd, nn.Embedding, nn.EmbeddingBag, nn.Bilinear, nn.RNNBase, nn.RNNCellBase),
+    nn.MultiheadAttention,
+)
+HEAD_COUNTS = (
+    *("num_heads", "num_attention_heads", "n_heads", "n_head", "nhead", "heads", "num_key_value_heads"),
+    *("num_kv_heads", "n_kv_heads", "all_head_size", "split_size", "inner_dim"),
+)
+"""Names under which attention modules keep how many heads they have, or how wide these are together."""
+
+
+class Classes:
+    """The classes of atoms once the whole network was followed, each known by its root.
+
+    There are as many atoms as all dimensions of all tensors are long together, so what concerns every atom is done on
+    whole tensors; only groups and their members are walked one by one.
+
+    Args:
+        engine: What has followed the network.
+        atoms: Its atoms, or what they are condensed to.
+    """
+
+    def __init__(self, engine: Propagation, atoms: Atoms) -> None:
+        self.engine = engine
+        self.atoms = atoms
+        self.roots = atoms.all_roots()
+        self._reasons = atoms.reasons()  # by root
+        self.group_of = self._partition()
+        self._names: dict[int, str] = {}
+        layers = {name: contraction.layer for name, contraction in engine.layers.items()}
+        paths = dict.fromkeys(engine.paths)  # each once, in the order of execution
+        self.paths = [Path(layers[producer], steps, layers[consumer]) for producer, steps, consumer in paths]
+
+    def of(self, where: Dim) -> Tensor:
+        """The roots along one dimension of a tensor, int64 ``(size,)``."""
+        own = self.atoms.ranges[where]
+        return self.roots[own.start : own.stop]
+
+    def groups(self) -> list[ChannelGroup]:
+        """Classes that the same layers make are one group, in the order in which the first of these layers ran."""
+        order = self.engine.producers
+        count = int(self.group_of.max()) + 1
+        if not count:
+            return []
+        places = Places(self.atoms.ranges, self.roots, self.group_of)
+        dims = places.dims(count)
+        makers = [min((order[where], where) for where in own if where in order) for own in dims]
+        ranked = sorted(range(count), key=lambda number: (makers[number][0], number))
+        taken: dict[str, int] = defaultdict(int)
+        class_of = torch.full_like(self.group_of, -1)
+        sizes = [0] * count
+        for number in ranked:
+            first = makers[number][1]
+            name = self._name(first)
+            taken[name] += 1
+            self._names[number] = f"{name}#{taken[name]}" if taken[name] > 1 else name
+            # Classes are numbered as they lie in the first producer.
+            lying = self.of(first)
+            own = _each_once(lying[self.group_of[lying] == number])
+            class_of[own] = torch.arange(len(own), dtype=class_of.dtype)
+            sizes[number] = len(own)
+        places.number(class_of)
+        return [self._group(number, sizes[number], dims[number], places) for number in ranked]
+
+    def product_macs(self) -> dict[str, float]:
+        """By group name: what products without a weight cost where their results are labelled with its classes."""
+        found: dict[str, float] = defaultdict(float)
+        for labels, macs in self.engine.products:
+            group = self.group_of[self.roots[labels]].flatten()
+            for number, count in zip(*(part.tolist() for part in group.unique(return_counts=True)), strict=True):
+                if number >= 0:
+                    found[self._names[number]] += macs * count / len(group)
+        return dict(found)
+
+    def _partition(self) -> Tensor:
+        """The group of every root, numbered by their lowest roots, int32; -1 where there is none.
+
+        Roots that are made by the same layers, and read by some, are a group, if there are several.
+        """
+        group_of = torch.full((len(self.roots),), -1, dtype=torch.int32)
+        if not self.engine.producers or not self.engine.consumers:
+            return group_of
+        usable = torch.zeros(len(self.roots), dtype=torch.bool)
+        usable[torch.cat([self.of(where) for where in self.engine.consumers])] = True
+        usable &= self._reasons < 0
+        usable[FIXED] = False
+        lying = [self.of(where) for where in self.engine.producers]
+        made = torch.cat(lying)
+        number = torch.arange(len(lying)).repeat_interleave(torch.tensor(list(map(len, lying))))
+        chosen = usable[made]
+        pairs = (made[chosen] * len(lying) + number[chosen]).unique()
+        root, layer = pairs // len(lying), pairs % len(lying)
+        root, counts = root.unique_consecutive(return_counts=True)
+        part = _by_sequence(layer, counts)
+        several = part.bincount()[part] > 1
+        root, part = root[several], part[several]
+        lowest = torch.full((int(part.max()) + 1 if len(part) else 0,), len(group_of))
+        lowest.scatter_reduce_(0, part, root, "amin")
+        group_of[root] = lowest.argsort().argsort()[part].int()
+        return group_of
+
+    def _name(self, producer: Dim) -> str:
+        """The module's name where it makes channels with its ``weight``, else the parameter's."""
+        module, _, parameter = producer[0].rpartition(".")
+        return module if module and parameter == "weight" else producer[0]
+
+    def _group(self, number: int, size: int, dims: list[Dim], places: Places) -> ChannelGroup:
+        """The group of this number."""
+        lengths = {where: len(self.engine.atoms.ranges[where]) for where in sorted(dims, key=self._network_order)}
+        condensed = self.atoms is not self.engine.atoms  # then all classes lie as the first two do: one after the other
+        members = tuple(
+            Member(
+                *where, self._role(where), one_each(length) if condensed else places.index(number, where, size), length
+            )
+            for where, length in lengths.items()
+        )
+        return ChannelGroup(self._names[number], members, self._paths(members), self._counts(number, members))
+
+    def _counts(self, number: int, members: tuple[Member, ...]) -> tuple[Count, ...]:
+        """Group counts of GroupNorms, and head counts of the modules that hold a head's weights."""
+        named = [(module, name) for numbers, module, name in self._counted if number in numbers]
+        if number in self._with_heads:
+            weights = [member.name for member in members if member.role != "channelwise"]
+            # The weight's own module where it is a parameter of the attention itself, else that module's parent.
+            holders = {prefix for name in weights for prefix in _prefixes(name, 2)}
+            named += [(holder, name) for holder in sorted(holders) for name in HEAD_COUNTS]
+        size = len(members[0].index)
+        counts = []
+        for module, name in dict.fromkeys(named):
+            value = vars(self.engine.modules.get(module, object)).get(name)
+            if isinstance(value, int) and value and value % size == 0:
+                counts.append(Count(module, name, value // size))
+        return tuple(counts)
+
+    @cached_property
+    def _with_heads(self) -> set[int]:
+        """The groups whose classes are attention heads."""
+        heads = [labels.reshape(-1) for labels in self.engine.heads]
+        return self._numbers(torch.cat(heads)) if heads else set()
+
+    @cached_property
+    def _counted(self) -> list[tuple[set[int], str, str]]:
+        """Attributes of modules that count classes, with the groups of these."""
+        return [(self._numbers(labels), module, name) for labels, module, name in self.engine.counts]
+
+    def _numbers(self, labels: Tensor) -> set[int]:
+        return set(self.group_of[self.roots[labels]].unique().tolist())
+
+    def _role(self, where: Dim) -> Role:
+        if where in self.engine.consumers:
+            return "consumer"
+        return "producer" if where in self.engine.producers else "channelwise"
+
+    def _network_order(self, where: Dim) -> tuple[int, int]:
+        """The order of execution for layers, and of definition for what has none of its own."""
+        rank = {"producer": 0, "channelwise": 1, "consumer": 2}[self._role(where)]
+        order = self.engine.consumers.get(where, self.engine.producers.get(where, 0))
+        return rank, order if rank != 1 else self.engine.atoms.ranges[where].start
+
+    def _paths(self, members: tuple[Member, ...]) -> tuple[Path, ...]:
+        made = {(member.name, member.dim) for member in members if (member.name, member.dim) in self.engine.producers}
+        used = {(member.name, member.dim) for member in members if member.role == "consumer"}
+        return tuple(
+            path
+            for path in self.paths
+            if (path.producer.weight, path.producer.out_dim) in made
+            and (path.consumer.weight, path.consumer.in_dim) in used
+        )
+
+    def refused(self, groups: tuple[ChannelGroup, ...]) -> dict[str, str]:
+        """For every layer none of whose channels are in a group, why."""
+        grouped = {(member.name, member.dim) for group in groups for member in group.members}
+        refused = {}
+        for where in sorted(self.engine.producers, key=lambda dim: self.engine.producers[dim]):
+            if where not in grouped:
+                refused[self._name(where)] = self._why(where)
+        told = {name for name, _ in grouped} | {name for name, _ in self.engine.producers}
+        for name, owner in self.engine.owners.items():
+            layer = name.partition(".parametrizations.")[0] if ".parametrizations." in name else _module(name)
+            if not layer:  # the model is a layer itself, which goes by the name of its weight
+                layer = "weight" if "weight" in self.engine.owners else name
+            if (
+                isinstance(self.engine.modules.get(layer, owner), _LAYERS)
+                and name not in told
+                and (name, 0) in self.engine.atoms.ranges
+            ):
+                refused.setdefault(layer, self._why((name, 0)))
+        return refused
+
+    def _why(self, where: Dim) -> str:
+        numbers = self._reasons[self.of(where)]
+        blocked = numbers[numbers >= 0]
+        if len(blocked):
+            return self.atoms.reason(int(blocked[0]))
+        if where in self.engine.producers:
+            return "is consumed by no layer whose weights could be cut"
+        return "is not run by the example inputs"
+
+
+def _prefixes(name: str, count: int) -> list[str]:
+    """The last ``count`` modules on the way to a parameter."""
+    parts = name.split(".")[:-1]
+    return [".".join(parts[: len(parts) - back]) for back in range(min(count, len(parts) + 1))]
+
+
+def _module(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _each_once(values: Tensor) -> Tensor:
+    """The values in the order in which they first come."""
+    if bool((values.diff() > 0).all()):
+        return values
+    return torch.tensor(list(dict.fromkeys(values.tolist())), dtype=values.dtype)
+
+
+def _by_sequence(values: Tensor, counts: Tensor) -> Tensor:
+    """Numbers that are the same where sequences are, (n,).
+
+    Args:
+        values: n sequences of non-negative numbers, one behind the other.
+        counts: How long each is, at least 1, (n,).
+    """
+    first, width = counts.cumsum(0) - counts, int(values.max()) + 1 if len(values) else 0
+    number, used = torch.zeros_like(counts), 1
+    for position in range(int(counts.max()) if len(counts) else 0):
+        longer = (counts > position).nonzero().squeeze(1)
+        told = number[longer] * width + values[first[longer] + position]
+        seen = torch.zeros(used * width, dtype=torch.int64).index_fill_(0, told, 1).cumsum(0)
+        number[longer] = used - 1 + seen[told]
+        used += int(seen[-1])
+    return number

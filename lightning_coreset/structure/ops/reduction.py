@@ -1,0 +1,83 @@
+"""Reductions, pooling and softmax: over a labelled dimension no single channel may go, over others labels pass."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from lightning_coreset.structure.labels import Axis, Carried
+from lightning_coreset.structure.propagation import Operation, Propagation, Rule
+from lightning_coreset.structure.records import Step
+
+_LINEAR = frozenset({"mean", "sum"})
+
+_REDUCING = """
+mean sum nansum amax amin max min aminmax var std var_mean std_mean prod all any norm linalg_vector_norm argmax argmin
+logsumexp median nanmedian mode count_nonzero
+""".split()
+
+_ALONG = """
+_softmax _log_softmax softmax log_softmax _safe_softmax cumsum cumprod logcumsumexp cummax cummin sort argsort topk
+kthvalue
+""".split()
+
+_MAXIMA = """
+max_pool1d max_pool2d max_pool3d max_pool2d_with_indices max_pool3d_with_indices adaptive_max_pool2d
+adaptive_max_pool3d mkldnn_max_pool2d
+""".split()
+
+_SPATIAL = """
+avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d _adaptive_avg_pool2d _adaptive_avg_pool3d
+upsample_nearest1d upsample_nearest2d upsample_nearest3d _upsample_nearest_exact1d _upsample_nearest_exact2d
+_upsample_nearest_exact3d upsample_linear1d upsample_bilinear2d upsample_trilinear3d upsample_bicubic2d
+_upsample_bilinear2d_aa _upsample_bicubic2d_aa reflection_pad1d reflection_pad2d reflection_pad3d
+replication_pad1d replication_pad2d replication_pad3d grid_sampler_2d grid_sampler_3d
+""".split()
+
+
+def reduce(engine: Propagation, op: Operation) -> None:
+    """The reduced dimensions are pinned; the axes over the others go on."""
+    source = op.args[0]
+    dims = op.dims("dim", source.dim())
+    axes = engine.freeze(source, dims, f"is reduced over by aten.{op.name}")
+    if op.name in _LINEAR:
+        step = None
+    elif op.name in ("amax", "max"):
+        step = Step("max_pool")
+    else:
+        step = Step(op.name)
+    for result in op.results:
+        kept = tuple(_without(axis, dims, result) for axis in axes)
+        engine.put(result, Carried(kept, engine.of(source).constant, trails=engine.trails([source], step)))
+
+
+def _without(axis: Axis, dims: list[int], result: Tensor) -> Axis:
+    labels = axis.labels
+    if result.dim() < labels.dim():
+        labels = labels.reshape([size for dim, size in enumerate(labels.shape) if dim not in dims])
+    return axis.relabelled(labels)
+
+
+def along(engine: Propagation, op: Operation) -> None:
+    """Operations that mix what lies along ``dim`` and keep the shape: softmax, cumulative sums, sorting."""
+    source = op.args[0]
+    axes = engine.freeze(source, op.dims("dim", source.dim()), f"is mixed by aten.{op.name}")
+    for result in op.results:
+        engine.put(result, Carried(axes, trails=engine.trails([source], Step(op.name))))
+
+
+def spatial(engine: Propagation, op: Operation) -> None:
+    """Pooling, resampling and reflecting: channels pass, positions are pinned."""
+    source = op.args[0]
+    count = next(int(letter) for letter in op.name if letter in "123")
+    dims = range(source.dim() - count, source.dim())
+    axes = engine.freeze(source, dims, f"is resampled by aten.{op.name}")
+    step = Step("max_pool") if op.name in _MAXIMA else None
+    for result in op.results:
+        engine.put(result, Carried(axes, trails=engine.trails([source], step)))
+
+
+RULES: dict[str, Rule] = {
+    **dict.fromkeys(_REDUCING, reduce),
+    **dict.fromkeys(_ALONG, along),
+    **dict.fromkeys((*_MAXIMA, *_SPATIAL), spatial),
+}

@@ -1,0 +1,1 @@
+"""How well the model does: what a step calls, what it returns, and a number for it."""

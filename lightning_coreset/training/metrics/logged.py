@@ -1,0 +1,145 @@
+"""A metric that the LightningModule logs itself: its value after a validation, and right now on a few batches."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.data import extract_batch_size
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+from torch import Tensor
+from torchmetrics import Metric
+
+from lightning_coreset.training.metrics.isolation import undisturbed
+from lightning_coreset.training.metrics.recorder import copied
+
+
+class LoggedMetric:
+    """Reads a metric that the module logs under a name, as ``ModelCheckpoint(monitor=...)`` does.
+
+    Args:
+        name: The name.
+        eval_batches: Number of validation batches kept for ``evaluate``, the latest that were seen; 0 turns it off.
+    """
+
+    def __init__(self, name: str, eval_batches: int) -> None:
+        self.name = name
+        self._kept: deque[tuple[Any, int, int]] = deque(maxlen=eval_batches)
+
+    def keep(self, batch: Any, batch_idx: int, dataloader_idx: int) -> None:
+        """Keep a batch that may be one of the latest, in ``on_validation_batch_start``: the step may write to it."""
+        if self._kept.maxlen:
+            self._kept.append((copied(batch), batch_idx, dataloader_idx))
+
+    def value(self, trainer: pl.Trainer) -> float | None:
+        """The value that rank zero sees now, on all ranks; a collective operation.
+
+        Returns:
+            The value, or ``None`` if it is not there during the sanity check, when not everything is logged.
+
+        Raises:
+            MisconfigurationException: If it is not there after a validation, or is not one number.
+        """
+        metrics = trainer.callback_metrics
+        found = metrics.get(self.name)
+        number = float(found) if isinstance(found, Tensor) and found.numel() == 1 else None
+        number, names = trainer.strategy.broadcast((number, sorted(metrics)))
+        if number is None and not trainer.sanity_checking:
+            raise MisconfigurationException(
+                f"Expected monitor={self.name!r} to be one of the metrics that the module has logged by now "
+                f"but got {', '.join(map(repr, names)) or 'none'}. Log it with "
+                f"self.log({self.name!r}, ...) in validation_step or on_validation_epoch_end, or give another name."
+            )
+        return number
+
+    def evaluate(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> float | None:
+        """The metric right now on the kept batches; a collective operation.
+
+        Calls the module's own ``validation_step`` in eval mode, sees what it logs, and leaves no trace. Over the ranks
+        it is the average, weighted by samples, which for metrics such as F1 is near the value of all samples together.
+
+        Returns:
+            The value; ``None`` if no batch was seen yet, or the step does not log it as an average over batches.
+        """
+        log = _Log(self.name)
+        try:
+            self._replay(trainer, pl_module, log)
+        except Exception as error:  # a number for the eye must not end a training run
+            rank_zero_warn(f"{self.name!r} could not be measured at an event, and will not be again: {error!r}")
+            self._kept = deque(maxlen=0)
+            log = _Log(self.name)
+        value, samples = log.average()
+        total = torch.tensor([value * samples, samples], dtype=torch.float64, device=pl_module.device)
+        weighted, samples = trainer.strategy.reduce(total, reduce_op="sum").tolist()  # type: ignore[union-attr]
+        return weighted / samples if samples else None
+
+    def stop(self) -> None:
+        """Let go of batches."""
+        self._kept.clear()
+
+    def _replay(self, trainer: pl.Trainer, pl_module: pl.LightningModule, log: _Log) -> None:
+        step = pl_module.validation_step
+        with undisturbed(pl_module), trainer.precision_plugin.val_step_context(), torch.no_grad():
+            pl_module.__dict__.update(log=log.log, log_dict=log.log_dict)
+            pl_module.eval()
+            for module in pl_module.modules():
+                if isinstance(module, Metric):
+                    module.reset()
+                    module.distributed_available_fn = _no  # the other ranks may have other batches, or fail
+            for batch, batch_idx, dataloader_idx in self._kept:
+                log.begin(batch, dataloader_idx)
+                arguments = [copied(batch)]
+                if is_param_in_hook_signature(step, "batch_idx", min_args=2):
+                    arguments.append(batch_idx)
+                if is_param_in_hook_signature(step, "dataloader_idx", min_args=3):
+                    arguments.append(dataloader_idx)
+                step(*arguments)
+            log.end()
+
+
+class _Log:
+    """Stands in for ``LightningModule.log`` and keeps the values of one name."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._batch: Any = None
+        self._suffix = ""
+        self._values: list[tuple[float, int]] = []
+        self._metric: Metric | None = None
+
+    def begin(self, batch: Any, dataloader_idx: int) -> None:
+        self._batch, self._suffix = batch, f"/dataloader_idx_{dataloader_idx}"
+
+    def log(self, name: str, value: Any, *, reduce_fx: Any = "mean", batch_size: int | None = None, **_: Any) -> None:
+        if self._name not in (name, f"{name}_epoch", name + self._suffix):
+            return
+        if isinstance(value, Metric):
+            self._metric, number = value, 0.0
+        else:
+            number = float(value)
+        if reduce_fx in ("mean", torch.mean):
+            self._values.append((number, batch_size or extract_batch_size(self._batch)))
+
+    def log_dict(self, dictionary: Mapping[str, Any], **options: Any) -> None:
+        for name, value in dictionary.items():
+            self.log(name, value, **options)
+
+    def end(self) -> None:
+        """A metric comes to its value in the end, over all batches."""
+        if self._metric is not None:
+            value = float(self._metric.compute())
+            self._values = [(value, samples) for _, samples in self._values]
+
+    def average(self) -> tuple[float, int]:
+        """The average over samples, and their number."""
+        samples = sum(count for _, count in self._values)
+        return sum(value * count for value, count in self._values) / max(samples, 1), samples
+
+
+def _no() -> bool:
+    return False

@@ -1,0 +1,100 @@
+"""The number that tells how well the model does, wherever it comes from."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypeAlias, get_args
+
+import lightning.pytorch as pl
+from torchmetrics import Metric
+
+from lightning_coreset.training.metrics.latest import first_of_latest
+from lightning_coreset.training.metrics.logged import LoggedMetric
+from lightning_coreset.training.metrics.probe import AccuracyProbe
+
+Mode: TypeAlias = Literal["max", "min"]
+
+
+class Monitor:
+    """A classifier's accuracy, a metric of the user's, or one that the module logs itself.
+
+    A callback calls, on every rank: ``validation_start``; ``start`` and ``batch_end`` around every validation step
+    (around every training step where there is no validation); ``result`` after every validation (training epoch);
+    ``evaluate`` right before and after a pruning event; ``stop`` in the end.
+
+    Args:
+        metric: A metric of torchmetrics, called as ``metric(outputs, targets)`` on what is found in the steps.
+        monitor: The name of a metric that the module logs in validation.
+        mode: Whether ``"max"`` or ``"min"`` is better. By default what ``metric.higher_is_better`` says; ``"min"`` for
+            a ``monitor`` with "loss" or "error" in its name; else ``"max"``.
+        eval_batches: How many batches are kept for ``evaluate``.
+
+    Raises:
+        ValueError: If an argument is none of these, or both ``metric`` and ``monitor`` are given.
+
+    Attributes:
+        mode: ``"max"`` or ``"min"``.
+        name: What is measured, in a word.
+    """
+
+    def __init__(
+        self,
+        metric: Metric | None = None,
+        monitor: str | None = None,
+        mode: Mode | None = None,
+        eval_batches: int = 8,
+    ) -> None:
+        if metric is not None and monitor is not None:
+            raise ValueError(f"Expected either `metric` or `monitor` but got both: {metric!r} and {monitor!r}.")
+        if monitor is not None and not isinstance(monitor, str):
+            raise ValueError(f"Expected `monitor` to be the name of a logged metric but got {monitor!r}.")
+        if mode is not None and mode not in get_args(Mode):
+            raise ValueError(f"Expected `monitor_mode` to be 'max' or 'min' but got {mode!r}.")
+        self._probe = AccuracyProbe(eval_batches, metric)  # checks the rest
+        self._logged = None if monitor is None else LoggedMetric(monitor, eval_batches)
+        self._first_kept = 0
+        self.mode: Mode = mode or _mode_of(metric, monitor)
+        self.name = monitor or ("accuracy" if metric is None else type(metric).__name__)
+
+    def validation_start(self, trainer: pl.Trainer) -> None:
+        """A validation begins."""
+        self._first_kept = first_of_latest(trainer, self._probe.eval_batches)
+
+    def start(self, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """A step on a batch begins."""
+        keep = batch_idx >= self._first_kept
+        if self._logged is None:
+            self._probe.start(pl_module, keep=keep)
+        elif keep:
+            self._logged.keep(batch, batch_idx, dataloader_idx)
+
+    def batch_end(self, batch: Any) -> None:
+        """The step is over."""
+        if self._logged is None:
+            self._probe.batch_end(batch)
+
+    def result(self, trainer: pl.Trainer) -> float | None:
+        """The number over all steps since the last call, on all ranks; ``None`` if there is none.
+
+        Raises:
+            MisconfigurationException: If what the user asked for is not there.
+        """
+        return self._probe.compute_and_reset() if self._logged is None else self._logged.value(trainer)
+
+    def evaluate(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> float | None:
+        """The number right now on the latest batches of all ranks; ``None`` if there is none."""
+        if self._logged is None:
+            return self._probe.evaluate(pl_module)
+        return self._logged.evaluate(trainer, pl_module)
+
+    def stop(self) -> None:
+        """Take all hooks off the module and let go of batches."""
+        self._first_kept = 0
+        self._probe.stop()
+        if self._logged is not None:
+            self._logged.stop()
+
+
+def _mode_of(metric: Metric | None, monitor: str | None) -> Mode:
+    if metric is not None:
+        return "min" if metric.higher_is_better is False else "max"
+    return "min" if monitor is not None and any(word in monitor.lower() for word in ("loss", "error")) else "max"

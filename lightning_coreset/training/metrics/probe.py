@@ -1,0 +1,235 @@
+"""A classifier's accuracy without the user saying a word, or a metric of the user's, measured by watching steps."""
+
+from __future__ import annotations
+
+from collections import deque
+from contextlib import nullcontext
+from dataclasses import replace
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+from torchmetrics import Metric
+
+from lightning_coreset.training.metrics.classifier import Classifier
+from lightning_coreset.training.metrics.isolation import undisturbed
+from lightning_coreset.training.metrics.prediction import Prediction
+from lightning_coreset.training.metrics.recorder import OutermostCalls, copied
+from lightning_coreset.training.metrics.scoring import Accuracy, NoNumberError, Scoring, UserMetric
+
+
+class AccuracyProbe:
+    """Watches the steps of a LightningModule, and measures how well its outputs meet the targets.
+
+    Outputs and targets are found in the first step (see
+    :func:`~lightning_coreset.training.metrics.classifier.find_classifier`), and become one number as
+    :class:`~lightning_coreset.training.metrics.scoring.Accuracy` or the user's metric says. Where anything is ambiguous, or a
+    later batch does not fit, there is no accuracy rather than a wrong one, and steps are no longer watched; a metric
+    that the user asked for raises instead.
+
+    A callback calls, on every rank, for the ranks' counts are added up:
+
+    - ``start`` in ``on_validation_batch_start``, and ``batch_end`` in ``on_validation_batch_end``, or, where there is
+      no validation, in ``on_train_batch_start`` and ``on_train_batch_end``. The module has hooks only in between: all
+      its submodules in the first step, one of them in later ones, and none once it is known to show no number;
+    - ``compute_and_reset`` in ``on_validation_epoch_end`` or ``on_validation_end``, or in ``on_train_epoch_end``;
+    - ``evaluate`` right before and after a pruning event;
+    - ``stop`` in ``teardown``.
+
+    Args:
+        eval_batches: Number of batches kept for ``evaluate``, the latest that were seen; 0 turns it off.
+        metric: A metric to be measured instead, called as ``metric(outputs, targets)``: a classifier's logits and
+            targets, or whatever :func:`~lightning_coreset.training.metrics.prediction.find_prediction` finds. Copies count.
+
+    Raises:
+        ValueError: If ``eval_batches`` is not a non-negative integer, or ``metric`` is no metric of torchmetrics.
+
+    Example:
+        >>> class Model(pl.LightningModule):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.layer = torch.nn.Linear(2, 2)
+        >>> model = Model()
+        >>> probe = AccuracyProbe()
+        >>> batch = torch.eye(2), torch.tensor([0, 1])
+        >>> probe.start(model)
+        >>> loss = torch.nn.functional.cross_entropy(model.layer(batch[0]), batch[1])
+        >>> probe.batch_end(batch)
+        >>> model.layer.weight.data, model.layer.bias.data = torch.eye(2), torch.zeros(2)
+        >>> probe.evaluate(model)
+        1.0
+    """
+
+    def __init__(self, eval_batches: int = 8, metric: Metric | None = None) -> None:
+        if isinstance(eval_batches, bool) or not isinstance(eval_batches, int) or eval_batches < 0:
+            raise ValueError(f"Expected `eval_batches` to be a non-negative integer but got {eval_batches!r}.")
+        if metric is not None and not isinstance(metric, Metric):
+            raise ValueError(f"Expected `metric` to be one Metric of torchmetrics but got {metric!r}.")
+        self.eval_batches = eval_batches
+        self.metric = metric
+        self._recorder: OutermostCalls | None = None
+        self._votes = _Votes()
+        self.stop()
+
+    def start(self, pl_module: pl.LightningModule, *, keep: bool = True) -> None:
+        """Watch the step that begins now.
+
+        Args:
+            pl_module: The module.
+            keep: Whether its batch may be among the last ``eval_batches`` before ``evaluate``. Others need not be
+                copied, as long as no step is without an output; then all are copied, whatever is said here.
+        """
+        self._unhook()
+        if self._refusal is not None:
+            return
+        if self._count.device != pl_module.device:
+            self._count.to(pl_module.device)
+        only = None if self._found is None else {self._found.module}
+        self._recorder = OutermostCalls(pl_module, only=only, copy_inputs=self._copies(keep))
+        self._recorder.start()
+
+    def batch_end(self, batch: Any) -> None:
+        """Count the step that has been watched.
+
+        Args:
+            batch: Its batch, as the step got it.
+        """
+        assert self._refusal is not None or self._recorder is not None, "start() comes before the step"
+        calls = self._unhook()
+        if not calls:  # a step may do nothing, say in a sanity check, and may next time
+            self._idle = True
+            return
+        if self._found is None:
+            self._found = self._scoring.find(calls, batch)
+        shown = None if self._found is None else self._found.read(calls, batch)
+        if self._found is None or shown is None:
+            self._refuse("a step does not show one output and one target for sure")
+            return
+        call, outputs, targets = shown
+        try:
+            self._scoring.add(self._count, outputs, targets)
+        except Exception as error:  # the user's metric, maybe on one rank alone: raised where all ranks meet
+            self._refuse(f"outputs {tuple(outputs.shape)} and targets {tuple(targets.shape)} do not suit it: {error}")
+            return
+        if self._found.replayable and call.before is not None:
+            self._kept.append((*call.before, targets.clone()))
+
+    def compute_and_reset(self) -> float | None:
+        """Return the number over the steps since the last call, on all ranks, or ``None``; a collective operation.
+
+        Raises:
+            MisconfigurationException: On all ranks, if a metric of the user's cannot be measured.
+        """
+        if self._closed:
+            return None
+        number = self._reduce(self._count)
+        self._count.reset()
+        self._steady, self._idle = not self._idle, False
+        return number
+
+    def evaluate(self, pl_module: pl.LightningModule) -> float | None:
+        """Return the number right now on the kept batches of all ranks, or ``None``; a collective operation.
+
+        Calls the network that returns the outputs anew, in eval mode, and leaves no trace. ``None`` also where the
+        outputs come out of several networks in turn, for then the inputs of the last one are not the data.
+        """
+        if self._closed or self.eval_batches == 0:
+            return None
+        count = self._scoring.count().to(pl_module.device)
+        try:
+            self._replay(pl_module, count)
+        except Exception as error:  # a number for the eye must not end a training run
+            rank_zero_warn(f"The accuracy at an event could not be measured, and will not be again: {error!r}")
+            count.reset()
+            self._kept.clear()
+            self._found = replace(self._found, replayable=False) if self._found else None
+        return self._reduce(count)
+
+    def stop(self) -> None:
+        """Take the hooks off the module, and forget it, its batches and all counts."""
+        self._unhook()
+        self._scoring: Scoring = Accuracy() if self.metric is None else UserMetric(self.metric)
+        self._count = self._scoring.count()
+        self._found: Classifier | Prediction | None = None
+        self._kept: deque[tuple[Any, Any, Tensor]] = deque(maxlen=self.eval_batches)
+        self._idle = False  # whether a step since the last number showed nothing
+        self._steady = False  # whether none did before it
+        self._refusal: str | None = None  # on this rank
+        self._closed = False  # on all ranks
+
+    def _copies(self, keep: bool) -> bool:
+        if self.eval_batches == 0 or (self._found is not None and not self._found.replayable):
+            return False
+        return keep or self._idle or not self._steady  # after a step that shows nothing it is earlier ones that count
+
+    def _unhook(self) -> list[Any]:
+        recorder, self._recorder = self._recorder, None
+        if recorder is None:
+            return []
+        recorder.stop()
+        return recorder.calls
+
+    def _refuse(self, reason: str) -> None:
+        self._refusal = reason
+        self._found = None
+        self._kept.clear()
+
+    def _replay(self, pl_module: pl.LightningModule, count: Metric) -> None:
+        trainer: Any = pl_module._trainer  # the property of that name raises where there is none
+        precision = nullcontext() if trainer is None else trainer.precision_plugin.forward_context()
+        with undisturbed(pl_module), precision, torch.no_grad():
+            pl_module.eval()
+            for args, kwargs, targets in self._kept:
+                assert self._found is not None
+                module = pl_module.get_submodule(self._found.module)
+                # Copied: the network may write to its inputs, and those from validation are inference tensors.
+                outputs = self._found.take(module(*copied(args), **copied(kwargs)))
+                assert outputs is not None
+                self._scoring.add(count, outputs, targets)
+        if self._recorder is not None:
+            self._recorder.clear()
+
+    def _reduce(self, count: Metric) -> float | None:
+        """Add up the ranks' counts and judge them; every rank gets here, also one that has seen nothing."""
+        if self._votes.device != count.device:
+            self._votes.to(count.device)
+        self._votes.update(self._refusal is not None, count.update_called)
+        refused, everywhere = self._votes.compute()
+        if not refused:
+            try:
+                return self._scoring.judge(count, everywhere=everywhere)
+            except NoNumberError as error:
+                self._refuse(str(error))
+        self._closed = True
+        self._refuse(self._refusal or "see the message of another rank")
+        if self.metric is not None:
+            raise MisconfigurationException(
+                f"Expected metric={type(self.metric).__name__} to be measured on a network's output and the batch's "
+                f"targets, but {self._refusal}. Log it in the module and give its name as `monitor=` instead."
+            )
+        return None
+
+
+class _Votes(Metric):
+    """Whether a rank refuses, and whether all have counted something."""
+
+    full_state_update = False
+    refusals: Tensor
+    counted: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("refusals", torch.tensor(0), dist_reduce_fx="max")
+        self.add_state("counted", torch.tensor(1), dist_reduce_fx="min")
+
+    def update(self, refuses: bool, counted: bool) -> None:
+        """Vote, whatever was voted before."""
+        self.refusals = torch.tensor(int(refuses), device=self.device)
+        self.counted = torch.tensor(int(counted), device=self.device)
+
+    def compute(self) -> tuple[bool, bool]:
+        """Return whether any rank refuses, and whether all have counted."""
+        return bool(self.refusals), bool(self.counted)

@@ -1,0 +1,70 @@
+"""What a plan works on: tensors are made when they are looked at, and come to what cutting at once would."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lightning_coreset import Sensitivity, plan_pruning
+from lightning_coreset.planning.selection import Selection, scale_consumers
+from lightning_coreset.planning.working_weights import Working
+from lightning_coreset.structure import find_groups
+from lightning_coreset.surgery import apply_changes, named_tensors, slice_members, take
+
+
+class Siblings(nn.Module):
+    """Two groups that lie along the same dimension of what reads them, behind a layer that both read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.one, self.two, self.out = nn.Linear(4, 8), nn.Linear(8, 6), nn.Linear(8, 5), nn.Linear(11, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        return self.out(torch.cat([self.one(x).relu(), self.two(x).relu()], dim=1))
+
+
+def some(size: int) -> Selection:
+    kept = torch.randperm(size)[: size // 2].sort().values
+    return Selection(kept, "some", weights=torch.rand(len(kept), dtype=torch.float64) + 1)
+
+
+@pytest.mark.parametrize("cut", [True, False])
+@pytest.mark.parametrize("look", [True, False])
+def test_tensors_are_those_of_cutting_at_once(cut, look):
+    torch.manual_seed(0)
+    model = Siblings().double()
+    tensors, groups = named_tensors(model), find_groups(model, torch.randn(2, 4, dtype=torch.float64))
+    working, choices = Working(tensors, groups, cut=cut), []
+    eager = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+    for group in groups:
+        selection = some(group.size)
+        choices.append((group, selection.kept.tolist()))
+        eager |= scale_consumers(group, selection.factor(group), eager)
+        working.put(group, selection)
+        if look:
+            assert dict(working).keys() == eager.keys()
+    slices = slice_members(tensors, choices)
+    kept = {change.name: change.kept for change in slices}
+    for name, tensor in working.items():
+        done = {dim for dim in kept.get(name, {}) if tensor.shape[dim] < tensors[name].shape[dim]}
+        assert cut or not done
+        left = {dim: positions for dim, positions in kept.get(name, {}).items() if dim not in done}
+        torch.testing.assert_close(take(tensor, left), take(eager[name], kept.get(name, {})), rtol=1e-12, atol=0)
+    completed = [working.completed(change) for change in slices]
+    assert all(change.value is None for change in completed)
+    apply_changes(model, completed)
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.detach(), take(eager[name], kept.get(name, {})), rtol=1e-12, atol=0)
+
+
+def test_what_no_later_group_looks_at_is_never_made(monkeypatch):
+    model = nn.Sequential(nn.Linear(4, 64), nn.ReLU(), nn.Linear(64, 3))
+    made: list[torch.Size] = []
+    monkeypatch.setattr(
+        "lightning_coreset.planning.working_weights.take", lambda tensor, kept: made.append(tensor.shape)
+    )
+    plan = plan_pruning(model, torch.randn(2, 4), 0.5, method=Sensitivity())
+    assert plan.channels_removed
+    assert made == []
