@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from drawing import GREEN, GREY, INK, RED, panels, plain, save
 
-from lightning_coreset.coreset import find_activation, gram, linear_law, reconstruct
+from lightning_coreset.coreset import activation_moments, find_activation, linear_preactivations, reconstruct
 
 NEURONS, KEPT, RADIUS = 24, 5, 2.0
 
@@ -35,7 +35,7 @@ def layer() -> tuple[Tensor, Tensor]:
 def main() -> None:
     """Draw the sum of all neurons, of the largest as they are, and of a coreset."""
     producers, weights = layer()
-    moments = gram(find_activation("relu"), linear_law(producers))
+    moments = activation_moments(find_activation("relu"), linear_preactivations(producers))
     coreset = reconstruct(moments.second, weights, KEPT)
     largest = producers.norm(dim=1).topk(KEPT).indices
 

@@ -44,7 +44,7 @@ class Layer:
         with torch.no_grad():
             self.producers = torch.cat([network[1].weight, network[1].bias[:, None]], dim=1).double()
             self.consumers = network[3].weight.double()
-        self.moments = coreset.gram(RELU, coreset.linear_law(self.producers)).second
+        self.moments = coreset.activation_moments(RELU, coreset.linear_preactivations(self.producers)).second
         self.radius = float(train[0].flatten(1).norm(dim=1).max())
 
     def change(self, kept: Tensor, weights: Tensor) -> Tensor:

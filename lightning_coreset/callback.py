@@ -12,7 +12,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_warn
 from torchmetrics import Metric
 
-from lightning_coreset.checkpoint import keep_record_among_items, make_resizable
+from lightning_coreset.checkpoint import make_resizable, store_metadata_as_item
 from lightning_coreset.methods import Method, MethodName, as_method
 from lightning_coreset.plan import PruningPlan
 from lightning_coreset.planning import Allocation, Request, Rule, Unit
@@ -32,17 +32,17 @@ from lightning_coreset.training import (
     Recalibration,
     Reporter,
     Timeline,
+    apply_event,
     average_again,
     averaged_copies,
-    carry_out,
     check_package,
     check_strategy,
     dry_run,
-    in_step,
     last_step,
     load_outgrown_copies,
     logged_step,
     restart_patience,
+    run_on_all_ranks,
     settings,
     summary,
 )
@@ -243,7 +243,7 @@ class CoresetPruningCallback(pl.Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Check what can be checked before the loaders are there; by now a checkpoint has been loaded."""
         for copy in averaged_copies(trainer):  # by now all are there
-            keep_record_among_items(copy)
+            store_metadata_as_item(copy)
         self.request.check_rules(pl_module)
         load_outgrown_copies(trainer, pl_module)
         self._source.begin(pl_module)
@@ -340,8 +340,8 @@ class CoresetPruningCallback(pl.Callback):
         """One event; nothing is changed before all is planned, and all is undone if a part of it fails."""
         scheduled = max(due.values())
         ratio = self._guard.limit(scheduled, self._progress)
-        sign_of_life = self._reporter.planning(trainer)
-        plan = self._planner.plan(trainer, pl_module, self._progress, ratio / self.timeline.target, sign_of_life)
+        on_progress = self._reporter.planning(trainer)
+        plan = self._planner.plan(trainer, pl_module, self._progress, ratio / self.timeline.target, on_progress)
         if plan is None:
             rank_zero_warn(
                 f"The pruning event of {self._now(trainer)} found nothing left to prune: "
@@ -351,7 +351,7 @@ class CoresetPruningCallback(pl.Callback):
             return
         savepoint = self._guard.before_event(trainer, pl_module) if plan.channels_removed else None
         before = self._monitor.evaluate(trainer, pl_module)
-        after = carry_out(trainer, pl_module, plan, then=lambda: self._complete(trainer, pl_module, plan))
+        after = apply_event(trainer, pl_module, plan, then=lambda: self._complete(trainer, pl_module, plan))
         if plan.channels_removed:
             self._guard.after_event(trainer, pl_module, savepoint, self._progress, ratio)
             if self.restart_patience:
@@ -375,7 +375,7 @@ class CoresetPruningCallback(pl.Callback):
     def _complete(self, trainer: pl.Trainer, pl_module: pl.LightningModule, plan: PruningPlan) -> float | None:
         """The last part of an event, which is undone if this raises; returns how well the pruned model does."""
         self._recalibration.run(trainer, pl_module)
-        in_step(trainer, lambda: self.on_prune(plan, trainer, pl_module))
+        run_on_all_ranks(trainer, lambda: self.on_prune(plan, trainer, pl_module))
         return self._monitor.evaluate(trainer, pl_module)
 
     def on_prune(self, plan: PruningPlan, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -16,8 +16,8 @@ from lightning_coreset.planning import (
     Rule,
     Unit,
     idle_rules,
-    layer_inputs,
     make_plan,
+    measure_input_norms,
     why_nothing_goes,
 )
 from lightning_coreset.structure import Example, ExampleInputs, analyse
@@ -200,7 +200,7 @@ def _planned(
         structure = verified(model, structure, example)
     for message in idle_rules(model, structure, request):
         warnings.warn(message, stacklevel=3)
-    inputs = layer_inputs(model, example) if certify else None
+    inputs = measure_input_norms(model, example) if certify else None
     plan = make_plan(model, structure, request, inputs=inputs)
     if plan.channels_removed == 0 and request.target > 0 and not chooses_sizes(request.method):
         warnings.warn(why_nothing_goes(model, structure, request), stacklevel=3)

@@ -10,7 +10,7 @@ from torch import nn
 
 from lightning_coreset.methods import Method, MethodName, as_method, chooses_sizes
 from lightning_coreset.plan import PruningPlan, text_table
-from lightning_coreset.planning import Request, Rule, Survey, make_plan
+from lightning_coreset.planning import PruningProblem, Request, Rule, make_plan
 from lightning_coreset.structure import ChannelGroup, Example, ExampleInputs, Structure, analyse, preserved
 from lightning_coreset.surgery import Snapshot, apply_changes
 from lightning_coreset.verification import verified
@@ -134,7 +134,7 @@ def sensitivity_scan(
     trial = _Trial(model, evaluate, Snapshot(model, copy=True))
     baseline = trial.value()
     scan = Scan()
-    for group, ladder in zip(survey.groups, survey.ladders, strict=True):
+    for group, ladder in zip(survey.groups, survey.allowed, strict=True):
         known: dict[int, tuple[PruningPlan, float]] = {}  # two ratios of a small group may be one size
         for ratio in ratios:
             size = ladder.nearest(group.size * (1 - ratio))
@@ -159,14 +159,14 @@ def _checked_ratios(ratios: Sequence[float]) -> tuple[float, ...]:
 
 def _found(
     model: nn.Module, example_inputs: ExampleInputs, request: Request, *, check: bool
-) -> tuple[Structure, Survey]:
+) -> tuple[Structure, PruningProblem]:
     """The structure, and the groups in it that are to be scanned."""
     example = Example.of(example_inputs)
     request.check_rules(model)  # before the model is run for it
     structure = analyse(model, example)
     if check:
         structure = verified(model, structure, example)
-    return structure, Survey.of(model, structure, request)
+    return structure, PruningProblem.of(model, structure, request)
 
 
 def _up_to(structure: Structure, group: ChannelGroup) -> Structure:

@@ -19,10 +19,10 @@ from torch.nn.utils import parametrizations
 from torch.optim.swa_utils import AveragedModel
 
 from lightning_coreset import PrunedCheckpointMixin, load_pruned, make_plain, make_resizable, prune
-from lightning_coreset.checkpoint import keep_record_among_items
+from lightning_coreset.checkpoint import store_metadata_as_item
 from lightning_coreset.structure import find_groups
 from lightning_coreset.surgery import (
-    Layout,
+    ModelShapes,
     Snapshot,
     apply_changes,
     named_tensors,
@@ -66,7 +66,7 @@ def assert_twins(one: nn.Module, other: nn.Module) -> None:
     """Two models have the same tensors and remember the same sizes, and so compute the same."""
     assert_same(one.state_dict(), other.state_dict())
     assert str(one) == str(other)
-    assert Layout.of(one).sizes == Layout.of(other).sizes
+    assert ModelShapes.of(one).sizes == ModelShapes.of(other).sizes
 
 
 # ---- loading smaller and larger
@@ -78,7 +78,7 @@ def test_a_model_follows_what_it_loads(network, of, into):
     models, x = sizes_of(network), make(network)[1]
     source, model = models[of], models[into]
     objects = {name: id(parameter) for name, parameter in model.named_parameters()}
-    assert Layout.of(source).differs_from(Layout.of(model))
+    assert ModelShapes.of(source).differs_from(ModelShapes.of(model))
 
     model.load_state_dict(through_a_file(source.state_dict()))
 
@@ -255,7 +255,7 @@ def pruned_average():
     """A pruned model, and its average, which tells so in its items, too."""
     _, small, _ = sizes_of("attention")
     average = AveragedModel(small)
-    keep_record_among_items(keep_record_among_items(average.module))
+    store_metadata_as_item(store_metadata_as_item(average.module))
     return average, small
 
 
@@ -342,7 +342,7 @@ def test_exchanged_modules_are_remembered_by_name():
 
 def test_a_copy_can_be_given_the_layout_of_its_model():
     _, small, smaller = sizes_of("attention")
-    resize(small, Layout.of(smaller))
+    resize(small, ModelShapes.of(smaller))
     assert str(small) == str(smaller)
     assert small.num_heads == smaller.num_heads
     assert small.state_dict()._metadata[""]["lightning_coreset"]["original"]["sizes"]["num_heads"] == 4

@@ -16,7 +16,7 @@ from networks import NETWORKS, assert_same_random, assert_untouched, make, rando
 from torch import Tensor, nn
 
 from lightning_coreset import Reconstruction, ScanRecord, Sensitivity, prune, sensitivity_scan
-from lightning_coreset.surgery import original_layout
+from lightning_coreset.surgery import original_shapes
 
 
 def parameters(model: nn.Module) -> int:
@@ -57,7 +57,7 @@ class Setting:
             assert (tensor.grad is None) == (grad is None)
             if grad is not None:
                 torch.testing.assert_close(tensor.grad, grad, rtol=0, atol=0)
-        assert original_layout(self.model).shapes == {
+        assert original_shapes(self.model).shapes == {
             name: tuple(tensor.shape) for name, tensor in self.model.state_dict(keep_vars=True).items()
         }
         assert not any("coreset" in name for module in self.model.modules() for name in vars(module))
@@ -274,10 +274,10 @@ def test_the_model_comes_back_from_an_error(at, error):
 
 def test_a_model_that_was_pruned_before_still_knows_what_it_was():
     model, x = make("vgg")
-    whole = original_layout(model).shapes
+    whole = original_shapes(model).shapes
     prune(model, x, 0.3)
     sensitivity_scan(model, x, output_sum(x), ratios=(0.5,))
-    assert original_layout(model).shapes == whole
+    assert original_shapes(model).shapes == whole
 
 
 def test_every_call_starts_from_the_same_random_state():

@@ -17,11 +17,11 @@ from lightning_coreset.structure import ChannelGroup, Member, find_groups
 from lightning_coreset.surgery import (
     Snapshot,
     apply_changes,
+    index_dims,
     named_tensors,
     remove_channels,
     scale_counts,
     slice_members,
-    take,
 )
 
 EVERY_GROUP = [(name, group.name) for name in NETWORKS for group in structure_of(name).groups]
@@ -53,7 +53,7 @@ def test_pruned_network_equals_the_one_with_zeroed_columns(network, name):
     for change in changes:
         assert tuple(after[change.name].shape) == change.new_shape
         assert after[change.name].numel() < before[change.name].numel()
-        torch.testing.assert_close(after[change.name], take(before[change.name], change.kept), rtol=0, atol=0)
+        torch.testing.assert_close(after[change.name], index_dims(before[change.name], change.kept), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("network", NETWORKS)
@@ -235,7 +235,7 @@ def test_gradients_are_sliced_along():
     changes = {change.name: change for group in groups[:1] for change in remove_channels(model, group, [0, 4])}
     for name, parameter in model.named_parameters():
         kept = changes[name].kept if name in changes else {}
-        torch.testing.assert_close(parameter.grad, take(gradients[name], kept), rtol=0, atol=0)
+        torch.testing.assert_close(parameter.grad, index_dims(gradients[name], kept), rtol=0, atol=0)
     assert model[0].weight.grad.shape == (4, 1, 3, 3)
 
 
@@ -246,7 +246,7 @@ def test_a_graph_from_before_does_not_spoil_the_next_backward(reweighted):
     changes = slice_members(named_tensors(model), [(find_groups(model, x)[0], range(3, 16))])
     if reweighted:
         named = named_tensors(model)
-        changes = [replace(change, value=2 * take(named[change.name], change.kept)) for change in changes]
+        changes = [replace(change, value=2 * index_dims(named[change.name], change.kept)) for change in changes]
     apply_changes(model, changes)
     model(x).sum().backward()
     assert all(parameter.grad.shape == parameter.shape for parameter in model.parameters())

@@ -20,7 +20,7 @@ from zoo.oracle import build
 from zoo.running import call
 
 from lightning_coreset import Magnitude, PruningPlan, plan_pruning, prune
-from lightning_coreset.planning import Request, Rule, Survey, Unit, make_plan
+from lightning_coreset.planning import PruningProblem, Request, Rule, Unit, make_plan
 from lightning_coreset.structure import ChannelGroup, Example, Structure, analyse
 from lightning_coreset.surgery import apply_changes
 
@@ -44,12 +44,12 @@ def network(entry: Entry) -> tuple[nn.Module, Any, Structure]:
     return model, inputs, analyse(model, inputs)
 
 
-def step_of(survey: Survey) -> float:
+def step_of(survey: PruningProblem) -> float:
     """The share of one channel, or of one ``round_to``, of the largest group."""
     unit, sizes = survey.request.unit, survey.original.widths
     steps = [
-        survey.meter.saved(ladder.group, ladder.rungs[0] - ladder.longest_step, sizes, unit)
-        for ladder in survey.ladders
+        survey.cost_model.saved(ladder.group, ladder.sizes[0] - ladder.longest_step, sizes, unit)
+        for ladder in survey.allowed
     ]
     return max(steps) / getattr(survey.original, unit)
 
@@ -63,7 +63,7 @@ def test_what_is_asked_is_what_is_reached(entry):
     for unit in UNITS:
         for round_to in (1, 4):
             base = Request(0.5, unit=unit, method=Magnitude(), include_residual=True, round_to=round_to)
-            survey = Survey.of(model, structure, base)
+            survey = PruningProblem.of(model, structure, base)
             most = survey.gone(survey.smallest())
             for part in (0.2, 0.5, 0.8):
                 request = Request(**{**vars(base), "pruning_ratio": part * most})

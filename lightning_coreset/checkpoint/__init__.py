@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from lightning_coreset.checkpoint.hooks import is_resizable, keep_record_among_items, make_plain, make_resizable
+from lightning_coreset.checkpoint.hooks import is_resizable, make_plain, make_resizable, store_metadata_as_item
 from lightning_coreset.checkpoint.loading import PrunedCheckpointMixin, load_pruned
-from lightning_coreset.checkpoint.resize import fit_to
+from lightning_coreset.checkpoint.resize import resize_to_state_dict
 
 __all__ = [
     "PrunedCheckpointMixin",
-    "fit_to",
     "is_resizable",
-    "keep_record_among_items",
     "load_pruned",
     "make_plain",
     "make_resizable",
+    "resize_to_state_dict",
+    "store_metadata_as_item",
 ]

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from torch import nn
 
-from lightning_coreset.surgery import Layout, mended_sizes, sizing_tensor
+from lightning_coreset.surgery import ModelShapes, sizing_tensor, updated_sizes
 
 # The attribute that says how long a module's vectors are.
 _WIDTH: dict[type[nn.Module], str] = {
@@ -18,7 +18,7 @@ _WIDTH: dict[type[nn.Module], str] = {
 _VECTORS = ("weight", "bias", "running_mean", "running_var")
 
 
-def inferred_sizes(model: nn.Module, original: Layout, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+def inferred_sizes(model: nn.Module, original: ModelShapes, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
     """The sizes of modules that follow from new shapes, by qualified name.
 
     They follow from the original layout, not from what the model is now: a depthwise convolution that was left with
@@ -30,13 +30,13 @@ def inferred_sizes(model: nn.Module, original: Layout, shapes: Mapping[str, tupl
         if weight is None or weight not in shapes:
             continue
         sizes = _sizes_of(prefix, module, original)
-        mended = mended_sizes(module, sizes, shapes[weight])
+        mended = updated_sizes(module, sizes, shapes[weight])
         same = shapes[weight] == original.shapes[weight]
         inferred |= {prefix + name: sizes[name] if same else size for name, size in mended.items()}
     return inferred
 
 
-def misfits_within_modules(model: nn.Module, original: Layout, target: Layout) -> Iterator[str]:
+def misfits_within_modules(model: nn.Module, original: ModelShapes, target: ModelShapes) -> Iterator[str]:
     """In words, where a target layout gives a module shapes and sizes that do not go together."""
     for prefix, module in _modules(model):
         own = {name: target.shapes.get(prefix + name) for name in (*module._parameters, *module._buffers)}
@@ -75,6 +75,6 @@ def _sizing_name(prefix: str, module: nn.Module) -> str | None:
     return None if tensor is None else prefix + next(names)
 
 
-def _sizes_of(prefix: str, module: nn.Module, layout: Layout) -> dict[str, int]:
+def _sizes_of(prefix: str, module: nn.Module, layout: ModelShapes) -> dict[str, int]:
     """What a layout says of the sizes that a module itself remembers, by attribute."""
     return {name: layout.sizes[prefix + name] for name in vars(module) if prefix + name in layout.sizes}

@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from lightning_coreset.checkpoint.metadata import KEY, Record
-from lightning_coreset.checkpoint.resize import fit_to
-from lightning_coreset.surgery import forget
+from lightning_coreset.checkpoint.metadata import KEY, PruningMetadata
+from lightning_coreset.checkpoint.resize import resize_to_state_dict
+from lightning_coreset.surgery import forget_original_shapes
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -100,7 +100,7 @@ def make_plain(model: Model) -> Model:
             for key, hook in list(hooks.items()):
                 if getattr(hook, "hook", hook) in (_write_record, _write_item, _fit):
                     del hooks[key]
-    forget(model)
+    forget_original_shapes(model)
     return model
 
 
@@ -110,7 +110,7 @@ def is_resizable(model: nn.Module) -> bool:
     return _write_record in getattr(model, "_orig_mod", model)._state_dict_hooks.values()
 
 
-def keep_record_among_items(copy: Model) -> Model:
+def store_metadata_as_item(copy: Model) -> Model:
     """Let the state dict of a model that wraps this resizable one hold its record as an item, too, if it is pruned.
 
     For the copies that Lightning's ``WeightAveraging`` keeps: it takes the items over into a plain dict, which has no
@@ -136,14 +136,14 @@ def strictness(strict: bool) -> Iterator[None]:
 
 
 def _write_record(module: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any]) -> None:
-    record = Record.of(module)
+    record = PruningMetadata.of(module)
     if record is not None:
         local_metadata[KEY] = record.to_dict()
 
 
 def _write_item(module: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any]) -> None:
     # In a wrapper's state dict only: the copy's own has metadata.
-    record = Record.of(module) if prefix else None
+    record = PruningMetadata.of(module) if prefix else None
     if record is not None:
         state_dict[prefix + KEY] = record.to_dict()
 
@@ -157,4 +157,6 @@ def _fit(
     strict = _STRICT.get()
     if strict is None:
         strict = getattr(module, "strict_loading", True)  # what the Trainer goes by
-    fit_to(module, state, record=None if record is None else Record.from_dict(record), strict=strict)
+    resize_to_state_dict(
+        module, state, record=None if record is None else PruningMetadata.from_dict(record), strict=strict
+    )

@@ -8,13 +8,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_coreset.surgery import Layout, remembered
+from lightning_coreset.surgery import ModelShapes, recorded_shapes
 
 KEY = "lightning_coreset"
 
 
 @dataclass(frozen=True, eq=False)
-class Record:
+class PruningMetadata:
     """How a pruned model differs from the original.
 
     Attributes:
@@ -22,22 +22,22 @@ class Record:
         pruned: The same, as it is now.
     """
 
-    original: Layout
-    pruned: Layout
+    original: ModelShapes
+    pruned: ModelShapes
 
     @classmethod
-    def of(cls, model: nn.Module) -> Record | None:
+    def of(cls, model: nn.Module) -> PruningMetadata | None:
         """The record of a model; ``None`` if it is not pruned."""
-        present = Layout.of(model)
-        original = remembered(model).at(present).where_not(present)
-        return cls(original, present.at(original)) if original.differs_from(present) else None
+        present = ModelShapes.of(model)
+        original = recorded_shapes(model).restrict(present).difference(present)
+        return cls(original, present.restrict(original)) if original.differs_from(present) else None
 
     def to_dict(self) -> dict[str, Any]:
         """Dicts, lists, numbers and tensors, which ``torch.load(..., weights_only=True)`` reads."""
         return {"original": _to_dict(self.original), "pruned": _to_dict(self.pruned)}
 
     @classmethod
-    def from_dict(cls, plain: Mapping[str, Any]) -> Record:
+    def from_dict(cls, plain: Mapping[str, Any]) -> PruningMetadata:
         """The inverse of :meth:`to_dict`.
 
         Raises:
@@ -52,17 +52,17 @@ class Record:
             ) from error
 
 
-def _to_dict(layout: Layout) -> dict[str, Any]:
+def _to_dict(layout: ModelShapes) -> dict[str, Any]:
     shapes = {name: list(shape) for name, shape in layout.shapes.items()}
     # Clones: the state dict of a model that is trained on must not change under the hands of an asynchronous writer.
     constants = {name: value.clone() for name, value in layout.constants.items()}
     return {"shapes": shapes, "sizes": dict(layout.sizes), "constants": constants}
 
 
-def _from_dict(plain: Mapping[str, Any]) -> Layout:
+def _from_dict(plain: Mapping[str, Any]) -> ModelShapes:
     shapes = {str(name): tuple(int(size) for size in shape) for name, shape in plain["shapes"].items()}
     sizes = {str(name): int(size) for name, size in plain["sizes"].items()}
     constants = dict(plain["constants"])
     if not all(isinstance(value, Tensor) for value in constants.values()):
         raise TypeError("a constant that is no tensor")
-    return Layout(shapes, sizes, constants)
+    return ModelShapes(shapes, sizes, constants)

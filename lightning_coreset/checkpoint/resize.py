@@ -9,16 +9,18 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_coreset.checkpoint.consistency import inferred_sizes, misfits_within_modules
-from lightning_coreset.checkpoint.metadata import KEY, Record
-from lightning_coreset.structure.unsupported import named_refusals
-from lightning_coreset.surgery import Layout, original_layout, remembered, resize
+from lightning_coreset.checkpoint.metadata import KEY, PruningMetadata
+from lightning_coreset.structure.unsupported import unsupported_parameters
+from lightning_coreset.surgery import ModelShapes, original_shapes, recorded_shapes, resize
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 _TOLD = 4  # the misfits that an error tells
 
 
-def fit_to(model: nn.Module, state: Mapping[str, Any], *, record: Record | None = None, strict: bool = True) -> None:
+def resize_to_state_dict(
+    model: nn.Module, state: Mapping[str, Any], *, record: PruningMetadata | None = None, strict: bool = True
+) -> None:
     """Give a model the sizes of a state dict, smaller or larger, so that it can be loaded.
 
     Where no size differs, nothing is checked or done.
@@ -32,10 +34,10 @@ def fit_to(model: nn.Module, state: Mapping[str, Any], *, record: Record | None 
     Raises:
         ValueError: If the tensors cannot be those of this model, pruned or not. The model is unchanged then.
     """
-    original, present = original_layout(model), Layout.of(model)
+    original, present = original_shapes(model), ModelShapes.of(model)
     loaded = _loaded_shapes(model, state, original, record)
-    pruned = Layout() if record is None else record.pruned.at(present)
-    if not (present | Layout(loaded) | Layout(sizes=pruned.sizes)).differs_from(present):
+    pruned = ModelShapes() if record is None else record.pruned.restrict(present)
+    if not (present | ModelShapes(loaded) | ModelShapes(sizes=pruned.sizes)).differs_from(present):
         return
 
     _refuse(model, _misfits_of_names(model, state, record, strict))
@@ -46,15 +48,15 @@ def fit_to(model: nn.Module, state: Mapping[str, Any], *, record: Record | None 
         _refuse(model, _misfits_of_record(original, loaded, record, strict))
 
     staying = {n: s for n, s in present.shapes.items() if n not in loaded and n not in present.constants}
-    target = original | pruned | Layout({**staying, **loaded})
+    target = original | pruned | ModelShapes({**staying, **loaded})
     if record is None:
-        target = target | Layout(sizes=inferred_sizes(model, original, target.shapes))
+        target = target | ModelShapes(sizes=inferred_sizes(model, original, target.shapes))
     _refuse(model, misfits_within_modules(model, original, target))
-    resize(model, target.where_not(present))
+    resize(model, target.difference(present))
 
 
 def _loaded_shapes(
-    model: nn.Module, state: Mapping[str, Any], original: Layout, record: Record | None
+    model: nn.Module, state: Mapping[str, Any], original: ModelShapes, record: PruningMetadata | None
 ) -> dict[str, tuple[int, ...]]:
     """The shapes of the tensors that torch is about to copy into the model's."""
     loaded = {}
@@ -81,9 +83,11 @@ def _within(shape: tuple[int, ...], original: tuple[int, ...]) -> bool:
     )
 
 
-def _misfits_of_names(model: nn.Module, state: Mapping[str, Any], record: Record | None, strict: bool) -> Iterator[str]:
+def _misfits_of_names(
+    model: nn.Module, state: Mapping[str, Any], record: PruningMetadata | None, strict: bool
+) -> Iterator[str]:
     expected = {name: value for name, value in model.state_dict().items() if name != KEY}
-    changing = {*remembered(model).shapes, *(() if record is None else record.pruned.shapes)}
+    changing = {*recorded_shapes(model).shapes, *(() if record is None else record.pruned.shapes)}
     for name, value in expected.items():
         if name not in state:
             if strict or name in changing:
@@ -94,7 +98,7 @@ def _misfits_of_names(model: nn.Module, state: Mapping[str, Any], record: Record
         yield from (f"{name!r} is not one of the model's" for name in state if name not in expected)
 
 
-def _misfits_of_record(original: Layout, loaded: Shapes, record: Record, strict: bool) -> Iterator[str]:
+def _misfits_of_record(original: ModelShapes, loaded: Shapes, record: PruningMetadata, strict: bool) -> Iterator[str]:
     """The record must tell of the original that the model at hand has, and of the tensors that come with it."""
     for name, shape in loaded.items():
         was = record.original.shapes.get(name, shape)
@@ -112,8 +116,8 @@ def _misfits_of_record(original: Layout, loaded: Shapes, record: Record, strict:
             yield f"{name!r} has shape {shapes[0]} before pruning where the model's is {original.shapes[name]}"
 
 
-def _misfits_of_shapes(model: nn.Module, original: Layout, loaded: Shapes) -> Iterator[str]:
-    refused = named_refusals(model)
+def _misfits_of_shapes(model: nn.Module, original: ModelShapes, loaded: Shapes) -> Iterator[str]:
+    refused = unsupported_parameters(model)
     for name, shape in loaded.items():
         was = original.shapes[name]
         if not _within(shape, was):
@@ -122,11 +126,11 @@ def _misfits_of_shapes(model: nn.Module, original: Layout, loaded: Shapes) -> It
             yield f"{name!r} has shape {shape} where the model's is {was}, but it {refused[name]}"
 
 
-def _untold(model: nn.Module, original: Layout, loaded: Shapes) -> Iterator[str]:
+def _untold(model: nn.Module, original: ModelShapes, loaded: Shapes) -> Iterator[str]:
     """What surgery changed on the model and shapes do not tell, unless they are those of the original."""
     if all(shape == original.shapes[name] for name, shape in loaded.items()):
         return
-    told, changed = inferred_sizes(model, original, original.shapes), remembered(model)
+    told, changed = inferred_sizes(model, original, original.shapes), recorded_shapes(model)
     for name in (*changed.sizes, *changed.constants):
         if name not in told:
             yield f"{name!r} is not told by shapes, and the state dict has no metadata of a pruned model (plain dict?)"

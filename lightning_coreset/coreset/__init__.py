@@ -4,6 +4,9 @@ Nothing here knows of a model, a trainer or a logger. Computations run in float6
 2048 channels are in float32 where the text says so.
 """
 
+import warnings
+from typing import Any
+
 from lightning_coreset.coreset.absolute_sum import largest_absolute_sum
 from lightning_coreset.coreset.activations import (
     Activation,
@@ -13,18 +16,18 @@ from lightning_coreset.coreset.activations import (
     value_range,
 )
 from lightning_coreset.coreset.certificate import Certificate, certify, largest_found_error, output_radius
-from lightning_coreset.coreset.elimination import condensed, eliminate, elimination_curve
+from lightning_coreset.coreset.elimination import compress_rows, eliminate, elimination_curve
 from lightning_coreset.coreset.gaussian_moments import (
     Gaussian,
     Moments,
-    gram,
-    linear_law,
-    normalised_law,
+    activation_moments,
+    batchnorm_preactivations,
+    linear_preactivations,
     spatial_correlation,
 )
 from lightning_coreset.coreset.hermite import gauss_hermite, hermite_coefficients
 from lightning_coreset.coreset.least_squares import (
-    Reconstruction,
+    LeastSquaresFit,
     expected_error,
     mixing_matrix,
     reconstruct,
@@ -44,12 +47,14 @@ __all__ = [
     "Activation",
     "Certificate",
     "Gaussian",
+    "LeastSquaresFit",
     "Moments",
     "PiecewiseLinear",
-    "Reconstruction",
     "Sample",
+    "activation_moments",
+    "batchnorm_preactivations",
     "certify",
-    "condensed",
+    "compress_rows",
     "draw_distinct",
     "draw_fixed",
     "draw_pps",
@@ -59,15 +64,13 @@ __all__ = [
     "expected_error",
     "find_activation",
     "gauss_hermite",
-    "gram",
     "hermite_coefficients",
     "inclusion_probabilities",
     "largest_absolute_sum",
     "largest_found_error",
     "largest_magnitude",
-    "linear_law",
+    "linear_preactivations",
     "mixing_matrix",
-    "normalised_law",
     "output_radius",
     "paper_error_bound",
     "paper_sample_size",
@@ -80,3 +83,21 @@ __all__ = [
     "value_range",
     "variance_ratios",
 ]
+
+
+_RENAMED = {
+    "Reconstruction": "LeastSquaresFit",
+    "condensed": "compress_rows",
+    "gram": "activation_moments",
+    "linear_law": "linear_preactivations",
+    "normalised_law": "batchnorm_preactivations",
+}
+"""Names of version 0.1, each with the present one."""
+
+
+def __getattr__(name: str) -> Any:
+    """Names of version 0.1, which go on working with a warning."""
+    if name not in _RENAMED:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    warnings.warn(f"lightning_coreset.coreset.{name} is called {_RENAMED[name]} now.", DeprecationWarning, stacklevel=2)
+    return globals()[_RENAMED[name]]

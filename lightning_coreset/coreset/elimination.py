@@ -125,7 +125,7 @@ def regularisation(moment: Tensor, ridge: float) -> float:
     return ridge * float(moment.diagonal().double().mean()) or 1.0
 
 
-def condensed(consumers: Tensor) -> Tensor:
+def compress_rows(consumers: Tensor) -> Tensor:
     r"""At most N rows that say as much as all J: an :math:`R` with :math:`R^T R = W^T W`.
 
     Errors and energies of the consumers, :math:`\mathrm{tr}(W A W^T)`, are those of :math:`R`, and choices with them.
@@ -153,7 +153,7 @@ def _first_solution(moment: Tensor, consumers: Tensor, ridge: float) -> tuple[Te
     shifted.diagonal().add_(amount)
     precision = torch.cholesky_inverse(torch.linalg.cholesky(shifted)).to(moment.dtype)
     del shifted
-    weights = condensed(consumers.to(moment))
+    weights = compress_rows(consumers.to(moment))
     # W C Q = W (I - lambda Q) spares a product of N x N matrices.
     return precision, torch.addmm(weights, weights, precision, alpha=-amount)
 

@@ -56,7 +56,7 @@ class Moments:
         return torch.addr(self.second, mean, mean, alpha=-1)
 
 
-def gram(activation: Activation, law: Gaussian, *, terms: int = 13) -> Moments:
+def activation_moments(activation: Activation, law: Gaussian, *, terms: int = 13) -> Moments:
     r"""The moments :math:`E[\phi(z_p) \phi(z_q)]` by Mehler's expansion.
 
     .. math:: K = \sum_{k \le n} a_k a_k^T \circ R^{\circ k} + t t^T \circ R^{\circ (n + 1)},
@@ -75,8 +75,8 @@ def gram(activation: Activation, law: Gaussian, *, terms: int = 13) -> Moments:
 
     Example:
         >>> from lightning_coreset.coreset import find_activation
-        >>> law = linear_law(torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]))
-        >>> gram(find_activation("relu"), law).second * 2 * torch.pi
+        >>> law = linear_preactivations(torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]))
+        >>> activation_moments(find_activation("relu"), law).second * 2 * torch.pi
         tensor([[3.1416, 1.0000],
                 [1.0000, 3.1416]], dtype=torch.float64)
 
@@ -92,7 +92,7 @@ def gram(activation: Activation, law: Gaussian, *, terms: int = 13) -> Moments:
     return Moments(mean=a[0], second=K)
 
 
-def linear_law(
+def linear_preactivations(
     producers: Tensor,
     mean: Tensor | None = None,
     covariance: float | Tensor | tuple[Tensor, Tensor] = 1.0,
@@ -112,7 +112,7 @@ def linear_law(
         ValueError: If the shapes do not fit.
 
     Example:
-        >>> law = linear_law(torch.tensor([[3.0, 4.0, 1.0]]), torch.tensor([1.0, 0.0]), 4.0)
+        >>> law = linear_preactivations(torch.tensor([[3.0, 4.0, 1.0]]), torch.tensor([1.0, 0.0]), 4.0)
         >>> law.mean, law.scale
         (tensor([4.], dtype=torch.float64), tensor([10.], dtype=torch.float64))
 
@@ -125,7 +125,7 @@ def linear_law(
     return Gaussian(mean=centre, scale=scale, correlation=correlation)
 
 
-def normalised_law(
+def batchnorm_preactivations(
     producers: Tensor,
     shift: Tensor,
     scale: Tensor,
@@ -137,14 +137,14 @@ def normalised_law(
         producers: The rows ``(N, d + 1)`` with the BatchNorm folded in. Only their directions count.
         shift: The BatchNorm's bias :math:`\beta`, ``(N,)``.
         scale: The BatchNorm's weight :math:`\gamma`, ``(N,)``; its sign is in the folded rows already.
-        covariance: The input's covariance as in :func:`linear_law`.
+        covariance: The input's covariance as in :func:`linear_preactivations`.
 
     Returns:
         The law of the pre-activations.
 
     Example:
         >>> folded = torch.tensor([[2.0, 0.0, 0.1], [-0.5, 0.0, 0.2]])
-        >>> law = normalised_law(folded, torch.tensor([0.1, 0.2]), torch.tensor([1.5, -0.7]))
+        >>> law = batchnorm_preactivations(folded, torch.tensor([0.1, 0.2]), torch.tensor([1.5, -0.7]))
         >>> law.scale, law.correlation[0, 1]
         (tensor([1.5000, 0.7000], dtype=torch.float64), tensor(-1., dtype=torch.float64))
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_coreset.coreset.elimination import condensed, eliminate, regularisation
+from lightning_coreset.coreset.elimination import compress_rows, eliminate, regularisation
 
 
 @dataclass(frozen=True, eq=False)
-class Reconstruction:
+class LeastSquaresFit:
     r"""A coreset of channels with the linear map that replaces the others.
 
     Attributes:
@@ -44,7 +44,7 @@ def reconstruct(
     rounds: int = 16,
     ridge: float = 1e-3,
     classes: Tensor | None = None,
-) -> Reconstruction:
+) -> LeastSquaresFit:
     r"""Choose ``size`` channels and the least-squares weights on them.
 
     Deterministic. The kept channels come from :func:`eliminate`, the weights from :func:`mixing_matrix`.
@@ -72,7 +72,7 @@ def reconstruct(
         (tensor([1, 2]), tensor([[1.5000, 1.0000]], dtype=torch.float64))
 
     """
-    consumers = condensed(consumers.to(moment))
+    consumers = compress_rows(consumers.to(moment))
     kept = eliminate(moment, consumers, size, rounds=rounds, ridge=ridge, classes=classes)
     mix = mixing_matrix(moment, kept, ridge=ridge)
     offset = torch.zeros(len(moment), dtype=mix.dtype, device=mix.device)
@@ -82,7 +82,7 @@ def reconstruct(
     weights = consumers.to(mix)
     change = weights.clone()
     change[:, kept] -= weights @ mix
-    return Reconstruction(
+    return LeastSquaresFit(
         kept=kept,
         mix=mix,
         offset=offset,

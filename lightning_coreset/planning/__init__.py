@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
-from lightning_coreset.planning.cost_model import Meter, Totals, Unit, reached
+from lightning_coreset.planning.cost_model import CostModel, ModelCost, Unit, reached
 from lightning_coreset.planning.diagnostics import idle_rules, why_nothing_goes
 from lightning_coreset.planning.feasibility import check_reachable
-from lightning_coreset.planning.input_norms import LayerInputs, layer_inputs
+from lightning_coreset.planning.input_norms import InputNorms, measure_input_norms
 from lightning_coreset.planning.layer_rules import Rule
 from lightning_coreset.planning.planner import bottom_up_sizes, final_sizes, make_plan, measure
-from lightning_coreset.planning.problem import Survey, is_residual, prunable
+from lightning_coreset.planning.problem import PruningProblem, is_residual, prunable
 from lightning_coreset.planning.request import Allocation, PruningRatio, Request
 
 __all__ = [
     "Allocation",
-    "LayerInputs",
-    "Meter",
+    "CostModel",
+    "InputNorms",
+    "ModelCost",
+    "PruningProblem",
     "PruningRatio",
     "Request",
     "Rule",
-    "Survey",
-    "Totals",
     "Unit",
     "bottom_up_sizes",
     "check_reachable",
     "final_sizes",
     "idle_rules",
     "is_residual",
-    "layer_inputs",
     "make_plan",
     "measure",
+    "measure_input_norms",
     "prunable",
     "reached",
     "why_nothing_goes",

@@ -16,12 +16,12 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from lightning_coreset.planning.allowed_sizes import Ladder
-from lightning_coreset.planning.cost_model import Meter, Totals, Unit
+from lightning_coreset.planning.allowed_sizes import AllowedSizes
+from lightning_coreset.planning.cost_model import CostModel, ModelCost, Unit
 
 
 def solve(
-    order: Tensor, ladders: Sequence[Ladder], meter: Meter, ratio: float, unit: Unit, original: Totals
+    order: Tensor, ladders: Sequence[AllowedSizes], meter: CostModel, ratio: float, unit: Unit, original: ModelCost
 ) -> dict[str, int]:
     """Go so many steps that what is gone is nearest to a ratio; every step makes the model smaller.
 
@@ -39,7 +39,7 @@ def solve(
 
     def sizes(count: int) -> dict[str, int]:
         taken = order[:count].bincount(minlength=len(ladders)).tolist()
-        return {ladder.group: ladder.rungs[steps] for ladder, steps in zip(ladders, taken, strict=True)}
+        return {ladder.group: ladder.sizes[steps] for ladder, steps in zip(ladders, taken, strict=True)}
 
     def gone(count: int) -> float:
         return meter.gone(sizes(count), original, unit)
@@ -50,7 +50,7 @@ def solve(
     return sizes(count)
 
 
-def uniform_steps(ladders: Sequence[Ladder]) -> Tensor:
+def uniform_steps(ladders: Sequence[AllowedSizes]) -> Tensor:
     """All groups at the same pace: by the fraction of its ORIGINAL classes that a group has lost half-way of a step.
 
     The order does not depend on where the groups are by now, so that going some steps, and later some more, ends where
@@ -62,7 +62,7 @@ def uniform_steps(ladders: Sequence[Ladder]) -> Tensor:
     return _by_time([_half_way(ladder, ladder.original) for ladder in ladders])
 
 
-def ranked_steps(ladders: Sequence[Ladder], scores: Mapping[str, Tensor]) -> Tensor:
+def ranked_steps(ladders: Sequence[AllowedSizes], scores: Mapping[str, Tensor]) -> Tensor:
     """The least important classes of all groups first.
 
     Args:
@@ -75,7 +75,7 @@ def ranked_steps(ladders: Sequence[Ladder], scores: Mapping[str, Tensor]) -> Ten
     return _by_time([_means(ladder, scores[ladder.group]) for ladder in ladders])
 
 
-def error_steps(ladders: Sequence[Ladder], curves: Mapping[str, Tensor], meter: Meter, unit: Unit) -> Tensor:
+def error_steps(ladders: Sequence[AllowedSizes], curves: Mapping[str, Tensor], meter: CostModel, unit: Unit) -> Tensor:
     """Always the step that adds the least error for what it saves.
 
     Args:
@@ -89,16 +89,16 @@ def error_steps(ladders: Sequence[Ladder], curves: Mapping[str, Tensor], meter: 
     Returns:
         The numbers of the ladders, (steps,).
     """
-    priced = [number for number, one in enumerate(ladders) if one.group in curves and len(one.rungs) > 1]
+    priced = [number for number, one in enumerate(ladders) if one.group in curves and len(one.sizes) > 1]
     if not priced:
         return uniform_steps(ladders)
-    sizes = {ladder.group: ladder.rungs[0] for ladder in ladders}
+    sizes = {ladder.group: ladder.sizes[0] for ladder in ladders}
     chosen = list(_cheapest_first([ladders[number] for number in priced], curves, meter, unit, sizes))
     steps = torch.tensor([priced[number] for number, _ in chosen])
     gone = torch.tensor([saving for _, saving in chosen], dtype=torch.float64).cumsum(0)
     gone /= gone[-1].clamp_min(1e-12)
     others = [
-        torch.zeros(0, dtype=torch.float64) if ladder.group in curves else _half_way(ladder, ladder.rungs[0])
+        torch.zeros(0, dtype=torch.float64) if ladder.group in curves else _half_way(ladder, ladder.sizes[0])
         for ladder in ladders
     ]
     times = torch.cat([gone, *others])
@@ -116,22 +116,22 @@ def _numbers(times: Sequence[Tensor]) -> Tensor:
     return torch.arange(len(times)).repeat_interleave(lengths)
 
 
-def _half_way(ladder: Ladder, whole: int) -> Tensor:
+def _half_way(ladder: AllowedSizes, whole: int) -> Tensor:
     """The fraction of ``whole`` that is gone half-way of every step, (steps,)."""
-    lower = torch.arange(len(ladder.rungs) - 1, dtype=torch.float64)
-    rungs = torch.cat([lower.new_tensor([ladder.rungs[0]]), ladder.rungs[min(1, len(lower))] - ladder.multiple * lower])
+    lower = torch.arange(len(ladder.sizes) - 1, dtype=torch.float64)
+    rungs = torch.cat([lower.new_tensor([ladder.sizes[0]]), ladder.sizes[min(1, len(lower))] - ladder.multiple * lower])
     return 1 - (rungs[:-1] + rungs[1:]) / 2 / whole
 
 
-def _means(ladder: Ladder, scores: Tensor) -> Tensor:
+def _means(ladder: AllowedSizes, scores: Tensor) -> Tensor:
     """The mean score of the classes that go with every step, the least important first, (steps,)."""
     ascending = scores.double().sort().values
     pieces = ascending[: len(ascending) - ladder.smallest].split([above - below for above, below in ladder.steps()])
-    return torch.stack([piece.mean() for piece in pieces]) if len(ladder.rungs) > 1 else ascending.new_zeros(0)
+    return torch.stack([piece.mean() for piece in pieces]) if len(ladder.sizes) > 1 else ascending.new_zeros(0)
 
 
 def _cheapest_first(
-    ladders: Sequence[Ladder], curves: Mapping[str, Tensor], meter: Meter, unit: Unit, sizes: dict[str, int]
+    ladders: Sequence[AllowedSizes], curves: Mapping[str, Tensor], meter: CostModel, unit: Unit, sizes: dict[str, int]
 ) -> Iterator[tuple[int, float]]:
     """The ladders' numbers in the order of their steps' prices, each with what it saves; ``sizes`` follows.
 
@@ -162,9 +162,9 @@ def _cheapest_first(
             heapq.heappush(queue, offer(number))
 
 
-def _added_errors(ladder: Ladder, curve: Tensor) -> list[float]:
+def _added_errors(ladder: AllowedSizes, curve: Tensor) -> list[float]:
     """What each step adds to the error, evened out so that it never falls from class to class (a convex hull)."""
-    errors, whole = curve.tolist(), ladder.rungs[0]
+    errors, whole = curve.tolist(), ladder.sizes[0]
     blocks: list[tuple[float, int]] = []  # error added, classes gone
     for above, below in ladder.steps():
         added, classes = errors[whole - below] - errors[whole - above], above - below

@@ -14,7 +14,7 @@ _ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
-class Ladder:
+class AllowedSizes:
     """The sizes of one group that a request allows.
 
     Attributes:
@@ -26,11 +26,11 @@ class Ladder:
 
     group: str
     original: int
-    rungs: tuple[int, ...]
+    sizes: tuple[int, ...]
     multiple: int = 1
 
     @classmethod
-    def of(cls, group: ChannelGroup, request: Request, original: int) -> Ladder:
+    def of(cls, group: ChannelGroup, request: Request, original: int) -> AllowedSizes:
         """The ladder of a group as it is now, that had ``original`` classes."""
         multiple = _multiple(group, request.round_to)
         fewest = max(
@@ -44,7 +44,7 @@ class Ladder:
     @property
     def smallest(self) -> int:
         """The last rung."""
-        return self.rungs[-1]
+        return self.sizes[-1]
 
     @property
     def longest_step(self) -> int:
@@ -53,11 +53,11 @@ class Ladder:
 
     def steps(self) -> Sequence[tuple[int, int]]:
         """The sizes before and after each step down."""
-        return list(zip(self.rungs, self.rungs[1:], strict=False))
+        return list(zip(self.sizes, self.sizes[1:], strict=False))
 
     def nearest(self, size: float) -> int:
         """The rung nearest to a size; the higher one of two."""
-        return min(self.rungs, key=lambda rung: (abs(rung - size), -rung))
+        return min(self.sizes, key=lambda rung: (abs(rung - size), -rung))
 
 
 def _makers(group: ChannelGroup) -> Sequence[Member]:

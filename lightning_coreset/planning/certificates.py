@@ -25,9 +25,9 @@ import torch
 from torch import Tensor
 
 from lightning_coreset.coreset import Activation, certify, largest_found_error, largest_magnitude, output_radius
-from lightning_coreset.planning.input_norms import LayerInputs
-from lightning_coreset.planning.layer_pair import PathForm, affine_behind, norm_of_outputs, single_channel_forms
-from lightning_coreset.planning.layout import NoCoresetForm, consumer_slices, host
+from lightning_coreset.planning.input_norms import InputNorms
+from lightning_coreset.planning.layer_pair import LayerPair, affine_behind, norm_of_outputs, single_channel_pairs
+from lightning_coreset.planning.layout import NoCoresetForm, consumer_slices, to_cpu_float64
 from lightning_coreset.planning.moments import whole_input
 from lightning_coreset.planning.selection import Selection
 from lightning_coreset.structure import ChannelGroup
@@ -67,7 +67,7 @@ class Certifier:
             triangle or the spectral bound, so that the result is valid whatever the number.
     """
 
-    inputs: LayerInputs
+    inputs: InputNorms
     input_radius: float | None = None
     seed: int = 0
     rows: int | None = None
@@ -82,7 +82,7 @@ class Certifier:
             tensors: Parameters and buffers by name, as the groups before left them and without this group's updates.
         """
         try:
-            forms = single_channel_forms(group, tensors)
+            forms = single_channel_pairs(group, tensors)
             radius, source = self._radius(forms[0].path.producer.weight)
             changes = [_Change.of(group, form, selection, tensors) for form in forms]
         except NoCoresetForm as reason:
@@ -101,9 +101,9 @@ class Certifier:
             return self.input_radius, "given"
         if weight in self._proven:
             return self._proven[weight], "propagated"
-        if weight not in self.inputs.radii:
+        if weight not in self.inputs.norms:
             raise NoCoresetForm(f"no module that can be watched runs {weight}")
-        radius = self.inputs.radii[weight]
+        radius = self.inputs.norms[weight]
         if not (math.isfinite(radius) and radius > 0):
             raise NoCoresetForm(f"the inputs measured at {weight} have norm {radius}")
         return radius, "measured"
@@ -111,7 +111,7 @@ class Certifier:
     def _propagate(
         self,
         group: ChannelGroup,
-        forms: list[PathForm],
+        forms: list[LayerPair],
         selection: Selection,
         tensors: Mapping[str, Tensor],
         radius: float,
@@ -154,7 +154,7 @@ class _Change:
     pooled: bool
 
     @classmethod
-    def of(cls, group: ChannelGroup, form: PathForm, selection: Selection, tensors: Mapping[str, Tensor]) -> _Change:
+    def of(cls, group: ChannelGroup, form: LayerPair, selection: Selection, tensors: Mapping[str, Tensor]) -> _Change:
         # In the dtype of the model: the certificate is about the weights that it will have.
         updates = {name: value.to(tensors[name].dtype) for name, value in selection.rewritten(group, tensors).items()}
         after = {**tensors, **updates}
@@ -208,7 +208,7 @@ class _Change:
         return float(found.max())
 
 
-def _pooled(form: PathForm) -> bool:
+def _pooled(form: LayerPair) -> bool:
     return any(step.op == "max_pool" for step in form.path.steps)
 
 
@@ -216,12 +216,12 @@ def _value(activation: Activation, at: float) -> float:
     return float(activation.function(torch.tensor(at, dtype=torch.float64)))
 
 
-def _constants(form: PathForm, tensors: Mapping[str, Tensor]) -> Tensor:
+def _constants(form: LayerPair, tensors: Mapping[str, Tensor]) -> Tensor:
     """What is added to each output of the consumer, up to a constant that no plan changes, (O,)."""
     constant = torch.zeros(len(form.consumers), dtype=torch.float64)
     bias, norm = form.path.consumer.bias, norm_of_outputs(form, tensors)
     if bias is not None and tensors[bias].numel() == len(constant):
-        constant = constant + host(tensors[bias]).reshape(-1)
+        constant = constant + to_cpu_float64(tensors[bias]).reshape(-1)
     if norm is not None and norm.running_mean is not None:
-        constant = constant - host(tensors[norm.running_mean])
+        constant = constant - to_cpu_float64(tensors[norm.running_mean])
     return constant

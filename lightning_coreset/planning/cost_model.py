@@ -16,7 +16,7 @@ Unit: TypeAlias = Literal["params", "macs", "channels"]
 
 
 @dataclass(frozen=True)
-class Totals:
+class ModelCost:
     """Sizes of a model.
 
     Attributes:
@@ -32,7 +32,7 @@ class Totals:
     widths: Mapping[str, int] = field(default_factory=dict)
 
 
-class Meter:
+class CostModel:
     """Counts what a model comes to when each group has so many classes.
 
     Args:
@@ -71,18 +71,18 @@ class Meter:
                 self._loss.setdefault(member.name, []).append((member.dim, group.name, share))
         self._touched = {group.name: sorted({member.name for member in group.members}) for group in groups}
 
-    def totals(self, sizes: Mapping[str, int] | None = None) -> Totals:
+    def totals(self, sizes: Mapping[str, int] | None = None) -> ModelCost:
         """The model's totals with these group sizes; as it is without them."""
         sizes = self._present | dict(sizes or {})
         return self._count({name: self._numel(name, sizes) for name in self._shapes}, sizes)
 
-    def gone(self, sizes: Mapping[str, float], original: Totals, unit: Unit) -> float:
+    def gone(self, sizes: Mapping[str, float], original: ModelCost, unit: Unit) -> float:
         """The fraction of the original model that is gone with these sizes of all groups, which may be fractional."""
         numel = {name: self._numel(name, sizes) for name in self._worth.get(unit, ())}
         whole = getattr(original, unit)
         return 1.0 - self._sum(numel, sizes, unit) / whole if whole else 0.0
 
-    def after(self, changes: Iterable[ParameterChange], sizes: Mapping[str, int]) -> Totals:
+    def after(self, changes: Iterable[ParameterChange], sizes: Mapping[str, int]) -> ModelCost:
         """The totals that the shapes in a plan's changes lead to, exactly."""
         numel: dict[str, float] = {name: math.prod(shape) for name, shape in self._shapes.items()}
         return self._count(numel | {change.name: math.prod(change.new_shape) for change in changes}, sizes)
@@ -111,9 +111,9 @@ class Meter:
             held[module] = held.get(module, 0.0) + worth * self._numel(name, sizes)
         return held
 
-    def _count(self, numel: Mapping[str, float], sizes: Mapping[str, int]) -> Totals:
+    def _count(self, numel: Mapping[str, float], sizes: Mapping[str, int]) -> ModelCost:
         params, macs, channels = (round(self._sum(numel, sizes, unit)) for unit in get_args(Unit))
-        return Totals(params, macs, channels, dict(sizes))
+        return ModelCost(params, macs, channels, dict(sizes))
 
     def _sum(self, numel: Mapping[str, float], sizes: Mapping[str, float], unit: Unit) -> float:
         if unit == "channels":
@@ -133,7 +133,7 @@ class Meter:
         return math.prod(shape)
 
 
-def reached(now: Totals, original: Totals, unit: Unit) -> float:
+def reached(now: ModelCost, original: ModelCost, unit: Unit) -> float:
     """The fraction of the original model that is gone."""
     whole = getattr(original, unit)
     return 1.0 - getattr(now, unit) / whole if whole else 0.0

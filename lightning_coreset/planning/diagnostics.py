@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from lightning_coreset.planning.layer_rules import Makers, Rule, show
-from lightning_coreset.planning.problem import Survey, prunable
+from lightning_coreset.planning.layer_rules import Rule, RuleMatcher, format_rule
+from lightning_coreset.planning.problem import PruningProblem, prunable
 from lightning_coreset.planning.request import Request
 from lightning_coreset.structure import Structure
 
@@ -15,7 +15,7 @@ from lightning_coreset.structure import Structure
 def idle_rules(model: nn.Module, structure: Structure, request: Request) -> list[str]:
     """What to warn of: rules that match modules and yet change nothing, each with the reason."""
     groups, skipped = prunable(model, structure, request)
-    makers, messages = Makers(model), []
+    makers, messages = RuleMatcher(model), []
     rules = {"pruning_ratio": tuple(request.pruning_ratio) if isinstance(request.pruning_ratio, Mapping) else ()}
     for argument, given in (rules | {"only": request.only, "ignore": request.ignore}).items():
         able = structure.groups if argument == "ignore" else groups
@@ -27,7 +27,7 @@ def idle_rules(model: nn.Module, structure: Structure, request: Request) -> list
             if argument == "ignore" and reasons:
                 continue  # it stays, as was asked
             messages.append(
-                f"The rule {show(rule)} of {argument} names no group of channels that can be pruned: "
+                f"The rule {format_rule(rule)} of {argument} names no group of channels that can be pruned: "
                 + ("; ".join(reasons[:5]) or _no_makers(model, makers, rule))
                 + "."
             )
@@ -36,12 +36,12 @@ def idle_rules(model: nn.Module, structure: Structure, request: Request) -> list
 
 def why_nothing_goes(model: nn.Module, structure: Structure, request: Request) -> str:
     """Why the plan of a ratio above zero removes nothing, in a sentence with the numbers."""
-    survey = Survey.of(model, structure, request)
+    survey = PruningProblem.of(model, structure, request)
     unit, whole = request.unit, getattr(survey.original, request.unit)
     steps = {
-        ladder.group: survey.meter.saved(ladder.group, ladder.rungs[1], survey.original.widths, unit)
-        for ladder in survey.ladders
-        if len(ladder.rungs) > 1
+        ladder.group: survey.cost_model.saved(ladder.group, ladder.sizes[1], survey.original.widths, unit)
+        for ladder in survey.allowed
+        if len(ladder.sizes) > 1
     }
     if not steps:
         return f"No channel goes: no group can become smaller with {request.limits()}. Lower these limits."
@@ -53,7 +53,7 @@ def why_nothing_goes(model: nn.Module, structure: Structure, request: Request) -
     )
 
 
-def _no_makers(model: nn.Module, makers: Makers, rule: Rule) -> str:
+def _no_makers(model: nn.Module, makers: RuleMatcher, rule: Rule) -> str:
     modules = makers.modules(rule)
     inner = next((name for name in modules if any(model.get_submodule(name).children())), None)
     names = ", ".join(modules[:3])

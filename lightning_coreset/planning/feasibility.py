@@ -9,8 +9,8 @@ from typing import Any
 from torch import nn
 
 from lightning_coreset.methods import chooses_sizes
-from lightning_coreset.planning.cost_model import Totals
-from lightning_coreset.planning.problem import Survey
+from lightning_coreset.planning.cost_model import ModelCost
+from lightning_coreset.planning.problem import PruningProblem
 from lightning_coreset.planning.request import Request
 from lightning_coreset.structure import Structure
 
@@ -20,7 +20,7 @@ _HOLDERS = 4
 
 
 def check_reachable(
-    model: nn.Module, structure: Structure, request: Request, *, original: Totals | None = None
+    model: nn.Module, structure: Structure, request: Request, *, original: ModelCost | None = None
 ) -> None:
     """Check that a request can be had: that no more is asked than can go.
 
@@ -33,12 +33,12 @@ def check_reachable(
     Raises:
         ValueError: If even the smallest sizes that all rules and limits allow fall short of the ratio by more than one
             step (one channel, or one multiple of ``round_to``, of the largest group), with what holds the rest and the
-            ways out; or for what :meth:`Survey.of` raises.
+            ways out; or for what :meth:`PruningProblem.of` raises.
     """
-    check_survey(model, structure, Survey.of(model, structure, request, original))
+    check_survey(model, structure, PruningProblem.of(model, structure, request, original))
 
 
-def check_survey(model: nn.Module, structure: Structure, survey: Survey) -> None:
+def check_survey(model: nn.Module, structure: Structure, survey: PruningProblem) -> None:
     """:func:`check_reachable` for a model that was looked at already."""
     request = survey.request
     if chooses_sizes(request.method):
@@ -51,9 +51,9 @@ def check_survey(model: nn.Module, structure: Structure, survey: Survey) -> None
         raise ValueError(_too_much(survey, most, _ways_out(model, structure, survey, most)))
 
 
-def _check_each_group(survey: Survey) -> None:
+def _check_each_group(survey: PruningProblem) -> None:
     """Rules say it group by group: none may fall short by more than a step of its own."""
-    for ladder in survey.ladders:
+    for ladder in survey.allowed:
         if survey.shortfall(ladder) > max(ladder.longest_step, ladder.multiple) + _TOLERANCE:
             least = 1 - ladder.smallest / ladder.original
             raise ValueError(
@@ -63,22 +63,22 @@ def _check_each_group(survey: Survey) -> None:
             )
 
 
-def _largest_step(survey: Survey) -> float:
+def _largest_step(survey: PruningProblem) -> float:
     """The largest share of the original model that one step takes."""
-    unit, sizes = survey.request.unit, survey.meter.totals().widths
+    unit, sizes = survey.request.unit, survey.cost_model.totals().widths
     whole = getattr(survey.original, unit)
     steps = [
-        survey.meter.saved(ladder.group, ladder.rungs[0] - ladder.longest_step, sizes, unit)
-        for ladder in survey.ladders
+        survey.cost_model.saved(ladder.group, ladder.sizes[0] - ladder.longest_step, sizes, unit)
+        for ladder in survey.allowed
     ]
     return max(steps) / whole if whole else 0.0
 
 
-def _too_much(survey: Survey, most: float, ways_out: Mapping[str, float]) -> str:
+def _too_much(survey: PruningProblem, most: float, ways_out: Mapping[str, float]) -> str:
     request, unit = survey.request, survey.request.unit
     whole = max(getattr(survey.original, unit), 1)
     smallest = survey.smallest()
-    held = survey.meter.holders(smallest, unit)
+    held = survey.cost_model.holders(smallest, unit)
     lines = []
     for name in sorted(held, key=lambda name: -held[name])[:_HOLDERS]:
         left = f"is down to {smallest[name]} channels" if name in smallest else ""
@@ -93,7 +93,7 @@ def _too_much(survey: Survey, most: float, ways_out: Mapping[str, float]) -> str
     )
 
 
-def _ways_out(model: nn.Module, structure: Structure, survey: Survey, most: float) -> dict[str, float]:
+def _ways_out(model: nn.Module, structure: Structure, survey: PruningProblem, most: float) -> dict[str, float]:
     """Which single change lets more go, and how much then."""
     changes: dict[str, dict[str, Any]] = {
         "include_residual=True": {"include_residual": True},
@@ -105,7 +105,7 @@ def _ways_out(model: nn.Module, structure: Structure, survey: Survey, most: floa
     }
     found = {}
     for text, change in changes.items():
-        relaxed = Survey.of(model, structure, replace(survey.request, **change))
+        relaxed = PruningProblem.of(model, structure, replace(survey.request, **change))
         share = relaxed.gone(relaxed.smallest())
         if share > most + _TOLERANCE:
             found[text] = share

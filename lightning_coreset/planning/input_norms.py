@@ -15,7 +15,7 @@ from lightning_coreset.structure import Example, plain_execution, preserved
 
 
 @dataclass(frozen=True)
-class LayerInputs:
+class InputNorms:
     """What an example showed of the inputs of layers, by the qualified name of their weight.
 
     Attributes:
@@ -24,12 +24,12 @@ class LayerInputs:
         repeated: Weights of layers that are called more than once in a run.
     """
 
-    radii: Mapping[str, float]
+    norms: Mapping[str, float]
     first: frozenset[str] = frozenset()
     repeated: frozenset[str] = frozenset()
 
 
-def layer_inputs(model: nn.Module, example: Example) -> LayerInputs:
+def measure_input_norms(model: nn.Module, example: Example) -> InputNorms:
     """Run a network once, as in evaluation, and measure the inputs of its Linears and convolutions.
 
     Flags, buffers and random states are restored. Layers that are no module of their own, such as a weight used in a
@@ -52,7 +52,7 @@ def layer_inputs(model: nn.Module, example: Example) -> LayerInputs:
     finally:
         for handle in handles:
             handle.remove()
-    return LayerInputs(watch.radii, frozenset(watch.first - watch.deep), frozenset(watch.repeated))
+    return InputNorms(watch.radii, frozenset(watch.first - watch.deep), frozenset(watch.repeated))
 
 
 @dataclass

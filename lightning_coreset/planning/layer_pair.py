@@ -16,14 +16,14 @@ from lightning_coreset.planning.layout import (
     consumer_slices,
     consumer_view,
     filter_view,
-    fold,
-    host,
+    fold_batch_norm,
     member_at,
     norm_scale,
     norm_shift,
     per_class,
     producer_bias,
     producer_filters,
+    to_cpu_float64,
 )
 from lightning_coreset.planning.norms import in_single_precision, kernel_squares, largest_slice_norms, row_norms
 from lightning_coreset.planning.selection import column_factors
@@ -31,7 +31,7 @@ from lightning_coreset.structure import ChannelGroup, Norm, Path, Step
 
 
 @dataclass(frozen=True, eq=False)
-class PathForm:
+class LayerPair:
     """One producer, one activation, one consumer; shapes as in ``layout``.
 
     A channel is the activation of ``scale * (filter . x) + shift``: BatchNorms before it are folded in. Matrices of the
@@ -119,7 +119,7 @@ class PathForm:
         return norms if in_single_precision(norms) else None
 
 
-def path_forms(group: ChannelGroup, tensors: Mapping[str, Tensor]) -> list[PathForm]:
+def layer_pairs(group: ChannelGroup, tensors: Mapping[str, Tensor]) -> list[LayerPair]:
     """The coreset forms of all paths of a group.
 
     Args:
@@ -139,13 +139,13 @@ def path_forms(group: ChannelGroup, tensors: Mapping[str, Tensor]) -> list[PathF
     return [_path_form(group, path, tensors) for path in group.paths]
 
 
-def single_channel_forms(group: ChannelGroup, tensors: Mapping[str, Tensor]) -> list[PathForm]:
+def single_channel_pairs(group: ChannelGroup, tensors: Mapping[str, Tensor]) -> list[LayerPair]:
     """The forms of a group each of whose classes is one channel that every output of its consumers may read.
 
     Raises:
         NoCoresetForm: If the group has no coreset form, or a grouped convolution makes or reads its channels.
     """
-    forms = path_forms(group, tensors)
+    forms = layer_pairs(group, tensors)
     if any(form.shift.shape[1] != 1 for form in forms):
         raise NoCoresetForm("several channels of a grouped convolution go together")
     if any(form.path.consumer.groups != 1 for form in forms):
@@ -153,7 +153,7 @@ def single_channel_forms(group: ChannelGroup, tensors: Mapping[str, Tensor]) -> 
     return forms
 
 
-def _path_form(group: ChannelGroup, path: Path, tensors: Mapping[str, Tensor]) -> PathForm:
+def _path_form(group: ChannelGroup, path: Path, tensors: Mapping[str, Tensor]) -> LayerPair:
     before, activation, behind = _read(path.steps)
     if path.producer.in_dim is None:
         raise NoCoresetForm("an embedding makes its channels")
@@ -163,9 +163,9 @@ def _path_form(group: ChannelGroup, path: Path, tensors: Mapping[str, Tensor]) -
     shift = producer_bias(group, path.producer, tensors)
     scale = torch.ones_like(shift)
     for norm in before:
-        scale, shift = fold(group, scale, shift, norm, tensors)
+        scale, shift = fold_batch_norm(group, scale, shift, norm, tensors)
     only = before[0] if len(before) == 1 else None
-    return PathForm(group, path, tensors, scale, shift, activation, only, tuple(behind))
+    return LayerPair(group, path, tensors, scale, shift, activation, only, tuple(behind))
 
 
 def _read(steps: Sequence[Step]) -> tuple[list[Norm], Activation, list[Norm]]:
@@ -192,7 +192,7 @@ def _read(steps: Sequence[Step]) -> tuple[list[Norm], Activation, list[Norm]]:
     return before, activation or identity, behind
 
 
-def weighted_norms(form: PathForm, tensors: Mapping[str, Tensor]) -> Tensor:
+def weighted_norms(form: LayerPair, tensors: Mapping[str, Tensor]) -> Tensor:
     """The consumers' norms as selection sees them, (N,): with BatchNorms behind the activation and the consumer."""
     norms = form.consumer_norms(output_scale(form, tensors))
     for norm in form.behind:
@@ -200,7 +200,7 @@ def weighted_norms(form: PathForm, tensors: Mapping[str, Tensor]) -> Tensor:
     return norms
 
 
-def output_scale(form: PathForm, tensors: Mapping[str, Tensor]) -> Tensor:
+def output_scale(form: LayerPair, tensors: Mapping[str, Tensor]) -> Tensor:
     """|gamma_o| / sqrt(var_o + eps) of the BatchNorm that follows the consumer, (O,); ones without."""
     norm = norm_of_outputs(form, tensors)
     if norm is not None and norm.running_var is not None:
@@ -208,7 +208,7 @@ def output_scale(form: PathForm, tensors: Mapping[str, Tensor]) -> Tensor:
     return torch.ones(form.outputs, dtype=torch.float64)
 
 
-def norm_of_outputs(form: PathForm, tensors: Mapping[str, Tensor]) -> Norm | None:
+def norm_of_outputs(form: LayerPair, tensors: Mapping[str, Tensor]) -> Norm | None:
     """The BatchNorm that follows the consumer, if it normalises its outputs and nothing else.
 
     Behind a concatenation it has more channels than the consumer has outputs, and where they lie is not known here.
@@ -219,7 +219,7 @@ def norm_of_outputs(form: PathForm, tensors: Mapping[str, Tensor]) -> Norm | Non
     return norm if len(tensors[norm.running_mean]) == form.outputs else None
 
 
-def affine_behind(group: ChannelGroup, form: PathForm, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+def affine_behind(group: ChannelGroup, form: LayerPair, tensors: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Scale and offset, both (N,), that BatchNorms behind the activation apply to the channels.
 
     Raises:
@@ -228,7 +228,7 @@ def affine_behind(group: ChannelGroup, form: PathForm, tensors: Mapping[str, Ten
     scale, offset = torch.ones(group.size, dtype=torch.float64), torch.zeros(group.size, dtype=torch.float64)
     for norm in form.behind:
         assert norm.running_mean is not None
-        mean = host(tensors[norm.running_mean])
+        mean = to_cpu_float64(tensors[norm.running_mean])
         parts = (norm_scale(norm, tensors), mean, norm_shift(norm, tensors, len(mean)))
         a, centre, shift = (per_class(group, part, norm) for part in parts)
         if a.shape[1] != 1:

@@ -41,8 +41,8 @@ ignore=['features.*'].
     """
     if is_rule(rules):  # a string's letters would be taken for patterns
         raise ValueError(
-            f"Expected {argument} to be a sequence of rules but got the single rule {show(rules)}. "
-            f"Write {argument}=[{show(rules)}]."
+            f"Expected {argument} to be a sequence of rules but got the single rule {format_rule(rules)}. "
+            f"Write {argument}=[{format_rule(rules)}]."
         )
     try:
         listed = tuple(rules)
@@ -69,7 +69,7 @@ def is_rule(rule: object) -> bool:
     return isinstance(rule, str) or (inspect.isclass(rule) and issubclass(rule, nn.Module))
 
 
-def show(rule: Any) -> str:
+def format_rule(rule: Any) -> str:
     """A rule as a user would write it: ``'conv*'``, ``re.compile('conv.')``, ``Conv2d``."""
     return rule.__name__ if inspect.isclass(rule) else repr(rule)
 
@@ -109,18 +109,18 @@ def check_matches(model: nn.Module, rules: Sequence[Rule], argument: str) -> Non
         if isinstance(rule, type):
             kinds = sorted({type(module).__name__ for module in modules.values()})
             raise ValueError(
-                f"Expected every rule of {argument} to name a module but no module is a {show(rule)}. "
+                f"Expected every rule of {argument} to name a module but no module is a {format_rule(rule)}. "
                 f"The model has modules of the types {', '.join(kinds[:12])}."
             )
         text = rule if isinstance(rule, str) else rule.pattern
         close = get_close_matches(re.sub(r"[*?\[\]\\^$()+|]", "", text), names, n=3, cutoff=0.3) or names[:3]
         raise ValueError(
-            f"Expected every rule of {argument} to match a module name but {show(rule)} matches none. "
+            f"Expected every rule of {argument} to match a module name but {format_rule(rule)} matches none. "
             f"Module names look like {close}; model.named_modules() lists them all."
         )
 
 
-class Makers:
+class RuleMatcher:
     """Who makes the channels of a group: the modules by which rules name it.
 
     Args:

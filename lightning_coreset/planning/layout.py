@@ -19,7 +19,7 @@ class NoCoresetForm(Exception):  # noqa: N818 - a finding, not an error
     """A group is no sum of one layer's activated channels; the message says why, in words for a user."""
 
 
-def host(tensor: Tensor) -> Tensor:
+def to_cpu_float64(tensor: Tensor) -> Tensor:
     """The values in float64 on the CPU, where a plan comes out the same for every device."""
     return tensor.detach().to("cpu", torch.float64)
 
@@ -38,14 +38,18 @@ def member_at(group: ChannelGroup, name: str, dim: int | None) -> Member:
 
 def producer_filters(group: ChannelGroup, layer: Layer, tensors: Mapping[str, Tensor]) -> Tensor:
     """Filters without their bias, (N, r, d); absent rows are zero."""
-    return by_class(host(filter_view(layer, tensors)), member_at(group, layer.weight, layer.out_dim))
+    return by_class(to_cpu_float64(filter_view(layer, tensors)), member_at(group, layer.weight, layer.out_dim))
 
 
 def producer_bias(group: ChannelGroup, layer: Layer, tensors: Mapping[str, Tensor]) -> Tensor:
     """The bias of every filter, (N, r); zeros without."""
     member = member_at(group, layer.weight, layer.out_dim)
     outputs = member.length or tensors[layer.weight].shape[layer.out_dim]
-    bias = torch.zeros(outputs, dtype=torch.float64) if layer.bias is None else host(tensors[layer.bias]).reshape(-1)
+    bias = (
+        torch.zeros(outputs, dtype=torch.float64)
+        if layer.bias is None
+        else to_cpu_float64(tensors[layer.bias]).reshape(-1)
+    )
     if len(bias) != outputs:  # a transposed convolution with groups has as many biases as outputs
         raise NoCoresetForm("its bias has another length than its filters")
     return by_class(bias, member)
@@ -64,7 +68,7 @@ def consumer_slices(group: ChannelGroup, layer: Layer, tensors: Mapping[str, Ten
 
 def consumer_matrix(layer: Layer, tensors: Mapping[str, Tensor]) -> Tensor:
     """A weight as (O, I, k)."""
-    return host(consumer_view(layer, tensors))
+    return to_cpu_float64(consumer_view(layer, tensors))
 
 
 def consumer_view(layer: Layer, tensors: Mapping[str, Tensor]) -> Tensor:
@@ -85,18 +89,18 @@ def norm_scale(norm: Norm, tensors: Mapping[str, Tensor]) -> Tensor:
     """The scale gamma / sqrt(var + eps) for every channel of a BatchNorm."""
     if norm.running_var is None:
         raise NoCoresetForm("a BatchNorm beside it keeps no running statistics")
-    deviation = (host(tensors[norm.running_var]) + norm.eps).sqrt()
+    deviation = (to_cpu_float64(tensors[norm.running_var]) + norm.eps).sqrt()
     return norm_weight(norm, tensors, len(deviation)) / deviation
 
 
 def norm_weight(norm: Norm, tensors: Mapping[str, Tensor], channels: int) -> Tensor:
     """The weight gamma of a BatchNorm, ones without."""
-    return torch.ones(channels, dtype=torch.float64) if norm.weight is None else host(tensors[norm.weight])
+    return torch.ones(channels, dtype=torch.float64) if norm.weight is None else to_cpu_float64(tensors[norm.weight])
 
 
 def norm_shift(norm: Norm, tensors: Mapping[str, Tensor], channels: int) -> Tensor:
     """The bias beta of a BatchNorm, zeros without."""
-    return torch.zeros(channels, dtype=torch.float64) if norm.bias is None else host(tensors[norm.bias])
+    return torch.zeros(channels, dtype=torch.float64) if norm.bias is None else to_cpu_float64(tensors[norm.bias])
 
 
 def per_class(group: ChannelGroup, values: Tensor, norm: Norm) -> Tensor:
@@ -107,12 +111,12 @@ def per_class(group: ChannelGroup, values: Tensor, norm: Norm) -> Tensor:
     return by_class(values, member)
 
 
-def fold(
+def fold_batch_norm(
     group: ChannelGroup, scale: Tensor, shift: Tensor, norm: Norm, tensors: Mapping[str, Tensor]
 ) -> tuple[Tensor, Tensor]:
     """An affine map of what makes the channels, scale and shift both (N, r), with a BatchNorm behind it."""
     assert norm.running_mean is not None
-    mean = host(tensors[norm.running_mean])
+    mean = to_cpu_float64(tensors[norm.running_mean])
     parts = (norm_scale(norm, tensors), mean, norm_shift(norm, tensors, len(mean)))
     gain, centre, offset = (per_class(group, part, norm) for part in parts)
     return gain * scale, gain * (shift - centre) + offset

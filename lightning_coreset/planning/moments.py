@@ -9,8 +9,14 @@ from math import isqrt, prod
 import torch
 from torch import Tensor
 
-from lightning_coreset.coreset import Gaussian, gram, linear_law, normalised_law, spatial_correlation
-from lightning_coreset.planning.layer_pair import PathForm, affine_behind
+from lightning_coreset.coreset import (
+    Gaussian,
+    activation_moments,
+    batchnorm_preactivations,
+    linear_preactivations,
+    spatial_correlation,
+)
+from lightning_coreset.planning.layer_pair import LayerPair, affine_behind
 from lightning_coreset.planning.layout import member_of, norm_shift, norm_weight, per_class
 from lightning_coreset.structure import ChannelGroup
 
@@ -19,7 +25,7 @@ _NEIGHBOURS = 0.8
 
 
 @dataclass(frozen=True, eq=False)
-class InputLaw:
+class ActivationMoments:
     """First and second moments of a layer's input channels.
 
     Attributes:
@@ -34,7 +40,7 @@ class InputLaw:
 
 
 def moments(
-    group: ChannelGroup, form: PathForm, tensors: Mapping[str, Tensor], inputs: Mapping[str, InputLaw]
+    group: ChannelGroup, form: LayerPair, tensors: Mapping[str, Tensor], inputs: Mapping[str, ActivationMoments]
 ) -> tuple[Tensor, Tensor]:
     """Mean (N,) and centred covariance (N, N) of the channels as their consumer sees them.
 
@@ -42,7 +48,7 @@ def moments(
     the model; elsewhere the law of the layer's input decides: that of the layer before if it is known, else a standard
     Gaussian.
     """
-    found = gram(form.activation, _law(group, form, tensors, inputs))
+    found = activation_moments(form.activation, _law(group, form, tensors, inputs))
     mean, covariance = found.mean, found.covariance
     scale, offset = affine_behind(group, form, tensors)
     return scale * mean + offset, covariance * (scale[:, None] * scale).to(covariance.dtype)
@@ -55,22 +61,22 @@ def second_moment(mean: Tensor, covariance: Tensor) -> Tensor:
 
 
 def _law(
-    group: ChannelGroup, form: PathForm, tensors: Mapping[str, Tensor], inputs: Mapping[str, InputLaw]
+    group: ChannelGroup, form: LayerPair, tensors: Mapping[str, Tensor], inputs: Mapping[str, ActivationMoments]
 ) -> Gaussian:
     producers = form.rows[:, 0]
     kernel = tuple(tensors[form.path.producer.weight].shape[2:])
     known = inputs.get(form.path.producer.weight)
     mean, covariance = _patch(producers.shape[1] - 1, kernel, known)
     if form.before is None or form.before.running_var is None:
-        return linear_law(producers, mean, covariance)
+        return linear_preactivations(producers, mean, covariance)
     count = len(tensors[form.before.running_var])
     shift = per_class(group, norm_shift(form.before, tensors, count), form.before)[:, 0]
     scale = per_class(group, norm_weight(form.before, tensors, count), form.before)[:, 0]
-    return normalised_law(producers, shift, scale, covariance)
+    return batchnorm_preactivations(producers, shift, scale, covariance)
 
 
 def _patch(
-    inputs: int, kernel: tuple[int, ...], known: InputLaw | None
+    inputs: int, kernel: tuple[int, ...], known: ActivationMoments | None
 ) -> tuple[Tensor | None, float | tuple[Tensor, Tensor]]:
     """Mean and covariance of a layer's flattened input: channels times positions."""
     places = prod(kernel) * (known.positions if known is not None else 1)
@@ -87,17 +93,17 @@ def _patch(
 
 
 def carried(
-    group: ChannelGroup, form: PathForm, tensors: Mapping[str, Tensor], mean: Tensor, covariance: Tensor
-) -> InputLaw | None:
+    group: ChannelGroup, form: LayerPair, tensors: Mapping[str, Tensor], mean: Tensor, covariance: Tensor
+) -> ActivationMoments | None:
     """The law of the consumer's input, if this group is all of it."""
     places = whole_input(group, form, tensors)
     if places is None:
         return None
     order = places[:, 0].argsort()
-    return InputLaw(mean[order], covariance[order][:, order], places.shape[1])
+    return ActivationMoments(mean[order], covariance[order][:, order], places.shape[1])
 
 
-def whole_input(group: ChannelGroup, form: PathForm, tensors: Mapping[str, Tensor]) -> Tensor | None:
+def whole_input(group: ChannelGroup, form: LayerPair, tensors: Mapping[str, Tensor]) -> Tensor | None:
     """The positions of every class in the consumer's input, (N, q), if this group is all of it."""
     layer = form.path.consumer
     member = member_of(group, layer.weight, layer.in_dim)

@@ -12,30 +12,30 @@ from torch import Tensor, nn
 from lightning_coreset.methods import Reconstruction, chooses_sizes
 from lightning_coreset.plan import GroupPlan, ParameterChange, PruningPlan
 from lightning_coreset.planning.certificates import Certifier, GroupCertificate
-from lightning_coreset.planning.cost_model import Totals, reached
+from lightning_coreset.planning.cost_model import ModelCost, reached
 from lightning_coreset.planning.feasibility import check_survey
-from lightning_coreset.planning.input_norms import LayerInputs
-from lightning_coreset.planning.problem import Survey
+from lightning_coreset.planning.input_norms import InputNorms
+from lightning_coreset.planning.problem import PruningProblem
 from lightning_coreset.planning.request import Request
 from lightning_coreset.planning.select import Selector
 from lightning_coreset.planning.selection import Selection
-from lightning_coreset.planning.working_weights import Working
+from lightning_coreset.planning.working_weights import WorkingWeights
 from lightning_coreset.structure import ChannelGroup, Structure
 from lightning_coreset.surgery import scale_counts, slice_members
 
 
-def measure(model: nn.Module, structure: Structure, request: Request) -> Totals:
+def measure(model: nn.Module, structure: Structure, request: Request) -> ModelCost:
     """What a model comes to, for plans that count against it later.
 
     Raises:
         ValueError: If nothing in it can be pruned.
     """
-    return Survey.of(model, structure, request).original
+    return PruningProblem.of(model, structure, request).original
 
 
 def final_sizes(model: nn.Module, structure: Structure, request: Request) -> dict[str, int]:
     """Classes that are left in each group when all that is asked of this model is gone, in network order."""
-    return Survey.of(model, structure, request).sizes()
+    return PruningProblem.of(model, structure, request).sizes()
 
 
 def bottom_up_sizes(final: Mapping[str, int], fraction: float) -> dict[str, int]:
@@ -49,9 +49,9 @@ def make_plan(
     structure: Structure,
     request: Request,
     *,
-    original: Totals | None = None,
+    original: ModelCost | None = None,
     sizes: Mapping[str, int] | None = None,
-    inputs: LayerInputs | None = None,
+    inputs: InputNorms | None = None,
     strict: bool = True,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> PruningPlan:
@@ -63,7 +63,7 @@ def make_plan(
         request: What is asked.
         original: Totals of the model before any pruning; those of ``model`` by default.
         sizes: Classes to keep by group name, instead of what the request comes to; groups without a size stay whole.
-        inputs: What ``layer_inputs`` measured: every group gets a certificate, and the plan is the same otherwise.
+        inputs: What ``measure_input_norms`` measured: every group gets a certificate, and the plan is the same otherwise.
         strict: Whether to refuse what :func:`check_reachable` does. An event in the middle of a schedule does what can
             still be done.
         progress: Called at every group with its name, its number from 1, and how many there are.
@@ -72,7 +72,7 @@ def make_plan(
         ValueError: If a rule matches nothing, two rules fight over a group, nothing can be pruned, or (``strict``) more
             is asked than can go.
     """
-    survey = Survey.of(model, structure, request, original)
+    survey = PruningProblem.of(model, structure, request, original)
     if strict and sizes is None:
         check_survey(model, structure, survey)
     if sizes is None:
@@ -80,8 +80,8 @@ def make_plan(
     certifier = None if inputs is None else Certifier(inputs, request.input_radius, request.seed)
     choices, changes = _choose(survey, sizes, certifier, progress)
     kept = [(choice.group, choice.selection.kept.tolist()) for choice in choices]
-    before = survey.meter.totals()
-    after = survey.meter.after(changes, {group.name: len(classes) for group, classes in kept})
+    before = survey.cost_model.totals()
+    after = survey.cost_model.after(changes, {group.name: len(classes) for group, classes in kept})
     return PruningPlan(
         groups=_reports(survey, choices, before, after),
         changes=changes,
@@ -121,7 +121,9 @@ class _Choice:
         )
 
 
-def _reports(survey: Survey, choices: Sequence[_Choice], before: Totals, after: Totals) -> tuple[GroupPlan, ...]:
+def _reports(
+    survey: PruningProblem, choices: Sequence[_Choice], before: ModelCost, after: ModelCost
+) -> tuple[GroupPlan, ...]:
     """Every group with what goes by its cut, the cuts below it being made: together exactly what goes in all."""
     cut = [choice.group.name for choice in choices if len(choice.selection.kept) < choice.group.size]
     sizes, params, macs = dict(before.widths), float(before.params), float(before.macs)
@@ -130,8 +132,8 @@ def _reports(survey: Survey, choices: Sequence[_Choice], before: Totals, after: 
         name, left = choice.group.name, (round(params), round(macs))
         if name in cut:
             size = len(choice.selection.kept)
-            params -= survey.meter.saved(name, size, sizes, "params")
-            macs -= survey.meter.saved(name, size, sizes, "macs")
+            params -= survey.cost_model.saved(name, size, sizes, "params")
+            macs -= survey.cost_model.saved(name, size, sizes, "macs")
             sizes[name] = size
             if name == cut[-1]:  # the meter goes by averages where classes differ; the last one makes up for it
                 params, macs = float(after.params), float(after.macs)
@@ -140,7 +142,7 @@ def _reports(survey: Survey, choices: Sequence[_Choice], before: Totals, after: 
 
 
 def _choose(
-    survey: Survey,
+    survey: PruningProblem,
     sizes: Mapping[str, int],
     certifier: Certifier | None,
     progress: Callable[[str, int, int], None] | None,
@@ -149,7 +151,7 @@ def _choose(
     request = survey.request
     selector = Selector(request.method, torch.Generator().manual_seed(request.seed))
     # The laws of inputs, which reconstruction carries along, tell of every channel that a layer had.
-    working = Working(survey.tensors, survey.groups, cut=not isinstance(request.method, Reconstruction))
+    working = WorkingWeights(survey.tensors, survey.groups, cut=not isinstance(request.method, Reconstruction))
     choices = []
     for position, group in enumerate(survey.groups, start=1):
         if progress is not None:
@@ -182,7 +184,7 @@ def _check_finite(group: ChannelGroup, tensors: Mapping[str, Tensor]) -> None:
 
 
 def _changes(
-    tensors: Mapping[str, Tensor], working: Working, choices: Sequence[_Choice]
+    tensors: Mapping[str, Tensor], working: WorkingWeights, choices: Sequence[_Choice]
 ) -> tuple[ParameterChange, ...]:
     shapes = {name: tuple(tensors[name].shape) for name in working.reweighted}
     by_name = {name: ParameterChange(name, shape, shape, {}) for name, shape in shapes.items()}

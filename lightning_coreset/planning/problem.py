@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from lightning_coreset.methods import Magnitude, Reconstruction
 from lightning_coreset.planning.allocation import error_steps, ranked_steps, solve, uniform_steps
-from lightning_coreset.planning.allowed_sizes import Ladder
-from lightning_coreset.planning.cost_model import Meter, Totals
-from lightning_coreset.planning.layer_rules import Makers, Rule, show
+from lightning_coreset.planning.allowed_sizes import AllowedSizes
+from lightning_coreset.planning.cost_model import CostModel, ModelCost
+from lightning_coreset.planning.layer_rules import Rule, RuleMatcher, format_rule
 from lightning_coreset.planning.layout import NoCoresetForm
-from lightning_coreset.planning.moments import InputLaw
+from lightning_coreset.planning.moments import ActivationMoments
 from lightning_coreset.planning.reconstruct import error_curve
 from lightning_coreset.planning.request import Request
 from lightning_coreset.planning.select import producer_norms
@@ -23,7 +23,7 @@ from lightning_coreset.surgery import named_tensors
 
 
 @dataclass(frozen=True, eq=False)
-class Survey:
+class PruningProblem:
     """A model with what may shrink in it, and how far.
 
     Attributes:
@@ -42,12 +42,14 @@ class Survey:
     groups: Sequence[ChannelGroup]
     skipped: Mapping[str, str]
     ratios: Mapping[str, float]
-    ladders: Sequence[Ladder]
-    meter: Meter
-    original: Totals
+    allowed: Sequence[AllowedSizes]
+    cost_model: CostModel
+    original: ModelCost
 
     @classmethod
-    def of(cls, model: nn.Module, structure: Structure, request: Request, original: Totals | None = None) -> Survey:
+    def of(
+        cls, model: nn.Module, structure: Structure, request: Request, original: ModelCost | None = None
+    ) -> PruningProblem:
         """Look at a model.
 
         Args:
@@ -67,50 +69,50 @@ class Survey:
         widths = {} if original is None else original.widths
         sizes = {group.name: group.size for group in structure.groups}
         settled = sum(sizes.get(name, 1) for name in widths.keys() - {group.name for group in groups})
-        meter = Meter(tensors, groups, structure.macs, settled, structure.product_macs)
+        meter = CostModel(tensors, groups, structure.macs, settled, structure.product_macs)
         # A group that is new under its name may be wider than the one that had it.
-        ladders = [Ladder.of(group, request, max(widths.get(group.name, 0), group.size)) for group in groups]
-        ratios = _ratios(Makers(model), groups, request)
+        ladders = [AllowedSizes.of(group, request, max(widths.get(group.name, 0), group.size)) for group in groups]
+        ratios = _ratios(RuleMatcher(model), groups, request)
         return cls(request, tensors, groups, skipped, ratios, ladders, meter, original or meter.totals())
 
     def sizes(self) -> dict[str, int]:
         """The classes that stay in each group, as the request's ratio, rules and limits have it."""
         if self.ratios:
-            return {ladder.group: ladder.nearest(self._wanted(ladder)) for ladder in self.ladders}
+            return {ladder.group: ladder.nearest(self._wanted(ladder)) for ladder in self.allowed}
         ratio = self.request.target
-        return solve(self._steps(), self.ladders, self.meter, ratio, self.request.unit, self.original)
+        return solve(self._steps(), self.allowed, self.cost_model, ratio, self.request.unit, self.original)
 
     def smallest(self) -> dict[str, int]:
         """The least classes that each group may have."""
-        return {ladder.group: ladder.smallest for ladder in self.ladders}
+        return {ladder.group: ladder.smallest for ladder in self.allowed}
 
     def gone(self, sizes: Mapping[str, float]) -> float:
         """The fraction of the original model that is gone with these sizes, which may be fractional."""
-        return self.meter.gone(sizes, self.original, self.request.unit)
+        return self.cost_model.gone(sizes, self.original, self.request.unit)
 
     def requested(self) -> float:
         """The fraction that is asked for: of rules, what they come to with fractions of channels."""
         if not self.ratios:
             return self.request.target
-        return self.gone({ladder.group: self._wanted(ladder) for ladder in self.ladders})
+        return self.gone({ladder.group: self._wanted(ladder) for ladder in self.allowed})
 
-    def shortfall(self, ladder: Ladder) -> float:
+    def shortfall(self, ladder: AllowedSizes) -> float:
         """By how many classes a group cannot become as small as its rule says."""
         return ladder.smallest - self._wanted(ladder)
 
-    def _wanted(self, ladder: Ladder) -> float:
+    def _wanted(self, ladder: AllowedSizes) -> float:
         return ladder.original * (1 - self.ratios[ladder.group])
 
     def _steps(self) -> Tensor:
         if self.request.allocation == "error":
-            return error_steps(self.ladders, dict(self._curves()), self.meter, self.request.unit)
+            return error_steps(self.allowed, dict(self._curves()), self.cost_model, self.request.unit)
         if self.request.allocation == "global":
-            return ranked_steps(self.ladders, self._scores())
-        return uniform_steps(self.ladders)
+            return ranked_steps(self.allowed, self._scores())
+        return uniform_steps(self.allowed)
 
     def _curves(self) -> Iterator[tuple[str, Tensor]]:
         method = self.request.method if isinstance(self.request.method, Reconstruction) else Reconstruction()
-        laws: dict[str, InputLaw] = {}
+        laws: dict[str, ActivationMoments] = {}
         for group in self.groups:
             try:
                 yield group.name, error_curve(group, method, self.tensors, laws)
@@ -128,13 +130,13 @@ class Survey:
 
 def prunable(model: nn.Module, structure: Structure, request: Request) -> tuple[list[ChannelGroup], dict[str, str]]:
     """The groups that may shrink, and the layers that may not, each with the reason."""
-    makers = Makers(model)
+    makers = RuleMatcher(model)
     rules = tuple(request.pruning_ratio) if isinstance(request.pruning_ratio, Mapping) else None
     groups, skipped = [], dict(structure.refused)
     for group in structure.groups:
         ignored = next(makers.named(request.ignore, group), None)
         if ignored is not None:
-            skipped[group.name] = f"is ignored by {show(ignored[0])}"
+            skipped[group.name] = f"is ignored by {format_rule(ignored[0])}"
         elif request.only and not any(makers.named(request.only, group)):
             skipped[group.name] = "is named by no rule of only"
         elif not request.include_residual and is_residual(group):
@@ -152,7 +154,7 @@ def is_residual(group: ChannelGroup) -> bool:
     return several and any(step.op == "sum" for path in group.paths for step in path.steps)
 
 
-def _ratios(makers: Makers, groups: Sequence[ChannelGroup], request: Request) -> dict[str, float]:
+def _ratios(makers: RuleMatcher, groups: Sequence[ChannelGroup], request: Request) -> dict[str, float]:
     """The ratio of each group where rules say it.
 
     Raises:
@@ -172,7 +174,9 @@ def _ratios(makers: Makers, groups: Sequence[ChannelGroup], request: Request) ->
 
 
 def _fight(group: ChannelGroup, through: Mapping[Rule, str], ratios: Mapping[Rule, float]) -> str:
-    named = " and ".join(f"{show(rule)} says {ratios[rule]:g} (through {name})" for rule, name in through.items())
+    named = " and ".join(
+        f"{format_rule(rule)} says {ratios[rule]:g} (through {name})" for rule, name in through.items()
+    )
     return (
         f"Expected one pruning ratio for the channels of {group.name!r}, which go together, but {named}. "
         "Give both rules the same ratio, or narrow one of them."

@@ -13,9 +13,9 @@ from torch import Tensor
 from lightning_coreset import coreset
 from lightning_coreset.coreset import mixing_matrix, spatial_correlation, variance_ratios
 from lightning_coreset.methods import Reconstruction, method_name
-from lightning_coreset.planning.layer_pair import PathForm, norm_of_outputs, output_scale, single_channel_forms
-from lightning_coreset.planning.layout import NoCoresetForm, consumer_matrix, host, member_of, put_consumer
-from lightning_coreset.planning.moments import InputLaw, carried, moments, second_moment, whole_input
+from lightning_coreset.planning.layer_pair import LayerPair, norm_of_outputs, output_scale, single_channel_pairs
+from lightning_coreset.planning.layout import NoCoresetForm, consumer_matrix, member_of, put_consumer, to_cpu_float64
+from lightning_coreset.planning.moments import ActivationMoments, carried, moments, second_moment, whole_input
 from lightning_coreset.planning.selection import Selection
 from lightning_coreset.structure import ChannelGroup, Step
 
@@ -28,7 +28,7 @@ def reconstruct_group(
     size: int,
     method: Reconstruction,
     tensors: Mapping[str, Tensor],
-    laws: dict[str, InputLaw],
+    laws: dict[str, ActivationMoments],
 ) -> Selection:
     """Choose the channels that can best stand in for the others, and the weights with which they do.
 
@@ -58,7 +58,7 @@ def reconstruct_group(
 
 
 def error_curve(
-    group: ChannelGroup, method: Reconstruction, tensors: Mapping[str, Tensor], laws: dict[str, InputLaw]
+    group: ChannelGroup, method: Reconstruction, tensors: Mapping[str, Tensor], laws: dict[str, ActivationMoments]
 ) -> Tensor:
     """The expected squared error of the next layer's outputs for every number of channels that could go.
 
@@ -83,13 +83,13 @@ def error_curve(
     return curve / variance if variance > 0 else torch.zeros_like(curve)
 
 
-def _views(group: ChannelGroup, tensors: Mapping[str, Tensor], laws: dict[str, InputLaw]) -> list[_View]:
+def _views(group: ChannelGroup, tensors: Mapping[str, Tensor], laws: dict[str, ActivationMoments]) -> list[_View]:
     """The channels as each kind of consumer sees them; the laws behind the group are added."""
-    forms = single_channel_forms(group, tensors)
+    forms = single_channel_pairs(group, tensors)
     readers = [form.path.consumer.weight for form in forms]
     if len(set(readers)) != len(readers):
         raise NoCoresetForm("one weight reads its channels in two ways")
-    alike: dict[tuple[Step, ...], list[PathForm]] = {}
+    alike: dict[tuple[Step, ...], list[LayerPair]] = {}
     for form in forms:
         alike.setdefault(form.path.steps, []).append(form)
     views = [_View(group, same, tensors, laws) for same in alike.values()]
@@ -118,9 +118,9 @@ class _View:
     def __init__(
         self,
         group: ChannelGroup,
-        forms: Sequence[PathForm],
+        forms: Sequence[LayerPair],
         tensors: Mapping[str, Tensor],
-        laws: Mapping[str, InputLaw],
+        laws: Mapping[str, ActivationMoments],
     ) -> None:
         self.forms = forms
         self.mean, self.covariance = moments(group, forms[0], tensors, laws)
@@ -128,10 +128,10 @@ class _View:
         self.centre = self.mean if forms[0].before is not None and takes_constant else None
         self.moment = self.covariance if self.centre is not None else second_moment(self.mean, self.covariance)
         rows = [_matrix(form.consumers) * _repeated(output_scale(form, tensors), form) for form in forms]
-        self.rows = coreset.condensed(torch.cat(rows))
+        self.rows = coreset.compress_rows(torch.cat(rows))
         self.energy = coreset.expected_error(self.moment, self.rows)
 
-    def carried_laws(self, group: ChannelGroup, tensors: Mapping[str, Tensor]) -> dict[str, InputLaw]:
+    def carried_laws(self, group: ChannelGroup, tensors: Mapping[str, Tensor]) -> dict[str, ActivationMoments]:
         """The laws of the consumers' inputs, where this group is all of them."""
         found = {
             form.path.consumer.weight: carried(group, form, tensors, self.mean, self.covariance) for form in self.forms
@@ -157,7 +157,7 @@ class _View:
         return updates
 
     def _repaired(
-        self, group: ChannelGroup, form: PathForm, kept: Tensor, new: Tensor, tensors: Mapping[str, Tensor]
+        self, group: ChannelGroup, form: LayerPair, kept: Tensor, new: Tensor, tensors: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
         """The running variance of a BatchNorm behind the consumer, told that its input varies less now."""
         norm = norm_of_outputs(form, tensors)
@@ -167,7 +167,7 @@ class _View:
         kernel = tuple(tensors[form.path.consumer.weight].shape[2:]) or (1,)
         correlation = spatial_correlation(kernel, _OUTPUT_NEIGHBOURS)
         ratios = variance_ratios(self.covariance, form.consumers.flatten(2), kept, new.flatten(2), correlation)
-        return {norm.running_var: host(tensors[norm.running_var]) * ratios}
+        return {norm.running_var: to_cpu_float64(tensors[norm.running_var]) * ratios}
 
 
 def _matrix(consumers: Tensor) -> Tensor:
@@ -175,12 +175,12 @@ def _matrix(consumers: Tensor) -> Tensor:
     return consumers.permute(0, 2, 3, 1).reshape(-1, consumers.shape[1])
 
 
-def _repeated(scale: Tensor, form: PathForm) -> Tensor:
+def _repeated(scale: Tensor, form: LayerPair) -> Tensor:
     """A scale (O,) for every row of ``_matrix``, (J, 1)."""
     return scale.repeat_interleave(form.consumers.shape[2] * form.consumers.shape[3])[:, None]
 
 
-def _constant_goes_into(form: PathForm, tensors: Mapping[str, Tensor]) -> tuple[str, float] | None:
+def _constant_goes_into(form: LayerPair, tensors: Mapping[str, Tensor]) -> tuple[str, float] | None:
     """The tensor that takes a constant added to the consumer's output, with its sign."""
     layer = form.path.consumer
     if layer.bias is not None and tensors[layer.bias].numel() == len(form.consumers):
@@ -191,15 +191,15 @@ def _constant_goes_into(form: PathForm, tensors: Mapping[str, Tensor]) -> tuple[
     return None
 
 
-def _shifted(form: PathForm, constant: Tensor, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _shifted(form: LayerPair, constant: Tensor, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     place = _constant_goes_into(form, tensors)
     if place is None or not constant.any():
         return {}
     name, sign = place
-    return {name: host(tensors[name]) + sign * constant.reshape(tensors[name].shape)}
+    return {name: to_cpu_float64(tensors[name]) + sign * constant.reshape(tensors[name].shape)}
 
 
-def _written(group: ChannelGroup, form: PathForm, kept: Tensor, new: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+def _written(group: ChannelGroup, form: LayerPair, kept: Tensor, new: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
     """The consumer's weight with new columns (O, m, q, k) for kept classes and zeros for the others."""
     layer = form.path.consumer
     member = member_of(group, layer.weight, layer.in_dim)

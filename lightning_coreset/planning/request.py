@@ -12,7 +12,7 @@ from torch import nn
 
 from lightning_coreset.methods import Magnitude, Method, Random, Reconstruction, chooses_sizes
 from lightning_coreset.planning.cost_model import Unit
-from lightning_coreset.planning.layer_rules import Rule, as_rules, check_matches, check_rule, show
+from lightning_coreset.planning.layer_rules import Rule, as_rules, check_matches, check_rule, format_rule
 
 Allocation: TypeAlias = Literal["uniform", "error", "global"]
 PruningRatio: TypeAlias = float | Mapping[Rule, float]
@@ -156,7 +156,7 @@ def _checked_ratio(ratio: PruningRatio) -> PruningRatio:
     for rule in ratio:
         check_rule(rule, "pruning_ratio")
     return {
-        rule: _checked_fraction(part, f"pruning_ratio[{show(rule)}]", "each group's channels")
+        rule: _checked_fraction(part, f"pruning_ratio[{format_rule(rule)}]", "each group's channels")
         for rule, part in ratio.items()
     }
 

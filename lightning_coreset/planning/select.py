@@ -11,9 +11,9 @@ from torch import Tensor
 
 from lightning_coreset.coreset import draw_distinct, draw_fixed, draw_pps, sample_size, sensitivities_from_norms
 from lightning_coreset.methods import Magnitude, Method, Random, Reconstruction, Sensitivity, method_name
-from lightning_coreset.planning.layer_pair import PathForm, affine_behind, path_forms, weighted_norms
+from lightning_coreset.planning.layer_pair import LayerPair, affine_behind, layer_pairs, weighted_norms
 from lightning_coreset.planning.layout import NoCoresetForm
-from lightning_coreset.planning.moments import InputLaw
+from lightning_coreset.planning.moments import ActivationMoments
 from lightning_coreset.planning.norms import class_norms, largest_class_norms
 from lightning_coreset.planning.reconstruct import reconstruct_group
 from lightning_coreset.planning.selection import Selection
@@ -35,7 +35,7 @@ class Selector:
 
     method: Method
     generator: torch.Generator
-    laws: dict[str, InputLaw] = field(default_factory=dict)
+    laws: dict[str, ActivationMoments] = field(default_factory=dict)
     clipped: list[str] = field(default_factory=list)
     filters: dict[str, Tensor] = field(default_factory=dict)
 
@@ -73,7 +73,7 @@ class Selector:
             return _ranked(group, size, tensors, f"rank ({reason})")
 
     def _sampled(self, group: ChannelGroup, size: int, method: Sensitivity, tensors: Mapping[str, Tensor]) -> Selection:
-        forms = path_forms(group, tensors)
+        forms = layer_pairs(group, tensors)
         paths = [
             sensitivities_from_norms(
                 form.producer_norms(self.filters.get(form.path.producer.weight)),
@@ -97,7 +97,7 @@ class Selector:
         self, group: ChannelGroup, epsilon: float, method: Sensitivity, tensors: Mapping[str, Tensor]
     ) -> Selection:
         """As many draws as the theorem asks for; the whole group if it has no more channels than that."""
-        views = [_TheoremView.of(group, form, method.input_radius, tensors) for form in path_forms(group, tensors)]
+        views = [_TheoremView.of(group, form, method.input_radius, tensors) for form in layer_pairs(group, tensors)]
         scores = torch.stack([view.scores for view in views]).amax(dim=0)
         drawn = scores > 0
         squares = torch.stack([(view.slopes[drawn].square() / scores[drawn]).sum() for view in views])
@@ -131,7 +131,7 @@ class _TheoremView:
 
     @classmethod
     def of(
-        cls, group: ChannelGroup, form: PathForm, input_radius: float, tensors: Mapping[str, Tensor]
+        cls, group: ChannelGroup, form: LayerPair, input_radius: float, tensors: Mapping[str, Tensor]
     ) -> _TheoremView:
         scale, offset = affine_behind(group, form, tensors)
         norms, weights = form.producer_norms(), form.consumer_norms()

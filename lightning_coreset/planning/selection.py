@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_coreset.structure import ChannelGroup, Member
-from lightning_coreset.surgery import multiplied
+from lightning_coreset.surgery import scale_dims_
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +53,7 @@ def scale_consumers(group: ChannelGroup, factor: Tensor, tensors: Mapping[str, T
     scaled: dict[str, Tensor] = {}
     for member in group.by_role("consumer"):
         tensor = scaled.setdefault(member.name, tensors[member.name].detach().clone())
-        multiplied(tensor, {member.dim: column_factors(member, factor, tensor.shape[member.dim])})
+        scale_dims_(tensor, {member.dim: column_factors(member, factor, tensor.shape[member.dim])})
     return scaled
 
 

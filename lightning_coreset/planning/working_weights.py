@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_coreset.plan import ParameterChange
 from lightning_coreset.planning.selection import Selection, column_factors
 from lightning_coreset.structure import ChannelGroup
-from lightning_coreset.surgery import multiplied, staying_positions, take
+from lightning_coreset.surgery import index_dims, scale_dims_, staying_positions
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,11 +31,11 @@ class _Cut:
 
     def __call__(self, tensor: Tensor) -> Tensor:
         if self.left is None:
-            return multiplied(tensor.clone(), {self.dim: self.factors})
-        return multiplied(take(tensor, {self.dim: self.left}), {self.dim: self.factors[self.left]})
+            return scale_dims_(tensor.clone(), {self.dim: self.factors})
+        return scale_dims_(index_dims(tensor, {self.dim: self.left}), {self.dim: self.factors[self.left]})
 
 
-class Working(Mapping[str, Tensor]):
+class WorkingWeights(Mapping[str, Tensor]):
     """A model's parameters and buffers by name, as they are by now; the model's own are only read.
 
     What reads a class that goes is zero in them, or cut away already where ``cut`` allows it and no other group lies
@@ -98,6 +98,6 @@ class Working(Mapping[str, Tensor]):
         """A slice of a tensor with all else that happens to its content."""
         name, kept = change.name, change.kept
         if name in self._rewritten:
-            return replace(change, value=take(self[name], kept).to(self._original[name].dtype))
+            return replace(change, value=index_dims(self[name], kept).to(self._original[name].dtype))
         factors = self._factors.get(name, {})
         return replace(change, factors={dim: own[kept[dim]] if dim in kept else own for dim, own in factors.items()})

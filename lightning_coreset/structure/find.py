@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from lightning_coreset.structure.example import Example, ExampleInputs
-from lightning_coreset.structure.grouping import Classes
+from lightning_coreset.structure.grouping import GroupBuilder
 from lightning_coreset.structure.labels import compress, unite_along
 from lightning_coreset.structure.propagation import Propagation
 from lightning_coreset.structure.records import ChannelGroup
 from lightning_coreset.structure.trace import trace
-from lightning_coreset.structure.union_find import Atoms
+from lightning_coreset.structure.union_find import ChannelUnionFind
 
 
 @dataclass(frozen=True)
@@ -76,9 +76,9 @@ def analyse(model: nn.Module, example: Example | ExampleInputs) -> Structure:
     example = example if isinstance(example, Example) else Example.of(example)
     engine = trace(model, example)
     _decide_grids(engine)
-    atoms = engine.atoms if engine.heads or engine.counts or engine.products else engine.atoms.condensed()
+    atoms = engine.union_find if engine.heads or engine.counts or engine.products else engine.union_find.condensed()
     _block_whole_dimensions(atoms)
-    classes = Classes(engine, atoms)
+    classes = GroupBuilder(engine, atoms)
     groups = tuple(classes.groups())
     batch = max(example.batch_size, 1)
     macs = {name: count // batch for name, count in engine.macs.items()}
@@ -93,10 +93,10 @@ def _decide_grids(engine: Propagation) -> None:
     """
     # A transposed grid has the same labels: what was decided for one was decided for the other.
     for grid in {_elements(grid.labels): grid for grid in engine.grids}.values():
-        axis = compress(grid, engine.atoms)
+        axis = compress(grid, engine.union_find)
         if len(axis.dims) < 2:
             continue
-        free = ~engine.atoms.blocked()[engine.atoms.roots(axis.labels)]
+        free = ~engine.union_find.blocked()[engine.union_find.roots(axis.labels)]
 
         def removable(dim: int, free: Tensor = free) -> int:
             others = [other for other in range(free.dim()) if other != dim]
@@ -104,7 +104,7 @@ def _decide_grids(engine: Propagation) -> None:
 
         chosen = max(axis.dims, key=removable)
         others = [dim for dim in axis.dims if dim != chosen]
-        unite_along(axis, others, engine.atoms, "is viewed as a grid that must stay rectangular")
+        unite_along(axis, others, engine.union_find, "is viewed as a grid that must stay rectangular")
 
 
 def _elements(labels: Tensor) -> tuple[int, frozenset[tuple[int, int]]]:
@@ -113,7 +113,7 @@ def _elements(labels: Tensor) -> tuple[int, frozenset[tuple[int, int]]]:
     return labels.data_ptr(), frozenset(dim for dim in layout if dim[0] > 1)
 
 
-def _block_whole_dimensions(atoms: Atoms) -> None:
+def _block_whole_dimensions(atoms: ChannelUnionFind) -> None:
     """A class that covers a whole dimension is never removed."""
     ranges, roots = atoms.ranges, atoms.all_roots()
     starts = torch.tensor([atoms.start for atoms in ranges.values()], dtype=torch.int64)

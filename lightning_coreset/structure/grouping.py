@@ -8,10 +8,10 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from lightning_coreset.structure.places import Dim, Places
+from lightning_coreset.structure.places import ClassPositions, Dim
 from lightning_coreset.structure.propagation import Propagation
 from lightning_coreset.structure.records import ChannelGroup, Count, Member, Path, Role, one_each
-from lightning_coreset.structure.union_find import FIXED, Atoms
+from lightning_coreset.structure.union_find import FIXED, ChannelUnionFind
 
 _LAYERS = (
     *(nn.Linear, nn.modules.conv._ConvNd, nn.Embedding, nn.EmbeddingBag, nn.Bilinear, nn.RNNBase, nn.RNNCellBase),
@@ -24,7 +24,7 @@ HEAD_COUNTS = (
 """Names under which attention modules keep how many heads they have, or how wide these are together."""
 
 
-class Classes:
+class GroupBuilder:
     """The classes of atoms once the whole network was followed, each known by its root.
 
     There are as many atoms as all dimensions of all tensors are long together, so what concerns every atom is done on
@@ -35,7 +35,7 @@ class Classes:
         atoms: Its atoms, or what they are condensed to.
     """
 
-    def __init__(self, engine: Propagation, atoms: Atoms) -> None:
+    def __init__(self, engine: Propagation, atoms: ChannelUnionFind) -> None:
         self.engine = engine
         self.atoms = atoms
         self.roots = atoms.all_roots()
@@ -46,7 +46,7 @@ class Classes:
         paths = dict.fromkeys(engine.paths)  # each once, in the order of execution
         self.paths = [Path(layers[producer], steps, layers[consumer]) for producer, steps, consumer in paths]
 
-    def of(self, where: Dim) -> Tensor:
+    def roots_of(self, where: Dim) -> Tensor:
         """The roots along one dimension of a tensor, int64 ``(size,)``."""
         own = self.atoms.ranges[where]
         return self.roots[own.start : own.stop]
@@ -57,7 +57,7 @@ class Classes:
         count = int(self.group_of.max()) + 1
         if not count:
             return []
-        places = Places(self.atoms.ranges, self.roots, self.group_of)
+        places = ClassPositions(self.atoms.ranges, self.roots, self.group_of)
         dims = places.dims(count)
         makers = [min((order[where], where) for where in own if where in order) for own in dims]
         ranked = sorted(range(count), key=lambda number: (makers[number][0], number))
@@ -70,7 +70,7 @@ class Classes:
             taken[name] += 1
             self._names[number] = f"{name}#{taken[name]}" if taken[name] > 1 else name
             # Classes are numbered as they lie in the first producer.
-            lying = self.of(first)
+            lying = self.roots_of(first)
             own = _each_once(lying[self.group_of[lying] == number])
             class_of[own] = torch.arange(len(own), dtype=class_of.dtype)
             sizes[number] = len(own)
@@ -96,10 +96,10 @@ class Classes:
         if not self.engine.producers or not self.engine.consumers:
             return group_of
         usable = torch.zeros(len(self.roots), dtype=torch.bool)
-        usable[torch.cat([self.of(where) for where in self.engine.consumers])] = True
+        usable[torch.cat([self.roots_of(where) for where in self.engine.consumers])] = True
         usable &= self._reasons < 0
         usable[FIXED] = False
-        lying = [self.of(where) for where in self.engine.producers]
+        lying = [self.roots_of(where) for where in self.engine.producers]
         made = torch.cat(lying)
         number = torch.arange(len(lying)).repeat_interleave(torch.tensor(list(map(len, lying))))
         chosen = usable[made]
@@ -119,10 +119,12 @@ class Classes:
         module, _, parameter = producer[0].rpartition(".")
         return module if module and parameter == "weight" else producer[0]
 
-    def _group(self, number: int, size: int, dims: list[Dim], places: Places) -> ChannelGroup:
+    def _group(self, number: int, size: int, dims: list[Dim], places: ClassPositions) -> ChannelGroup:
         """The group of this number."""
-        lengths = {where: len(self.engine.atoms.ranges[where]) for where in sorted(dims, key=self._network_order)}
-        condensed = self.atoms is not self.engine.atoms  # then all classes lie as the first two do: one after the other
+        lengths = {where: len(self.engine.union_find.ranges[where]) for where in sorted(dims, key=self._network_order)}
+        condensed = (
+            self.atoms is not self.engine.union_find
+        )  # then all classes lie as the first two do: one after the other
         members = tuple(
             Member(
                 *where, self._role(where), one_each(length) if condensed else places.index(number, where, size), length
@@ -170,7 +172,7 @@ class Classes:
         """The order of execution for layers, and of definition for what has none of its own."""
         rank = {"producer": 0, "channelwise": 1, "consumer": 2}[self._role(where)]
         order = self.engine.consumers.get(where, self.engine.producers.get(where, 0))
-        return rank, order if rank != 1 else self.engine.atoms.ranges[where].start
+        return rank, order if rank != 1 else self.engine.union_find.ranges[where].start
 
     def _paths(self, members: tuple[Member, ...]) -> tuple[Path, ...]:
         made = {(member.name, member.dim) for member in members if (member.name, member.dim) in self.engine.producers}
@@ -197,13 +199,13 @@ class Classes:
             if (
                 isinstance(self.engine.modules.get(layer, owner), _LAYERS)
                 and name not in told
-                and (name, 0) in self.engine.atoms.ranges
+                and (name, 0) in self.engine.union_find.ranges
             ):
                 refused.setdefault(layer, self._why((name, 0)))
         return refused
 
     def _why(self, where: Dim) -> str:
-        numbers = self._reasons[self.of(where)]
+        numbers = self._reasons[self.roots_of(where)]
         blocked = numbers[numbers >= 0]
         if len(blocked):
             return self.atoms.reason(int(blocked[0]))

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from lightning_coreset.structure.records import Step
-from lightning_coreset.structure.union_find import Atoms
+from lightning_coreset.structure.union_find import ChannelUnionFind
 
 
 @dataclass(eq=False)
-class Axis:
+class ChannelLabels:
     """Labels of one kind on a tensor.
 
     Attributes:
@@ -33,9 +33,9 @@ class Axis:
 
     labels: Tensor
     sources: frozenset[tuple[str, int]] = frozenset()
-    made: bool = False
-    lone: bool = False
-    settled: int = -1
+    from_layer: bool = False
+    single_head: bool = False
+    compressed_at: int = -1
 
     @cached_property
     def dims(self) -> tuple[int, ...]:
@@ -48,17 +48,17 @@ class Axis:
         labels = self.labels.reshape(-1)
         return int(labels[0]), int(labels[-1])
 
-    def relabelled(self, labels: Tensor) -> Axis:
+    def with_labels(self, labels: Tensor) -> ChannelLabels:
         """The axis with other labels, which it may have anyway."""
-        return self if labels is self.labels else Axis(labels, self.sources, self.made, self.lone)
+        return self if labels is self.labels else ChannelLabels(labels, self.sources, self.from_layer, self.single_head)
 
-    def moved(self, labels: Tensor) -> Axis:
+    def moved(self, labels: Tensor) -> ChannelLabels:
         """The axis with its labels in another order of dimensions."""
-        return Axis(labels, self.sources, self.made, self.lone, self.settled)
+        return ChannelLabels(labels, self.sources, self.from_layer, self.single_head, self.compressed_at)
 
 
 @dataclass(frozen=True, eq=False)
-class Carried:
+class TensorInfo:
     """What is known of a tensor.
 
     Attributes:
@@ -68,40 +68,40 @@ class Carried:
         trails: For every producer that reaches it, the steps since.
     """
 
-    axes: tuple[Axis, ...] = ()
+    channel_labels: tuple[ChannelLabels, ...] = ()
     constant: bool = False
     direct: str | None = None
-    trails: dict[str, tuple[Step, ...]] = field(default_factory=dict)
+    producer_paths: dict[str, tuple[Step, ...]] = field(default_factory=dict)
 
-    def with_axes(self, axes: tuple[Axis, ...]) -> Carried:
+    def with_channel_labels(self, axes: tuple[ChannelLabels, ...]) -> TensorInfo:
         """The same with other axes."""
-        return Carried(axes, self.constant, self.direct, self.trails)
+        return TensorInfo(axes, self.constant, self.direct, self.producer_paths)
 
-    def along(self, dim: int) -> Axis | None:
+    def along(self, dim: int) -> ChannelLabels | None:
         """The axis that varies along ``dim``."""
-        return next((axis for axis in self.axes if axis.labels.shape[dim] > 1), None)
+        return next((axis for axis in self.channel_labels if axis.labels.shape[dim] > 1), None)
 
 
-NOTHING = Carried()
+UNLABELLED = TensorInfo()
 
 
-def compress(axis: Axis, atoms: Atoms) -> Axis:
+def compress(axis: ChannelLabels, atoms: ChannelUnionFind) -> ChannelLabels:
     """Drop the dimensions along which all labels are of one class."""
-    if axis.settled == atoms.version:
+    if axis.compressed_at == atoms.version:
         return axis
-    narrowed = axis if _surely_varies(axis, atoms) else axis.relabelled(_varying(axis.labels, atoms))
-    narrowed.settled = atoms.version
+    narrowed = axis if _surely_varies(axis, atoms) else axis.with_labels(_varying(axis.labels, atoms))
+    narrowed.compressed_at = atoms.version
     return narrowed
 
 
-def _surely_varies(axis: Axis, atoms: Atoms) -> bool:
+def _surely_varies(axis: ChannelLabels, atoms: ChannelUnionFind) -> bool:
     """Whether one look tells that the labels vary along the one dimension that they are written out for."""
     if len(axis.dims) != 1 or axis.labels.stride(axis.dims[0]) == 0 or not axis.labels.numel():
         return False
     return atoms.distinct(axis.labels) or atoms.apart(*axis.ends)
 
 
-def _varying(labels: Tensor, atoms: Atoms) -> Tensor:
+def _varying(labels: Tensor, atoms: ChannelUnionFind) -> Tensor:
     narrow = _unexpanded(labels)
     narrow = _narrowed(narrow, atoms.roots(narrow))
     # A narrowed view would keep the labels of the whole activation alive.
@@ -126,12 +126,12 @@ def _narrowed(labels: Tensor, keys: Tensor) -> Tensor:
     return labels
 
 
-def settle(axes: Iterable[Axis], atoms: Atoms) -> tuple[Axis, ...]:
+def drop_uniform_dims(axes: Iterable[ChannelLabels], atoms: ChannelUnionFind) -> tuple[ChannelLabels, ...]:
     """Compress and drop the axes that do not vary any more."""
     return tuple([axis for axis in [compress(axis, atoms) for axis in axes] if axis.dims])
 
 
-def unite_along(axis: Axis, dims: Iterable[int], atoms: Atoms, reason: str) -> Axis:
+def unite_along(axis: ChannelLabels, dims: Iterable[int], atoms: ChannelUnionFind, reason: str) -> ChannelLabels:
     """Forbid that single indices along ``dims`` go: all labels along them become one class."""
     labels = axis.labels
     for dim in dims:
@@ -139,10 +139,10 @@ def unite_along(axis: Axis, dims: Iterable[int], atoms: Atoms, reason: str) -> A
             first = labels.narrow(dim, 0, 1)
             atoms.unite(first.expand_as(labels), labels, reason)
             labels = first
-    return axis.relabelled(labels)
+    return axis.with_labels(labels)
 
 
-def freeze(axis: Axis, dims: Collection[int], atoms: Atoms, reason: str) -> Axis | None:
+def pin_dims(axis: ChannelLabels, dims: Collection[int], atoms: ChannelUnionFind, reason: str) -> ChannelLabels | None:
     """Forbid that single indices along ``dims`` go, and block the axis if nothing else is left that could.
 
     Returns what remains: the axis over its other dimensions, or ``None``.
@@ -153,13 +153,13 @@ def freeze(axis: Axis, dims: Collection[int], atoms: Atoms, reason: str) -> Axis
     return unite_along(axis, [dim for dim in axis.dims if dim in dims], atoms, reason)
 
 
-def frozen(axes: Iterable[Axis], dims: Set[int], atoms: Atoms, reason: str) -> list[Axis]:
+def pin_all(axes: Iterable[ChannelLabels], dims: Set[int], atoms: ChannelUnionFind, reason: str) -> list[ChannelLabels]:
     """What remains of all axes of a tensor."""
-    left = [axis if dims.isdisjoint(axis.dims) else freeze(axis, dims, atoms, reason) for axis in axes]
+    left = [axis if dims.isdisjoint(axis.dims) else pin_dims(axis, dims, atoms, reason) for axis in axes]
     return [axis for axis in left if axis is not None]
 
 
-def vector(axis: Axis | None, dim: int, size: int, atoms: Atoms, reason: str) -> Tensor:
+def labels_along(axis: ChannelLabels | None, dim: int, size: int, atoms: ChannelUnionFind, reason: str) -> Tensor:
     """The labels along one dimension, shape ``(size,)``, zeros without an axis; its other dimensions are pinned."""
     if axis is None:
         return torch.zeros(size, dtype=torch.int64)
@@ -167,14 +167,14 @@ def vector(axis: Axis | None, dim: int, size: int, atoms: Atoms, reason: str) ->
     return unite_along(axis, others, atoms, reason).labels.reshape(-1).expand(size)
 
 
-def merge(first: Axis, second: Axis, atoms: Atoms, reason: str) -> Axis:
+def merge(first: ChannelLabels, second: ChannelLabels, atoms: ChannelUnionFind, reason: str) -> ChannelLabels:
     """One axis for two that lie on the same elements; the labels are united element by element.
 
     A grid that meets a vector of parameters, as (heads, positions) meet rotary frequencies, could give up columns with
     the vector or whole rows; networks are written for the second, so the vector is blocked and the columns with it.
     """
     for grid, bare in ((first, second), (second, first)):
-        if grid.made and not bare.made and set(bare.dims) < set(grid.dims):
+        if grid.from_layer and not bare.from_layer and set(bare.dims) < set(grid.dims):
             atoms.block(bare.labels, reason)
             return unite_along(grid, bare.dims, atoms, reason)
     if first.labels is second.labels and second.sources <= first.sources:
@@ -182,22 +182,22 @@ def merge(first: Axis, second: Axis, atoms: Atoms, reason: str) -> Axis:
     one, other = torch.broadcast_tensors(first.labels, second.labels)
     atoms.unite(one, other, reason)
     none_fixed = first.dims == second.dims and atoms.whole(first.labels) is not None
-    return Axis(
+    return ChannelLabels(
         first.labels if none_fixed else torch.where(one != 0, one, other),
         first.sources | second.sources,
-        first.made or second.made,
-        first.lone or second.lone,
+        first.from_layer or second.from_layer,
+        first.single_head or second.single_head,
     )
 
 
 def join(
-    operands: Sequence[tuple[set[int], Sequence[Axis]]],
+    operands: Sequence[tuple[set[int], Sequence[ChannelLabels]]],
     ndim: int,
-    atoms: Atoms,
+    atoms: ChannelUnionFind,
     reason: str,
     *,
     apart: int | None = None,
-) -> tuple[Axis, ...]:
+) -> tuple[ChannelLabels, ...]:
     """The axes of tensors that are laid over each other, as in an element-wise operation.
 
     Args:
@@ -211,18 +211,20 @@ def join(
     Axes that vary along a common dimension are united. An operand that varies along such a dimension without labels
     there (a constant of the channels' length) cannot be sliced, and pins it.
     """
-    aligned = [[axis.relabelled(_align(axis.labels, ndim)) for axis in axes if axis.dims] for _, axes in operands]
-    merged: list[Axis] = []
+    aligned = [[axis.with_labels(_align(axis.labels, ndim)) for axis in axes if axis.dims] for _, axes in operands]
+    merged: list[ChannelLabels] = []
     for axis in (axis for axes in aligned for axis in axes if apart is None or axis.labels.shape[apart] == 1):
         merged = add(merged, axis, atoms, reason)
     for (varying, _), own in zip(operands, aligned, strict=True):
         unlabelled = varying.difference([apart], *(axis.dims for axis in own))
         if unlabelled:
-            merged = frozen(merged, unlabelled, atoms, reason)
-    return settle(merged, atoms)
+            merged = pin_all(merged, unlabelled, atoms, reason)
+    return drop_uniform_dims(merged, atoms)
 
 
-def add(axes: Sequence[Axis], axis: Axis, atoms: Atoms, reason: str) -> list[Axis]:
+def add(
+    axes: Sequence[ChannelLabels], axis: ChannelLabels, atoms: ChannelUnionFind, reason: str
+) -> list[ChannelLabels]:
     """One axis more, united with those that vary along a common dimension."""
     overlapping = [other for other in axes if set(other.dims) & set(axis.dims)]
     for other in overlapping:

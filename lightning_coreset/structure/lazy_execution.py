@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 
-from lightning_coreset.structure.output_meta import form_of, is_large_product
+from lightning_coreset.structure.output_meta import empty_result, is_large_product
 
 _READS = frozenset(
     {
@@ -55,9 +55,9 @@ class _Kind(NamedTuple):
         writes: The arguments that it writes into, by name; ``first`` is that of its first one.
     """
 
-    shows: bool
-    hurries: bool
-    counts: bool
+    is_view: bool
+    must_run_now: bool
+    dynamic_shape: bool
     writes: tuple[str, ...]
     first: str | None
 
@@ -74,7 +74,7 @@ def _kind(function: Any) -> _Kind:
     )
 
 
-class Deferred:
+class LazyExecutor:
     """Runs operations, and puts off those whose values nothing has asked for yet.
 
     Only on the CPU, where memory that is never written to costs nothing.
@@ -84,7 +84,7 @@ class Deferred:
     """
 
     def __init__(self) -> None:
-        self.played = 0
+        self.materialized = 0
         self._tape: list[_Call] = []
         # Tensors whose values are to come, by identity, and the memory that these will be written to. Both numbers hold
         # because the tensors are kept alive here.
@@ -94,7 +94,7 @@ class Deferred:
     @contextmanager
     def running(self) -> Iterator[None]:
         """Around a run of the network: sees the reads of values that are no operations."""
-        with _Reads(self.play):
+        with _Reads(self.materialize):
             yield
 
     def run(self, function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], tensors: list[Tensor]) -> Any:
@@ -104,11 +104,11 @@ class Deferred:
         if is_large_product(function, tensors) and all(map(_is_plain, tensors)):
             return self._put_off(function, args, kwargs, tensors)
         if self._tape and _kind(function).writes:
-            self.play()  # what it writes into may be read by what stands on the tape
+            self.materialize()  # what it writes into may be read by what stands on the tape
         return function(*args, **kwargs)
 
     def _go_on(self, function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], tensors: list[Tensor]) -> Any:
-        if _kind(function).shows:
+        if _kind(function).is_view:
             result = function(*args, **kwargs)  # shows the memory that the values will come to
             self._keep(result if isinstance(result, (list, tuple)) else [result])
             return result
@@ -118,7 +118,7 @@ class Deferred:
         if not self._can_wait(function, args, tensors):
             return self._now(function, args, kwargs)
         try:
-            result = form_of(function, args, kwargs)
+            result = empty_result(function, args, kwargs)
         except Exception:  # its form is not known beforehand; or the operation is wrong, which it will say itself
             return self._now(function, args, kwargs)
         if _kind(function).writes:
@@ -131,18 +131,18 @@ class Deferred:
 
     def _can_wait(self, function: Any, args: tuple[Any, ...], tensors: list[Tensor]) -> bool:
         kind = _kind(function)
-        if kind.hurries or not all(map(_is_plain, tensors)):
+        if kind.must_run_now or not all(map(_is_plain, tensors)):
             return False
         # Masks and positions decide over shapes, and rules of the engine look into them.
         if any(not tensor.is_floating_point() and self._waits(tensor) for tensor in tensors):
             return False
-        if kind.counts and any(map(_is_mask, tensors)):
+        if kind.dynamic_shape and any(map(_is_mask, tensors)):
             return False
         # A write into a tensor with values: others may be views of it.
         return not kind.writes or (kind.writes == (kind.first,) and bool(args) and self._waits(args[0]))
 
     def _now(self, function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
-        self.play()
+        self.materialize()
         return function(*args, **kwargs)
 
     def _waits(self, tensor: Tensor) -> bool:
@@ -155,11 +155,11 @@ class Deferred:
                 self._pending[id(one)] = one
                 self._memory.add(_memory(one))
 
-    def play(self) -> None:
+    def materialize(self) -> None:
         """Do what was put off: all pending tensors have their values then."""
         tape = self._tape
         self.forget()
-        self.played += len(tape)
+        self.materialized += len(tape)
         # A read of values comes from outside of the engine, which is not to see these operations a second time.
         with _disable_current_modes(), torch.no_grad():
             for call in tape:
@@ -175,7 +175,7 @@ class Deferred:
     def close(self) -> None:
         """At the end of a run, its outputs let go: give values to what is still held by others, and forget the rest."""
         if self._outlives():
-            self.play()
+            self.materialize()
         self.forget()
 
     def _outlives(self) -> bool:

@@ -29,7 +29,7 @@ def _signature(function: Any) -> _Signature:
 
 
 @dataclass(frozen=True, eq=False)
-class Operation:
+class OpCall:
     """One aten call, with its result.
 
     Attributes:
@@ -50,7 +50,7 @@ class Operation:
     @classmethod
     def read(
         cls, function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], tensors: list[Tensor], result: Any
-    ) -> Operation:
+    ) -> OpCall:
         """Take the call, in which ``tensors`` were found, apart by the schema of ``function``."""
         sign = _signature(function)
         return cls(sign.name, sign.inplace, function, args, kwargs, tensors, tensors_among((result,)))

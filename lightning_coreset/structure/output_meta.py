@@ -26,7 +26,7 @@ def is_large_product(function: Any, tensors: list[Tensor]) -> bool:
     return first.numel() * width >= WORTHWHILE
 
 
-def form_of(function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+def empty_result(function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
     """What ``function(*args, **kwargs)`` returns, with any values in it.
 
     Raises:

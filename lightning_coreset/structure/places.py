@@ -15,7 +15,7 @@ Dim = tuple[str, int]
 """A tensor's name and one of its dimensions."""
 
 
-class Places:
+class ClassPositions:
     """The atoms that are in groups, in the order in which they lie.
 
     Args:

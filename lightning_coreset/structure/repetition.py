@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_coreset.structure.labels import Carried
-from lightning_coreset.structure.op_call import Operation
+from lightning_coreset.structure.labels import TensorInfo
+from lightning_coreset.structure.op_call import OpCall
 
-_Known = Callable[[Tensor], Carried | None]
+_Known = Callable[[Tensor], TensorInfo | None]
 
 
 class Repetition:
@@ -23,10 +23,10 @@ class Repetition:
     """
 
     def __init__(self) -> None:
-        self._became: defaultdict[Hashable, deque[tuple[Carried | None, ...]]] = defaultdict(deque)
-        self._alive: list[Carried] = []  # their identities stand in the keys
+        self._became: defaultdict[Hashable, deque[tuple[TensorInfo | None, ...]]] = defaultdict(deque)
+        self._alive: list[TensorInfo] = []  # their identities stand in the keys
 
-    def key(self, op: Operation, known: _Known) -> Hashable | None:
+    def key(self, op: OpCall, known: _Known) -> Hashable | None:
         """All that a rule can look at; ``None`` if that is more than can be told.
 
         Args:
@@ -36,12 +36,12 @@ class Repetition:
         told = tuple([_told(one, known) for one in (*op.args, *op.kwargs.items())])
         return None if _UNTOLD in told and op.name not in _BLIND else (op.function, told)
 
-    def note(self, key: Hashable, operands: Sequence[Carried | None], results: Sequence[Carried | None]) -> None:
+    def note(self, key: Hashable, operands: Sequence[TensorInfo | None], results: Sequence[TensorInfo | None]) -> None:
         """Keep what became of an operation: what was known of its operands, and what is known of its results."""
         self._became[key].append(tuple(results))
         self._alive += [carried for carried in operands if carried is not None]
 
-    def became(self, key: Hashable) -> tuple[Carried | None, ...] | None:
+    def became(self, key: Hashable) -> tuple[TensorInfo | None, ...] | None:
         """What became of the results when the same was done before; ``None`` if it was done fewer times.
 
         Several times the same, as three layers reading one tensor, came to things that are alike but not identical, on
@@ -63,8 +63,16 @@ def _told(value: Any, known: _Known) -> Hashable:
         if carried is None:
             return (value.shape, value.stride(), value.dtype) if value.is_floating_point() else _UNTOLD
         # Trails themselves are only recorded in the first run.
-        axes = tuple(map(id, carried.axes))
-        return axes, carried.constant, carried.direct, not carried.trails, value.shape, value.stride(), value.dtype
+        axes = tuple(map(id, carried.channel_labels))
+        return (
+            axes,
+            carried.constant,
+            carried.direct,
+            not carried.producer_paths,
+            value.shape,
+            value.stride(),
+            value.dtype,
+        )
     if isinstance(value, (list, tuple)):
         told = tuple([_told(one, known) for one in value])
         return _UNTOLD if _UNTOLD in told else told

@@ -17,7 +17,7 @@ from lightning_coreset.structure.example import Example, tensors_in
 from lightning_coreset.structure.ops import RULES
 from lightning_coreset.structure.propagation import Propagation
 from lightning_coreset.structure.training_flag import ALWAYS_EVALUATED, watched_training_flag
-from lightning_coreset.structure.unsupported import named_refusals
+from lightning_coreset.structure.unsupported import unsupported_parameters
 
 
 def trace(model: nn.Module, example: Example) -> Propagation:
@@ -39,7 +39,7 @@ def trace(model: nn.Module, example: Example) -> Propagation:
     with ExitStack() as stack:
         for context in (preserved(model), plain_execution()):
             stack.enter_context(context)
-        engine = Propagation(model, RULES, named_refusals(model))
+        engine = Propagation(model, RULES, unsupported_parameters(model))
         stack.enter_context(_watched_norms(model, engine))
         model.eval()
         with watched_training_flag(model) as flag:
@@ -61,13 +61,13 @@ def trace(model: nn.Module, example: Example) -> Propagation:
 
 def _run(engine: Propagation, model: nn.Module, example: Example) -> None:
     try:
-        with engine.deferred.running(), engine:
+        with engine.executor.running(), engine:
             outputs = example.run(model, example.inputs)
         for tensor in tensors_in(outputs):
             engine.block(tensor, "reaches the network's output")
         outputs = tensor = None  # so that only what the network itself keeps is left
     finally:
-        engine.deferred.close()
+        engine.executor.close()
 
 
 @contextmanager
@@ -76,7 +76,7 @@ def _watched_norms(model: nn.Module, engine: Propagation) -> Iterator[None]:
 
     def watcher(name: str) -> Callable[..., None]:
         def see(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-            engine.counts.append((engine.channels(inputs[0], 1, "is normalised"), name, "num_features"))
+            engine.counts.append((engine.channel_labels(inputs[0], 1, "is normalised"), name, "num_features"))
 
         return see
 

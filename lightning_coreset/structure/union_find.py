@@ -11,7 +11,7 @@ FIXED = 0
 """The label of an element that no pruning can remove."""
 
 
-class Atoms:
+class ChannelUnionFind:
     """A union-find over all atoms, as flat tensors, with the reason why a class may not be removed.
 
     Atoms that must live and die together are united. Nothing is decided on the way: a class is blocked if any of its
@@ -190,7 +190,7 @@ class Atoms:
         first.scatter_reduce_(0, self.roots(atoms), self._reason[atoms], "amin")
         return first.masked_fill_(first == none, -1)
 
-    def condensed(self) -> Atoms:
+    def condensed(self) -> ChannelUnionFind:
         """The same with two atoms for each dimension, where those stand for all; or else these atoms themselves.
 
         They do as long as only whole dimensions were united, and none is blocked in part.
@@ -198,7 +198,7 @@ class Atoms:
         blocked = self._blocked_dimensions() if self._by_dimensions else None
         if blocked is None:
             return self
-        few = Atoms()
+        few = ChannelUnionFind()
         few.reserve(2 * len(self._ranges))
         few._count = len(few._labels)
         few._reasons, few._reason_ids = self._reasons, self._reason_ids

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 
-def named_refusals(model: nn.Module) -> dict[str, str]:
+def unsupported_parameters(model: nn.Module) -> dict[str, str]:
     """Qualified names of parameters and buffers that may not change, each with the reason."""
     refused: dict[str, str] = {}
     for prefix, module in model.named_modules():

@@ -6,10 +6,10 @@ import weakref
 
 from torch import Tensor
 
-from lightning_coreset.structure.labels import Carried
+from lightning_coreset.structure.labels import TensorInfo
 
 
-class Known:
+class IdentityWeakMap:
     """A mapping from tensors to what is known of them.
 
     As torch's ``WeakTensorKeyDictionary``, in a tenth of its time: only asked of tensors that somebody holds, it can do
@@ -17,9 +17,9 @@ class Known:
     """
 
     def __init__(self) -> None:
-        self._entries: dict[int, tuple[weakref.ref[Tensor], Carried]] = {}
+        self._entries: dict[int, tuple[weakref.ref[Tensor], TensorInfo]] = {}
 
-    def get(self, tensor: Tensor) -> Carried | None:
+    def get(self, tensor: Tensor) -> TensorInfo | None:
         """What is known of a tensor, if anything."""
         entry = self._entries.get(id(tensor))
         # The number of a tensor that is gone may have become another one's.
@@ -28,5 +28,5 @@ class Known:
     def __contains__(self, tensor: Tensor) -> bool:
         return self.get(tensor) is not None
 
-    def __setitem__(self, tensor: Tensor, carried: Carried) -> None:
+    def __setitem__(self, tensor: Tensor, carried: TensorInfo) -> None:
         self._entries[id(tensor)] = weakref.ref(tensor), carried

@@ -3,39 +3,45 @@
 from __future__ import annotations
 
 from lightning_coreset.surgery.apply import apply_changes, replace_data
-from lightning_coreset.surgery.model_shapes import Layout, all_tensors, forget, original_layout, remembered
-from lightning_coreset.surgery.modules import mended_sizes, sizing_tensor
+from lightning_coreset.surgery.model_shapes import (
+    ModelShapes,
+    all_tensors,
+    forget_original_shapes,
+    original_shapes,
+    recorded_shapes,
+)
+from lightning_coreset.surgery.modules import sizing_tensor, updated_sizes
 from lightning_coreset.surgery.removal import remove_channels
 from lightning_coreset.surgery.resizing import resize
 from lightning_coreset.surgery.slicing import (
-    content,
-    multiplied,
+    index_dims,
     named_tensors,
+    new_value,
     scale_counts,
+    scale_dims_,
     slice_members,
     staying_positions,
-    take,
 )
 from lightning_coreset.surgery.snapshot import Snapshot
 
 __all__ = [
-    "Layout",
+    "ModelShapes",
     "Snapshot",
     "all_tensors",
     "apply_changes",
-    "content",
-    "forget",
-    "mended_sizes",
-    "multiplied",
+    "forget_original_shapes",
+    "index_dims",
     "named_tensors",
-    "original_layout",
-    "remembered",
+    "new_value",
+    "original_shapes",
+    "recorded_shapes",
     "remove_channels",
     "replace_data",
     "resize",
     "scale_counts",
+    "scale_dims_",
     "sizing_tensor",
     "slice_members",
     "staying_positions",
-    "take",
+    "updated_sizes",
 ]

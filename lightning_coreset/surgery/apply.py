@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_coreset.plan import AttributeChange, ParameterChange
-from lightning_coreset.surgery.model_shapes import remembering
-from lightning_coreset.surgery.modules import mend_modules
-from lightning_coreset.surgery.slicing import content, named_tensors, take
+from lightning_coreset.surgery.model_shapes import record_original_shapes
+from lightning_coreset.surgery.modules import update_module_sizes
+from lightning_coreset.surgery.slicing import index_dims, named_tensors, new_value
 
 
 def apply_changes(
@@ -44,13 +44,13 @@ def _apply(
                 f"Expected {change.name!r} to have shape {change.old_shape} but got {shape}. "
                 "The plan was made for another model, or for this one before it was pruned."
             )
-        value = content(change, tensor)
-        grad = None if tensor.grad is None else take(tensor.grad, change.kept)
+        value = new_value(change, tensor)
+        grad = None if tensor.grad is None else index_dims(tensor.grad, change.kept)
         ready.append((tensor, value, grad, change))
-    with remembering(model):
+    with record_original_shapes(model):
         for tensor, value, grad, _ in ready:
             replace_data(tensor, value, grad)
-        mend_modules(model, {id(tensor) for tensor, *_ in ready})
+        update_module_sizes(model, {id(tensor) for tensor, *_ in ready})
         for attribute in attributes:
             setattr(model.get_submodule(attribute.module), attribute.name, attribute.new)
     return {tensor: change for tensor, _, _, change in ready if isinstance(tensor, nn.Parameter)}

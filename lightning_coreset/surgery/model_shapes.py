@@ -13,7 +13,7 @@ _ATTRIBUTE = "_coreset_originals"
 
 
 @dataclass(frozen=True, eq=False)
-class Layout:
+class ModelShapes:
     """What surgery can change about a model beside the contents of its tensors; of all of it or of a part.
 
     Attributes:
@@ -27,7 +27,7 @@ class Layout:
     constants: Mapping[str, Tensor] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, model: nn.Module) -> Layout:
+    def of(cls, model: nn.Module) -> ModelShapes:
         """The layout of a model as it is now; its constants are held, not copied."""
         tensors = all_tensors(model)
         sizes: dict[str, int] = {}
@@ -39,35 +39,35 @@ class Layout:
             constants |= {name: tensors[name].data for name in names if name in tensors}
         return cls({name: tuple(tensor.shape) for name, tensor in tensors.items()}, sizes, constants)
 
-    def __or__(self, other: Layout) -> Layout:
+    def __or__(self, other: ModelShapes) -> ModelShapes:
         """This layout with another one over it."""
-        return Layout(
+        return ModelShapes(
             {**self.shapes, **other.shapes}, {**self.sizes, **other.sizes}, {**self.constants, **other.constants}
         )
 
-    def where_not(self, other: Layout) -> Layout:
+    def difference(self, other: ModelShapes) -> ModelShapes:
         """The part of this layout in which another one of the same model differs."""
         shapes = {name: shape for name, shape in self.shapes.items() if other.shapes.get(name, shape) != shape}
         sizes = {name: size for name, size in self.sizes.items() if other.sizes.get(name, size) != size}
-        return Layout(shapes, sizes, {name: value for name, value in self.constants.items() if name in shapes})
+        return ModelShapes(shapes, sizes, {name: value for name, value in self.constants.items() if name in shapes})
 
-    def differs_from(self, other: Layout) -> bool:
+    def differs_from(self, other: ModelShapes) -> bool:
         """Whether another layout of the same model has other shapes or sizes."""
-        part = self.where_not(other)
+        part = self.difference(other)
         return bool(part.shapes or part.sizes)
 
-    def at(self, names: Layout) -> Layout:
+    def restrict(self, names: ModelShapes) -> ModelShapes:
         """The part of this layout that has the names of another one."""
-        return Layout(
+        return ModelShapes(
             {name: shape for name, shape in self.shapes.items() if name in names.shapes},
             {name: size for name, size in self.sizes.items() if name in names.sizes},
             {name: value for name, value in self.constants.items() if name in names.constants},
         )
 
-    def below(self, path: str) -> Layout:
+    def with_prefix(self, path: str) -> ModelShapes:
         """The same layout of the model that holds this one as its submodule ``path``."""
         prefix = f"{path}." if path else ""
-        return Layout(
+        return ModelShapes(
             {prefix + name: shape for name, shape in self.shapes.items()},
             {prefix + name: size for name, size in self.sizes.items()},
             {prefix + name: value for name, value in self.constants.items()},
@@ -81,33 +81,33 @@ def all_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 @contextmanager
-def remembering(model: nn.Module) -> Iterator[None]:
+def record_original_shapes(model: nn.Module) -> Iterator[None]:
     """Remember on the model what its layout was before the surgery in the body, where that changes it.
 
     Kept by name on the model itself: there it is copied and pickled along, and survives that modules are exchanged, as
     for SyncBatchNorm.
     """
-    before = Layout.of(model)
+    before = ModelShapes.of(model)
     yield
-    known = remembered(model)
+    known = recorded_shapes(model)
     # Not ``setattr``: a compiled model would pass it on to the model inside, whose names are others.
-    vars(model)[_ATTRIBUTE] = before.where_not(Layout.of(model)) | known
+    vars(model)[_ATTRIBUTE] = before.difference(ModelShapes.of(model)) | known
 
 
-def remembered(model: nn.Module) -> Layout:
+def recorded_shapes(model: nn.Module) -> ModelShapes:
     """What surgery changed about a model or its submodules so far, as it was before the first time."""
-    layout = Layout()
+    layout = ModelShapes()
     for path, module in model.named_modules():  # the outermost first, which knows best
-        layout = vars(module).get(_ATTRIBUTE, Layout()).below(path) | layout
+        layout = vars(module).get(_ATTRIBUTE, ModelShapes()).with_prefix(path) | layout
     return layout
 
 
-def forget(model: nn.Module) -> None:
+def forget_original_shapes(model: nn.Module) -> None:
     """Take what is remembered off a model and its submodules: as they are now, they count as the original."""
     for module in model.modules():
         vars(module).pop(_ATTRIBUTE, None)
 
 
-def original_layout(model: nn.Module) -> Layout:
+def original_shapes(model: nn.Module) -> ModelShapes:
     """The layout that a model had before all surgery."""
-    return Layout.of(model) | remembered(model)
+    return ModelShapes.of(model) | recorded_shapes(model)

@@ -8,12 +8,12 @@ from typing import Any
 from torch import Tensor, nn
 
 
-def mend_modules(model: nn.Module, changed: set[int]) -> None:
+def update_module_sizes(model: nn.Module, changed: set[int]) -> None:
     """Set the sizes that modules remember to those of their tensors, where these have changed."""
     for module in model.modules():
         own = sizing_tensor(module)
         if own is not None and id(own) in changed:
-            vars(module).update(mended_sizes(module, vars(module), tuple(own.shape)))
+            vars(module).update(updated_sizes(module, vars(module), tuple(own.shape)))
 
 
 def sizing_tensor(module: nn.Module) -> Tensor | None:
@@ -25,7 +25,7 @@ def sizing_tensor(module: nn.Module) -> Tensor | None:
     return own
 
 
-def mended_sizes(module: nn.Module, sizes: Mapping[str, Any], shape: tuple[int, ...]) -> dict[str, int]:
+def updated_sizes(module: nn.Module, sizes: Mapping[str, Any], shape: tuple[int, ...]) -> dict[str, int]:
     """The sizes that a module remembers once its weight has another shape; empty if its type is not known.
 
     Args:

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from lightning_coreset.surgery.apply import replace_data
-from lightning_coreset.surgery.model_shapes import Layout, all_tensors, remembering
-from lightning_coreset.surgery.slicing import laid_out
+from lightning_coreset.surgery.model_shapes import ModelShapes, all_tensors, record_original_shapes
+from lightning_coreset.surgery.slicing import match_memory_format
 
 
-def resize(model: nn.Module, layout: Layout) -> None:
+def resize(model: nn.Module, layout: ModelShapes) -> None:
     """Give the tensors and modules of a model the shapes and sizes of a layout, in place, all or nothing.
 
     ``Parameter`` objects keep their identity, ties, ``requires_grad``, dtype, device and memory format. A tensor that
@@ -38,12 +38,12 @@ def resize(model: nn.Module, layout: Layout) -> None:
     """
     _check(model, layout)
     tensors = all_tensors(model)
-    with remembering(model), torch.inference_mode(False):  # its tensors could not be trained
+    with record_original_shapes(model), torch.inference_mode(False):  # its tensors could not be trained
         ready: dict[int, tuple[Tensor, Tensor]] = {}  # by id, since a tied tensor comes more than once
         for name, shape in layout.shapes.items():
             tensor = tensors[name]
             if tuple(tensor.shape) != shape and id(tensor) not in ready:
-                ready[id(tensor)] = (tensor, laid_out(tensor.detach().new_zeros(shape), tensor))
+                ready[id(tensor)] = (tensor, match_memory_format(tensor.detach().new_zeros(shape), tensor))
         for tensor, value in ready.values():
             replace_data(tensor, value)
         with torch.no_grad():
@@ -55,8 +55,8 @@ def resize(model: nn.Module, layout: Layout) -> None:
             setattr(model.get_submodule(path), attribute, size)
 
 
-def _check(model: nn.Module, layout: Layout) -> None:
-    present = Layout.of(model)
+def _check(model: nn.Module, layout: ModelShapes) -> None:
+    present = ModelShapes.of(model)
     foreign = [
         *(name for name in layout.shapes if name not in present.shapes),
         *(name for name in layout.sizes if name not in present.sizes),

@@ -77,7 +77,7 @@ def staying_positions(member: Member, staying: Tensor, length: int) -> Tensor:
     return stays
 
 
-def take(tensor: Tensor, kept: Mapping[int, Tensor]) -> Tensor:
+def index_dims(tensor: Tensor, kept: Mapping[int, Tensor]) -> Tensor:
     """Copy the kept positions along each dimension, in the memory format of ``tensor``."""
     taken = tensor.detach()
     kept = {dim: positions.to(tensor.device) for dim, positions in kept.items()}
@@ -88,7 +88,7 @@ def take(tensor: Tensor, kept: Mapping[int, Tensor]) -> Tensor:
     else:
         for dim, positions in kept.items():
             taken = taken.index_select(dim, positions)
-    return laid_out(taken, tensor)
+    return match_memory_format(taken, tensor)
 
 
 _PIECE = 1 << 17
@@ -109,7 +109,7 @@ def _take_two(tensor: Tensor, rows: Tensor, positions: Tensor, *, dim: int) -> T
     return taken
 
 
-def multiplied(tensor: Tensor, factors: Mapping[int, Tensor]) -> Tensor:
+def scale_dims_(tensor: Tensor, factors: Mapping[int, Tensor]) -> Tensor:
     """Multiply a tensor, in place, at every position along some dimensions by its factor."""
     for dim, own in factors.items():
         shape = [1] * tensor.dim()
@@ -118,14 +118,14 @@ def multiplied(tensor: Tensor, factors: Mapping[int, Tensor]) -> Tensor:
     return tensor
 
 
-def content(change: ParameterChange, tensor: Tensor) -> Tensor:
+def new_value(change: ParameterChange, tensor: Tensor) -> Tensor:
     """What a change makes of a tensor, in memory of its own."""
     if change.value is None:
-        return multiplied(take(tensor, change.kept), change.factors)
-    return laid_out(change.value.detach().to(tensor.device, tensor.dtype, copy=True).contiguous(), tensor)
+        return scale_dims_(index_dims(tensor, change.kept), change.factors)
+    return match_memory_format(change.value.detach().to(tensor.device, tensor.dtype, copy=True).contiguous(), tensor)
 
 
-def laid_out(new: Tensor, like: Tensor) -> Tensor:
+def match_memory_format(new: Tensor, like: Tensor) -> Tensor:
     """The same values in the memory format of another tensor."""
     for memory_format, ndim in ((torch.channels_last, 4), (torch.channels_last_3d, 5)):
         if like.dim() == ndim and like.is_contiguous(memory_format=memory_format) and not like.is_contiguous():

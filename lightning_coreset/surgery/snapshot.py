@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_coreset.surgery.apply import replace_data
-from lightning_coreset.surgery.model_shapes import Layout
+from lightning_coreset.surgery.model_shapes import ModelShapes
 from lightning_coreset.surgery.slicing import named_tensors
 
 
@@ -45,7 +45,7 @@ class Snapshot:
             for tensor in named_tensors(model).values()
         ]
         self._attributes: list[tuple[nn.Module, dict[str, Any]]] = [
-            (module, {name: value for name, value in vars(module).items() if isinstance(value, (int, Layout))})
+            (module, {name: value for name, value in vars(module).items() if isinstance(value, (int, ModelShapes))})
             for module in model.modules()
         ]
 
@@ -63,7 +63,7 @@ class Snapshot:
             if tensor.requires_grad != requires_grad:
                 tensor.requires_grad_(requires_grad)
         for module, attributes in self._attributes:
-            for name in [name for name, value in vars(module).items() if isinstance(value, Layout)]:
+            for name in [name for name, value in vars(module).items() if isinstance(value, ModelShapes)]:
                 del vars(module)[name]
             vars(module).update(attributes)
 

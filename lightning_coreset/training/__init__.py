@@ -9,7 +9,7 @@ from lightning_coreset.training.averaged_models import (
     restart_patience,
 )
 from lightning_coreset.training.dry_run import DryRun, dry_run
-from lightning_coreset.training.event import carry_out
+from lightning_coreset.training.event import apply_event
 from lightning_coreset.training.event_planner import EventPlanner, Order
 from lightning_coreset.training.example import ExampleSource
 from lightning_coreset.training.guard import Guard, OnFailure
@@ -18,7 +18,7 @@ from lightning_coreset.training.packages import check_package
 from lightning_coreset.training.progress import Progress
 from lightning_coreset.training.recalibration import Recalibration
 from lightning_coreset.training.report import EventRecord, History, Reporter, last_step, logged_step, settings, summary
-from lightning_coreset.training.strategies import check_strategy, in_step
+from lightning_coreset.training.strategies import check_strategy, run_on_all_ranks
 from lightning_coreset.training.timeline import Timeline
 
 __all__ = [
@@ -36,17 +36,17 @@ __all__ = [
     "Recalibration",
     "Reporter",
     "Timeline",
+    "apply_event",
     "average_again",
     "averaged_copies",
-    "carry_out",
     "check_package",
     "check_strategy",
     "dry_run",
-    "in_step",
     "last_step",
     "load_outgrown_copies",
     "logged_step",
     "restart_patience",
+    "run_on_all_ranks",
     "settings",
     "summary",
 ]

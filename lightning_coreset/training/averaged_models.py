@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from lightning_coreset.plan import ParameterChange, PruningPlan
-from lightning_coreset.surgery import apply_changes, named_tensors, take
+from lightning_coreset.surgery import apply_changes, index_dims, named_tensors
 
 
 def averaged_copies(trainer: pl.Trainer) -> list[nn.Module]:
@@ -50,7 +50,7 @@ def shrink_copy(copy: nn.Module, model: nn.Module, plan: PruningPlan) -> None:
 def _followed(change: ParameterChange, tensor: Tensor, average: Tensor | None) -> ParameterChange:
     if change.value is None or average is None or average.shape != tensor.shape:
         return change  # which does not fit then, and is refused with all others
-    now, averaged = take(tensor, change.kept).to(average), take(average, change.kept)
+    now, averaged = index_dims(tensor, change.kept).to(average), index_dims(average, change.kept)
     value = change.value.to(average)
     # In this order, for a - a is 0 and a / a is 1 without rounding.
     if change.name.endswith("running_var"):

@@ -15,12 +15,12 @@ from lightning_coreset.plan import PruningPlan
 from lightning_coreset.surgery import Snapshot, apply_changes
 from lightning_coreset.training.averaged_models import averaged_copies, shrink_copy
 from lightning_coreset.training.rank_consistency import check_agreement
-from lightning_coreset.training.strategies import in_step, unwrapped
+from lightning_coreset.training.strategies import run_on_all_ranks, unwrapped
 
 T = TypeVar("T")
 
 
-def carry_out(trainer: pl.Trainer, pl_module: pl.LightningModule, plan: PruningPlan, then: Callable[[], T]) -> T:
+def apply_event(trainer: pl.Trainer, pl_module: pl.LightningModule, plan: PruningPlan, then: Callable[[], T]) -> T:
     """Apply a plan to all that a Trainer carries: the model, averaged copies of it, the state of the optimizers.
 
     Whatever raises, on whichever rank, everything is as it was before on all ranks. To that end the old tensors are
@@ -43,11 +43,11 @@ def carry_out(trainer: pl.Trainer, pl_module: pl.LightningModule, plan: PruningP
     """
     check_agreement(trainer, pl_module, plan)
     with unwrapped(trainer), _undone_on_failure(trainer, pl_module):
-        reset = in_step(trainer, lambda: _apply(trainer, pl_module, plan))
+        reset = run_on_all_ranks(trainer, lambda: _apply(trainer, pl_module, plan))
         # It keeps what it compiled for every shape, and would give up after the eighth (`recompile_limit`).
         torch.compiler.reset()
         result = then()
-        in_step(trainer, lambda: _warn_of_resets(trainer, reset))
+        run_on_all_ranks(trainer, lambda: _warn_of_resets(trainer, reset))
     return result
 
 

@@ -10,22 +10,22 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_coreset.plan import PruningPlan
 from lightning_coreset.planning import (
+    ModelCost,
     Request,
-    Totals,
     bottom_up_sizes,
     check_reachable,
     final_sizes,
     idle_rules,
-    layer_inputs,
     make_plan,
     measure,
+    measure_input_norms,
     prunable,
 )
 from lightning_coreset.structure import ChannelGroup, Structure, analyse
 from lightning_coreset.training.cuda_graphs import check_not_captured
 from lightning_coreset.training.example import ExampleSource
 from lightning_coreset.training.progress import Progress
-from lightning_coreset.training.strategies import from_rank_zero, in_step
+from lightning_coreset.training.strategies import from_rank_zero, run_on_all_ranks
 from lightning_coreset.verification import describe_failures, failing_groups
 
 Order: TypeAlias = Literal["together", "bottom_up"]
@@ -51,7 +51,7 @@ class EventPlanner:
 
     def begin(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, progress: Progress
-    ) -> tuple[Totals, list[ChannelGroup]]:
+    ) -> tuple[ModelCost, list[ChannelGroup]]:
         """Before the first event: try all groups, and remember what the model comes to.
 
         Returns:
@@ -60,10 +60,10 @@ class EventPlanner:
         Raises:
             ValueError: If nothing can be pruned, or not as much as is asked for in the end.
         """
-        structure = in_step(trainer, lambda: self.structure(trainer, pl_module, progress))
+        structure = run_on_all_ranks(trainer, lambda: self.structure(trainer, pl_module, progress))
         if progress.original is None:
             if self.check:
-                failing = in_step(trainer, lambda: self._failing(trainer, pl_module, structure))
+                failing = run_on_all_ranks(trainer, lambda: self._failing(trainer, pl_module, structure))
                 progress.unsound = from_rank_zero(trainer, lambda: failing)
                 structure = structure.without(progress.unsound)
             targets = from_rank_zero(trainer, lambda: self._targets(pl_module, structure))
@@ -84,7 +84,7 @@ class EventPlanner:
         pl_module: pl.LightningModule,
         progress: Progress,
         fraction: float,
-        sign_of_life: Callable[[str, int, int], None] | None = None,
+        on_progress: Callable[[str, int, int], None] | None = None,
     ) -> PruningPlan | None:
         """Plan the next event, on rank zero for all ranks.
 
@@ -93,14 +93,14 @@ class EventPlanner:
             pl_module: Its module, only read.
             progress: What was done before.
             fraction: How much of what is asked shall be reached, in (0, 1].
-            sign_of_life: Called at every group, as the ``progress`` of :func:`make_plan`.
+            on_progress: Called at every group, as the ``progress`` of :func:`make_plan`.
 
         Returns:
             The plan; ``None`` if there is nothing left to prune.
         """
         # On every rank, for the module's own step may wait for the other ranks.
-        structure = in_step(trainer, lambda: self.structure(trainer, pl_module, progress))
-        inputs = in_step(trainer, lambda: self._layer_inputs(trainer, pl_module)) if self.certify else None
+        structure = run_on_all_ranks(trainer, lambda: self.structure(trainer, pl_module, progress))
+        inputs = run_on_all_ranks(trainer, lambda: self._layer_inputs(trainer, pl_module)) if self.certify else None
         request = self.request.scaled(fraction, seed=self.request.seed + len(progress.done))
         sizes = bottom_up_sizes(progress.final_sizes, fraction) or None
 
@@ -115,14 +115,14 @@ class EventPlanner:
                 sizes=sizes,
                 inputs=inputs,
                 strict=False,
-                progress=sign_of_life,
+                progress=on_progress,
             )
             return plan.to_dict()
 
         plan = from_rank_zero(trainer, made)
         return None if plan is None else PruningPlan.from_dict(plan)
 
-    def _targets(self, pl_module: pl.LightningModule, structure: Structure) -> tuple[Totals, dict[str, int]]:
+    def _targets(self, pl_module: pl.LightningModule, structure: Structure) -> tuple[ModelCost, dict[str, int]]:
         """What the model comes to now, and where groups go one after the other, the sizes they go to."""
         check_reachable(pl_module, structure, self.request)
         for message in idle_rules(pl_module, structure, self.request):
@@ -132,7 +132,7 @@ class EventPlanner:
 
     def _layer_inputs(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Any:
         with self.source.examples(trainer, pl_module) as examples:
-            return layer_inputs(pl_module, examples[0])
+            return measure_input_norms(pl_module, examples[0])
 
     def _failing(self, trainer: pl.Trainer, pl_module: pl.LightningModule, structure: Structure) -> dict[str, str]:
         failures: dict[str, str] = {}

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from lightning_coreset.structure import Example, ExampleInputs
-from lightning_coreset.training.metrics.isolation import undisturbed
-from lightning_coreset.training.metrics.recorder import OutermostCalls, map_tensors
+from lightning_coreset.training.metrics.isolation import isolated
+from lightning_coreset.training.metrics.recorder import ForwardRecorder, map_tensors
 
 
 class ExampleSource:
@@ -36,7 +36,7 @@ class ExampleSource:
         self._given = example_inputs
         self._example: Example | None = None
         self._step: Example | None = None
-        self._recorder: OutermostCalls | None = None
+        self._recorder: ForwardRecorder | None = None
         self._seen = False
 
     def begin(self, pl_module: pl.LightningModule) -> None:
@@ -73,7 +73,7 @@ class ExampleSource:
             self._step = replace(Example.of(kept), run=training_step)
             self._example = self._example or self._step
         elif self._example is None:
-            self._recorder = OutermostCalls(pl_module)
+            self._recorder = ForwardRecorder(pl_module)
             self._recorder.start()
 
     def see_step_end(self, batch: Any) -> bool:
@@ -100,7 +100,7 @@ class ExampleSource:
             return Example(inputs, _OnACopy(example.run), example.batch_size)
 
         known = [self._example] if self._step in (None, self._example) else [self._example, self._step]
-        with undisturbed(pl_module), trainer.precision_plugin.forward_context():
+        with isolated(pl_module), trainer.precision_plugin.forward_context():
             _run_as_written(pl_module)
             yield [placed(example) for example in known if example is not None]
 

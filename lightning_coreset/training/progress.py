@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from lightning_coreset.plan import PruningPlan
-from lightning_coreset.planning import Totals
+from lightning_coreset.planning import ModelCost
 from lightning_coreset.training.report import History
 
 
@@ -26,7 +26,7 @@ class Progress:
 
     plans: list[PruningPlan] = field(default_factory=list)
     done: dict[int, float] = field(default_factory=dict)
-    original: Totals | None = None
+    original: ModelCost | None = None
     final_sizes: dict[str, int] = field(default_factory=dict)
     unsound: dict[str, str] = field(default_factory=dict)
     history: History = field(default_factory=History)
@@ -61,7 +61,7 @@ class Progress:
         return cls(
             plans=[PruningPlan.from_dict(plan) for plan in plain["plans"]],
             done=dict(plain["done"]),
-            original=None if plain["original"] is None else Totals(**plain["original"]),
+            original=None if plain["original"] is None else ModelCost(**plain["original"]),
             final_sizes=dict(plain["final_sizes"]),
             unsound=dict(plain["unsound"]),
             history=History.from_dicts(plain["history"]),

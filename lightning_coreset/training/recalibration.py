@@ -14,9 +14,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
 from lightning_coreset.training.example import recorded_calls, training_step
-from lightning_coreset.training.metrics.isolation import undisturbed
-from lightning_coreset.training.metrics.recorder import OutermostCalls, copied, map_tensors
-from lightning_coreset.training.strategies import in_step
+from lightning_coreset.training.metrics.isolation import isolated
+from lightning_coreset.training.metrics.recorder import ForwardRecorder, copied, map_tensors
+from lightning_coreset.training.strategies import run_on_all_ranks
 
 
 class Recalibration:
@@ -42,7 +42,7 @@ class Recalibration:
         if isinstance(batches, bool) or not isinstance(batches, int) or batches < 0:
             raise ValueError(f"Expected `recalibrate_batches` to be a non-negative integer but got {batches!r}.")
         self.batches = batches
-        self._recorder: OutermostCalls | None = None
+        self._recorder: ForwardRecorder | None = None
         self._kept: deque[Any] = deque(maxlen=batches)
 
     def see_batch(self, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
@@ -52,7 +52,7 @@ class Recalibration:
         if pl_module.automatic_optimization:
             self._kept.append(_on_cpu(batch))
         else:
-            self._recorder = OutermostCalls(pl_module, copy_inputs=True)
+            self._recorder = ForwardRecorder(pl_module, copy_inputs=True)
             self._recorder.start()
 
     def see_step_end(self) -> None:
@@ -72,7 +72,7 @@ class Recalibration:
         if not norms or not batches:
             return
         latest = list(self._kept)[-batches:]  # as many on every rank, for SyncBatchNorm waits for the others
-        sums = in_step(trainer, lambda: _sums(trainer, pl_module, norms, latest))
+        sums = run_on_all_ranks(trainer, lambda: _sums(trainer, pl_module, norms, latest))
         for norm, total in zip(norms, sums, strict=True):
             _set_average(norm, _reduced(trainer, total, "sum"), trainer.world_size)
 
@@ -99,7 +99,7 @@ def _sums(
 ) -> list[Tensor]:
     """For every BatchNorm ``(2 C + 1,)``: means and variances, summed over batches, and the number of batches."""
     run = training_step if pl_module.automatic_optimization else recorded_calls
-    with undisturbed(pl_module), trainer.precision_plugin.train_step_context():
+    with isolated(pl_module), trainer.precision_plugin.train_step_context():
         for norm in norms:
             norm.reset_running_stats()
             norm.momentum = None  # a plain average over all batches

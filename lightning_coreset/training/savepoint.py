@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from lightning_coreset.optimizers import innermost_first
-from lightning_coreset.surgery import Layout, named_tensors, resize
+from lightning_coreset.surgery import ModelShapes, named_tensors, resize
 from lightning_coreset.training.averaged_models import averaged_copies
 from lightning_coreset.training.metrics.recorder import map_tensors
-from lightning_coreset.training.strategies import in_step, unwrapped
+from lightning_coreset.training.strategies import run_on_all_ranks, unwrapped
 
 
 class Savepoint:
@@ -49,7 +49,7 @@ class Savepoint:
     @classmethod
     def take(cls, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Savepoint:
         """Copy everything as it is now."""
-        layout = Layout.of(pl_module)
+        layout = ModelShapes.of(pl_module)
         return cls(
             {
                 "shapes": {name: list(shape) for name, shape in layout.shapes.items()},
@@ -66,13 +66,13 @@ class Savepoint:
 
     def after(self, pl_module: pl.LightningModule) -> Savepoint:
         """The same without the sizes that an event did not change: they may count anything, and training goes on."""
-        sizes = Layout(sizes=self._content["sizes"]).where_not(Layout.of(pl_module)).sizes
+        sizes = ModelShapes(sizes=self._content["sizes"]).difference(ModelShapes.of(pl_module)).sizes
         return Savepoint({**self._content, "sizes": dict(sizes)})
 
     def restore(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Put everything back; gradients are gone then. A collective operation."""
         with unwrapped(trainer):
-            in_step(trainer, lambda: self._restore(trainer, pl_module))
+            run_on_all_ranks(trainer, lambda: self._restore(trainer, pl_module))
 
     @torch.no_grad()
     def _restore(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -80,7 +80,7 @@ class Savepoint:
         shapes = {name: tuple(shape) for name, shape in content["shapes"].items()}
         models = (pl_module, *averaged_copies(trainer))
         for model in models:
-            resize(model, Layout(shapes, content["sizes"]))
+            resize(model, ModelShapes(shapes, content["sizes"]))
         for model, tensors in zip(models, content["models"], strict=True):
             _put_tensors(model, tensors)
         for counter, number in zip(_counters(trainer), content["averaged"], strict=True):

@@ -108,7 +108,7 @@ def _reset_powersgd(strategy: DDPStrategy) -> None:
         state.iter = max(0, min(state.iter, state.start_powerSGD_iter - 2))
 
 
-def in_step(trainer: pl.Trainer, work: Callable[[], T]) -> T:
+def run_on_all_ranks(trainer: pl.Trainer, work: Callable[[], T]) -> T:
     """Do the same work on every rank; where it fails on one of them, all raise.
 
     Otherwise the others would wait for the one that failed at their next collective operation.
@@ -138,7 +138,7 @@ def from_rank_zero(trainer: pl.Trainer, work: Callable[[], T]) -> T:
     """
     if trainer.world_size == 1:
         return work()
-    result = in_step(trainer, lambda: _on_cpu(work()) if trainer.is_global_zero else None)
+    result = run_on_all_ranks(trainer, lambda: _on_cpu(work()) if trainer.is_global_zero else None)
     return trainer.strategy.broadcast(result)  # type: ignore[return-value]
 
 

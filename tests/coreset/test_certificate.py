@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from lightning_coreset.coreset import (
+    activation_moments,
     certify,
     draw_pps,
     find_activation,
-    gram,
     largest_absolute_sum,
     largest_found_error,
-    linear_law,
+    linear_preactivations,
     output_radius,
     reconstruct,
     sensitivities,
@@ -140,7 +140,7 @@ def test_coresets_are_certified_well_below_the_triangle_inequality(method):
         sample = draw_pps(sensitivities(producers, consumers[:, :, None], relu), 30, _generator())
         change[:, sample.kept] -= consumers[:, sample.kept] * sample.weights
     else:
-        result = reconstruct(gram(relu, linear_law(producers)).second, consumers, 30)
+        result = reconstruct(activation_moments(relu, linear_preactivations(producers)).second, consumers, 30)
         change[:, result.kept] -= consumers @ result.mix
     certificate = certify(change, producers, relu, input_radius=1.0)
     found = largest_found_error(change, producers, relu, input_radius=1.0, generator=_generator())

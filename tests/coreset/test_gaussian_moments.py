@@ -9,12 +9,12 @@ from scipy import integrate, stats
 
 from lightning_coreset.coreset import (
     Gaussian,
+    activation_moments,
+    batchnorm_preactivations,
     find_activation,
     gauss_hermite,
-    gram,
     hermite_coefficients,
-    linear_law,
-    normalised_law,
+    linear_preactivations,
     spatial_correlation,
 )
 
@@ -74,8 +74,8 @@ def test_moments_match_monte_carlo(op, args):
     generator = torch.Generator().manual_seed(1)
     factor = torch.randn(4, 4, generator=generator, dtype=torch.float64) / 2
     centre = torch.randn(4, generator=generator, dtype=torch.float64)
-    law = linear_law(producers, centre, factor @ factor.T)
-    moments = gram(activation, law)
+    law = linear_preactivations(producers, centre, factor @ factor.T)
+    moments = activation_moments(activation, law)
     x = centre + torch.randn(150000, 4, generator=generator, dtype=torch.float64) @ factor.T
     h = activation.function(x @ producers[:, :-1].T + producers[:, -1])
     scale = float(moments.second.diagonal().max())
@@ -87,27 +87,27 @@ def test_moments_match_monte_carlo(op, args):
 def test_relu_is_the_arc_cosine_kernel():
     producers = torch.cat([_rows(30, 8), torch.zeros(30, 0)], dim=1)
     producers[:, -1] = 0
-    law = linear_law(producers)
+    law = linear_preactivations(producers)
     angle = torch.arccos(law.correlation)
     kernel = (angle.sin() + (math.pi - angle) * angle.cos()) / (2 * math.pi) * law.scale[:, None] * law.scale
-    found = gram(find_activation("relu"), law).second
+    found = activation_moments(find_activation("relu"), law).second
     largest = (law.scale[:, None] * law.scale).max()
     assert (found - kernel).abs().max() / largest < 7e-5
     torch.testing.assert_close(found.diagonal(), kernel.diagonal())
-    coarse = gram(find_activation("relu"), law, terms=3).second
+    coarse = activation_moments(find_activation("relu"), law, terms=3).second
     assert (coarse - kernel).abs().max() > 10 * (found - kernel).abs().max()
 
 
 def test_the_identity_has_the_moments_of_its_input():
-    law = linear_law(_rows())
-    moments = gram(find_activation(""), law)
+    law = linear_preactivations(_rows())
+    moments = activation_moments(find_activation(""), law)
     covariance = law.scale[:, None] * law.correlation * law.scale
     torch.testing.assert_close(moments.covariance, covariance)
 
 
 @pytest.mark.parametrize("op", ["relu", "gelu", "hardswish", "hardtanh"])
 def test_more_channels_than_inputs_leave_the_matrix_positive(op):
-    moments = gram(find_activation(op), linear_law(_rows(40, 3)))
+    moments = activation_moments(find_activation(op), linear_preactivations(_rows(40, 3)))
     assert torch.equal(moments.second, moments.second.T)
     for matrix in (moments.second, moments.covariance):
         assert torch.linalg.eigvalsh(matrix)[0] > -1e-10 * matrix.diagonal().sum()
@@ -120,7 +120,7 @@ def test_a_channel_without_variance_is_a_constant(op, mean, scale):
     activation = find_activation(op)
     means, scales = torch.tensor([mean, 0.3]).double(), torch.tensor([scale, 1.0]).double()
     law = Gaussian(means, scales, torch.eye(2, dtype=torch.float64))
-    moments = gram(activation, law)
+    moments = activation_moments(activation, law)
     value = activation.function(means[:1])
     torch.testing.assert_close(moments.mean[:1], value)
     torch.testing.assert_close(moments.second[0, 0], value[0] ** 2)
@@ -130,14 +130,20 @@ def test_a_channel_without_variance_is_a_constant(op, mean, scale):
 def test_permuting_channels_permutes_the_moments():
     producers, order = _rows(), torch.tensor([4, 0, 5, 1, 3, 2])
     relu = find_activation("relu")
-    plain, permuted = gram(relu, linear_law(producers)), gram(relu, linear_law(producers[order]))
+    plain, permuted = (
+        activation_moments(relu, linear_preactivations(producers)),
+        activation_moments(relu, linear_preactivations(producers[order])),
+    )
     torch.testing.assert_close(permuted.second, plain.second[order][:, order])
 
 
 def test_relu_moments_scale_with_the_rows():
     producers, scale = _rows(), torch.logspace(-2, 2, 6, dtype=torch.float64)
     relu = find_activation("relu")
-    plain, scaled = gram(relu, linear_law(producers)), gram(relu, linear_law(producers * scale[:, None]))
+    plain, scaled = (
+        activation_moments(relu, linear_preactivations(producers)),
+        activation_moments(relu, linear_preactivations(producers * scale[:, None])),
+    )
     torch.testing.assert_close(scaled.second, plain.second * scale[:, None] * scale)
 
 
@@ -147,8 +153,8 @@ def test_a_kronecker_covariance_is_never_formed_but_meant():
     factor = torch.randn(3, 3, generator=generator, dtype=torch.float64)
     channels, positions = factor @ factor.T, spatial_correlation((2, 2), 0.8)
     mean = torch.randn(3, generator=generator, dtype=torch.float64)
-    pair = linear_law(producers, mean, (channels, positions))
-    full = linear_law(producers, mean.repeat_interleave(4), torch.kron(channels, positions))
+    pair = linear_preactivations(producers, mean, (channels, positions))
+    full = linear_preactivations(producers, mean.repeat_interleave(4), torch.kron(channels, positions))
     torch.testing.assert_close(pair.mean, full.mean)
     torch.testing.assert_close(pair.scale, full.scale)
     torch.testing.assert_close(pair.correlation, full.correlation)
@@ -157,8 +163,8 @@ def test_a_kronecker_covariance_is_never_formed_but_meant():
 def test_a_chain_propagates_moments():
     # The second layer's law from the first one's moments, against samples through both layers.
     relu, first, second = find_activation("relu"), _rows(5, 4), _rows(3, 5, seed=4)
-    moments = gram(relu, linear_law(first))
-    law = linear_law(second, moments.mean, moments.covariance)
+    moments = activation_moments(relu, linear_preactivations(first))
+    law = linear_preactivations(second, moments.mean, moments.covariance)
     x = torch.randn(200000, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     h = (x @ first[:, :-1].T + first[:, -1]).clamp(min=0)
     z = h @ second[:, :-1].T + second[:, -1]
@@ -171,7 +177,7 @@ def test_batchnorm_marginals_with_correlations_of_the_folded_filters():
     producers, shift = _rows(), torch.linspace(-1, 1, 6)
     gamma = torch.tensor([1.0, -2.0, 0.5, 0.0, -0.1, 3.0])
     folded = producers * gamma[:, None]
-    law = normalised_law(folded, shift, gamma)
+    law = batchnorm_preactivations(folded, shift, gamma)
     torch.testing.assert_close(law.mean, shift.double())
     torch.testing.assert_close(law.scale, gamma.abs().double())
     cosine = torch.nn.functional.cosine_similarity(folded[:, None, :-1], folded[None, :, :-1], dim=2)
@@ -195,11 +201,13 @@ def test_gauss_hermite_is_numpys(nodes):
 
 
 def test_large_matrices_are_float32():
-    law = linear_law(torch.randn(2049, 3, generator=torch.Generator().manual_seed(0)))
+    law = linear_preactivations(torch.randn(2049, 3, generator=torch.Generator().manual_seed(0)))
     assert law.correlation.dtype == torch.float32
-    moments = gram(find_activation("relu"), law)
+    moments = activation_moments(find_activation("relu"), law)
     assert moments.second.dtype == torch.float32
-    few = gram(find_activation("relu"), Gaussian(law.mean[:50], law.scale[:50], law.correlation[:50, :50].double()))
+    few = activation_moments(
+        find_activation("relu"), Gaussian(law.mean[:50], law.scale[:50], law.correlation[:50, :50].double())
+    )
     torch.testing.assert_close(moments.second[:50, :50].double(), few.second, rtol=1e-4, atol=1e-5)
 
 
@@ -213,4 +221,4 @@ def test_large_matrices_are_float32():
 )
 def test_inputs_that_do_not_fit_are_refused(mean, covariance):
     with pytest.raises(ValueError, match="Expected"):
-        linear_law(_rows(), mean, covariance)
+        linear_preactivations(_rows(), mean, covariance)

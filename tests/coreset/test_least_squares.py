@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from lightning_coreset.coreset import (
+    activation_moments,
     eliminate,
     expected_error,
     find_activation,
-    gram,
-    linear_law,
+    linear_preactivations,
     mixing_matrix,
     reconstruct,
     spatial_correlation,
@@ -23,7 +23,7 @@ RELU = find_activation("relu")
 def _problem(channels=24, inputs=8, outputs=10, seed=0, centred=False):
     generator = torch.Generator().manual_seed(seed)
     producers = torch.randn(channels, inputs + 1, generator=generator, dtype=torch.float64)
-    moments = gram(RELU, linear_law(producers))
+    moments = activation_moments(RELU, linear_preactivations(producers))
     moment = moments.covariance if centred else moments.second
     return producers, moment, torch.randn(outputs, channels, generator=generator, dtype=torch.float64), moments.mean
 
@@ -148,7 +148,7 @@ def test_full_size_is_the_identity(size):
 def test_duplicates_merge_without_loss():
     producers, _, consumers, _ = _problem()
     twins = torch.cat([producers, 2.5 * producers])[torch.randperm(48, generator=torch.Generator().manual_seed(1))]
-    moment = gram(RELU, linear_law(twins)).second
+    moment = activation_moments(RELU, linear_preactivations(twins)).second
     consumers = torch.cat([consumers, consumers.flip(0)], dim=1)
     exact = reconstruct(moment, consumers, 24, ridge=1e-10)
     directions = twins[exact.kept] / twins[exact.kept].norm(dim=1, keepdim=True)
@@ -162,7 +162,7 @@ def test_dead_and_unread_channels_go_first():
     producers, _, consumers, _ = _problem()
     producers[3], producers[9, :-1], producers[9, -1] = 0, 0, -1.0
     consumers[:, 14] = 0
-    moment = gram(RELU, linear_law(producers)).second
+    moment = activation_moments(RELU, linear_preactivations(producers)).second
     kept = eliminate(moment, consumers, 22)
     assert not {3, 9} & set(kept.tolist())
     assert reconstruct(moment, consumers, 22).error == pytest.approx(0, abs=1e-12)

@@ -13,9 +13,9 @@ from networks import NETWORKS, make, structure_of
 from torch import Tensor, nn
 
 from lightning_coreset.methods import Magnitude, Method, Random, Reconstruction, Sensitivity
-from lightning_coreset.planning import Meter, Request, Survey, Totals, Unit, make_plan, measure, prunable
+from lightning_coreset.planning import CostModel, ModelCost, PruningProblem, Request, Unit, make_plan, measure, prunable
 from lightning_coreset.planning.allocation import error_steps, ranked_steps, uniform_steps
-from lightning_coreset.planning.allowed_sizes import Ladder
+from lightning_coreset.planning.allowed_sizes import AllowedSizes
 from lightning_coreset.structure import ChannelGroup, Member, analyse
 from lightning_coreset.surgery import apply_changes, named_tensors
 
@@ -65,21 +65,21 @@ def group_of(classes: int, *widths: int) -> ChannelGroup:
     ],
 )
 def test_sizes_that_a_group_may_have(group, options, original, rungs):
-    ladder = Ladder.of(group, Request(0.5, **options), original)
-    assert ladder.rungs == rungs
+    ladder = AllowedSizes.of(group, Request(0.5, **options), original)
+    assert ladder.sizes == rungs
     assert ladder.smallest == rungs[-1]
     assert ladder.longest_step == max((a - b for a, b in itertools.pairwise(rungs)), default=0)
 
 
 def test_classes_of_different_widths_go_one_by_one():
     member = Member("0.weight", 0, "producer", ((0,), (1, 2), (3, 4, 5)))
-    ladder = Ladder.of(ChannelGroup("0", (member,)), Request(0.5, round_to=8), 3)
-    assert ladder.rungs == (3, 2, 1)
+    ladder = AllowedSizes.of(ChannelGroup("0", (member,)), Request(0.5, round_to=8), 3)
+    assert ladder.sizes == (3, 2, 1)
 
 
 @pytest.mark.parametrize(("size", "rung"), [(20.0, 20), (18.1, 20), (18.0, 20), (17.9, 16), (3.0, 8), (12.0, 16)])
 def test_the_nearest_rung(size, rung):
-    assert Ladder("0", 20, (20, 16, 8)).nearest(size) == rung
+    assert AllowedSizes("0", 20, (20, 16, 8)).nearest(size) == rung
 
 
 # ---- orders
@@ -92,24 +92,24 @@ class Step(NamedTuple):
     size: int
 
 
-def steps(ladders: list[Ladder], order: Tensor) -> list[Step]:
+def steps(ladders: list[AllowedSizes], order: Tensor) -> list[Step]:
     """An order, with the sizes to which its steps lead."""
-    left = [list(ladder.rungs[1:]) for ladder in ladders]
+    left = [list(ladder.sizes[1:]) for ladder in ladders]
     return [Step(ladders[number].group, left[number].pop(0)) for number in order.tolist()]
 
 
 def test_uniform_steps_keep_pace_with_the_original():
-    ladders = [Ladder("a", 4, (4, 3, 2, 1)), Ladder("b", 2, (2, 1))]
+    ladders = [AllowedSizes("a", 4, (4, 3, 2, 1)), AllowedSizes("b", 2, (2, 1))]
     order = [Step("a", 3), Step("b", 1), Step("a", 2), Step("a", 1)]  # half-way at 1/8, 1/4, 3/8 and 5/8
     assert steps(ladders, uniform_steps(ladders)) == order
     # Some of it done, the rest goes in the same order.
-    later = [Ladder("a", 4, (3, 2, 1)), ladders[1]]
+    later = [AllowedSizes("a", 4, (3, 2, 1)), ladders[1]]
     assert steps(later, uniform_steps(later)) == order[1:]
     assert steps(later[:1], uniform_steps(later[:1])) == [order[2], order[3]]
 
 
 def test_ranked_steps_take_the_least_important_of_all():
-    ladders = [Ladder("a", 4, (4, 3, 2, 1)), Ladder("b", 3, (3, 2, 1)), Ladder("c", 4, (4, 2))]
+    ladders = [AllowedSizes("a", 4, (4, 3, 2, 1)), AllowedSizes("b", 3, (3, 2, 1)), AllowedSizes("c", 4, (4, 2))]
     scores = {"a": torch.tensor([0.3, 0.9, 0.1, 0.8]), "b": torch.tensor([0.2, 0.95, 0.85])}
     scores["c"] = torch.tensor([9.0, 0.0, 0.5, 9.0])  # two at a time, of 0.25 on average
     order = [Step("a", 3), Step("b", 2), Step("c", 2), Step("a", 2), Step("a", 1), Step("b", 1)]
@@ -121,7 +121,11 @@ class Naive:
 
     @staticmethod
     def steps(
-        ladders: list[Ladder], slopes: Mapping[str, list[float]], meter: Meter, unit: Unit, sizes: dict[str, int]
+        ladders: list[AllowedSizes],
+        slopes: Mapping[str, list[float]],
+        meter: CostModel,
+        unit: Unit,
+        sizes: dict[str, int],
     ) -> list[Step]:
         left = {ladder.group: list(zip(ladder.steps(), slopes[ladder.group], strict=True)) for ladder in ladders}
         order = []
@@ -140,22 +144,22 @@ class Naive:
 @pytest.mark.parametrize("name", ["mlp", "lenet", "vgg", "unet"])
 def test_error_steps_are_the_greedy_ones(name, round_to, unit):
     structure = structure_of(name)
-    meter = Meter(named_tensors(make(name)[0]), structure.groups, structure.macs)
-    ladders = [Ladder.of(group, Request(0.5, round_to=round_to), group.size) for group in structure.groups]
+    meter = CostModel(named_tensors(make(name)[0]), structure.groups, structure.macs)
+    ladders = [AllowedSizes.of(group, Request(0.5, round_to=round_to), group.size) for group in structure.groups]
     generator = torch.Generator().manual_seed(0)
     curves, slopes = {}, {}
     for ladder in ladders:
         added = torch.rand(ladder.original, generator=generator, dtype=torch.float64).sort().values
         added[0] = 0.0
         curves[ladder.group] = added.cumsum(0)
-        at = {size: curves[ladder.group][ladder.original - size] for size in ladder.rungs}
+        at = {size: curves[ladder.group][ladder.original - size] for size in ladder.sizes}
         slopes[ladder.group] = [float(at[below] - at[above]) for above, below in ladder.steps()]
     sizes = {ladder.group: ladder.original for ladder in ladders}
     order = Naive.steps(ladders, slopes, meter, unit, sizes)
     assert steps(ladders, error_steps(ladders, curves, meter, unit)) == order
 
 
-def two_groups(*sizes: int) -> tuple[list[Ladder], Meter]:
+def two_groups(*sizes: int) -> tuple[list[AllowedSizes], CostModel]:
     """Groups side by side, of one parameter a channel."""
     tensors, groups = {}, []
     for number, size in enumerate(sizes):
@@ -163,7 +167,7 @@ def two_groups(*sizes: int) -> tuple[list[Ladder], Meter]:
         groups.append(
             ChannelGroup(str(number), (Member(str(number), 0, "producer", tuple((i,) for i in range(size))),))
         )
-    return [Ladder.of(group, Request(0.5), group.size) for group in groups], Meter(tensors, groups, {})
+    return [AllowedSizes.of(group, Request(0.5), group.size) for group in groups], CostModel(tensors, groups, {})
 
 
 def test_a_dear_channel_before_a_cheap_one_is_dear_for_both():
@@ -217,11 +221,11 @@ def test_error_does_not_depend_on_the_scale_of_a_layer():
     """The law of a layer's input is not always known, so that its errors are right up to a factor only."""
     model, structure = make("mlp")[0], structure_of("mlp")
     request = Request(0.6, allocation="error")
-    before = Survey.of(model, structure, request).sizes()
+    before = PruningProblem.of(model, structure, request).sizes()
     with torch.no_grad():
         model[4].weight *= 1000
         model[4].bias *= 1000
-    assert Survey.of(model, structure, request).sizes() == before
+    assert PruningProblem.of(model, structure, request).sizes() == before
 
 
 def test_global_lets_the_weaker_layer_lose_more():
@@ -237,16 +241,16 @@ def test_global_lets_the_weaker_layer_lose_more():
 def test_global_does_not_depend_on_the_scale_of_a_layer():
     model, structure = make("mlp")[0], structure_of("mlp")
     request = Request(0.5, method=Magnitude(), allocation="global")
-    before = Survey.of(model, structure, request).sizes()
+    before = PruningProblem.of(model, structure, request).sizes()
     with torch.no_grad():
         model[2].weight *= 100
-    assert Survey.of(model, structure, request).sizes() == before
+    assert PruningProblem.of(model, structure, request).sizes() == before
 
 
 def test_the_random_ranking_follows_the_seed():
     model, structure = make("vgg")[0], structure_of("vgg")
     requests = [Request(0.5, method=Random(), allocation="global", seed=seed) for seed in (0, 0, *range(1, 6))]
-    first, again, *others = (Survey.of(model, structure, request).sizes() for request in requests)
+    first, again, *others = (PruningProblem.of(model, structure, request).sizes() for request in requests)
     assert first == again
     assert any(first != other for other in others)
 
@@ -258,17 +262,17 @@ def test_the_target_is_met_by_every_allocation(name, unit, allocation, method):
     structure = structure_of(name)
     for ratio in (0.2, 0.6):
         request = Request(ratio, unit=unit, method=method, allocation=allocation, include_residual=True)
-        survey = Survey.of(make(name)[0], structure, request)
+        survey = PruningProblem.of(make(name)[0], structure, request)
         whole, most = getattr(survey.original, unit), survey.gone(survey.smallest())
         widths = survey.original.widths
-        channel = max(survey.meter.saved(group, size - 1, widths, unit) for group, size in widths.items()) / whole
+        channel = max(survey.cost_model.saved(group, size - 1, widths, unit) for group, size in widths.items()) / whole
         assert abs(survey.gone(survey.sizes()) - min(ratio, most)) <= channel / 2 + 1e-9
 
 
 # ---- one event after another
 
 
-def sizes_after(name: str, ratios: list[float], request: Request) -> tuple[dict[str, int], Totals]:
+def sizes_after(name: str, ratios: list[float], request: Request) -> tuple[dict[str, int], ModelCost]:
     model, x = make(name)
     original = measure(model, analyse(model, x), request)
     for ratio in ratios:
@@ -360,5 +364,5 @@ def test_a_layer_of_zeros_is_ranked():
         model[0].weight.zero_()
         model[0].bias.zero_()
     for allocation, method in ALLOCATIONS:
-        survey = Survey.of(model, structure, Request(0.5, allocation=allocation, method=method))
+        survey = PruningProblem.of(model, structure, Request(0.5, allocation=allocation, method=method))
         assert survey.gone(survey.sizes()) == pytest.approx(0.5, abs=0.05)

@@ -18,7 +18,7 @@ from lightning_coreset import CoresetPruningCallback, prune
 from lightning_coreset.coreset import certify, find_activation, output_radius
 from lightning_coreset.methods import Magnitude, Method, Random, Reconstruction, Sensitivity
 from lightning_coreset.plan import GroupPlan, PruningPlan
-from lightning_coreset.planning import LayerInputs, Request, layer_inputs, make_plan
+from lightning_coreset.planning import InputNorms, Request, make_plan, measure_input_norms
 from lightning_coreset.planning.certificates import Certifier
 from lightning_coreset.planning.select import Selector
 from lightning_coreset.structure import Example, analyse
@@ -32,7 +32,7 @@ def planned(
     model: nn.Module, x: Tensor, sizes: Mapping[str, int], radius: float | None = None, method: Method | None = None
 ) -> PruningPlan:
     request = Request(0.5, method=method or Reconstruction(), input_radius=radius)
-    inputs = layer_inputs(model, Example.of(x))
+    inputs = measure_input_norms(model, Example.of(x))
     return make_plan(model, analyse(model, x), request, sizes=sizes, inputs=inputs)
 
 
@@ -111,7 +111,7 @@ def test_the_truth_lies_between_found_and_certified(name, method, radius):
 def test_found_is_never_above_certified(name, radius, method):
     model, x = make(name)
     request = Request(0.4, method=method, input_radius=radius, include_residual=True)
-    plan = make_plan(model, structure_of(name), request, inputs=layer_inputs(model, Example.of(x)))
+    plan = make_plan(model, structure_of(name), request, inputs=measure_input_norms(model, Example.of(x)))
     for group in plan.groups:
         if group.certified_error is None:
             assert (group.found_error, group.input_radius) == (None, None)
@@ -238,7 +238,7 @@ def test_any_number_of_sharp_rows_is_valid(name, number, method):
     model, x = make(name)
     group, tensors = structure_of(name).groups[number], named_tensors(model)
     selection = Selector(method, torch.Generator().manual_seed(0)).select(group, group.size // 2, tensors)
-    inputs = layer_inputs(model, Example.of(x))
+    inputs = measure_input_norms(model, Example.of(x))
     brackets = [Certifier(inputs, rows=rows).certificate(group, selection, tensors) for rows in (0, 1, 5, 64, 10_000)]
     bounds = [bracket.certified_error for bracket in brackets]
     assert None not in bounds
@@ -280,20 +280,24 @@ def patches_of(layer: nn.Module, x: Tensor) -> Tensor:
 def test_measured_radii_of_convolutions(layer, shape):
     x = torch.randn(shape)
     expected = float(patches_of(layer, x).norm(dim=1).max())
-    assert layer_inputs(layer, Example.of(x)).radii == {"weight": pytest.approx(expected, rel=1e-5)}
+    assert measure_input_norms(layer, Example.of(x)).norms == {"weight": pytest.approx(expected, rel=1e-5)}
 
 
 def test_measured_radii_of_other_layers():
     x = torch.randn(2, 5, 6)
-    assert layer_inputs(nn.Linear(6, 3), Example.of(x)).radii["weight"] == pytest.approx(float(x.norm(dim=2).max()))
+    assert measure_input_norms(nn.Linear(6, 3), Example.of(x)).norms["weight"] == pytest.approx(
+        float(x.norm(dim=2).max())
+    )
     grouped, image = nn.Conv2d(4, 6, 3, groups=2), torch.randn(2, 4, 6, 6)
     halves = [functional.unfold(image[:, half], 3).norm(dim=1).max() for half in (slice(0, 2), slice(2, 4))]
-    assert layer_inputs(grouped, Example.of(image)).radii["weight"] == pytest.approx(float(max(halves)), rel=1e-5)
+    assert measure_input_norms(grouped, Example.of(image)).norms["weight"] == pytest.approx(
+        float(max(halves)), rel=1e-5
+    )
     mirrored = nn.Conv2d(4, 6, 3, padding=1, padding_mode="reflect")
     expected = functional.unfold(functional.pad(image, (1, 1, 1, 1), "reflect"), 3).norm(dim=1).max()
-    assert layer_inputs(mirrored, Example.of(image)).radii["weight"] == pytest.approx(float(expected), rel=1e-5)
+    assert measure_input_norms(mirrored, Example.of(image)).norms["weight"] == pytest.approx(float(expected), rel=1e-5)
     single = nn.Conv2d(4, 6, 3)
-    alone = layer_inputs(single, Example.of(image[0])).radii["weight"]
+    alone = measure_input_norms(single, Example.of(image[0])).norms["weight"]
     assert alone == pytest.approx(float(functional.unfold(image[:1], 3).norm(dim=1).max()), rel=1e-5)
 
 
@@ -307,9 +311,9 @@ def test_a_layer_that_is_called_twice_counts_its_largest_input():
             return self.layer(10 * self.layer(input=x))
 
     model, x = Twice(), torch.randn(3, 4)
-    found = layer_inputs(model, Example.of(x))
+    found = measure_input_norms(model, Example.of(x))
     expected = max(x.norm(dim=1).max(), (10 * model.layer(x)).detach().norm(dim=1).max())
-    assert found == LayerInputs(
+    assert found == InputNorms(
         {"layer.weight": pytest.approx(float(expected))}, frozenset(), frozenset({"layer.weight"})
     )
 
@@ -320,7 +324,7 @@ def sources(plan: PruningPlan) -> list[str | None]:
 
 def test_given_propagated_and_measured():
     model, x = make("mlp")
-    structure, inputs = structure_of("mlp"), layer_inputs(model, Example.of(x))
+    structure, inputs = structure_of("mlp"), measure_input_norms(model, Example.of(x))
     assert inputs.first == {"0.weight"}
     plan = make_plan(model, structure, Request(0.5, input_radius=7.0), inputs=inputs)
     assert sources(plan) == ["given", "propagated"]
@@ -347,10 +351,10 @@ def test_a_propagated_radius_is_never_left(pool):
     model(x)
     model = randomised(model.eval(), torch.Generator().manual_seed(0)).double()
     x = x.double()
-    inputs = layer_inputs(model, Example.of(x))
-    plan = make_plan(model, analyse(model, x), Request(0.4, input_radius=inputs.radii["0.weight"]), inputs=inputs)
+    inputs = measure_input_norms(model, Example.of(x))
+    plan = make_plan(model, analyse(model, x), Request(0.4, input_radius=inputs.norms["0.weight"]), inputs=inputs)
     assert sources(plan) == ["given", "propagated", "propagated"]
-    seen = layer_inputs(applied(model, plan), Example.of(x)).radii
+    seen = measure_input_norms(applied(model, plan), Example.of(x)).norms
     for group in plan.groups:
         assert group.input_radius is not None
         assert seen[f"{group.name}.weight"] <= group.input_radius * (1 + 1e-9)
@@ -377,7 +381,7 @@ def test_what_cannot_be_measured_says_why():
     model, _ = make("mlp")
     zero = prune(model, torch.zeros(2, 6).double(), 0.3, certify=True)
     assert zero.groups[0].radius_source == "none: the inputs measured at 0.weight have norm 0.0"
-    inputs = LayerInputs({})
+    inputs = InputNorms({})
     unseen = make_plan(make("mlp")[0], structure_of("mlp"), Request(0.3), inputs=inputs)
     assert sources(unseen) == [f"none: no module that can be watched runs {name}.weight" for name in "02"]
 
@@ -391,7 +395,7 @@ def test_certificates_change_nothing(name, method):
     model, x = make(name)
     model.train()
     before, states = snapshot(model), (random.getstate(), torch.get_rng_state())
-    inputs = layer_inputs(model, Example.of(x))
+    inputs = measure_input_norms(model, Example.of(x))
     request = Request(0.4, method=method)
     plan = make_plan(model, structure_of(name), request, inputs=inputs)
     assert_untouched(model, before)

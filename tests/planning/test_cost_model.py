@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from networks import NETWORKS, make, structure_of
 from torch import nn
 
-from lightning_coreset.planning import Meter, Request, Totals, Unit, make_plan, measure, reached
+from lightning_coreset.planning import CostModel, ModelCost, Request, Unit, make_plan, measure, reached
 from lightning_coreset.planning.allocation import solve, uniform_steps
-from lightning_coreset.planning.allowed_sizes import Ladder
+from lightning_coreset.planning.allowed_sizes import AllowedSizes
 from lightning_coreset.pruning import count_macs
 from lightning_coreset.structure import ChannelGroup, Structure, analyse, find_groups
 from lightning_coreset.surgery import apply_changes, named_tensors
@@ -24,15 +24,15 @@ UNITS: tuple[Unit, ...] = ("params", "macs", "channels")
 COUNTED = [name for name in NETWORKS if name != "attention"]
 
 
-def meter_of(name: str) -> tuple[Meter, Structure]:
+def meter_of(name: str) -> tuple[CostModel, Structure]:
     structure = structure_of(name)
-    return Meter(named_tensors(make(name)[0]), structure.groups, structure.macs), structure
+    return CostModel(named_tensors(make(name)[0]), structure.groups, structure.macs), structure
 
 
 def uniform_sizes(
-    groups: Sequence[ChannelGroup], meter: Meter, ratio: float, unit: Unit, original: Totals
+    groups: Sequence[ChannelGroup], meter: CostModel, ratio: float, unit: Unit, original: ModelCost
 ) -> dict[str, int]:
-    ladders = [Ladder.of(group, Request(ratio), group.size) for group in groups]
+    ladders = [AllowedSizes.of(group, Request(ratio), group.size) for group in groups]
     return solve(uniform_steps(ladders), ladders, meter, ratio, unit, original)
 
 
@@ -88,7 +88,7 @@ def test_every_group_keeps_the_same_share():
     model = nn.Sequential(nn.Linear(5, 100), nn.ReLU(), nn.Linear(100, 40), nn.ReLU(), nn.Linear(40, 20), nn.ReLU())
     model.append(nn.Linear(20, 2))
     structure = analyse(model, torch.randn(1, 5))
-    meter = Meter(named_tensors(model), structure.groups, structure.macs)
+    meter = CostModel(named_tensors(model), structure.groups, structure.macs)
     for ratio in (0.1, 0.35, 0.6, 0.85):
         sizes = uniform_sizes(structure.groups, meter, ratio, "params", meter.totals())
         shares = [sizes[group.name] / group.size for group in structure.groups]
@@ -138,7 +138,7 @@ def test_a_second_pruning_counts_against_the_original(unit):
 def test_buffers_are_no_parameters():
     model, x = make("vgg")
     structure = analyse(model, x)
-    meter = Meter(named_tensors(model), structure.groups, structure.macs)
+    meter = CostModel(named_tensors(model), structure.groups, structure.macs)
     assert meter.totals().params == sum(parameter.numel() for parameter in model.parameters())
     assert meter.totals().channels == 6 + 8 + 10
 
@@ -146,8 +146,8 @@ def test_buffers_are_no_parameters():
 def test_tied_parameters_count_once():
     model, x = make("autoencoder")
     structure = analyse(model, x)
-    totals = Meter(named_tensors(model), structure.groups, structure.macs).totals({"encoder": 4})
-    assert totals == Totals(params=4 * 6 + 4, macs=2 * 4 * 6, channels=4, widths={"encoder": 4})
+    totals = CostModel(named_tensors(model), structure.groups, structure.macs).totals({"encoder": 4})
+    assert totals == ModelCost(params=4 * 6 + 4, macs=2 * 4 * 6, channels=4, widths={"encoder": 4})
 
 
 def test_multiply_accumulates_by_hand():
@@ -177,4 +177,4 @@ def test_the_cost_of_a_layer_with_a_computed_weight_shrinks():
 
 @pytest.mark.parametrize(("whole", "now", "expected"), [(10, 5, 0.5), (10, 10, 0.0), (0, 0, 0.0)])
 def test_reached(whole, now, expected):
-    assert reached(Totals(1, now, 1), Totals(1, whole, 1), "macs") == expected
+    assert reached(ModelCost(1, now, 1), ModelCost(1, whole, 1), "macs") == expected

@@ -16,7 +16,7 @@ from lightning_coreset import Sensitivity, prune
 from lightning_coreset.coreset import find_activation, sample_size, sampling_complexity, sensitivities
 from lightning_coreset.planning import Request, make_plan
 from lightning_coreset.structure import analyse
-from lightning_coreset.surgery import content
+from lightning_coreset.surgery import new_value
 
 ACTIVATIONS = {"relu": nn.ReLU(), "tanh": nn.Tanh(), "sigmoid": nn.Sigmoid(), "gelu": nn.GELU()}
 
@@ -94,7 +94,7 @@ def test_the_error_is_kept(name):
         hidden, right = model[:2](points), model(points)
     for seed in range(100):
         plan = make_plan(model, structure, Request(0.5, method=Sensitivity(epsilon=epsilon, delta=delta), seed=seed))
-        value = next(content(change, model[2].weight) for change in plan.changes if change.name == "2.weight")
+        value = next(new_value(change, model[2].weight) for change in plan.changes if change.name == "2.weight")
         with torch.no_grad():
             y = hidden[:, list(plan.groups[0].kept)] @ value.T + model[2].bias
         error = float((y - right).abs().max())

@@ -11,8 +11,8 @@ from torch import nn
 
 from lightning_coreset.methods import Magnitude, Sensitivity
 from lightning_coreset.planning import (
+    PruningProblem,
     Request,
-    Survey,
     Unit,
     check_reachable,
     final_sizes,
@@ -28,12 +28,12 @@ UNITS: tuple[Unit, ...] = ("params", "macs", "channels")
 
 def most_of(name: str, **options: object) -> tuple[float, float]:
     """The most that can go, and the largest step, from the sizes of the parts."""
-    survey = Survey.of(make(name)[0], structure_of(name), Request(0.5, **options))
+    survey = PruningProblem.of(make(name)[0], structure_of(name), Request(0.5, **options))
     unit, whole = survey.request.unit, getattr(survey.original, survey.request.unit)
-    sizes = {ladder.group: ladder.rungs[0] for ladder in survey.ladders}
+    sizes = {ladder.group: ladder.sizes[0] for ladder in survey.allowed}
     steps = [
-        survey.meter.saved(ladder.group, sizes[ladder.group] - ladder.longest_step, sizes, unit)
-        for ladder in survey.ladders
+        survey.cost_model.saved(ladder.group, sizes[ladder.group] - ladder.longest_step, sizes, unit)
+        for ladder in survey.allowed
     ]
     return survey.gone(survey.smallest()), max(steps) / whole
 
@@ -57,7 +57,7 @@ def test_more_than_can_go_by_more_than_a_step_is_refused(name, options, unit):
     most, step = most_of(name, unit=unit, **options)
     allowed = Request(min(most + 0.9 * step, 0.999), unit=unit, **options)
     check_reachable(model, structure, allowed)
-    assert final_sizes(model, structure, allowed) == Survey.of(model, structure, allowed).smallest()
+    assert final_sizes(model, structure, allowed) == PruningProblem.of(model, structure, allowed).smallest()
     refused = Request(min(most + 1.1 * step, 0.9999), unit=unit, **options)
     if refused.target > most + step:
         with pytest.raises(ValueError, match=f"Expected pruning_ratio to be at most {most:.4f} "):
@@ -109,7 +109,7 @@ def test_a_rule_that_a_limit_contradicts_is_refused(options):
     model, structure = make("mlp")[0], structure_of("mlp")
     check_reachable(model, structure, Request({"0": 0.4, "2": 0.4}, **options))
     (limit,) = (f"{name}={value}" for name, value in options.items())
-    smallest = Survey.of(model, structure, Request(0.1, **options)).smallest()["0"]
+    smallest = PruningProblem.of(model, structure, Request(0.1, **options)).smallest()["0"]
     if "round_to" in options:  # within one multiple of what is asked
         check_reachable(model, structure, Request({"0": 0.9}, **options))
     else:

@@ -8,7 +8,7 @@ from networks import Autoencoder, Gated, Mobilenet, Resnet, Siblings, make, rand
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lightning_coreset.planning.layer_pair import PathForm, output_scale, path_forms, weighted_norms
+from lightning_coreset.planning.layer_pair import LayerPair, layer_pairs, output_scale, weighted_norms
 from lightning_coreset.planning.layout import NoCoresetForm, consumer_matrix, put_consumer
 from lightning_coreset.structure import ChannelGroup, analyse
 from lightning_coreset.surgery import named_tensors
@@ -18,10 +18,10 @@ def prepared(*layers: nn.Module) -> nn.Sequential:
     return randomised(nn.Sequential(*layers).eval(), torch.Generator().manual_seed(1)).double()
 
 
-def found(model: nn.Module, shape: tuple[int, ...], number: int = 0) -> tuple[ChannelGroup, list[PathForm], Tensor]:
+def found(model: nn.Module, shape: tuple[int, ...], number: int = 0) -> tuple[ChannelGroup, list[LayerPair], Tensor]:
     x = torch.randn(shape, dtype=torch.float64)
     group = analyse(model, x).groups[number]
-    return group, path_forms(group, named_tensors(model)), x
+    return group, layer_pairs(group, named_tensors(model)), x
 
 
 def patches(x: Tensor, convolution: nn.Conv2d) -> Tensor:
@@ -307,4 +307,4 @@ def test_an_embedding_is_no_sum():
     model = nn.Sequential(nn.Embedding(7, 6), nn.ReLU(), nn.Linear(6, 2))
     (group,) = analyse(model, torch.tensor([[1, 2]])).groups
     with pytest.raises(NoCoresetForm, match="an embedding makes its channels"):
-        path_forms(group, named_tensors(model))
+        layer_pairs(group, named_tensors(model))

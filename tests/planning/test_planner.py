@@ -12,9 +12,9 @@ from torch import nn
 from lightning_coreset.methods import Magnitude, Method, Random, Reconstruction, Sensitivity
 from lightning_coreset.plan import ParameterChange, PruningPlan
 from lightning_coreset.planning import Request, bottom_up_sizes, final_sizes, is_residual, make_plan, measure, prunable
-from lightning_coreset.planning.layer_pair import PathForm
+from lightning_coreset.planning.layer_pair import LayerPair
 from lightning_coreset.structure import analyse
-from lightning_coreset.surgery import apply_changes, content, named_tensors
+from lightning_coreset.surgery import apply_changes, named_tensors, new_value
 
 METHODS = [Reconstruction(), Sensitivity(), Sensitivity("draws"), Sensitivity("pps"), Magnitude(), Random()]
 
@@ -117,7 +117,7 @@ def test_the_pruned_network_is_right_on_average(sampler):
             request = Request(0.5, method=Sensitivity(sampler), seed=seed)
             plan = make_plan(model, structure, request, sizes={"0": 5})
             (change,) = [change for change in plan.changes if change.name == "2.weight"]
-            outputs.append(hidden[:, change.kept[1]] @ content(change, model[2].weight).T + model[2].bias)
+            outputs.append(hidden[:, change.kept[1]] @ new_value(change, model[2].weight).T + model[2].bias)
     outputs = torch.stack(outputs)
     error = (outputs.mean(0) - expected).abs() / (outputs.std(0) / len(outputs) ** 0.5)
     assert outputs.std(0).min() > 1e-3
@@ -364,9 +364,9 @@ def test_filters_known_from_before_are_those_of_the_cut_weight(monkeypatch, dtyp
     structure = structure_of("vgg")
     request = Request(0.5, method=Sensitivity("pps"))
     known: list[str] = []
-    norms = PathForm.producer_norms
+    norms = LayerPair.producer_norms
 
-    def noted(form: PathForm, filters: torch.Tensor | None = None) -> torch.Tensor:
+    def noted(form: LayerPair, filters: torch.Tensor | None = None) -> torch.Tensor:
         read = norms(form)
         if filters is not None:
             known.append(form.path.producer.weight)
@@ -375,7 +375,7 @@ def test_filters_known_from_before_are_those_of_the_cut_weight(monkeypatch, dtyp
             )
         return read
 
-    monkeypatch.setattr(PathForm, "producer_norms", noted)
+    monkeypatch.setattr(LayerPair, "producer_norms", noted)
     make_plan(model, structure, request)
     convolutions = [f"{number}.weight" for number, layer in enumerate(model) if isinstance(layer, nn.Conv2d)]
     assert known == convolutions[1:]

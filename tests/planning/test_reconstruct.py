@@ -12,7 +12,14 @@ from networks import NETWORKS, assert_untouched, make, randomised, snapshot, str
 from torch import Tensor, nn
 
 from lightning_coreset import Reconstruction, prune
-from lightning_coreset.coreset import Gaussian, find_activation, gram, linear_law, normalised_law, spatial_correlation
+from lightning_coreset.coreset import (
+    Gaussian,
+    activation_moments,
+    batchnorm_preactivations,
+    find_activation,
+    linear_preactivations,
+    spatial_correlation,
+)
 from lightning_coreset.planning import Request, make_plan
 from lightning_coreset.planning.select import Selector
 from lightning_coreset.planning.selection import Selection
@@ -75,7 +82,7 @@ def sampled(law: Gaussian, count: int) -> Tensor:
 def test_linear_layers(size):
     groups, tensors = setting(*make("mlp"))
     selection = reconstructed(groups["0"], size, tensors)
-    moment = gram(RELU, linear_law(rows_of(tensors, "0"))).second
+    moment = activation_moments(RELU, linear_preactivations(rows_of(tensors, "0"))).second
     expected = torch.zeros(12, 16, dtype=torch.float64)
     expected[:, selection.kept] = tensors["2.weight"] @ mix_by_hand(moment, selection.kept)
     assert selection.updates.keys() == {"2.weight"}
@@ -88,13 +95,15 @@ def test_a_chain_carries_the_law_of_the_layer_below():
     first = reconstructed(groups["0"], 10, tensors, selector)
     after = {**tensors, **first.updates}
     second = reconstructed(groups["2"], 6, after, selector)
-    below = gram(RELU, linear_law(rows_of(tensors, "0")))
-    law = linear_law(rows_of(after, "2"), below.mean, below.covariance)
-    expected = tensors["4.weight"] @ mix_by_hand(gram(RELU, law).second, second.kept)
+    below = activation_moments(RELU, linear_preactivations(rows_of(tensors, "0")))
+    law = linear_preactivations(rows_of(after, "2"), below.mean, below.covariance)
+    expected = tensors["4.weight"] @ mix_by_hand(activation_moments(RELU, law).second, second.kept)
     torch.testing.assert_close(second.updates["4.weight"][:, second.kept], expected, rtol=1e-6, atol=1e-9)
 
     alone = reconstructed(groups["2"], 6, after)  # nothing is known below: a standard Gaussian
-    expected = tensors["4.weight"] @ mix_by_hand(gram(RELU, linear_law(rows_of(after, "2"))).second, alone.kept)
+    expected = tensors["4.weight"] @ mix_by_hand(
+        activation_moments(RELU, linear_preactivations(rows_of(after, "2"))).second, alone.kept
+    )
     torch.testing.assert_close(alone.updates["4.weight"][:, alone.kept], expected, rtol=1e-6, atol=1e-9)
     assert not torch.allclose(alone.updates["4.weight"], second.updates["4.weight"], rtol=1e-2)
 
@@ -104,8 +113,8 @@ def test_a_norm_tells_the_law_and_the_next_one_takes_the_constant():
     selection = reconstructed(groups["0"], 4, tensors)
     kept = selection.kept
     patches = (torch.eye(2, dtype=torch.float64), spatial_correlation((3, 3), 0.8))
-    law = normalised_law(folded(tensors, "0", "1"), tensors["1.bias"], tensors["1.weight"], patches)
-    moments = gram(RELU, law)
+    law = batchnorm_preactivations(folded(tensors, "0", "1"), tensors["1.bias"], tensors["1.weight"], patches)
+    moments = activation_moments(RELU, law)
     mix = mix_by_hand(moments.covariance, kept)
     new = torch.einsum("onij,nm->omij", tensors["3.weight"], mix)
     torch.testing.assert_close(selection.updates["3.weight"][:, kept], new, rtol=1e-6, atol=1e-9)
@@ -133,8 +142,8 @@ def test_a_bias_takes_the_constant():
     groups, tensors = setting(*make("vgg"))
     selection = reconstructed(groups["6"], 6, tensors)
     patches = (torch.eye(8, dtype=torch.float64), spatial_correlation((3, 3), 0.8))
-    law = normalised_law(folded(tensors, "6", "7"), tensors["7.bias"], tensors["7.weight"], patches)
-    moments = gram(RELU, law)
+    law = batchnorm_preactivations(folded(tensors, "6", "7"), tensors["7.bias"], tensors["7.weight"], patches)
+    moments = activation_moments(RELU, law)
     mix = mix_by_hand(moments.covariance, selection.kept)
     constant = tensors["11.weight"] @ (moments.mean - mix @ moments.mean[selection.kept])
     assert selection.updates.keys() == {"11.weight", "11.bias"}
@@ -147,7 +156,9 @@ def test_a_flatten_repeats_the_mix_at_every_position():
     tanh = find_activation("tanh")
     assert tanh is not None
     patches = (torch.eye(6, dtype=torch.float64), spatial_correlation((3, 3), 0.8))
-    mix = mix_by_hand(gram(tanh, linear_law(rows_of(tensors, "3"), None, patches)).second, selection.kept)
+    mix = mix_by_hand(
+        activation_moments(tanh, linear_preactivations(rows_of(tensors, "3"), None, patches)).second, selection.kept
+    )
     expected = torch.zeros(10, 8, 4, dtype=torch.float64)
     expected[:, selection.kept] = torch.einsum("onq,nm->omq", tensors["6.weight"].unflatten(1, (8, 4)), mix)
     torch.testing.assert_close(selection.updates["6.weight"], expected.flatten(1), rtol=1e-6, atol=1e-9)
@@ -168,12 +179,12 @@ class Branches(nn.Module):
 def test_every_consumer_gets_the_mix_of_its_own_activation():
     groups, tensors = setting(Branches().double(), torch.randn(2, 6).double())
     selection = reconstructed(groups["a"], 7, tensors)
-    law = linear_law(rows_of(tensors, "a"))
+    law = linear_preactivations(rows_of(tensors, "a"))
     assert selection.updates.keys() == {"b.weight", "c.weight", "d.weight"}
     for name, op in {"b": "relu", "c": "relu", "d": "tanh"}.items():
         activation = find_activation(op)
         assert activation is not None
-        expected = tensors[f"{name}.weight"] @ mix_by_hand(gram(activation, law).second, selection.kept)
+        expected = tensors[f"{name}.weight"] @ mix_by_hand(activation_moments(activation, law).second, selection.kept)
         found = selection.updates[f"{name}.weight"][:, selection.kept]
         torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)
 
@@ -198,7 +209,7 @@ def test_the_expected_error_behind_a_norm_by_monte_carlo(size):
     model = randomised(nn.Sequential(*layers).double().eval(), generator(2))
     groups, tensors = setting(model, torch.randn(2, 3, 4, 4).double())
     selection = reconstructed(groups["0"], size, tensors)
-    law = normalised_law(folded(tensors, "0", "1"), tensors["1.bias"], tensors["1.weight"])
+    law = batchnorm_preactivations(folded(tensors, "0", "1"), tensors["1.bias"], tensors["1.weight"])
     hidden = sampled(law, 100_000).relu()
     old, new = tensors["3.weight"][:, :, 0, 0], selection.updates["3.weight"][:, :, 0, 0]
     change = hidden @ (old - new).T + tensors["3.bias"] - selection.updates["3.bias"]

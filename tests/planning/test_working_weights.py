@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from lightning_coreset import Sensitivity, plan_pruning
 from lightning_coreset.planning.selection import Selection, scale_consumers
-from lightning_coreset.planning.working_weights import Working
+from lightning_coreset.planning.working_weights import WorkingWeights
 from lightning_coreset.structure import find_groups
-from lightning_coreset.surgery import apply_changes, named_tensors, slice_members, take
+from lightning_coreset.surgery import apply_changes, index_dims, named_tensors, slice_members
 
 
 class Siblings(nn.Module):
@@ -36,7 +36,7 @@ def test_tensors_are_those_of_cutting_at_once(cut, look):
     torch.manual_seed(0)
     model = Siblings().double()
     tensors, groups = named_tensors(model), find_groups(model, torch.randn(2, 4, dtype=torch.float64))
-    working, choices = Working(tensors, groups, cut=cut), []
+    working, choices = WorkingWeights(tensors, groups, cut=cut), []
     eager = {name: tensor.detach().clone() for name, tensor in tensors.items()}
     for group in groups:
         selection = some(group.size)
@@ -51,19 +51,21 @@ def test_tensors_are_those_of_cutting_at_once(cut, look):
         done = {dim for dim in kept.get(name, {}) if tensor.shape[dim] < tensors[name].shape[dim]}
         assert cut or not done
         left = {dim: positions for dim, positions in kept.get(name, {}).items() if dim not in done}
-        torch.testing.assert_close(take(tensor, left), take(eager[name], kept.get(name, {})), rtol=1e-12, atol=0)
+        torch.testing.assert_close(
+            index_dims(tensor, left), index_dims(eager[name], kept.get(name, {})), rtol=1e-12, atol=0
+        )
     completed = [working.completed(change) for change in slices]
     assert all(change.value is None for change in completed)
     apply_changes(model, completed)
     for name, parameter in model.named_parameters():
-        torch.testing.assert_close(parameter.detach(), take(eager[name], kept.get(name, {})), rtol=1e-12, atol=0)
+        torch.testing.assert_close(parameter.detach(), index_dims(eager[name], kept.get(name, {})), rtol=1e-12, atol=0)
 
 
 def test_what_no_later_group_looks_at_is_never_made(monkeypatch):
     model = nn.Sequential(nn.Linear(4, 64), nn.ReLU(), nn.Linear(64, 3))
     made: list[torch.Size] = []
     monkeypatch.setattr(
-        "lightning_coreset.planning.working_weights.take", lambda tensor, kept: made.append(tensor.shape)
+        "lightning_coreset.planning.working_weights.index_dims", lambda tensor, kept: made.append(tensor.shape)
     )
     plan = plan_pruning(model, torch.randn(2, 4), 0.5, method=Sensitivity())
     assert plan.channels_removed

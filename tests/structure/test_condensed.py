@@ -7,22 +7,22 @@ from torch import nn
 from zoo import ZOO
 
 from lightning_coreset.structure import Structure, analyse
-from lightning_coreset.structure.union_find import Atoms
+from lightning_coreset.structure.union_find import ChannelUnionFind
 
 
 def both(build, inputs, monkeypatch) -> list[Structure]:
     """A network's structure by few atoms and by all, or nothing where few do not do."""
-    condense, condensed = Atoms.condensed, []
+    condense, condensed = ChannelUnionFind.condensed, []
 
-    def noted(atoms: Atoms) -> Atoms:
+    def noted(atoms: ChannelUnionFind) -> ChannelUnionFind:
         few = condense(atoms)
         condensed.append(few is not atoms)
         return few
 
     with monkeypatch.context() as patch:
-        patch.setattr(Atoms, "condensed", noted)
+        patch.setattr(ChannelUnionFind, "condensed", noted)
         few = analyse(build(), inputs)
-        patch.setattr(Atoms, "condensed", lambda atoms: atoms)
+        patch.setattr(ChannelUnionFind, "condensed", lambda atoms: atoms)
         return [few, analyse(build(), inputs)] if any(condensed) else []
 
 

@@ -43,7 +43,7 @@ def test_a_network_has_the_structure_that_it_has_with_arithmetic(entry, monkeypa
 
 def form_that_is_checked(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """``form_of``, if it is that of the real result."""
-    told = output_meta.form_of(function, args, kwargs)
+    told = output_meta.empty_result(function, args, kwargs)
     if not function._schema.is_mutable:
         real = function(*args, **kwargs)
         assert list(map(form, flat(told))) == list(map(form, flat(real))), function
@@ -65,14 +65,14 @@ def form(one: Any) -> Any:
 def test_nothing_is_done_where_nothing_asks():
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 5))
     engine = trace(model, Example.of(torch.randn(2, 3, 8, 8)))
-    assert engine.deferred.played == 0
+    assert engine.executor.materialized == 0
     assert set(engine.layers) == {"0.weight", "4.weight"}
 
 
 def test_small_products_are_done_at_once(monkeypatch):
     monkeypatch.setattr(output_meta, "WORTHWHILE", 2 * 4 * 3 + 1)
     seen = []
-    monkeypatch.setattr(lazy_execution, "form_of", lambda *call: seen.append(call) or output_meta.form_of(*call))
+    monkeypatch.setattr(lazy_execution, "form_of", lambda *call: seen.append(call) or output_meta.empty_result(*call))
     analyse(nn.Linear(4, 3), torch.randn(2, 4))
     assert not seen
     monkeypatch.setattr(output_meta, "WORTHWHILE", 2 * 4 * 3)

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_coreset.structure import analyse
-from lightning_coreset.structure.labels import Axis, Carried
-from lightning_coreset.structure.op_call import Operation
+from lightning_coreset.structure.labels import ChannelLabels, TensorInfo
+from lightning_coreset.structure.op_call import OpCall
 from lightning_coreset.structure.propagation import Propagation
 from lightning_coreset.structure.repetition import Repetition
 
@@ -23,7 +23,7 @@ def followed(monkeypatch) -> list[str]:
     names: list[str] = []
     apply = Propagation._apply
 
-    def noted(self: Propagation, op: Operation) -> None:
+    def noted(self: Propagation, op: OpCall) -> None:
         if not self.recording:
             names.append(op.name)
         apply(self, op)
@@ -77,12 +77,12 @@ def test_what_training_adds_is_followed(followed):
 # ---- what counts as the same
 
 
-def operation(function: Any, *args: Any) -> Operation:
+def operation(function: Any, *args: Any) -> OpCall:
     tensors = [one for arg in args for one in (arg if isinstance(arg, list) else [arg]) if isinstance(one, Tensor)]
-    return Operation.read(function, args, {}, tensors, function(*args))
+    return OpCall.read(function, args, {}, tensors, function(*args))
 
 
-def keys(known: dict[int, Carried], *ops: Operation) -> list[Any]:
+def keys(known: dict[int, TensorInfo], *ops: OpCall) -> list[Any]:
     repetition = Repetition()
     return [repetition.key(op, lambda tensor: known.get(id(tensor))) for op in ops]
 
@@ -103,16 +103,16 @@ def test_forms_and_numbers_count():
 
 def test_what_is_known_counts():
     x, y = torch.randn(4, 4), torch.randn(4, 4)
-    axes = (Axis(torch.arange(1, 5).view(4, 1)),)
+    axes = (ChannelLabels(torch.arange(1, 5).view(4, 1)),)
     first, alike, other, without = (
         keys({id(x): carried} if carried else {}, operation(aten.relu.default, x))[0]
-        for carried in (Carried(axes), Carried(axes), Carried((Axis(axes[0].labels),)), None)
+        for carried in (TensorInfo(axes), TensorInfo(axes), TensorInfo((ChannelLabels(axes[0].labels),)), None)
     )
     assert first == alike
     assert len({first, other, without}) == 3
-    assert keys({id(y): Carried(axes)}, operation(aten.relu.default, y)) == [first]
+    assert keys({id(y): TensorInfo(axes)}, operation(aten.relu.default, y)) == [first]
     turned = torch.randn(4, 4).t()
-    assert keys({id(turned): Carried(axes)}, operation(aten.relu.default, turned)) != [first]
+    assert keys({id(turned): TensorInfo(axes)}, operation(aten.relu.default, turned)) != [first]
 
 
 def test_positions_are_never_taken_for_the_same():
@@ -127,7 +127,7 @@ def test_positions_are_never_taken_for_the_same():
 def test_several_of_the_same_come_back_in_their_order():
     repetition, op = Repetition(), SimpleNamespace(args=(), kwargs={}, name="relu", function="f")
     key = repetition.key(op, lambda tensor: None)  # type: ignore[arg-type]
-    one, two = Carried(constant=True), Carried()
+    one, two = TensorInfo(constant=True), TensorInfo()
     repetition.note(key, [], [one])
     repetition.note(key, [], [two])
     assert [repetition.became(key) for _ in range(3)] == [(one,), (two,), None]

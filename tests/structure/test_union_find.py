@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_coreset.structure.union_find import Atoms
+from lightning_coreset.structure.union_find import ChannelUnionFind
 
 LENGTHS = (4, 4, 4, 6, 6, 2, 4, 6)
 
@@ -30,8 +30,8 @@ class Naive:
                 self.sets[atom] = joined
 
 
-def made() -> tuple[Atoms, list[Tensor]]:
-    atoms = Atoms()
+def made() -> tuple[ChannelUnionFind, list[Tensor]]:
+    atoms = ChannelUnionFind()
     atoms.reserve(sum(LENGTHS))
     return atoms, [atoms.allocate(f"t{number}", 0, length) for number, length in enumerate(LENGTHS)]
 

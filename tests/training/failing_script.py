@@ -63,7 +63,7 @@ POINTS = {
     "structure": Point(event_planner, "analyse", 1),
     "check": Point(event_planner, "failing_groups", 1),
     "reach": Point(event_planner, "check_reachable", 0),
-    "certificate": Point(event_planner, "layer_inputs", 1, certify=True),
+    "certificate": Point(event_planner, "measure_input_norms", 1, certify=True),
     "plan": Point(event_planner, "make_plan", 0),
     "another plan": Point(event_planner.PruningPlan, "from_dict", 1, other_plan),
     "surgery": Point(event, "apply_changes", 1),

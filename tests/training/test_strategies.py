@@ -21,7 +21,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDSt
 from torch.nn.parallel import DistributedDataParallel
 
 from lightning_coreset import CoresetPruningCallback, PrunedCheckpointMixin, make_resizable, prune
-from lightning_coreset.training.strategies import check_strategy, from_rank_zero, in_step, unwrapped
+from lightning_coreset.training.strategies import check_strategy, from_rank_zero, run_on_all_ranks, unwrapped
 
 UNABLE = [DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy, SingleDeviceXLAStrategy, XLAStrategy]
 
@@ -105,11 +105,11 @@ def test_one_process_is_left_alone():
     with unwrapped(trainer):
         assert trainer.strategy.model is model
     assert trainer.strategy.model is model
-    assert in_step(trainer, lambda: result) is result
+    assert run_on_all_ranks(trainer, lambda: result) is result
     assert from_rank_zero(trainer, lambda: result) is result
 
 
-@pytest.mark.parametrize("work", [in_step, from_rank_zero])
+@pytest.mark.parametrize("work", [run_on_all_ranks, from_rank_zero])
 def test_one_process_raises_as_it_is(work):
     def fail() -> None:
         raise LookupError("mine")

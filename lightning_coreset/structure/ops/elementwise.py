@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from lightning_coreset.structure.labels import Axis, Carried, join, unite_along, varying
-from lightning_coreset.structure.propagation import Operation, Propagation, Rule
+from lightning_coreset.structure.labels import ChannelLabels, TensorInfo, join, unite_along, varying
+from lightning_coreset.structure.propagation import OpCall, Propagation, Rule
 from lightning_coreset.structure.records import Step
 
 # Leave no step on the trail: they are the identity in the mathematics of a coreset.
@@ -25,38 +25,41 @@ mse_loss huber_loss
 """.split()
 
 
-def elementwise(engine: Propagation, op: Operation) -> None:
+def elementwise(engine: Propagation, op: OpCall) -> None:
     """Broadcast the labels and unite them; a fixed value that varies along the channels blocks."""
     out = op.results[0]
     operands = op.tensors
     reason = f"meets a tensor that cannot be cut in aten.{op.name}"
     axes = join(
-        [(varying(tensor, out.dim()), engine.of(tensor).axes) for tensor in operands], out.dim(), engine.atoms, reason
+        [(varying(tensor, out.dim()), engine.info(tensor).channel_labels) for tensor in operands],
+        out.dim(),
+        engine.union_find,
+        reason,
     )
-    if op.inplace and {axis.dims for axis in axes} != {axis.dims for axis in engine.of(op.args[0]).axes}:
+    if op.inplace and {axis.dims for axis in axes} != {axis.dims for axis in engine.info(op.args[0]).channel_labels}:
         # The tensor may be a view: what it views would not learn of the new labels.
         for axis in axes:
-            engine.atoms.block(axis.labels, f"is written in place by aten.{op.name}")
-    carried = Carried(
+            engine.union_find.block(axis.labels, f"is written in place by aten.{op.name}")
+    carried = TensorInfo(
         axes,
-        constant=all(engine.of(tensor).constant for tensor in operands if tensor.dim() > 0),
-        trails=engine.trails(operands, _step(engine, op)),
+        constant=all(engine.info(tensor).constant for tensor in operands if tensor.dim() > 0),
+        producer_paths=engine.producer_paths(operands, _step(engine, op)),
     )
     for result in op.results:
         if result.shape == out.shape:
-            engine.put(result, carried)
+            engine.set_info(result, carried)
 
 
-def _step(engine: Propagation, op: Operation) -> Step | None:
+def _step(engine: Propagation, op: OpCall) -> Step | None:
     if op.name in _IDENTITIES:
         return None
-    labelled = [carried for carried in map(engine.of, op.tensors) if carried.axes and not carried.constant]
-    if op.name in ("add", "sub") and len({frozenset(carried.trails) for carried in labelled}) > 1:
+    labelled = [carried for carried in map(engine.info, op.tensors) if carried.channel_labels and not carried.constant]
+    if op.name in ("add", "sub") and len({frozenset(carried.producer_paths) for carried in labelled}) > 1:
         return Step("sum")  # of different layers' channels, as on a residual stream
     return Step(op.name, op.numbers)
 
 
-def _same_shape_loss(engine: Propagation, op: Operation) -> None:
+def _same_shape_loss(engine: Propagation, op: OpCall) -> None:
     """Losses are element-wise only without a reduction."""
     if op.results[0].dim() == 0:
         engine.refuse(op, "reaches a loss")
@@ -64,19 +67,19 @@ def _same_shape_loss(engine: Propagation, op: Operation) -> None:
         elementwise(engine, op)
 
 
-def glu(engine: Propagation, op: Operation) -> None:
+def glu(engine: Propagation, op: OpCall) -> None:
     """The value and its gate go together."""
     source, out = op.args[0], op.results[0]
     dim = int(op.arguments["dim"]) % source.dim()
     axes = []
-    for axis in engine.of(source).axes:
+    for axis in engine.info(source).channel_labels:
         labels = axis.labels
         if labels.shape[dim] > 1:
             folded = labels.unflatten(dim, (2, -1))
-            unite_along(Axis(folded), [dim], engine.atoms, "is gated")
+            unite_along(ChannelLabels(folded), [dim], engine.union_find, "is gated")
             labels = labels.narrow(dim, 0, out.shape[dim])
-        axes.append(axis.relabelled(labels))
-    engine.put(out, Carried(tuple(axes), trails=engine.trails([source], Step("glu"))))
+        axes.append(axis.with_labels(labels))
+    engine.set_info(out, TensorInfo(tuple(axes), producer_paths=engine.producer_paths([source], Step("glu"))))
 
 
 def _is_loss(name: str) -> bool:

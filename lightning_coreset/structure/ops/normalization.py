@@ -4,65 +4,65 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from lightning_coreset.structure.labels import Axis, Carried, unite_along
-from lightning_coreset.structure.propagation import Operation, Propagation, Rule
+from lightning_coreset.structure.labels import ChannelLabels, TensorInfo, unite_along
+from lightning_coreset.structure.propagation import OpCall, Propagation, Rule
 from lightning_coreset.structure.records import Norm, Step
 
 
-def batch_norm(engine: Propagation, op: Operation) -> None:
+def batch_norm(engine: Propagation, op: OpCall) -> None:
     """Weight, bias and running statistics join the channels they scale."""
     source, out = op.args[0], op.results[0]
     # Statistics run over all other dimensions: a standardised weight's columns lie there.
-    axes = engine.freeze(source, [dim for dim in range(source.dim()) if dim != 1], "is normalised over")
-    channels = engine.channels(source, 1, "is normalised")
+    axes = engine.pin_dims(source, [dim for dim in range(source.dim()) if dim != 1], "is normalised over")
+    channels = engine.channel_labels(source, 1, "is normalised")
     parts = [op.arguments.get(name) for name in ("weight", "bias", "running_mean", "running_var")]
     for part in parts:
         if isinstance(part, Tensor) and part.numel() > 1:
-            own = engine.channels(part, 0, "is a statistic")
-            engine.atoms.unite(own, channels, "is normalised by a tensor that cannot be cut")
+            own = engine.channel_labels(part, 0, "is a statistic")
+            engine.union_find.unite(own, channels, "is normalised by a tensor that cannot be cut")
             channels = own
-    names = [engine.of(part).direct if isinstance(part, Tensor) else None for part in parts]
+    names = [engine.info(part).direct if isinstance(part, Tensor) else None for part in parts]
     norm = Norm(*names, eps=float(op.arguments.get("eps", op.arguments.get("epsilon", 1e-5))))
     opaque = any(isinstance(part, Tensor) and name is None for part, name in zip(parts, names, strict=True))
     step = Step("normalisation") if opaque else Step("batch_norm", norm=norm)
-    engine.normalised(source, norm)
-    constant = engine.of(source).constant
-    engine.put(out, Carried(axes, constant, trails=engine.trails([source], step)))
+    engine.record_batch_norm(source, norm)
+    constant = engine.info(source).constant
+    engine.set_info(out, TensorInfo(axes, constant, producer_paths=engine.producer_paths([source], step)))
 
 
-def layer_norm(engine: Propagation, op: Operation) -> None:
+def layer_norm(engine: Propagation, op: OpCall) -> None:
     """Statistics over the last dimensions: channels there are pinned, and the weights with them."""
     source, out = op.args[0], op.results[0]
     count = len(op.arguments["normalized_shape"])
     reason = f"is normalised over by aten.{op.name}"
-    axes = engine.freeze(source, range(source.dim() - count, source.dim()), reason)
+    axes = engine.pin_dims(source, range(source.dim() - count, source.dim()), reason)
     _block_parameters(engine, op, reason)
-    engine.put(out, Carried(axes, trails=engine.trails([source], Step("layer_norm"))))
+    engine.set_info(out, TensorInfo(axes, producer_paths=engine.producer_paths([source], Step("layer_norm"))))
 
 
-def group_norm(engine: Propagation, op: Operation) -> None:
+def group_norm(engine: Propagation, op: OpCall) -> None:
     """Statistics over groups of channels: whole groups may go, if the module's group count can be mended."""
     source, out = op.args[0], op.results[0]
     groups = int(op.arguments.get("group", op.arguments.get("num_groups", 1)))
     reason = "is normalised over groups of channels"
     weight = op.arguments.get("weight")
-    name = (engine.of(weight).direct or "").rpartition(".")[0] if isinstance(weight, Tensor) else None
+    name = (engine.info(weight).direct or "").rpartition(".")[0] if isinstance(weight, Tensor) else None
     if groups == 1 or name is None or not isinstance(engine.owners.get(f"{name}.weight"), nn.GroupNorm):
-        axes = engine.freeze(source, range(1, source.dim()), reason)
+        axes = engine.pin_dims(source, range(1, source.dim()), reason)
         _block_parameters(engine, op, reason)
     else:
-        engine.freeze(source, range(2, source.dim()), reason)
-        channels = engine.channels(source, 1, reason).clone()
-        unite_along(Axis(channels.unflatten(0, (groups, -1))), [1], engine.atoms, reason)
+        engine.pin_dims(source, range(2, source.dim()), reason)
+        channels = engine.channel_labels(source, 1, reason).clone()
+        unite_along(ChannelLabels(channels.unflatten(0, (groups, -1))), [1], engine.union_find, reason)
         for part in (weight, op.arguments.get("bias")):
             if isinstance(part, Tensor):
-                engine.atoms.unite(engine.channels(part, 0, reason), channels, reason)
+                engine.union_find.unite(engine.channel_labels(part, 0, reason), channels, reason)
         engine.counts.append((channels, name, "num_groups"))
-        axes = engine.of(source).axes
-    engine.put(out, Carried(axes, trails=engine.trails([source], Step("group_norm"))))
+        axes = engine.info(source).channel_labels
+    engine.set_info(out, TensorInfo(axes, producer_paths=engine.producer_paths([source], Step("group_norm"))))
 
 
-def _block_parameters(engine: Propagation, op: Operation, reason: str) -> None:
+def _block_parameters(engine: Propagation, op: OpCall, reason: str) -> None:
     for name in ("weight", "bias"):
         if op.arguments.get(name) is not None:
             engine.block(op.arguments[name], reason)

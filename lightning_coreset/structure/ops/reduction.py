@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from lightning_coreset.structure.labels import Axis, Carried
-from lightning_coreset.structure.propagation import Operation, Propagation, Rule
+from lightning_coreset.structure.labels import ChannelLabels, TensorInfo
+from lightning_coreset.structure.propagation import OpCall, Propagation, Rule
 from lightning_coreset.structure.records import Step
 
 _LINEAR = frozenset({"mean", "sum"})
@@ -34,11 +34,11 @@ replication_pad1d replication_pad2d replication_pad3d grid_sampler_2d grid_sampl
 """.split()
 
 
-def reduce(engine: Propagation, op: Operation) -> None:
+def reduce(engine: Propagation, op: OpCall) -> None:
     """The reduced dimensions are pinned; the axes over the others go on."""
     source = op.args[0]
     dims = op.dims("dim", source.dim())
-    axes = engine.freeze(source, dims, f"is reduced over by aten.{op.name}")
+    axes = engine.pin_dims(source, dims, f"is reduced over by aten.{op.name}")
     if op.name in _LINEAR:
         step = None
     elif op.name in ("amax", "max"):
@@ -47,37 +47,39 @@ def reduce(engine: Propagation, op: Operation) -> None:
         step = Step(op.name)
     for result in op.results:
         kept = tuple(_without(axis, dims, result) for axis in axes)
-        engine.put(result, Carried(kept, engine.of(source).constant, trails=engine.trails([source], step)))
+        engine.set_info(
+            result, TensorInfo(kept, engine.info(source).constant, producer_paths=engine.producer_paths([source], step))
+        )
 
 
-def _without(axis: Axis, dims: list[int], result: Tensor) -> Axis:
+def _without(axis: ChannelLabels, dims: list[int], result: Tensor) -> ChannelLabels:
     labels = axis.labels
     if result.dim() < labels.dim():
         labels = labels.reshape([size for dim, size in enumerate(labels.shape) if dim not in dims])
-    return axis.relabelled(labels)
+    return axis.with_labels(labels)
 
 
-def along(engine: Propagation, op: Operation) -> None:
+def mix_along_dim(engine: Propagation, op: OpCall) -> None:
     """Operations that mix what lies along ``dim`` and keep the shape: softmax, cumulative sums, sorting."""
     source = op.args[0]
-    axes = engine.freeze(source, op.dims("dim", source.dim()), f"is mixed by aten.{op.name}")
+    axes = engine.pin_dims(source, op.dims("dim", source.dim()), f"is mixed by aten.{op.name}")
     for result in op.results:
-        engine.put(result, Carried(axes, trails=engine.trails([source], Step(op.name))))
+        engine.set_info(result, TensorInfo(axes, producer_paths=engine.producer_paths([source], Step(op.name))))
 
 
-def spatial(engine: Propagation, op: Operation) -> None:
+def pool(engine: Propagation, op: OpCall) -> None:
     """Pooling, resampling and reflecting: channels pass, positions are pinned."""
     source = op.args[0]
     count = next(int(letter) for letter in op.name if letter in "123")
     dims = range(source.dim() - count, source.dim())
-    axes = engine.freeze(source, dims, f"is resampled by aten.{op.name}")
+    axes = engine.pin_dims(source, dims, f"is resampled by aten.{op.name}")
     step = Step("max_pool") if op.name in _MAXIMA else None
     for result in op.results:
-        engine.put(result, Carried(axes, trails=engine.trails([source], step)))
+        engine.set_info(result, TensorInfo(axes, producer_paths=engine.producer_paths([source], step)))
 
 
 RULES: dict[str, Rule] = {
     **dict.fromkeys(_REDUCING, reduce),
-    **dict.fromkeys(_ALONG, along),
-    **dict.fromkeys((*_MAXIMA, *_SPATIAL), spatial),
+    **dict.fromkeys(_ALONG, mix_along_dim),
+    **dict.fromkeys((*_MAXIMA, *_SPATIAL), pool),
 }

@@ -10,7 +10,7 @@ _AT_ONCE = 64
 """Batches that are counted together: a count is some twenty small operations, however many samples it is of."""
 
 
-class RightAnswers(Metric):
+class AccuracyCounts(Metric):
     """Counts of right answers, reduced over ranks.
 
     torchmetrics' own accuracies have to know the number of classes before they can be reduced, which a rank that has
@@ -35,7 +35,7 @@ class RightAnswers(Metric):
         """Whether there was a batch since the last ``reset``."""
         return bool(self._noted) or super().update_called
 
-    def note(self, logits: Tensor, targets: Tensor) -> None:
+    def add_batch(self, logits: Tensor, targets: Tensor) -> None:
         """Take in a batch, to be counted later; it may be written to after this.
 
         Args:

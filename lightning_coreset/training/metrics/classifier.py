@@ -82,10 +82,10 @@ def find_classifier(calls: Sequence[Call], batch: Any) -> Classifier | None:
         Where logits and targets are, or ``None`` if there is not exactly one such pair.
 
     Example:
-        >>> from lightning_coreset.training.metrics.recorder import OutermostCalls
+        >>> from lightning_coreset.training.metrics.recorder import ForwardRecorder
         >>> network = torch.nn.Linear(4, 3)
         >>> batch = torch.ones(5, 4), torch.tensor([0, 1, 2, 0, 1])
-        >>> with OutermostCalls(network) as recorder:
+        >>> with ForwardRecorder(network) as recorder:
         ...     _ = network(batch[0])
         >>> find_classifier(recorder.calls, batch)
         Classifier(module='', logits=(), targets=(1,), shape=(3,), replayable=True)

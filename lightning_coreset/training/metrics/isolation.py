@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 
 @contextmanager
-def undisturbed(module: pl.LightningModule) -> Iterator[None]:
+def isolated(module: pl.LightningModule) -> Iterator[None]:
     """Undo what the block does to a LightningModule, also if it raises.
 
     Inside, ``log``, ``log_dict`` and ``print`` of the module (and of LightningModules within it) do nothing, and
@@ -38,7 +38,7 @@ def undisturbed(module: pl.LightningModule) -> Iterator[None]:
     Example:
         >>> model = pl.LightningModule()
         >>> model.seen = []
-        >>> with undisturbed(model):
+        >>> with isolated(model):
         ...     model.seen.append(1)
         ...     model.print("not printed")
         ...     model.log("loss", 0.5)  # without a Trainer this would raise

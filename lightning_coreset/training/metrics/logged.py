@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signatu
 from torch import Tensor
 from torchmetrics import Metric
 
-from lightning_coreset.training.metrics.isolation import undisturbed
+from lightning_coreset.training.metrics.isolation import isolated
 from lightning_coreset.training.metrics.recorder import copied
 
 
@@ -84,7 +84,7 @@ class LoggedMetric:
 
     def _replay(self, trainer: pl.Trainer, pl_module: pl.LightningModule, log: _Log) -> None:
         step = pl_module.validation_step
-        with undisturbed(pl_module), trainer.precision_plugin.val_step_context(), torch.no_grad():
+        with isolated(pl_module), trainer.precision_plugin.val_step_context(), torch.no_grad():
             pl_module.__dict__.update(log=log.log, log_dict=log.log_dict)
             pl_module.eval()
             for module in pl_module.modules():

@@ -73,10 +73,10 @@ def find_prediction(calls: Sequence[Call], batch: Any) -> Prediction | None:
 
     Example:
         >>> import torch
-        >>> from lightning_coreset.training.metrics.recorder import OutermostCalls
+        >>> from lightning_coreset.training.metrics.recorder import ForwardRecorder
         >>> network = torch.nn.Conv2d(3, 4, 1)
         >>> batch = {"image": torch.ones(2, 3, 8, 8), "mask": torch.zeros(2, 8, 8, dtype=torch.long)}
-        >>> with OutermostCalls(network) as recorder:
+        >>> with ForwardRecorder(network) as recorder:
         ...     _ = network(batch["image"])
         >>> find_prediction(recorder.calls, batch)
         Prediction(module='', output=(), targets=('mask',), replayable=True)

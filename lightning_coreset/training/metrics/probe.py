@@ -15,9 +15,9 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from lightning_coreset.training.metrics.classifier import Classifier
-from lightning_coreset.training.metrics.isolation import undisturbed
+from lightning_coreset.training.metrics.isolation import isolated
 from lightning_coreset.training.metrics.prediction import Prediction
-from lightning_coreset.training.metrics.recorder import OutermostCalls, copied
+from lightning_coreset.training.metrics.recorder import ForwardRecorder, copied
 from lightning_coreset.training.metrics.scoring import Accuracy, NoNumberError, Scoring, UserMetric
 
 
@@ -70,7 +70,7 @@ class AccuracyProbe:
             raise ValueError(f"Expected `metric` to be one Metric of torchmetrics but got {metric!r}.")
         self.eval_batches = eval_batches
         self.metric = metric
-        self._recorder: OutermostCalls | None = None
+        self._recorder: ForwardRecorder | None = None
         self._votes = _Votes()
         self.stop()
 
@@ -88,7 +88,7 @@ class AccuracyProbe:
         if self._count.device != pl_module.device:
             self._count.to(pl_module.device)
         only = None if self._found is None else {self._found.module}
-        self._recorder = OutermostCalls(pl_module, only=only, copy_inputs=self._copies(keep))
+        self._recorder = ForwardRecorder(pl_module, only=only, copy_inputs=self._copies(keep))
         self._recorder.start()
 
     def batch_end(self, batch: Any) -> None:
@@ -180,7 +180,7 @@ class AccuracyProbe:
     def _replay(self, pl_module: pl.LightningModule, count: Metric) -> None:
         trainer: Any = pl_module._trainer  # the property of that name raises where there is none
         precision = nullcontext() if trainer is None else trainer.precision_plugin.forward_context()
-        with undisturbed(pl_module), precision, torch.no_grad():
+        with isolated(pl_module), precision, torch.no_grad():
             pl_module.eval()
             for args, kwargs, targets in self._kept:
                 assert self._found is not None
@@ -200,7 +200,7 @@ class AccuracyProbe:
         refused, everywhere = self._votes.compute()
         if not refused:
             try:
-                return self._scoring.judge(count, everywhere=everywhere)
+                return self._scoring.compute(count, everywhere=everywhere)
             except NoNumberError as error:
                 self._refuse(str(error))
         self._closed = True

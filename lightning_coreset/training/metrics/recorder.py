@@ -48,7 +48,7 @@ class _Running:
     before: tuple[tuple[Any, ...], dict[str, Any]] | None = None
 
 
-class OutermostCalls:
+class ForwardRecorder:
     """Record the calls that a step makes of a module and its submodules, but for the calls within such calls.
 
     ``self.decoder(self.encoder(x))`` in a step makes two calls. ``self(x)`` makes one, of the module itself, and what
@@ -76,7 +76,7 @@ class OutermostCalls:
 
     Example:
         >>> network = nn.Sequential(nn.Linear(3, 4), nn.ReLU())
-        >>> with OutermostCalls(network) as recorder:
+        >>> with ForwardRecorder(network) as recorder:
         ...     _ = network(torch.ones(2, 3))
         ...     _ = network[0](torch.ones(5, 3))
         >>> [(call.name, tuple(call.output.shape)) for call in recorder.calls]
@@ -116,7 +116,7 @@ class OutermostCalls:
         self.calls.clear()
         self._running.clear()
 
-    def __enter__(self) -> OutermostCalls:
+    def __enter__(self) -> ForwardRecorder:
         self.start()
         return self
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from lightning_coreset.training.metrics.accuracy_counts import RightAnswers
+from lightning_coreset.training.metrics.accuracy_counts import AccuracyCounts
 from lightning_coreset.training.metrics.classifier import Classifier, find_classifier
 from lightning_coreset.training.metrics.prediction import Prediction, find_prediction
 from lightning_coreset.training.metrics.recorder import Call
@@ -30,7 +30,7 @@ class Scoring(Protocol):
         """Take a batch into a count."""
         ...
 
-    def judge(self, count: Metric, *, everywhere: bool) -> float | None:
+    def compute(self, count: Metric, *, everywhere: bool) -> float | None:
         """The number that a count comes to over all ranks; a collective operation.
 
         Args:
@@ -69,16 +69,16 @@ class Accuracy:
 
     def count(self) -> Metric:
         """Counts of right answers."""
-        return RightAnswers()
+        return AccuracyCounts()
 
     def add(self, count: Metric, outputs: Tensor, targets: Tensor) -> None:
         """Count a batch."""
-        assert isinstance(count, RightAnswers)
-        count.note(outputs, targets)
+        assert isinstance(count, AccuracyCounts)
+        count.add_batch(outputs, targets)
 
-    def judge(self, count: Metric, *, everywhere: bool) -> float | None:
+    def compute(self, count: Metric, *, everywhere: bool) -> float | None:
         """The accuracy; ``None`` if all counts are empty, and until the labels are those of the logits."""
-        assert isinstance(count, RightAnswers)
+        assert isinstance(count, AccuracyCounts)
         count.count()
         if not count.update_called:  # a rank that has seen no batch takes part all the same: torchmetrics would warn
             count.update(torch.zeros(3, dtype=torch.int64), torch.zeros(4, dtype=torch.int64))
@@ -117,7 +117,7 @@ class UserMetric:
         fits = outputs.numel() == targets.numel()
         count.update(outputs.reshape(targets.shape) if fits else outputs, targets)
 
-    def judge(self, count: Metric, *, everywhere: bool) -> float | None:
+    def compute(self, count: Metric, *, everywhere: bool) -> float | None:
         """The metric's value; ``None`` if a rank has seen no batch, for few metrics can be reduced then.
 
         Raises:

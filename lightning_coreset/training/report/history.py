@@ -9,7 +9,7 @@ from os import PathLike
 from typing import Any
 
 from lightning_coreset.plan import GroupPlan, PruningPlan, text_table
-from lightning_coreset.planning import Totals
+from lightning_coreset.planning import ModelCost
 
 _ACCURACIES = ("accuracy before", "accuracy after", "recovered")
 
@@ -107,7 +107,7 @@ class History(list[EventRecord]):
     def add(
         self,
         plan: PruningPlan,
-        original: Totals,
+        original: ModelCost,
         *,
         epoch: int,
         step: int,

@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_coreset.plan import PruningPlan
-from lightning_coreset.planning import Totals
+from lightning_coreset.planning import ModelCost
 from lightning_coreset.training.report.console import PlanningProgress, event_report, say
 from lightning_coreset.training.report.history import History
 from lightning_coreset.training.report.scalars import (
@@ -88,20 +88,20 @@ class Reporter:
         history.recovered(accuracy)
         log_scalars(trainer, {"coreset/accuracy": accuracy}, step)
 
-    def epoch_end(self, trainer: pl.Trainer, history: History, original: Totals | None) -> None:
+    def epoch_end(self, trainer: pl.Trainer, history: History, original: ModelCost | None) -> None:
         """Log where the model stands.
 
         Lightning logs its own metrics of the epoch one step before an event at the next epoch's start.
         """
         self._standing(trainer, history, original, last_step(trainer))
 
-    def taken_back(self, trainer: pl.Trainer, history: History, original: Totals | None) -> None:
+    def taken_back(self, trainer: pl.Trainer, history: History, original: ModelCost | None) -> None:
         """Log where the model stands after the guard has taken an event back."""
         self._shown = False
         self._standing(trainer, history, original, logged_step(trainer))
         self._pages.stand(trainer, history)
 
-    def _standing(self, trainer: pl.Trainer, history: History, original: Totals | None, step: int) -> None:
+    def _standing(self, trainer: pl.Trainer, history: History, original: ModelCost | None, step: int) -> None:
         standing = history.standing
         if standing is not None:
             scalars = standing_scalars(standing)

@@ -10,13 +10,13 @@ from collections.abc import Mapping
 
 import lightning.pytorch as pl
 
-from lightning_coreset.planning import Totals
+from lightning_coreset.planning import ModelCost
 from lightning_coreset.training.report.history import EventRecord
 
 _ERRORS = ("expected_error", "certified_error", "found_error")
 
 
-def original_scalars(totals: Totals) -> dict[str, float]:
+def original_scalars(totals: ModelCost) -> dict[str, float]:
     """What a model is like before its first event; the tags of :func:`standing_scalars`."""
     return {
         "coreset/sparsity": 0.0,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lightning_coreset.training.metrics.accuracy_counts import _AT_ONCE, RightAnswers
+from lightning_coreset.training.metrics.accuracy_counts import _AT_ONCE, AccuracyCounts
 from lightning_coreset.training.metrics.scoring import Accuracy, NoNumberError
 
 BATCHES = [1, _AT_ONCE - 1, _AT_ONCE, _AT_ONCE + 1, 2 * _AT_ONCE + 3]
@@ -23,9 +23,9 @@ def labels(samples, classes):
 
 def counted(batches):
     """What a count comes to."""
-    count = RightAnswers()
+    count = AccuracyCounts()
     for batch in batches:
-        count.note(*batch)
+        count.add_batch(*batch)
     count.count()
     return count.compute().tolist()
 
@@ -72,16 +72,16 @@ def test_a_label_that_is_none_is_seen_wherever_it_is(position, label):
         accuracy.add(count, logits(4, 5), targets)
 
     with pytest.raises(NoNumberError):
-        accuracy.judge(count, everywhere=True)
+        accuracy.compute(count, everywhere=True)
 
 
 @pytest.mark.parametrize("shape", [(4, 5), (4,)])
 def test_what_was_noted_may_be_written_to(shape):
     outputs, targets = logits(*shape), labels(4, 2)
     expected = counted([(outputs.clone(), targets.clone())])
-    count = RightAnswers()
+    count = AccuracyCounts()
 
-    count.note(outputs, targets)
+    count.add_batch(outputs, targets)
     outputs.fill_(7)
     targets.fill_(1 if len(shape) == 1 else 4)
     count.count()
@@ -90,10 +90,10 @@ def test_what_was_noted_may_be_written_to(shape):
 
 
 def test_reset_forgets_what_was_noted():
-    count = RightAnswers()
+    count = AccuracyCounts()
     assert not count.update_called
 
-    count.note(logits(4, 5), labels(4, 5))
+    count.add_batch(logits(4, 5), labels(4, 5))
     assert count.update_called
     count.reset()
 
@@ -104,11 +104,11 @@ def test_reset_forgets_what_was_noted():
 
 def test_counting_is_rare():
     """It costs more than a small network's step."""
-    count, updates = RightAnswers(), []
+    count, updates = AccuracyCounts(), []
     count.update = lambda *counts: updates.append(counts)
 
     for _ in range(3 * _AT_ONCE):
-        count.note(logits(4, 5), labels(4, 5))
+        count.add_batch(logits(4, 5), labels(4, 5))
 
     assert len(updates) == 2
 
@@ -117,11 +117,11 @@ def test_counting_is_rare():
 @pytest.mark.parametrize("shape", [(4, 5), (4,)])
 def test_nothing_waits_for_the_device(shape):
     seen = [(logits(*shape).cuda(), labels(4, 2).cuda()) for _ in range(2 * _AT_ONCE + 1)]
-    count = RightAnswers().cuda()
+    count = AccuracyCounts().cuda()
     torch.cuda.set_sync_debug_mode("error")
     try:
         for batch in seen:
-            count.note(*batch)
+            count.add_batch(*batch)
         count.count()
     finally:
         torch.cuda.set_sync_debug_mode("default")
@@ -132,11 +132,11 @@ def test_nothing_waits_for_the_device(shape):
 @pytest.mark.gpu
 def test_a_model_that_moves():
     seen = [(logits(4, 5), labels(4, 5)) for _ in range(2)]
-    count = RightAnswers()
+    count = AccuracyCounts()
 
-    count.note(*seen[0])
+    count.add_batch(*seen[0])
     count.to("cuda")
-    count.note(seen[1][0].cuda(), seen[1][1])  # targets that stay on the CPU
+    count.add_batch(seen[1][0].cuda(), seen[1][1])  # targets that stay on the CPU
     count.count()
 
     assert count.compute().tolist() == counted(seen)

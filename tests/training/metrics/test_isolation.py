@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_coreset.training.metrics.isolation import undisturbed
+from lightning_coreset.training.metrics.isolation import isolated
 
 
 class Inner(pl.LightningModule):
@@ -147,7 +147,7 @@ def test_everything_is_as_it_was(fails):
     before, objects = copy.deepcopy(visible(model)), containers(model)
 
     try:
-        with undisturbed(model):
+        with isolated(model):
             run(model)
             changed = not same(visible(model), before)
             if fails:
@@ -185,7 +185,7 @@ def test_the_yardstick_sees_every_trace():
 def test_gradients_are_out_of_sight_and_not_copied():
     model = make()
 
-    with undisturbed(model):
+    with isolated(model):
         assert all(parameter.grad is None for parameter in model.parameters())
 
 
@@ -196,7 +196,7 @@ def test_states_made_in_inference_mode_are_restored():
         model.accuracy.update(torch.eye(4), torch.tensor([0, 1, 2, 0]))
     before = model.accuracy.metric_state
 
-    with undisturbed(model), torch.inference_mode():
+    with isolated(model), torch.inference_mode():
         model.accuracy.tp.add_(5)
 
     assert all(model.accuracy.metric_state[key] is value for key, value in before.items())
@@ -207,7 +207,7 @@ def test_a_graph_that_needs_a_buffer_survives():
     model = make().eval()
     loss = model.net(BATCH[0]).sum()  # saves the running statistics for backward
 
-    with undisturbed(model):
+    with isolated(model):
         model.train()
         model.net(BATCH[0])
 
@@ -219,7 +219,7 @@ def test_shared_and_circular_containers_end():
     model.outputs.append(model.outputs)
     model.history["val"] = model.outputs
 
-    with undisturbed(model):
+    with isolated(model):
         run(model)
 
     assert len(model.outputs) == 1
@@ -232,7 +232,7 @@ def test_expanded_and_lazy_tensors_are_no_trouble():
     model.register_buffer("positions", torch.arange(3).expand(2, 3))
     model.lazy = nn.LazyLinear(2)
 
-    with undisturbed(model):
+    with isolated(model):
         model.lazy(BATCH[0])
 
     assert model.lazy(BATCH[0]).shape == (8, 2)  # once materialized it stays so
@@ -262,7 +262,7 @@ def test_nothing_is_logged(make_trainer, tmp_path, capsys):
     class Look(pl.Callback):
         def on_train_start(self, trainer, pl_module):
             capsys.readouterr()
-            with undisturbed(pl_module):
+            with isolated(pl_module):
                 pl_module.training_step(BATCH)
                 assert pl_module.is_tensorboard
             assert trainer.loggers == loggers
@@ -300,7 +300,7 @@ def test_random_numbers_of_the_device_go_on():
     model = make().cuda()
     expected = torch.cuda.get_rng_state()
 
-    with undisturbed(model):
+    with isolated(model):
         torch.rand(3, device="cuda")
 
     assert torch.equal(torch.cuda.get_rng_state(), expected)

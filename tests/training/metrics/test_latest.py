@@ -168,7 +168,7 @@ def test_steps_that_show_nothing(make_trainer, idle):
 )
 def test_other_batches_are_not_copied(make_trainer, monkeypatch, monitor, expected):
     copies = []
-    for module in (calls, logged):
+    for module in (recorder, logged):
         monkeypatch.setattr(module, "copied", lambda tree: copies.append(tree) or tree)
 
     fit(make_trainer, Validated(), loader(0, 90), monitor)

@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_coreset.training.metrics.recorder import OutermostCalls, map_tensors, named_tensors
+from lightning_coreset.training.metrics.recorder import ForwardRecorder, map_tensors, named_tensors
 
 X = torch.randn(6, 4)
 
@@ -82,7 +82,7 @@ class Nested(pl.LightningModule):
 
 def names(step, model=None):
     model = model or Lit()
-    with OutermostCalls(model) as recorder:
+    with ForwardRecorder(model) as recorder:
         step(model)
     return [call.name for call in recorder.calls]
 
@@ -116,7 +116,7 @@ def test_what_a_call_holds():
     model = Lit()
     x = X.clone().requires_grad_()
 
-    with OutermostCalls(model) as recorder:
+    with ForwardRecorder(model) as recorder:
         output = model(model.softmax(x), scale=torch.tensor(2.0, requires_grad=True))
         expected = output.detach().clone()
 
@@ -146,7 +146,7 @@ def test_a_users_hook_that_raises_before_ours():
         raise RuntimeError("refused")
 
     model.head.register_forward_pre_hook(refuse)
-    with OutermostCalls(model) as recorder:
+    with ForwardRecorder(model) as recorder:
         with pytest.raises(RuntimeError, match="refused"):
             model.head(torch.ones(1, 5))
         with pytest.raises(RuntimeError, match="refused"):
@@ -163,7 +163,7 @@ def test_interrupted_calls_are_forgotten():
         raise KeyboardInterrupt  # torch runs no hook after this
 
     handle = model.head.register_forward_pre_hook(interrupt)
-    with OutermostCalls(model) as recorder:
+    with ForwardRecorder(model) as recorder:
         with pytest.raises(KeyboardInterrupt):
             model(X)
         handle.remove()
@@ -175,7 +175,7 @@ def test_interrupted_calls_are_forgotten():
 
 def test_hooks_go_when_it_stops():
     model = Lit()
-    recorder = OutermostCalls(model)
+    recorder = ForwardRecorder(model)
     recorder.start()
     recorder.start()
     model(X)
@@ -189,7 +189,7 @@ def test_hooks_go_when_it_stops():
 def test_only_some():
     model = Lit()
 
-    with OutermostCalls(model, only={"head"}) as recorder:
+    with ForwardRecorder(model, only={"head"}) as recorder:
         model(X)
         model.encoder(X)
 
@@ -201,7 +201,7 @@ def test_inputs_can_be_copied_before_the_network_writes_to_them():
     network = nn.Sequential(nn.ReLU(inplace=True))
     x = X.clone()
 
-    with OutermostCalls(network, copy_inputs=True) as recorder:
+    with ForwardRecorder(network, copy_inputs=True) as recorder:
         network(x)
 
     call = recorder.calls[0]
@@ -212,7 +212,7 @@ def test_inputs_can_be_copied_before_the_network_writes_to_them():
 
 def test_nothing_is_kept_alive_after_clear():
     model = Lit()
-    recorder = OutermostCalls(model)
+    recorder = ForwardRecorder(model)
     with recorder:
         x = X.clone()
         output = model(x)
@@ -231,7 +231,7 @@ def test_nothing_is_kept_alive_after_clear():
 def test_a_copy_of_the_model_records_nothing(copy_of):
     model = Lit()
 
-    with OutermostCalls(model) as recorder:
+    with ForwardRecorder(model) as recorder:
         model(X)
         twin = copy_of(model)
         torch.save(twin.state_dict(), io.BytesIO())
@@ -248,7 +248,7 @@ def test_compiled_networks():
     model.encoder = torch.compile(model.encoder, backend="eager")
     expected = Lit.forward(model, X)
 
-    with OutermostCalls(model) as recorder:
+    with ForwardRecorder(model) as recorder:
         actual = model.head(model.encoder(X))
 
     assert [call.name for call in recorder.calls] == ["encoder", "head"]
@@ -270,7 +270,7 @@ def test_a_step_in_disguise(make_trainer, through_self):
     class Look(pl.Callback):
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
             # The redirection of the strategy's wrapper, without processes.
-            with OutermostCalls(pl_module) as recorder:
+            with ForwardRecorder(pl_module) as recorder:
                 for _ in range(2):
                     trainer.strategy._forward_redirection(pl_module, pl_module, "training_step", batch)
             recorded.extend(call.name for call in recorder.calls)

@@ -3,10 +3,10 @@ from __future__ import annotations
 import pytest
 
 from lightning_coreset.plan import GroupPlan, PruningPlan
-from lightning_coreset.planning import Totals
+from lightning_coreset.planning import ModelCost
 from lightning_coreset.training.report import EventRecord, GroupRecord
 
-ORIGINAL = Totals(params=1000, macs=900, channels=26, widths={"net.0": 16, "net.2": 10})
+ORIGINAL = ModelCost(params=1000, macs=900, channels=26, widths={"net.0": 16, "net.2": 10})
 
 
 @pytest.fixture
