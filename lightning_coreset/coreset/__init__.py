@@ -4,9 +4,7 @@ Nothing here knows of a model, a trainer or a logger. Computations run in float6
 2048 channels are in float32 where the text says so.
 """
 
-import warnings
-from typing import Any
-
+from lightning_coreset._deprecated import deprecated_names
 from lightning_coreset.coreset.absolute_sum import largest_absolute_sum
 from lightning_coreset.coreset.activations import (
     Activation,
@@ -85,19 +83,13 @@ __all__ = [
 ]
 
 
-_RENAMED = {
-    "Reconstruction": "LeastSquaresFit",
-    "condensed": "compress_rows",
-    "gram": "activation_moments",
-    "linear_law": "linear_preactivations",
-    "normalised_law": "batchnorm_preactivations",
-}
-"""Names of version 0.1, each with the present one."""
-
-
-def __getattr__(name: str) -> Any:
-    """Names of version 0.1, which go on working with a warning."""
-    if name not in _RENAMED:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    warnings.warn(f"lightning_coreset.coreset.{name} is called {_RENAMED[name]} now.", DeprecationWarning, stacklevel=2)
-    return globals()[_RENAMED[name]]
+__getattr__ = deprecated_names(
+    __name__,
+    {
+        "Reconstruction": "LeastSquaresFit",
+        "condensed": "compress_rows",
+        "gram": "activation_moments",
+        "linear_law": "linear_preactivations",
+        "normalised_law": "batchnorm_preactivations",
+    },
+)

@@ -137,7 +137,7 @@ def compress_rows(consumers: Tensor) -> Tensor:
         The rows, ``(min(J, N), N)``, in the dtype of ``consumers``.
 
     Example:
-        >>> rows = condensed(torch.tensor([[3.0], [4.0]]))
+        >>> rows = compress_rows(torch.tensor([[3.0], [4.0]]))
         >>> rows.shape, (rows.T @ rows).round(decimals=4)
         (torch.Size([1, 1]), tensor([[25.]]))
 

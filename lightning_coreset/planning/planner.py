@@ -63,7 +63,8 @@ def make_plan(
         request: What is asked.
         original: Totals of the model before any pruning; those of ``model`` by default.
         sizes: Classes to keep by group name, instead of what the request comes to; groups without a size stay whole.
-        inputs: What ``measure_input_norms`` measured: every group gets a certificate, and the plan is the same otherwise.
+        inputs: What ``measure_input_norms`` measured: every group gets a certificate, and the plan is the same
+            otherwise.
         strict: Whether to refuse what :func:`check_reachable` does. An event in the middle of a schedule does what can
             still be done.
         progress: Called at every group with its name, its number from 1, and how many there are.

@@ -20,7 +20,7 @@ def resize(model: nn.Module, layout: ModelShapes) -> None:
 
     Args:
         model: The model; what is not in the layout stays.
-        layout: For a copy of a model, ``Layout.of(model)``.
+        layout: For a copy of a model, ``ModelShapes.of(model)``.
 
     Raises:
         ValueError: If the layout has a name that the model has not, or two shapes for one tied tensor. The model is
@@ -32,7 +32,7 @@ def resize(model: nn.Module, layout: ModelShapes) -> None:
         >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
         >>> twin = copy.deepcopy(model)
         >>> _ = prune(model, torch.randn(1, 4), 0.5)
-        >>> resize(twin, Layout.of(model))
+        >>> resize(twin, ModelShapes.of(model))
         >>> twin[0]
         Linear(in_features=4, out_features=4, bias=True)
     """

@@ -35,14 +35,14 @@ def test_a_network_has_the_structure_that_it_has_with_arithmetic(entry, monkeypa
         pytest.importorskip("transformers")
     torch.manual_seed(0)
     model, inputs = entry.build(), entry.inputs(torch.Generator().manual_seed(0))
-    monkeypatch.setattr(lazy_execution, "form_of", form_that_is_checked)
+    monkeypatch.setattr(lazy_execution, "empty_result", form_that_is_checked)
     found = analyse(model, inputs)
     monkeypatch.setattr(output_meta, "WORTHWHILE", 1 << 62)
     assert analyse(model, inputs) == found
 
 
 def form_that_is_checked(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """``form_of``, if it is that of the real result."""
+    """``empty_result``, if it is that of the real result."""
     told = output_meta.empty_result(function, args, kwargs)
     if not function._schema.is_mutable:
         real = function(*args, **kwargs)
@@ -72,7 +72,9 @@ def test_nothing_is_done_where_nothing_asks():
 def test_small_products_are_done_at_once(monkeypatch):
     monkeypatch.setattr(output_meta, "WORTHWHILE", 2 * 4 * 3 + 1)
     seen = []
-    monkeypatch.setattr(lazy_execution, "form_of", lambda *call: seen.append(call) or output_meta.empty_result(*call))
+    monkeypatch.setattr(
+        lazy_execution, "empty_result", lambda *call: seen.append(call) or output_meta.empty_result(*call)
+    )
     analyse(nn.Linear(4, 3), torch.randn(2, 4))
     assert not seen
     monkeypatch.setattr(output_meta, "WORTHWHILE", 2 * 4 * 3)

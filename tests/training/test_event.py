@@ -164,21 +164,21 @@ def _same(one: Any, other: Any) -> bool:
 
 # What, in which call, and whether it has done its work by then. In the order of an event.
 POINTS = {
-    "structure": ("training.planner.analyse", 1, False),
-    "structure read": ("training.planner.analyse", 1, True),
-    "plan": ("training.planner.make_plan", 1, False),
-    "plan made": ("training.planner.make_plan", 1, True),
+    "structure": ("training.event_planner.analyse", 1, False),
+    "structure read": ("training.event_planner.analyse", 1, True),
+    "plan": ("training.event_planner.make_plan", 1, False),
+    "plan made": ("training.event_planner.make_plan", 1, True),
     "accuracy before": ("training.Monitor.evaluate", 1, False),
     "agreement": ("training.event.check_agreement", 1, False),
     "average": ("training.event.shrink_copy", 1, False),
     "average cut": ("training.event.shrink_copy", 1, True),
     "surgery": ("training.event.apply_changes", 1, False),
     "surgery done": ("training.event.apply_changes", 1, True),
-    "first slice": ("surgery.applying.content", 1, False),
-    "a slice of the model": ("surgery.applying.content", 14, False),
-    "first tensor in place": ("surgery.applying.replace_data", 1, True),
-    "a tensor of the model in place": ("surgery.applying.replace_data", 14, True),
-    "sizes of modules": ("surgery.applying.mend_modules", 2, False),
+    "first slice": ("surgery.apply.new_value", 1, False),
+    "a slice of the model": ("surgery.apply.new_value", 14, False),
+    "first tensor in place": ("surgery.apply.replace_data", 1, True),
+    "a tensor of the model in place": ("surgery.apply.replace_data", 14, True),
+    "sizes of modules": ("surgery.apply.update_module_sizes", 2, False),
     "first optimizer": ("training.event.slice_optimizer_state", 1, False),
     "first optimizer cut": ("training.event.slice_optimizer_state", 1, True),
     "second optimizer cut": ("training.event.slice_optimizer_state", 2, True),
@@ -289,7 +289,7 @@ def test_ctrl_c_in_an_event(monkeypatch):
 
 @pytest.mark.parametrize("target", ["analyse", "failing_groups", "check_reachable", "measure"])
 def test_a_failure_before_the_first_event_leaves_everything_as_it_was(monkeypatch, target):
-    fault = Fault(monkeypatch, f"training.planner.{target}", after=True)
+    fault = Fault(monkeypatch, f"training.event_planner.{target}", after=True)
     fault.armed = True
     module, pruning, trainer = run()
     before = copy.deepcopy(module.state_dict())

@@ -65,7 +65,7 @@ def pad(engine: Propagation, op: OpCall) -> None:
             if labels.shape[dim] > 1:
                 labels = torch.nn.functional.pad(labels, [0, 0] * number + [before, after])
         axes.append(axis.with_labels(labels))
-    engine.set_info(op.results[0], replace(engine.info(source), axes=tuple(axes), direct=None))
+    engine.set_info(op.results[0], replace(engine.info(source), channel_labels=tuple(axes), direct=None))
 
 
 def new(engine: Propagation, op: OpCall) -> None:

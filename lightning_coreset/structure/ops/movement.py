@@ -228,7 +228,7 @@ def unfold_patches(engine: Propagation, op: OpCall) -> None:
                 ChannelLabels(folded), [channel + 1], engine.union_find, "is added up to one channel"
             ).labels
         axes.append(axis.with_labels(labels))
-    engine.set_info(out, replace(engine.info(source), axes=tuple(axes), direct=None))
+    engine.set_info(out, replace(engine.info(source), channel_labels=tuple(axes), direct=None))
 
 
 def restrided(engine: Propagation, op: OpCall) -> None:

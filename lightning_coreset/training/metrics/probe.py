@@ -26,9 +26,9 @@ class AccuracyProbe:
 
     Outputs and targets are found in the first step (see
     :func:`~lightning_coreset.training.metrics.classifier.find_classifier`), and become one number as
-    :class:`~lightning_coreset.training.metrics.scoring.Accuracy` or the user's metric says. Where anything is ambiguous, or a
-    later batch does not fit, there is no accuracy rather than a wrong one, and steps are no longer watched; a metric
-    that the user asked for raises instead.
+    :class:`~lightning_coreset.training.metrics.scoring.Accuracy` or the user's metric says. Where anything is
+    ambiguous, or a later batch does not fit, there is no accuracy rather than a wrong one, and steps are no longer
+    watched; a metric that the user asked for raises instead.
 
     A callback calls, on every rank, for the ranks' counts are added up:
 
@@ -42,7 +42,8 @@ class AccuracyProbe:
     Args:
         eval_batches: Number of batches kept for ``evaluate``, the latest that were seen; 0 turns it off.
         metric: A metric to be measured instead, called as ``metric(outputs, targets)``: a classifier's logits and
-            targets, or whatever :func:`~lightning_coreset.training.metrics.prediction.find_prediction` finds. Copies count.
+            targets, or whatever :func:`~lightning_coreset.training.metrics.prediction.find_prediction` finds. Copies
+            count.
 
     Raises:
         ValueError: If ``eval_batches`` is not a non-negative integer, or ``metric`` is no metric of torchmetrics.
