@@ -180,8 +180,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     size = "Tiny networks of the same kinds" if given.tiny else f"{RATIO:.0%} of the channels of every group"
     print(setting("torch-pruning", "transformers"))
     print(f"{size}: seconds of the first event in a fresh process, median / fastest of {given.repeats}")
-    print(f"({' and '.join(SLOW)}: {given.slow_repeats}). An event is structure, planning and surgery; ", end="")
-    print("Torch-Pruning is its graph and its step.\n")
+    print(
+        f"({' and '.join(SLOW)}: {given.slow_repeats}). An event consists of structure analysis, planning and surgery;"
+    )
+    print("the time of Torch-Pruning is that of building its graph and of one pruning step.\n")
     head = ["network", "method", "groups", *STEPS, "event", "Torch-Pruning", "event / Torch-Pruning", CHECK]
     print(markdown(head, rows(given.model, results)))
 

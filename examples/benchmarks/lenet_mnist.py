@@ -148,7 +148,7 @@ def report(dense: list[float], results: Accuracies, methods: dict[str, Prune], s
     tuned = "" if len(next(iter(results.values()))[0]) == 1 else " -> after 0.1 epoch -> after one epoch"
     print(
         f"\nLeNet-300-100, MNIST, {np.mean(dense):.1f}% unpruned, {averaged(seeds)}: test accuracy without "
-        f"tuning{tuned}, by the share of neurons kept in each hidden layer.\n"
+        f"fine-tuning{tuned}, by the fraction of neurons kept in each hidden layer.\n"
     )
     rows = []
     for name in methods:

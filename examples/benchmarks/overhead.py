@@ -191,13 +191,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     cases = {name: case for number, (name, case) in enumerate(CASES.items()) if number in given.cases}
     print(setting("lightning"))
-    print(f"Epochs with a callback over epochs without it: medians of {given.repeats} trainings each, in turn.\n")
+    print(f"Time of an epoch with a callback / without it: medians of {given.repeats} trainings each, alternating.\n")
     head = ["network", "ms of a step", "epochs timed"]
     for contender in CONTENDERS:
         head += [f"{contender}: epoch", f"{contender}: validation", f"{contender}: microseconds more for a step"]
     compared = [ratios(name, case, compare(case, given.epochs, given.repeats)) for name, case in cases.items()]
     print(markdown(head, compared))
-    print("\nThe hooks of the callback, its event being to come.\n")
+    print("\nThe hooks of the callback before its event.\n")
     rows = [row for name, case in cases.items() for row in hook_rows(name, case, given.epochs)]
     print(markdown(["network", "hook", "calls an epoch", "microseconds of a call", "of the epoch"], rows))
 

@@ -212,11 +212,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             table += rows(name, case, share, found)
             beside.append(beside_scratch(name, share, found))
     print(setting("lightning", "onnx"))
-    print(f"Times are ratios to the whole network's, medians of {given.repeats} trainings and their inferences.\n")
+    print(f"Times are relative to the unpruned network: medians of {given.repeats} trainings and inferences.\n")
     batch = [f"latency, batch {size}" for size in LATENCIES]
     head = ["network", "MACs gone", "contender", "parameters", "not zero", "epoch", *batch]
     print(markdown([*head, "peak of training, MiB", "ONNX, MiB"], table))
-    print("\nThe pruned network over the same built from scratch.\n")
+    print("\nTime of the pruned network / time of a network built with the same widths.\n")
     print(markdown(["network", "MACs gone", "epoch", *batch], beside))
 
 
