@@ -24,7 +24,6 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.tensorboard.summary import hparams  # noqa: F401 - so that it is imported before the fork
 
-
 # torch and Lightning look these up when they run. This package does so when it is imported, and finds them missing.
 NEEDED_BY_OTHERS = {"tree_map", "tree_leaves", "_BatchNorm"}
 
