@@ -14,7 +14,7 @@ from lightning_coreset.methods.reconstruction import Reconstruction
 from lightning_coreset.methods.sensitivity import Sensitivity
 
 MethodName: TypeAlias = Literal["reconstruction", "sensitivity", "magnitude", "random"]
-MethodLike: TypeAlias = Method | MethodName | str | Score
+MethodLike: TypeAlias = Method | str | Score
 """A method, the name of one, or a function that scores the channels of a group."""
 
 _BY_NAME: dict[str, Callable[[], Method]] = {

@@ -105,8 +105,8 @@ class Request:
             given = [name for name, value in _SIZE_OPTIONS.items() if getattr(self, name) != value]
             if given:
                 raise ValueError(
-                    f"Expected {', '.join(given)} to be left alone with {type(self.method).__name__}(...), which chooses all "
-                    "sizes by itself."
+                    f"Expected {', '.join(given)} to be left alone with {type(self.method).__name__}(...), which "
+                    "chooses all sizes by itself."
                 )
 
     @property
