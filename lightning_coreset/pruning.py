@@ -69,13 +69,13 @@ def prune(
             can be removed).
         method: How channels are chosen: ``"reconstruction"`` (closed form, deterministic, best accuracy),
             ``"sensitivity"`` (the paper's coreset, with its guarantee for any input), ``"magnitude"`` or ``"random"``
-            (baselines), or an instance such as ``Sensitivity(sampler="pps")``. The first two apply to groups whose next
-            layer is a sum over the activated channels of one layer; other groups are ranked by norms, and the plan
-            says so.
+            (baselines), an instance such as ``Sensitivity(sampler="pps")``, or a function that scores channels, as for
+            :class:`Importance`. The first two apply to groups whose next layer is a sum over the activated channels of
+            one layer; other groups are ranked by norms, and the plan says so.
         allocation: How the removal is distributed over the groups if the ratio is a number. ``"uniform"``: the same
             fraction of every group. ``"error"``: first the channels whose removal increases the expected error of the
             next layer, relative to its signal, least for each unit removed. ``"global"``: one ranking of the channels
-            of all groups (``"magnitude"`` and ``"random"`` only).
+            of all groups (only for methods that rank: ``"magnitude"``, ``"random"``, ``Importance``).
         ignore: Rules for layers that keep all their output channels; they take precedence over all other rules.
         only: Rules for the layers that may lose output channels; all others keep theirs.
         include_residual: Whether to prune channels that are coupled by residual additions, too. The paper only prunes
