@@ -349,3 +349,21 @@ def test_a_bias_of_two_consumers_takes_no_constant(tied):
     groups, tensors = setting(randomised(TiedBias(tied).eval(), generator()).double(), torch.randn(2, 3).double())
     updates = reconstructed(groups["a"], 4, tensors).updates
     assert set(updates) == {"b.weight", "c.weight"} | (set() if tied else {"b.bias", "c.bias"})
+
+
+class ReadTwice(nn.Module):
+    """One layer reads the channels behind two activations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        return self.b(x.relu()) + self.b(x.tanh())
+
+
+def test_a_weight_that_reads_in_two_ways_gets_no_new_content():
+    groups, tensors = setting(ReadTwice().double(), torch.randn(2, 3).double())
+    selection = reconstructed(groups["a"], 4, tensors)
+    assert (selection.method, dict(selection.updates)) == ("rank (one weight reads its channels in two ways)", {})
