@@ -92,7 +92,7 @@ class LayerPair:
 
     @property
     def max_pooled(self) -> bool:
-        """Whether there is a max pooling between as well, so that every channel may come from another position."""
+        """Whether a max pooling stands between, too: then every channel may come from a position of its own."""
         return any(step.op == "max_pool" for step in self.path.steps)
 
     def producer_norms(self) -> Tensor:
