@@ -105,7 +105,7 @@ def training() -> dict[str, Any]:
         trainer.fit(model, data)
         saved = torch.load(
             next(Path(folder).rglob("*.ckpt")), weights_only=False
-        )  # of Lightning 2.5, it holds a function
+        )  # SWALR of torch 2.6 holds a function
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
         events = EventAccumulator(folder).Reload()
