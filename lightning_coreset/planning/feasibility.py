@@ -147,8 +147,8 @@ def why_nothing_goes(model: nn.Module, structure: Structure, request: Request) -
     group = min(steps, key=lambda name: steps[name])
     return (
         f"No channel is removed: {problem.requested():.2%} of {whole:,} {unit} is {problem.requested() * whole:,.1f}, "
-        f"and the smallest step, {request.limits() or 'one channel'} of {group}, is {steps[group]:,.0f}. Ask for a larger "
-        "ratio."
+        f"and the smallest step, {request.limits() or 'one channel'} of {group}, is {steps[group]:,.0f}. Ask for "
+        "a larger ratio."
     )
 
 
