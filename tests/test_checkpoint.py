@@ -26,6 +26,7 @@ from lightning_coreset.surgery import (
     Snapshot,
     apply_changes,
     named_tensors,
+    original_shapes,
     resize,
     scale_counts,
     slice_members,
@@ -751,3 +752,43 @@ def test_the_guide_runs(tmp_path, monkeypatch):
     exec(compile(code, str(guide), "exec"), names)
     assert names["model"].net[0].out_features == 32
     assert_same(names["fresh"].state_dict(), names["net"].state_dict())
+
+
+PICKLED_BY_0_1 = b"""ccopy_reg
+_reconstructor
+(clightning_coreset.surgery.layout
+Layout
+c__builtin__
+object
+Ntp4
+R(dVshapes
+(dV0.weight
+(I16
+I4
+tsV0.bias
+(I16
+tsV2.weight
+(I2
+I16
+tssVsizes
+(dV0.out_features
+I16
+sV2.in_features
+I16
+ssVconstants
+(dsb."""
+"""What version 0.1 kept on a pruned model, as ``pickle.dumps(..., protocol=0)`` writes it."""
+
+
+def test_a_whole_model_pickled_by_version_0_1_can_be_loaded(tmp_path):
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    vars(model)["_coreset_originals"] = pickle.loads(PICKLED_BY_0_1)
+    for hook in ("_write_record", "_write_item", "_fit"):  # functions that such a model refers to by name
+        assert callable(pickle.loads(f"clightning_coreset.checkpoint.hooks\n{hook}\n.".encode()))
+
+    assert original_shapes(model).shapes["0.weight"] == (16, 4)
+    whole = make_resizable(nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 2)))
+    make_resizable(model).load_state_dict(whole.state_dict())
+    assert model[0].out_features == 16
+    torch.save(model, tmp_path / "model.pt")
+    assert b"surgery.layout" not in (tmp_path / "model.pt").read_bytes()
