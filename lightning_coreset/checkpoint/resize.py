@@ -130,7 +130,7 @@ def _wrong_shapes(model: nn.Module, original: ModelShapes, loaded: Shapes) -> It
 
 
 def _unknown_sizes(model: nn.Module, original: ModelShapes, loaded: Shapes) -> Iterator[str]:
-    """Without metadata: what surgery changed about the model at hand and the shapes to be loaded do not show."""
+    """Without metadata: what surgery has changed about this model and does not follow from the shapes to be loaded."""
     if all(shape == original.shapes[name] for name, shape in loaded.items()):
         return
     inferred, changed = inferred_sizes(model, original, original.shapes), recorded_shapes(model)

@@ -16,7 +16,7 @@ from lightning_coreset.module_specs.spec import ModuleSpec, Shape
 
 def is_size(value: object) -> bool:
     """Whether an attribute is an integer, of Python or numpy; flags are none."""
-    return type(value) is int or (isinstance(value, Integral) and not isinstance(value, bool))
+    return type(value) is int or (issubclass(type(value), Integral) and type(value) is not bool)
 
 
 def sizing_tensor(module: nn.Module) -> tuple[str, Tensor] | None:
@@ -106,7 +106,7 @@ def _check_tensor_is_optional(where: str, module: nn.Module, spec: ModuleSpec) -
 
 
 def _own_tensors(module: nn.Module, name: str) -> dict[str, Tensor | None]:
-    """The parameters and buffers beside which a name lies, each by a name like this one."""
+    """The parameters and buffers of the submodule that a name leads to, by names with the same path."""
     path, _, _ = name.rpartition(".")
     owner: nn.Module | None = module
     for part in path.split(".") if path else ():
