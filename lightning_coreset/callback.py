@@ -12,6 +12,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_warn
 from torchmetrics import Metric
 
+from lightning_coreset._compat import state_key
 from lightning_coreset.checkpoint import make_resizable, store_metadata_as_item
 from lightning_coreset.methods import Method, MethodName, as_method
 from lightning_coreset.plan import PruningPlan
@@ -190,8 +191,12 @@ class CoresetPruningCallback(pl.Callback):
         self._monitor = Monitor(metric, monitor, monitor_mode, eval_batches)
         self._guard = Guard(max_drop, recover_epochs, on_failure, self._monitor.mode, self._monitor.name)
         self._recalibration = Recalibration(recalibrate_batches)
-        self._state_key = self._generate_state_key(
-            unit=unit, order=order, ignore=list(map(str, self.request.ignore)), only=list(map(str, self.request.only))
+        self._state_key = state_key(
+            self,
+            unit=unit,
+            order=order,
+            ignore=list(map(str, self.request.ignore)),
+            only=list(map(str, self.request.only)),
         )
         told = settings(CoresetPruningCallback.__init__, locals() | {"pruning_ratio": self.request.pruning_ratio})
         self._reporter = Reporter(told, certify=certify, verbose=verbose, metric=self._monitor.name)

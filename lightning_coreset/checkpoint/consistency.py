@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from lightning_coreset._compat import own_tensors
 from lightning_coreset.module_specs import ModuleSpec, module_spec, sizing_tensor, updated_sizes
 from lightning_coreset.surgery import ModelShapes
 
@@ -40,7 +41,7 @@ def mismatches(model: nn.Module, original: ModelShapes, target: ModelShapes) -> 
     """In words, where a model of the target's shapes and sizes would have modules in which they do not agree."""
     for prefix, module in _modules(model):
         found = sizing_tensor(module)
-        names = {*module._parameters, *module._buffers, *(() if found is None else found[:1])}
+        names = {*own_tensors(module), *(() if found is None else found[:1])}
         shapes = {name: target.shapes.get(prefix + name) for name in names}
         if all(shape == original.shapes.get(prefix + name) for name, shape in shapes.items()):
             continue

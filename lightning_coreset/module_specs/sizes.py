@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
+from lightning_coreset._compat import own_tensors, registered_buffers
 from lightning_coreset.module_specs.registry import find, module_spec
 from lightning_coreset.module_specs.spec import ModuleSpec, Shape
 
@@ -22,7 +23,10 @@ def is_size(value: object) -> bool:
 def sizing_tensor(module: nn.Module) -> tuple[str, Tensor] | None:
     """The tensor that a module's sizes follow, with its name in the module; ``None`` if it has none."""
     for name in module_spec(module).tensor_names:
-        tensor = _own_tensors(module, name).get(name)
+        path, _, attribute = name.rpartition(".")
+        owner = _submodule(module, path)
+        # Not by ``getattr``: a parametrized weight is computed anew, and in training mode that has side effects.
+        tensor = None if owner is None else own_tensors(owner).get(attribute)
         if tensor is not None:
             return name, tensor
     return None
@@ -76,7 +80,7 @@ def _check(path: str, module: nn.Module, spec: ModuleSpec) -> None:
                 f"but got {value!r}."
             )
     for name in spec.running_stats or ():
-        if name not in module._buffers:
+        if name not in registered_buffers(module):
             raise ValueError(f"Expected {where} to have the buffer {name!r}, which its ModuleSpec lists.")
     found = sizing_tensor(module)
     if found is None:
@@ -98,24 +102,21 @@ def _check(path: str, module: nn.Module, spec: ModuleSpec) -> None:
 def _check_tensor_is_optional(where: str, module: nn.Module, spec: ModuleSpec) -> None:
     if (not callable(spec.sizes) and not spec.sizes) or parametrize.is_parametrized(module):
         return
-    if not any(name in _own_tensors(module, name) for name in spec.tensor_names):
-        raise ValueError(
-            f"Expected {where} to have a parameter or buffer {' or '.join(map(repr, spec.tensor_names))}, whose "
-            "sizes its ModuleSpec lists."
-        )
+    for name in spec.tensor_names:
+        path, _, attribute = name.rpartition(".")
+        if hasattr(_submodule(module, path), attribute):  # it is None, as the weight of a norm that is not affine
+            return
+    raise ValueError(
+        f"Expected {where} to have a parameter or buffer {' or '.join(map(repr, spec.tensor_names))}, whose sizes its "
+        "ModuleSpec lists."
+    )
 
 
-def _own_tensors(module: nn.Module, name: str) -> dict[str, Tensor | None]:
-    """The parameters and buffers of the submodule that a name leads to, by names with the same path."""
-    path, _, _ = name.rpartition(".")
-    owner: nn.Module | None = module
-    for part in path.split(".") if path else ():
-        owner = None if owner is None else owner._modules.get(part)
-    if owner is None:
-        return {}
-    # Not by ``getattr``: a parametrized weight is computed anew, and in training mode that has side effects.
-    prefix = f"{path}." if path else ""
-    return {prefix + own: tensor for own, tensor in (*owner._parameters.items(), *owner._buffers.items())}
+def _submodule(module: nn.Module, path: str) -> nn.Module | None:
+    try:
+        return module.get_submodule(path)
+    except AttributeError:
+        return None
 
 
 def _updated(path: str, module: nn.Module, spec: ModuleSpec, shape: Shape) -> dict[str, int]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from lightning_coreset._compat import BatchOrInstanceNorm, Convolution, Dropout, InstanceNorm
 from lightning_coreset.module_specs.spec import ModuleSpec, Shape
 
 
@@ -39,6 +40,13 @@ def _group_norm_shape(attributes: Mapping[str, Any]) -> Shape | None:
     return None if groups < 1 or channels % groups else (channels,)
 
 
+def _for_each(kinds: Any, spec: ModuleSpec) -> dict[type[nn.Module], ModuleSpec]:
+    """The same spec for a base class, or for each of the public classes that stand in for one (nested tuples)."""
+    if isinstance(kinds, tuple):
+        return {kind: spec for part in kinds for kind in _for_each(part, spec)}
+    return {kinds: spec}
+
+
 def _recurrent(module: nn.Module) -> str | None:
     return f"belongs to a recurrent {type(module).__name__}, whose weights are not cut"
 
@@ -65,13 +73,13 @@ _QUANTIZED = ModuleSpec(unsupported="is quantised (prune before quantising)")
 TABLE: dict[type[nn.Module] | str, ModuleSpec] = {
     nn.Linear: ModuleSpec(sizes={"out_features": 0, "in_features": 1}, width="out_features", is_layer=True),
     nn.Bilinear: ModuleSpec(is_layer=True),
-    nn.modules.conv._ConvNd: _CONVOLUTION,
+    **_for_each(Convolution, _CONVOLUTION),
     nn.Embedding: _EMBEDDING,
     nn.EmbeddingBag: _EMBEDDING,
     "*.Conv1D": ModuleSpec(sizes={"nf": 1, "nx": 0}, width="nf", is_layer=True),  # a Linear with a transposed weight
-    nn.modules.batchnorm._NormBase: ModuleSpec(**_NORM),
+    **_for_each(BatchOrInstanceNorm, ModuleSpec(**_NORM)),
     # Their sizes follow the input where they have no tensor, for they raise or warn if the two differ.
-    nn.modules.instancenorm._InstanceNorm: ModuleSpec(**_NORM, input_sizes={"num_features": 1}),
+    **_for_each(InstanceNorm, ModuleSpec(**_NORM, input_sizes={"num_features": 1})),
     nn.InstanceNorm1d: ModuleSpec(**_NORM, input_sizes={"num_features": -2}),
     nn.InstanceNorm2d: ModuleSpec(**_NORM, input_sizes={"num_features": -3}),
     nn.InstanceNorm3d: ModuleSpec(**_NORM, input_sizes={"num_features": -4}),
@@ -79,7 +87,7 @@ TABLE: dict[type[nn.Module] | str, ModuleSpec] = {
         sizes=_group_norm_sizes, expected_shape=_group_norm_shape, width="num_channels", groups="num_groups"
     ),
     nn.PReLU: ModuleSpec(sizes={"num_parameters": 0}, width="num_parameters"),
-    nn.modules.dropout._DropoutNd: ModuleSpec(always_eval=True),
+    **_for_each(Dropout, ModuleSpec(always_eval=True)),
     nn.RNNBase: _RECURRENT,
     nn.RNNCellBase: _RECURRENT,
     nn.MultiheadAttention: ModuleSpec(

@@ -106,5 +106,16 @@ def _squares(module: Any, inputs: Tensor) -> Tensor:
     convolve = getattr(functional, f"conv{len(module.kernel_size)}d")
     if module.padding_mode == "zeros":
         return convolve(squares, ones, padding=module.padding, **options)
-    padded = functional.pad(squares, module._reversed_padding_repeated_twice, mode=module.padding_mode)
+    padded = functional.pad(squares, _padding_of_each_side(module), mode=module.padding_mode)
     return convolve(padded, ones, **options)
+
+
+def _padding_of_each_side(module: Any) -> list[int]:
+    """The padding of a convolution as ``functional.pad`` takes it: before and after, from the last dimension on."""
+    kernel, dilation, padding = module.kernel_size, module.dilation, module.padding
+    if padding == "same":
+        total = [step * (size - 1) for step, size in zip(dilation, kernel, strict=True)]
+        sides = [(both // 2, both - both // 2) for both in total]
+    else:
+        sides = [(0, 0) if padding == "valid" else (int(size), int(size)) for size in padding]
+    return [size for pair in reversed(sides) for size in pair]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 from torch.nn.utils import parametrize
 
+from lightning_coreset._compat import own_buffers, own_parameters
 from lightning_coreset.module_specs import module_spec
 
 
@@ -26,8 +27,8 @@ def _reason_of_state(module: nn.Module) -> str | None:
     """Why the parameters of a module of any type may not change as they are now."""
     if parametrize.is_parametrized(module):
         return "is parametrized (remove the parametrization first: torch.nn.utils.parametrize.remove_parametrizations)"
-    own = module._parameters
-    if any(name.endswith("_orig") and f"{name[:-5]}_mask" in module._buffers for name in own):
+    own = own_parameters(module)
+    if any(name.endswith("_orig") and f"{name[:-5]}_mask" in own_buffers(module) for name in own):
         return "carries a pruning mask (make it permanent first: torch.nn.utils.prune.remove)"
     if "weight_g" in own or "weight_orig" in own:
         return "has an old-style weight_norm or spectral_norm (remove it first)"

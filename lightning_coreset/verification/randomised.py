@@ -9,6 +9,7 @@ import sys
 import torch
 from torch import Tensor, nn
 
+from lightning_coreset._compat import own_buffers, own_parameters
 from lightning_coreset.module_specs import module_spec
 
 
@@ -31,10 +32,10 @@ def duplicate(model: nn.Module) -> nn.Module:
 def randomise_(model: nn.Module, generator: torch.Generator) -> None:
     """Change statistics and constant parameters, such as fresh biases, which would hide a wrong index."""
     for module in model.modules():
-        for tensor in module._parameters.values():
-            if tensor is not None and tensor.is_floating_point() and (tensor.dim() < 2 or _is_constant(tensor)):
+        for tensor in own_parameters(module).values():
+            if tensor.is_floating_point() and (tensor.dim() < 2 or _is_constant(tensor)):
                 tensor.add_(0.1 * noise(tensor, generator))
-        mean, variance = (module._buffers.get(name) for name in module_spec(module).running_stats or ("", ""))
+        mean, variance = (own_buffers(module).get(name) for name in module_spec(module).running_stats or ("", ""))
         if mean is not None:
             mean.add_(0.1 * noise(mean, generator))
         if variance is not None:
