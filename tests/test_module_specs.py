@@ -528,6 +528,21 @@ def test_a_tensor_that_a_module_lacks_for_a_reason_is_no_error(absent):
         assert find_groups(model, torch.randn(2, 4))
 
 
+def test_what_has_no_shape_yet_cannot_disagree():
+    class Lazy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.width, self.weight = 0, nn.UninitializedParameter()
+
+    model = make_resizable(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2), Lazy()))
+    small = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
+    with (
+        register_module(Lazy, ModuleSpec(sizes={"width": 0})),
+        pytest.raises(ValueError, match="'3.weight' is missing"),
+    ):
+        model.load_state_dict(small.state_dict())
+
+
 def test_torch_modules_that_are_wrong_about_themselves_are_corrected():
     """As after weights were sliced by hand: only what users register is held to its word."""
     model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))

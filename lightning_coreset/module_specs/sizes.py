@@ -52,9 +52,7 @@ def new_sizes(path: str, module: nn.Module, shape: Shape) -> dict[str, int]:
 
 def updated_sizes(module: nn.Module, sizes: Mapping[str, int], shape: Shape) -> dict[str, int]:
     """The sizes that follow from another shape, for a module that had other ``sizes`` than it has now."""
-    attributes = {**vars(module), **sizes}
-    updated = module_spec(module).updated_sizes(attributes, shape)
-    return {name: size for name, size in updated.items() if name in attributes}
+    return module_spec(module).updated_sizes({**vars(module), **sizes}, shape)
 
 
 def check_module_sizes(model: nn.Module) -> None:
