@@ -538,7 +538,7 @@ def test_what_has_no_shape_yet_cannot_disagree():
     small = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
     with (
         register_module(Lazy, ModuleSpec(sizes={"width": 0})),
-        pytest.raises(ValueError, match="'3.weight' is missing"),
+        pytest.raises(ValueError, match=r"'3\.weight' is missing"),
     ):
         model.load_state_dict(small.state_dict())
 
