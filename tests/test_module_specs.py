@@ -529,15 +529,13 @@ def test_a_tensor_that_a_module_lacks_for_a_reason_is_no_error(absent):
 
 
 def test_what_has_no_shape_yet_cannot_disagree():
-    class Lazy(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.width, self.weight = 0, nn.UninitializedParameter()
+    class Lazy(nn.LazyLinear):
+        pass
 
-    model = make_resizable(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2), Lazy()))
+    model = make_resizable(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2), Lazy(2)))
     small = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2))
     with (
-        register_module(Lazy, ModuleSpec(sizes={"width": 0})),
+        register_module(Lazy, module_spec(nn.Linear)),
         pytest.raises(ValueError, match=r"'3\.weight' is missing"),
     ):
         model.load_state_dict(small.state_dict())
