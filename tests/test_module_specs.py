@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import copy
+import inspect
 import re
 
 import numpy as np
 import pytest
 import torch
 from networks import assert_untouched, snapshot
-from pages import blocks_of
+from pages import ROOT, blocks_of
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -421,6 +423,40 @@ def test_override_and_removal_in_any_order():
     assert module_spec(nn.Linear) is original
 
 
+KNOWN_TYPES = {"Convolution", "TransposedConvolution", "BatchNorm", "BatchOrInstanceNorm", "InstanceNorm", "Dropout"}
+
+
+def module_types(tree: ast.AST) -> set[str]:
+    """The types of modules that a file names in its code."""
+    names = {
+        f"{node.value.id}.{node.attr}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+    }
+    of_torch = {
+        name
+        for name in names
+        if name.startswith("nn.")
+        and inspect.isclass(getattr(nn, name[3:], None))
+        and issubclass(getattr(nn, name[3:]), nn.Module)
+        and name != "nn.Module"
+    }
+    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names}
+    return of_torch | imported & KNOWN_TYPES
+
+
+def test_no_other_file_knows_types_of_modules():
+    package = ROOT / "lightning_coreset"
+    found = {
+        path.relative_to(package).as_posix(): types
+        for path in sorted(package.rglob("*.py"))
+        if path.name != "_compat.py" and (types := module_types(ast.parse(path.read_text(encoding="utf-8"))))
+    }
+    assert "nn.Linear" in found.pop("module_specs/table.py")
+    # What it does with a BatchNorm, torch's `update_bn` does: it sets the momentum and resets the statistics.
+    assert found == {"training/recalibration.py": {"BatchNorm"}}
+
+
 # ---- what is wrong
 
 
@@ -522,10 +558,19 @@ def test_a_tensor_that_a_module_lacks_for_a_reason_is_no_error(absent):
             return x
 
     model = nn.Sequential(nn.Linear(4, 6), Scaled(), nn.Linear(6, 2))
+    computed = []
+
+    class Once(nn.Module):
+        def forward(self, weight: Tensor) -> Tensor:
+            computed.append(weight)
+            return weight
+
     if absent == "parametrized":
-        nn.utils.parametrize.register_parametrization(model[1], "weight", nn.Identity())
+        nn.utils.parametrize.register_parametrization(model[1], "weight", Once())
+        computed.clear()
     with register_module(Scaled, ModuleSpec(sizes={"channels": 0})):
         assert find_groups(model, torch.randn(2, 4))
+    assert computed == [], "a parametrized weight was computed, which may have side effects"
 
 
 def test_what_has_no_shape_yet_cannot_disagree():
