@@ -353,6 +353,40 @@ def test_a_shape_for_which_the_function_of_sizes_raises_is_rejected():
         assert_untouched(model, before)
 
 
+@pytest.mark.parametrize(
+    ("module", "sizes", "shape", "fits"),
+    [
+        (nn.Conv2d(8, 12, 3), {}, (12, 8, 3, 3), True),
+        (nn.Conv2d(8, 12, 3), {}, (12, 8, 2, 3), False),  # another kernel
+        (nn.Conv2d(8, 12, (3, 5)), {}, (12, 8, 3, 5), True),
+        (nn.Conv2d(8, 12, 3, groups=4), {}, (12, 2, 3, 3), True),
+        (nn.Conv2d(8, 12, 3, groups=4), {"out_channels": 10}, (10, 2, 3, 3), False),  # outputs are no 4 groups
+        (nn.Conv2d(8, 12, 3, groups=4), {"in_channels": 9}, (12, 2, 3, 3), False),  # nor inputs
+        (nn.Conv2d(8, 12, 3, groups=4), {"groups": 0}, (12, 2, 3, 3), False),
+        (nn.Conv2d(8, 16, 3, groups=8), {"groups": 7, "in_channels": 7, "out_channels": 14}, (14, 1, 3, 3), True),
+        (nn.Conv2d(8, 16, 3, groups=8), {"groups": 7, "in_channels": 7, "out_channels": 14}, (15, 1, 3, 3), False),
+        (nn.ConvTranspose2d(8, 12, 3, groups=4), {}, (8, 3, 3, 3), True),
+        (nn.ConvTranspose2d(8, 12, 3, groups=4), {"out_channels": 14}, (8, 3, 3, 3), False),
+        (nn.GroupNorm(4, 8), {}, (8,), True),
+        (nn.GroupNorm(4, 8), {"num_channels": 6, "num_groups": 3}, (6,), True),
+        (nn.GroupNorm(4, 8), {"num_channels": 7, "num_groups": 3}, (7,), False),
+        (nn.GroupNorm(4, 8), {"num_groups": 0}, (8,), False),
+        (nn.Linear(8, 12), {"in_features": 7}, (12, 8), False),
+    ],
+)
+def test_which_shapes_a_module_of_torch_can_have(module, sizes, shape, fits):
+    assert module_spec(module).fits({**vars(module), **sizes}, shape) == fits
+
+
+def test_a_size_that_a_module_does_not_have_is_no_contradiction():
+    model, fresh = (make_resizable(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))) for _ in range(2))
+    del model[2].in_features, fresh[2].in_features
+    remove_channels(model, find_groups(model, torch.randn(1, 4))[0], [0])
+    fresh.load_state_dict(dict(model.state_dict()))
+    assert fresh[2].weight.shape == (2, 7)
+    assert not hasattr(fresh[2], "in_features")
+
+
 # ---- numpy integers
 
 
