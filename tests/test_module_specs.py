@@ -287,6 +287,13 @@ def test_an_instance_norm_without_tensors_follows_its_input(batched):
     assert model(x).shape == (2, 5)
 
 
+@pytest.mark.parametrize(("affine", "counted"), [(True, []), (False, ["num_features"])])
+def test_only_a_module_without_tensors_follows_its_input(affine, counted):
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.InstanceNorm2d(6, affine=affine), nn.ReLU(), nn.Conv2d(6, 2, 3))
+    (group,) = find_groups(model, torch.randn(1, 3, 9, 9))
+    assert [count.name for count in group.counts] == counted
+
+
 # ---- checkpoints
 
 

@@ -52,8 +52,7 @@ def _apply(
     with record_original_shapes(model):
         for tensor, value, grad, _ in ready:
             replace_data(tensor, value, grad)
-        for module, updated in sizes:
-            vars(module).update(updated)
+        update_module_sizes(sizes)
         for attribute in attributes:
             setattr(model.get_submodule(attribute.module), attribute.name, attribute.new)
     return {tensor: change for tensor, _, _, change in ready if isinstance(tensor, nn.Parameter)}
@@ -72,7 +71,15 @@ def replace_data(tensor: Tensor, value: Tensor, grad: Tensor | None = None) -> N
     tensor.grad = grad
 
 
-def _module_sizes(model: nn.Module, new_shapes: Mapping[int, tuple[int, ...]]) -> Iterator[tuple[nn.Module, dict]]:
+def update_module_sizes(sizes: Iterable[tuple[nn.Module, Mapping[str, int]]]) -> None:
+    """Set sizes that were computed before the tensors were replaced."""
+    for module, updated in sizes:
+        vars(module).update(updated)
+
+
+def _module_sizes(
+    model: nn.Module, new_shapes: Mapping[int, tuple[int, ...]]
+) -> Iterator[tuple[nn.Module, dict[str, int]]]:
     """The sizes of modules that follow the tensors with these ids."""
     for path, module in model.named_modules():
         found = sizing_tensor(module)
