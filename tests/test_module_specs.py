@@ -394,6 +394,28 @@ def test_a_size_that_a_module_does_not_have_is_no_contradiction():
     assert not hasattr(fresh[2], "in_features")
 
 
+class Packed(nn.Linear):
+    """Its weight has another shape than its sizes say, as quantised layers of other packages have."""
+
+    def __init__(self) -> None:
+        super().__init__(3, 2)
+        self.weight = nn.Parameter(torch.randn(6, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.linear(x, self.weight.view(2, 3), self.bias)
+
+
+@pytest.mark.parametrize("with_metadata", [True, False])
+def test_loading_keeps_the_sizes_of_modules_that_do_not_change(with_metadata):
+    model, fresh = (
+        make_resizable(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3), Packed())) for _ in range(2)
+    )
+    remove_channels(model, find_groups(model, torch.randn(1, 4))[0], [0])
+    state = model.state_dict()
+    fresh.load_state_dict(state if with_metadata else dict(state))
+    assert (fresh[0].out_features, fresh[3].in_features, fresh[3].out_features) == (7, 3, 2)
+
+
 # ---- numpy integers
 
 
