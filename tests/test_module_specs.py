@@ -394,6 +394,28 @@ def test_a_size_that_a_module_does_not_have_is_no_contradiction():
     assert not hasattr(fresh[2], "in_features")
 
 
+def test_recorded_sizes_must_fit_the_tensor_of_a_submodule():
+    with register_module(Container, ModuleSpec(tensor="first.weight", sizes={"inner": 0})):
+        model = make_resizable(Container())
+        prune(model, torch.randn(4, 8), 0.5)
+        state = model.state_dict()
+        state._metadata[""]["lightning_coreset"]["pruned"]["sizes"]["inner"] = 7
+        with pytest.raises(ValueError, match=r"'first\.weight' has shape \(5, 8\), which does not fit inner=7"):
+            make_resizable(Container()).load_state_dict(state)
+
+
+class LoadsItself(nn.Linear):
+    def _load_from_state_dict(self, *arguments: object) -> None:
+        super()._load_from_state_dict(*arguments)
+
+
+def test_a_module_that_loads_itself_is_resized_as_well():
+    model, fresh = (make_resizable(nn.Sequential(LoadsItself(4, 8), nn.ReLU(), nn.Linear(8, 3))) for _ in range(2))
+    remove_channels(model, find_groups(model, torch.randn(1, 4))[0], [0])
+    fresh.load_state_dict(dict(model.state_dict()))
+    assert fresh[0].out_features == 7
+
+
 class Packed(nn.Linear):
     """Its weight has another shape than its sizes say, as quantised layers of other packages have."""
 
