@@ -231,7 +231,7 @@ def _depthwise(engine: Propagation, inputs: Tensor, weight: Tensor, transposed: 
     owner = engine.owners.get(engine.info(weight).direct or "")
     counted = None if owner is None else module_spec(owner).groups
     if owner is None or counted is None or not module_spec(owner).updates(counted):
-        engine.union_find.block(channels, "passes a depthwise convolution whose number of groups cannot be updated")
+        engine.union_find.block(channels, "passes a depthwise convolution whose group count cannot be updated")
     filters = engine.channel_labels(weight, 0, _INPUT)
     if transposed:
         engine.pin_dims(weight, [1], "is a channel multiplier")
