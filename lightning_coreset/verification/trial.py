@@ -92,7 +92,7 @@ class Trial:
         except Exception as error:
             return (
                 f"without some of its channels the network does not run ({type(error).__name__}: {first_line(error)}); "
-                "a width may be written as a number in its code"
+                "a width may be written as a number in its code, or kept in an attribute (see register_module)"
             )
         difference = self._difference(found, expected)
         return None if difference is None else f"its removal changes what the network computes ({difference})"
