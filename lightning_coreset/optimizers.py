@@ -150,7 +150,7 @@ def _slice_state(state: Any, parameter: Tensor, change: ParameterChange) -> dict
 
 
 def _slice_tensor(value: Tensor, parameter: Tensor, change: ParameterChange) -> Tensor | None:
-    if value.numel() == 1 and value.ndim != len(change.old_shape):
+    if value.numel() == 1:
         return value
     if value.ndim != len(change.old_shape):
         return None

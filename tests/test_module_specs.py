@@ -294,6 +294,29 @@ def test_only_a_module_without_tensors_follows_its_input(affine, counted):
     assert [count.name for count in group.counts] == counted
 
 
+def test_a_norm_without_a_weight_follows_its_statistics():
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6, affine=False), nn.ReLU(), nn.Conv2d(6, 2, 3))
+    remove_channels(model, find_groups(model, torch.randn(1, 3, 9, 9))[0], [0, 2])
+    assert model[1].num_features == 4
+
+
+class Conv1D(nn.Module):
+    """As in transformers: a linear layer with a transposed weight."""
+
+    def __init__(self, nf: int, nx: int) -> None:
+        super().__init__()
+        self.nf, self.nx, self.weight = nf, nx, nn.Parameter(torch.randn(nx, nf))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x.view(-1, x.size(-1)) @ self.weight).view(*x.shape[:-1], self.nf)
+
+
+def test_the_linear_layers_of_gpt_2_have_both_sizes_updated():
+    model = nn.Sequential(Conv1D(8, 4), nn.GELU(), Conv1D(3, 8))
+    remove_channels(model, find_groups(model, torch.randn(2, 4))[0], [0, 2])
+    assert (model[0].nf, model[0].nx, model[2].nf, model[2].nx) == (6, 4, 3, 6)
+
+
 # ---- checkpoints
 
 
