@@ -39,7 +39,7 @@ def test_it_tells_the_sizes_that_training_will_have(order, unit):
     assert untouched(module, before)
     assert callback.plans == []
     trainer.fit(module, make_loader(8))
-    assert list(told.plans) == list(callback._progress.done)
+    assert list(told.plans) == list(callback._run.progress.done)
     for plan, done in zip(told.plans.values(), callback.plans, strict=True):
         assert [group.channels_after for group in plan.groups] == [group.channels_after for group in done.groups]
         assert (plan.reached, plan.params_after, plan.macs_after) == (done.reached, done.params_after, done.macs_after)
@@ -110,7 +110,7 @@ def test_steps():
     assert list(told.plans) == [2, 6, 10]
     assert str(told).startswith("step 2:")
     trainer.fit(module, make_loader(8))
-    assert list(callback._progress.done) == [2, 6, 10]
+    assert list(callback._run.progress.done) == [2, 6, 10]
 
 
 def test_a_module_that_knows_its_trainer_keeps_it():

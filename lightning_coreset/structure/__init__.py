@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lightning_coreset.structure.example import Example, ExampleInputs, tensors_in
+from lightning_coreset.structure.example import Example, ExampleInputs
 from lightning_coreset.structure.find import Structure, analyse, find_groups
 from lightning_coreset.structure.records import ChannelGroup, Count, Layer, Member, Norm, Path, Role, Step
 from lightning_coreset.structure.trace import plain_execution, preserved, preserved_random
@@ -24,5 +24,4 @@ __all__ = [
     "plain_execution",
     "preserved",
     "preserved_random",
-    "tensors_in",
 ]

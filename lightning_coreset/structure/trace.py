@@ -13,7 +13,8 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parameter import is_lazy
 
-from lightning_coreset.structure.example import Example, tensors_in
+from lightning_coreset.nested import tensors_in
+from lightning_coreset.structure.example import Example
 from lightning_coreset.structure.ops import RULES
 from lightning_coreset.structure.propagation import Propagation
 from lightning_coreset.structure.training_flag import ALWAYS_EVALUATED, watched_training_flag

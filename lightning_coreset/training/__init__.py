@@ -13,9 +13,10 @@ from lightning_coreset.training.event import apply_event
 from lightning_coreset.training.event_planner import EventPlanner, Order
 from lightning_coreset.training.example import ExampleSource
 from lightning_coreset.training.guard import Guard, OnFailure
-from lightning_coreset.training.metrics.monitor import Mode, Monitor
+from lightning_coreset.training.metrics import Mode, Monitor
 from lightning_coreset.training.packages import check_package
 from lightning_coreset.training.progress import Progress
+from lightning_coreset.training.pruning_run import PruningRun
 from lightning_coreset.training.recalibration import Recalibration
 from lightning_coreset.training.report import EventRecord, History, Reporter, last_step, logged_step, settings, summary
 from lightning_coreset.training.strategies import check_strategy, run_on_all_ranks
@@ -33,6 +34,7 @@ __all__ = [
     "OnFailure",
     "Order",
     "Progress",
+    "PruningRun",
     "Recalibration",
     "Reporter",
     "Timeline",

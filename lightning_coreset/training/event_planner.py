@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_warn
@@ -43,6 +43,8 @@ class EventPlanner:
     """
 
     def __init__(self, request: Request, source: ExampleSource, order: Order, check: bool, certify: bool) -> None:
+        if order not in get_args(Order):
+            raise ValueError(f"Expected order to be 'together' or 'bottom_up' but got {order!r}.")
         self.request = request
         self.source = source
         self.order = order

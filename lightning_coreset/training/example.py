@@ -14,9 +14,9 @@ from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signatu
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from lightning_coreset.nested import map_tensors
 from lightning_coreset.structure import Example, ExampleInputs
-from lightning_coreset.training.metrics.isolation import isolated
-from lightning_coreset.training.metrics.recorder import ForwardRecorder, map_tensors
+from lightning_coreset.training.metrics import ForwardRecorder, isolated
 
 
 class ExampleSource:

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
+from lightning_coreset.nested import map_tensors
 from lightning_coreset.training.example import recorded_calls, training_step
-from lightning_coreset.training.metrics.isolation import isolated
-from lightning_coreset.training.metrics.recorder import ForwardRecorder, copied, map_tensors
+from lightning_coreset.training.metrics import ForwardRecorder, isolated
 from lightning_coreset.training.strategies import run_on_all_ranks
 
 
@@ -104,7 +104,7 @@ def _sums(
             norm.reset_running_stats()
             norm.momentum = None  # a plain average over all batches
         for batch in batches:
-            run(pl_module, move_data_to_device(copied(batch), pl_module.device))
+            run(pl_module, move_data_to_device(map_tensors(torch.clone, batch), pl_module.device))
         return [_sum(norm) for norm in norms]
 
 

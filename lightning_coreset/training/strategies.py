@@ -14,11 +14,10 @@ from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleD
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning.pytorch.strategies.single_xla import SingleDeviceXLAStrategy
 from lightning.pytorch.strategies.xla import XLAStrategy
-from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils._pytree import tree_map
 
 from lightning_coreset.checkpoint import is_resizable
+from lightning_coreset.nested import map_tensors
 
 T = TypeVar("T")
 
@@ -143,7 +142,7 @@ def from_rank_zero(trainer: pl.Trainer, work: Callable[[], T]) -> T:
 
 
 def _on_cpu(result: T) -> T:
-    return tree_map(lambda leaf: leaf.cpu() if isinstance(leaf, Tensor) else leaf, result)  # type: ignore[return-value]
+    return map_tensors(lambda tensor: tensor.cpu(), result)
 
 
 def gathered(trainer: pl.Trainer, value: T) -> list[T]:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lightning_coreset.training.metrics.accuracy_counts import _AT_ONCE, AccuracyCounts
-from lightning_coreset.training.metrics.scoring import Accuracy, NoNumberError
+from lightning_coreset.training.metrics.scoring import _BATCHES_AT_ONCE, Accuracy, AccuracyCounts, NoNumberError
 
-BATCHES = [1, _AT_ONCE - 1, _AT_ONCE, _AT_ONCE + 1, 2 * _AT_ONCE + 3]
+BATCHES = [1, _BATCHES_AT_ONCE - 1, _BATCHES_AT_ONCE, _BATCHES_AT_ONCE + 1, 2 * _BATCHES_AT_ONCE + 3]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 GENERATOR = torch.Generator().manual_seed(0)
 
@@ -62,11 +61,11 @@ def test_batches_of_several_kinds():
 
 
 @pytest.mark.parametrize("label", [-100, 5])
-@pytest.mark.parametrize("position", [0, _AT_ONCE, 2 * _AT_ONCE])
+@pytest.mark.parametrize("position", [0, _BATCHES_AT_ONCE, 2 * _BATCHES_AT_ONCE])
 def test_a_label_that_is_none_is_seen_wherever_it_is(position, label):
     accuracy = Accuracy()
     count = accuracy.count()
-    for number in range(2 * _AT_ONCE + 1):
+    for number in range(2 * _BATCHES_AT_ONCE + 1):
         targets = labels(4, 5)
         targets[2] = label if number == position else 0
         accuracy.add(count, logits(4, 5), targets)
@@ -107,7 +106,7 @@ def test_counting_is_rare():
     count, updates = AccuracyCounts(), []
     count.update = lambda *counts: updates.append(counts)
 
-    for _ in range(3 * _AT_ONCE):
+    for _ in range(3 * _BATCHES_AT_ONCE):
         count.add_batch(logits(4, 5), labels(4, 5))
 
     assert len(updates) == 2
@@ -116,7 +115,7 @@ def test_counting_is_rare():
 @pytest.mark.gpu
 @pytest.mark.parametrize("shape", [(4, 5), (4,)])
 def test_nothing_waits_for_the_device(shape):
-    seen = [(logits(*shape).cuda(), labels(4, 2).cuda()) for _ in range(2 * _AT_ONCE + 1)]
+    seen = [(logits(*shape).cuda(), labels(4, 2).cuda()) for _ in range(2 * _BATCHES_AT_ONCE + 1)]
     count = AccuracyCounts().cuda()
     torch.cuda.set_sync_debug_mode("error")
     try:

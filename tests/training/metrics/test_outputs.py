@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_coreset.training.metrics.classifier import find_classifier
+from lightning_coreset.training.metrics.outputs import find_classifier
 from lightning_coreset.training.metrics.recorder import Call
 
 B, K = 4, 3
@@ -64,7 +64,7 @@ def test_targets_in_a_batch(batch, targets):
 def test_logits_in_an_output(output, where):
     found = find_classifier([call(output)], (X, Y))
 
-    assert (found and found.logits) == where
+    assert (found and found.output) == where
 
 
 def test_rows_and_columns_of_labels_are_not_mixed_up():

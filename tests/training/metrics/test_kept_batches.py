@@ -9,6 +9,7 @@ from lightning.pytorch.utilities import CombinedLoader
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from lightning_coreset import CoresetPruningCallback
+from lightning_coreset.nested import map_tensors
 from lightning_coreset.training.metrics import logged, recorder
 
 KEPT = 3
@@ -119,6 +120,20 @@ def kept(callback):
     return [number(inputs(batch)) for batch, _, _ in monitor._logged._kept]
 
 
+def copies_made_by(monkeypatch, *modules):
+    """A list that grows by what these modules copy."""
+    copies = []
+
+    def counting(function, tree):
+        if function is torch.clone:
+            copies.append(tree)
+        return map_tensors(function, tree)
+
+    for module in modules:
+        monkeypatch.setattr(module, "map_tensors", counting)
+    return copies
+
+
 def inputs(batch):
     first, *_ = batch
     return first if isinstance(first, torch.Tensor) else first[0]  # of loaders whose batches come together
@@ -167,9 +182,7 @@ def test_steps_that_show_nothing(make_trainer, idle):
     ids=["all of the first validation, which shows what steps do", "score"],
 )
 def test_other_batches_are_not_copied(make_trainer, monkeypatch, monitor, expected):
-    copies = []
-    for module in (recorder, logged):
-        monkeypatch.setattr(module, "copied", lambda tree: copies.append(tree) or tree)
+    copies = copies_made_by(monkeypatch, recorder, logged)
 
     fit(make_trainer, Validated(), loader(0, 90), monitor)
 
@@ -214,8 +227,7 @@ def test_outputs_of_several_networks_in_turn_are_not_called_anew(make_trainer, m
         def show(self, batch):
             self.head(self.encoder(batch[0]))
 
-    copies = []
-    monkeypatch.setattr(recorder, "copied", lambda tree: copies.append(tree) or tree)
+    copies = copies_made_by(monkeypatch, recorder)
 
     fit(make_trainer, Chained(), loader(0, 9))
 

@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from lightning_coreset import prune
-from lightning_coreset.training.savepoint import Savepoint
+from lightning_coreset.training.rollback import Savepoint
 
 
 class Around(pl.Callback):
