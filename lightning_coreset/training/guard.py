@@ -98,13 +98,13 @@ class Guard:
     def _without_value(self) -> float:
         if self._best is None:
             raise MisconfigurationException(
-                f"Expected validation to show the {self.name}, since max_drop={self.max_drop} watches it, but got "
-                "nothing: the model is no classifier as far as can be told, or validation has not shown all classes. "
-                "Give the name of a metric that the module logs, as monitor='val_acc', or a metric of torchmetrics, as "
-                "metric=..."
+                f"Expected validation to give the {self.name}, since max_drop={self.max_drop} watches it, but got "
+                "nothing: the model is not recognised as a classifier, or validation did not contain all classes. "
+                "Give the name of a metric that the module logs, as in monitor='val_acc', or a metric of torchmetrics, "
+                "as in metric=..."
             )
         rank_zero_warn(
-            f"The {self.name} that max_drop watches is not known any more, which counts as not recovered. "
+            f"The {self.name} that max_drop watches is missing in this validation, which counts as not recovered. "
             "Log it in every validation."
         )
         return math.nan
@@ -170,8 +170,8 @@ class Guard:
         if asked < scheduled:
             self.stopped = True
             rank_zero_warn(
-                f"Pruning stops at {progress.reached:.2%}: less than one channel more would be removed in a step that "
-                "the guard allows."
+                f"Pruning stops at {progress.reached:.2%}: the largest step that the guard allows removes less than "
+                "one channel."
             )
 
     def take_back(
@@ -193,8 +193,8 @@ class Guard:
             return False
         if window.value is None:
             rank_zero_warn(
-                f"Training ended before a validation could tell what the pruning event of epoch {window.epoch} did to "
-                f"the {self.name}: the event stays."
+                f"Training ended before a validation could measure the {self.name} after the pruning event of epoch "
+                f"{window.epoch}: the event is kept."
             )
             return False
         window.roll_back(trainer, pl_module, progress)
@@ -208,11 +208,12 @@ class Guard:
 
     def _warn_of_rollback(self, window: RecoveryWindow, value: float, progress: Progress) -> None:
         assert self._best is not None
-        onwards = "Pruning stops" if self._max_step is None else f"It goes on by {self._max_step:.2%} at a time at most"
+        step = self._max_step
+        consequence = "Pruning stops" if step is None else f"It continues in steps of at most {step:.2%}"
         rank_zero_warn(
             f"The pruning event of epoch {window.epoch} is taken back: the {self.name} is {value:.4g} and was "
-            f"{self._best:.4g} before pruning, which is further than max_drop={self.max_drop} allows. All is as it was "
-            f"before the event, with {progress.reached:.2%} pruned. {onwards}."
+            f"{self._best:.4g} before pruning, a larger drop than max_drop={self.max_drop} allows. The model is as it "
+            f"was before the event, with {progress.reached:.2%} pruned. {consequence}."
         )
 
     def _is_on(self, trainer: pl.Trainer) -> bool:

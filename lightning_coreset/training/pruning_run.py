@@ -11,7 +11,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_coreset.plan import PruningPlan
-from lightning_coreset.training.averaged_models import restart_patience
+from lightning_coreset.training.early_stopping import restart_patience
 from lightning_coreset.training.event import apply_event
 from lightning_coreset.training.event_planner import EventPlanner
 from lightning_coreset.training.guard import Guard
@@ -136,7 +136,7 @@ class PruningRun:
         if plan is None:
             rank_zero_warn(
                 f"The pruning event of {self._now(trainer)} found nothing left to prune: "
-                f"{self.progress.reached:.2%} of the original is gone where {ratio:.2%} was requested."
+                f"{self.progress.reached:.2%} of the original is removed, {ratio:.2%} was requested."
             )
             self.progress.done.update(due)
             return

@@ -9,13 +9,12 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import EarlyStopping
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from lightning_coreset.optimizers import innermost_first
 from lightning_coreset.surgery import ModelShapes, named_tensors, resize
-from lightning_coreset.training.averaged_models import averaged_copies
+from lightning_coreset.training.averaged_models import average_counters, averaged_copies
+from lightning_coreset.training.early_stopping import early_stopping_callbacks
 from lightning_coreset.training.optimizer_state import copy_state, copy_to_cpu, restore_state
 from lightning_coreset.training.progress import Progress
 from lightning_coreset.training.strategies import run_on_all_ranks, unwrapped
@@ -61,13 +60,13 @@ class Savepoint:
                 "shapes": {name: list(shape) for name, shape in shapes.shapes.items()},
                 "sizes": dict(shapes.sizes),
                 "models": [copy_to_cpu(named_tensors(model)) for model in (pl_module, *averaged_copies(trainer))],
-                "averaged": [0 if counter is None else int(counter) for counter in _counters(trainer)],
+                "averaged": [0 if counter is None else int(counter) for counter in average_counters(trainer)],
                 "optimizers": [
                     [copy_state(layer) for layer in innermost_first(optimizer)] for optimizer in trainer.optimizers
                 ],
                 "precision": trainer.precision_plugin.state_dict(),
                 "patience": [
-                    (callback.wait_count, float(callback.best_score)) for callback in _early_stopping(trainer)
+                    (callback.wait_count, float(callback.best_score)) for callback in early_stopping_callbacks(trainer)
                 ],
             }
         )
@@ -91,7 +90,7 @@ class Savepoint:
             resize(model, ModelShapes(shapes, content["sizes"]))
         for model, tensors in zip(models, content["models"], strict=True):
             _restore_tensors(model, tensors)
-        for counter, number in zip(_counters(trainer), content["averaged"], strict=True):
+        for counter, number in zip(average_counters(trainer), content["averaged"], strict=True):
             if counter is not None:
                 counter.fill_(number)
         for optimizer, states in zip(trainer.optimizers, content["optimizers"], strict=True):
@@ -99,7 +98,7 @@ class Savepoint:
                 restore_state(layer, state)
         if content["precision"]:
             trainer.precision_plugin.load_state_dict(content["precision"])
-        for callback, (waited, best) in zip(_early_stopping(trainer), content["patience"], strict=True):
+        for callback, (waited, best) in zip(early_stopping_callbacks(trainer), content["patience"], strict=True):
             callback.wait_count, callback.best_score = waited, callback.best_score.new_tensor(best)
 
     def to_dict(self) -> dict[str, Any]:
@@ -160,20 +159,6 @@ class RecoveryWindow:
     def from_dict(cls, plain: Mapping[str, Any]) -> RecoveryWindow:
         """The inverse of :meth:`to_dict`."""
         return cls(**{**plain, "savepoint": Savepoint(plain["savepoint"])})
-
-
-def _counters(trainer: pl.Trainer) -> list[Tensor | None]:
-    """The number of models in each average; ``None`` for SWA before it starts."""
-    counters: list[Tensor | None] = []
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        average = getattr(callback, "_average_model", None)
-        if average is not None:
-            counters.append(getattr(average if isinstance(average, AveragedModel) else callback, "n_averaged", None))
-    return counters
-
-
-def _early_stopping(trainer: pl.Trainer) -> list[EarlyStopping]:
-    return [callback for callback in trainer.early_stopping_callbacks if isinstance(callback, EarlyStopping)]
 
 
 def _restore_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:

@@ -28,7 +28,8 @@ from torch import Tensor, nn
 
 from lightning_coreset import CoresetPruningCallback, plan_pruning
 from lightning_coreset.surgery import apply_changes
-from lightning_coreset.training.averaged_models import averaged_copies, restart_patience, shrink_copy
+from lightning_coreset.training.averaged_models import averaged_copies, shrink_copy
+from lightning_coreset.training.early_stopping import restart_patience
 
 Pruning = partial(CoresetPruningCallback, verbose=False)
 

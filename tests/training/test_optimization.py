@@ -150,7 +150,7 @@ def test_muon_goes_on_beside_another_optimizer_for_the_biases():
 def test_lbfgs_starts_anew_and_says_so():
     module = Chosen(partial(optim.LBFGS, lr=0.05, max_iter=2))
 
-    with pytest.warns(UserWarning, match="state of LBFGS could not be cut along for net.0.weight, net.0.bias, net.2.w"):
+    with pytest.warns(UserWarning, match="state of LBFGS could not be pruned for net.0.weight, net.0.bias, net.2.w"):
         fit(module, Pruning(0.4, schedule="one_shot", start=1))
 
     assert all(map(math.isfinite, module.losses))
@@ -180,7 +180,7 @@ def test_state_that_is_not_understood_is_reset_for_that_parameter_alone_with_one
         fit(module, After(0.4, schedule="one_shot", start=1, verbose=False))
 
     assert [str(each.message).partition(":")[0] for each in caught if "could not be cut" in str(each.message)] == [
-        "The state of Odd could not be cut along for net.0.weight"
+        "The state of Odd could not be pruned for net.0.weight"
     ]
     assert steps == [[0, 4, 4, 4]]
     assert all(map(math.isfinite, module.losses))

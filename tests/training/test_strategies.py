@@ -21,7 +21,8 @@ from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDSt
 from torch.nn.parallel import DistributedDataParallel
 
 from lightning_coreset import CoresetPruningCallback, PrunedCheckpointMixin, make_resizable, prune
-from lightning_coreset.training.strategies import check_strategy, from_rank_zero, run_on_all_ranks, unwrapped
+from lightning_coreset.training.requirements import check_strategy
+from lightning_coreset.training.strategies import from_rank_zero, run_on_all_ranks, unwrapped
 
 UNABLE = [DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy, SingleDeviceXLAStrategy, XLAStrategy]
 

@@ -71,7 +71,9 @@ class LoggedMetric:
         try:
             self._replay(trainer, pl_module, log)
         except Exception as error:  # a number that is only shown must not end a training run
-            rank_zero_warn(f"{self.name!r} could not be measured at an event, and will not be again: {error!r}")
+            rank_zero_warn(
+                f"{self.name!r} could not be measured at an event, and will not be measured any more: {error!r}"
+            )
             self._kept = deque(maxlen=0)
             log = _Log(self.name)
         value, samples = log.average()

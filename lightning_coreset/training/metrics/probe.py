@@ -107,13 +107,13 @@ class AccuracyProbe:
             self._found = self._scoring.find(calls, batch)
         read = None if self._found is None else self._found.read(calls, batch)
         if self._found is None or read is None:
-            self._fail("a step does not show one output and one target for sure")
+            self._fail("a step has more than one possible output or target, or none")
             return
         call, outputs, targets = read
         try:
             self._scoring.add(self._count, outputs, targets)
         except Exception as error:  # from the user's metric, maybe on one rank only: raised at the next collective call
-            self._fail(f"outputs {tuple(outputs.shape)} and targets {tuple(targets.shape)} do not suit it: {error}")
+            self._fail(f"it fails on outputs {tuple(outputs.shape)} and targets {tuple(targets.shape)}: {error}")
             return
         if self._found.replayable and call.before is not None:
             self._kept.append((*call.before, targets.clone()))
@@ -143,7 +143,9 @@ class AccuracyProbe:
         try:
             self._replay(pl_module, count)
         except Exception as error:  # a number that is only shown must not end a training run
-            rank_zero_warn(f"The accuracy at an event could not be measured, and will not be again: {error!r}")
+            rank_zero_warn(
+                f"The accuracy could not be measured at an event, and will not be measured any more: {error!r}"
+            )
             count.reset()
             self._kept.clear()
             self._found = replace(self._found, replayable=False) if self._found else None

@@ -195,7 +195,7 @@ class UserMetric:
         count.update(outputs.reshape(targets.shape) if same_size else outputs, targets)
 
     def compute(self, count: Metric, *, everywhere: bool) -> float | None:
-        """The metric's value; ``None`` if a rank has no batch, for few metrics can be reduced then.
+        """The metric's value; ``None`` if a rank has no batch: few metrics can be reduced then.
 
         Raises:
             NoNumberError: If it is not one number.
@@ -205,5 +205,7 @@ class UserMetric:
         value = count.compute()
         if not isinstance(value, Tensor) or value.numel() != 1:
             shown = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-            raise NoNumberError(f"{type(count).__name__} comes to {shown}; choose how it averages, as average='macro'")
+            raise NoNumberError(
+                f"{type(count).__name__} returns {shown}; choose how it averages, as in average='macro'"
+            )
         return float(value)

@@ -126,7 +126,9 @@ class TensorBoardPages:
                     write(logger)
         except Exception as error:
             self._failed = True
-            rank_zero_warn(f"TensorBoard gets scalars only, for its pictures and tables could not be made: {error!r}")
+            rank_zero_warn(
+                f"TensorBoard gets scalars only, since its images and tables could not be written: {error!r}"
+            )
 
 
 def _plan_as_markdown(plan: PruningPlan) -> str:

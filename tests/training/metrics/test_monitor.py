@@ -141,8 +141,8 @@ class TwoTargets(Classifier):
 
 REFUSED = {
     "ambiguous": (torchmetrics.MeanSquaredError(), (X, X[:, :3], X[:, 3:6]), "does not show one output and one target"),
-    "unsuitable": (BinaryF1Score(), (X, X[:, :3], Y), r"outputs \(4, 3\) and targets \(4,\) do not suit it"),
-    "many": (MulticlassF1Score(3, average=None), (X, X[:, :3], Y), r"comes to shape \(3,\); choose how it averages"),
+    "unsuitable": (BinaryF1Score(), (X, X[:, :3], Y), r"fails on outputs \(4, 3\) and targets \(4,\): "),
+    "many": (MulticlassF1Score(3, average=None), (X, X[:, :3], Y), r"returns shape \(3,\); choose how it averages"),
 }
 
 

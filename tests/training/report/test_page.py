@@ -32,7 +32,7 @@ def test_code_runs(block, make_trainer, monkeypatch, tmp_path, capsys):
     exec(block.code, names)
 
     out = capsys.readouterr().out
-    assert re.search(r"net\.0 32 -> \d+|\d+ channels went", out)
+    assert re.search(r"net\.0 32 -> \d+|\d+ channels removed", out)
 
 
 def test_every_tag_is_told(make_trainer):
