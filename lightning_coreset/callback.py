@@ -10,6 +10,7 @@ from typing import Any
 import lightning.pytorch as pl
 from torchmetrics import Metric
 
+from lightning_coreset._compat import state_key
 from lightning_coreset.checkpoint import make_resizable, store_metadata_as_item
 from lightning_coreset.methods import Method, MethodName, as_method
 from lightning_coreset.plan import PruningPlan
@@ -184,8 +185,12 @@ class CoresetPruningCallback(pl.Callback):
             restart_patience,
         )
         self._validates = False
-        self._state_key = self._generate_state_key(
-            unit=unit, order=order, ignore=list(map(str, self.request.ignore)), only=list(map(str, self.request.only))
+        self._state_key = state_key(
+            self,
+            unit=unit,
+            order=order,
+            ignore=list(map(str, self.request.ignore)),
+            only=list(map(str, self.request.only)),
         )
 
     @property

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from lightning_coreset._compat import averaged_model
 from lightning_coreset.plan import ParameterChange, PruningPlan
 from lightning_coreset.surgery import apply_changes, index_dims, named_tensors
 
@@ -21,7 +22,7 @@ def averaged_copies(trainer: pl.Trainer) -> list[nn.Module]:
     as a user's copy of a part of the model, is ignored.
     """
     callbacks: Iterable[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    averages = [getattr(callback, "_average_model", None) for callback in callbacks]
+    averages = [averaged_model(callback) for callback in callbacks]
     models = [average.module if isinstance(average, AveragedModel) else average for average in averages]
     return [model for model in models if isinstance(model, type(trainer.lightning_module))]
 
@@ -73,7 +74,7 @@ def average_counters(trainer: pl.Trainer) -> list[Tensor | None]:
     """For every average, the number of models in it; ``None`` for SWA before it starts."""
     counters: list[Tensor | None] = []
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        average = getattr(callback, "_average_model", None)
+        average = averaged_model(callback)
         if average is not None:
             counters.append(getattr(average if isinstance(average, AveragedModel) else callback, "n_averaged", None))
     return counters
@@ -89,5 +90,5 @@ def average_again(trainer: pl.Trainer, pl_module: pl.LightningModule, *, before:
     """
     callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
     for callback in callbacks[: callbacks.index(before)]:
-        if isinstance(getattr(callback, "_average_model", None), AveragedModel):
+        if isinstance(averaged_model(callback), AveragedModel):
             callback.on_train_end(trainer, pl_module)

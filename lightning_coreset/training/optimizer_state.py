@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_coreset._compat import set_lbfgs_numel
 from lightning_coreset.nested import map_tensors
 
 
@@ -44,7 +45,7 @@ def restore_state(optimizer: Any, state: Mapping[int | str, Any]) -> None:
         else:
             optimizer.state[key] = value
     if isinstance(optimizer, torch.optim.LBFGS):
-        optimizer._numel_cache = None
+        set_lbfgs_numel(optimizer, None)
 
 
 def _parameters(optimizer: Any) -> list[tuple[Tensor, Mapping[str, Any]]]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
-from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning.pytorch.strategies.single_xla import SingleDeviceXLAStrategy
 from lightning.pytorch.strategies.xla import XLAStrategy
 from torch import nn
 
+from lightning_coreset._compat import communication_state, starts_by_multiprocessing
 from lightning_coreset.checkpoint import is_resizable
 
 
@@ -62,7 +62,7 @@ def check_strategy(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
             "weights differ between two averagings: a plan made from those of one rank does not fit another. Use "
             "another ddp_comm_hook, or none."
         )
-    if isinstance(strategy.launcher, _MultiProcessingLauncher) and not is_resizable(pl_module):
+    if starts_by_multiprocessing(strategy.launcher) and not is_resizable(pl_module):
         raise MisconfigurationException(
             f"Expected the module to be resizable but got {type(pl_module).__name__} as it was built. Processes that "
             "are spawned or forked prune copies of the module, and at the end the main process loads theirs into its "
@@ -94,4 +94,4 @@ def _averages_models(strategy: DDPStrategy) -> bool:
     # Not at the top: torch may be built without distributed.
     from torch.distributed.algorithms.ddp_comm_hooks.post_localSGD_hook import PostLocalSGDState
 
-    return isinstance(strategy._ddp_comm_state, PostLocalSGDState)
+    return communication_state(strategy, PostLocalSGDState) is not None

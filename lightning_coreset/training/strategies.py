@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy
 from torch.nn.parallel import DistributedDataParallel
 
+from lightning_coreset._compat import communication_state, repeat_static_graph_delay
 from lightning_coreset.nested import map_tensors
 
 T = TypeVar("T")
@@ -29,6 +30,7 @@ def unwrapped(trainer: pl.Trainer) -> Iterator[None]:
     if not isinstance(strategy, DDPStrategy) or not isinstance(strategy.model, DistributedDataParallel):
         yield
         return
+    repeat_static_graph_delay(strategy)
     strategy.model = strategy.lightning_module
     gc.collect()  # the old reducer's hooks sit on the parameters until it is gone
     failure: Exception | None = None
@@ -36,9 +38,6 @@ def unwrapped(trainer: pl.Trainer) -> Iterator[None]:
         yield
     except Exception as error:
         failure = error
-    # Private, but otherwise with static_graph=True and manual optimization the first iteration's delayed all-reduce
-    # never runs again, and the weights of the ranks silently diverge.
-    strategy._pl_static_graph_delay_done = False
     _reset_powersgd(strategy)
     strategy.configure_ddp()
     if failure is not None:
@@ -52,8 +51,8 @@ def _reset_powersgd(strategy: DDPStrategy) -> None:
     """
     from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState
 
-    state = strategy._ddp_comm_state
-    if isinstance(state, PowerSGDState):
+    state = communication_state(strategy, PowerSGDState)
+    if state is not None:
         for memory in (state.error_dict, state.p_memory_dict, state.q_memory_dict):
             memory.clear()
         state.iter = max(0, min(state.iter, state.start_powerSGD_iter - 2))

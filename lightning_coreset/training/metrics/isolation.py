@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
+from lightning_coreset._compat import trainer_of
 from lightning_coreset.structure import preserved_random
 from lightning_coreset.training.metrics.object_state import ObjectState
 
@@ -57,7 +58,7 @@ def isolated(module: pl.LightningModule) -> Iterator[None]:
 @contextmanager
 def _silent_loggers(module: pl.LightningModule) -> Iterator[None]:
     # `LightningModule.logger` is a property that asks the Trainer: an attribute of the module cannot replace it.
-    trainer: Any = module._trainer  # the property of that name raises where there is none
+    trainer: Any = trainer_of(module)
     if trainer is None:
         yield
         return

@@ -6,9 +6,9 @@ from typing import Any, Literal, TypeAlias, get_args
 
 import lightning.pytorch as pl
 from lightning.fabric.utilities.data import sized_len
-from torch.utils._pytree import tree_leaves
 from torchmetrics import Metric
 
+from lightning_coreset._compat import tree_leaves
 from lightning_coreset.training.metrics.logged import LoggedMetric
 from lightning_coreset.training.metrics.probe import AccuracyProbe
 

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_coreset._compat import own_tensors
+
 
 class ObjectState:
     """The state of all objects that a module refers to through modules and containers, to go back to.
@@ -53,9 +55,8 @@ class ObjectState:
             if not nn.parameter.is_lazy(value) and not value.is_meta:
                 self._restorers.append(partial(_restore_tensor, value, value.detach().clone()))
         elif isinstance(value, nn.Module):
-            tensors: list[Any] = [*value._parameters.values(), *value._buffers.values()]
-            if any(map(nn.parameter.is_lazy, tensors)):
-                return value._modules.values()  # its first call changes its class, which cannot be undone
+            if any(map(nn.parameter.is_lazy, own_tensors(value).values())):
+                return value.children()  # its first call changes its class, which cannot be undone
             return (vars(value),)
         elif isinstance(value, dict):
             self._restorers.append(partial(_restore_dict, value, dict(value)))
