@@ -421,7 +421,7 @@ def test_training_that_ends_has_not_healed(make_trainer):
 def test_an_event_that_no_validation_has_seen_stays(make_trainer):
     callback, module = pruning(schedule={4: 0.5}), Scripted([HIGH])
 
-    with pytest.warns(UserWarning, match="ended before a validation could tell"):
+    with pytest.warns(UserWarning, match="ended before a validation could measure"):
         fit(make_trainer, module, callback, epochs=5, check_val_every_n_epoch=2)
 
     assert len(callback.plans) == 1
