@@ -140,7 +140,7 @@ class TwoTargets(Classifier):
 
 
 REFUSED = {
-    "ambiguous": (torchmetrics.MeanSquaredError(), (X, X[:, :3], X[:, 3:6]), "does not show one output and one target"),
+    "ambiguous": (torchmetrics.MeanSquaredError(), (X, X[:, :3], X[:, 3:6]), "more than one possible output or target"),
     "unsuitable": (BinaryF1Score(), (X, X[:, :3], Y), r"fails on outputs \(4, 3\) and targets \(4,\): "),
     "many": (MulticlassF1Score(3, average=None), (X, X[:, :3], Y), r"returns shape \(3,\); choose how it averages"),
 }
