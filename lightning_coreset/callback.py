@@ -12,7 +12,7 @@ from torchmetrics import Metric
 
 from lightning_coreset._compat import state_key
 from lightning_coreset.checkpoint import make_resizable, store_metadata_as_item
-from lightning_coreset.methods import Method, MethodName, as_method
+from lightning_coreset.methods import MethodLike, as_method
 from lightning_coreset.plan import PruningPlan
 from lightning_coreset.planning import Allocation, Request, Rule, Unit
 from lightning_coreset.schedule import Interval, Schedule
@@ -119,7 +119,7 @@ class CoresetPruningCallback(pl.Callback):
         pruning_ratio: float | Mapping[Rule, float] = 0.5,
         *,
         unit: Unit = "params",
-        method: Method | MethodName = "reconstruction",
+        method: MethodLike = "reconstruction",
         allocation: Allocation = "uniform",
         schedule: Schedule = "cubic",
         start: int | float = 0.1,
