@@ -123,7 +123,7 @@ def test_a_copy_keeps_how_far_it_is_from_the_model():
             torch.testing.assert_close(found - now, average - old, rtol=0, atol=1e-6)
 
 
-def test_a_variance_of_zero_leaves_no_number_that_is_none():
+def test_a_variance_of_zero_gives_finite_numbers():
     model, twin, plan = pruned_pair(torch.float32)
     for each in (model, twin):
         each[1].running_var.zero_()

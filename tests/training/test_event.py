@@ -227,7 +227,9 @@ def undisturbed_run():
 
 
 @pytest.mark.parametrize(("target", "call", "after"), POINTS.values(), ids=POINTS)
-def test_who_catches_it_can_train_on_and_the_event_is_made_up_for(monkeypatch, undisturbed_run, target, call, after):
+def test_after_the_exception_is_caught_training_continues_and_the_event_is_repeated(
+    monkeypatch, undisturbed_run, target, call, after
+):
     """At the next batch; then all is as if nothing had happened, to the last bit."""
     arm = Arm(Fault(monkeypatch, target, call, after))
     module, pruning, trainer = run(arm, kind=Brave)
@@ -266,7 +268,7 @@ class Starving(Fault):
 
 
 @pytest.mark.parametrize("operation", [1, 2, 10, 25, 50, 100, 150])
-def test_out_of_memory_in_whichever_operation_of_surgery(monkeypatch, operation):
+def test_out_of_memory_in_any_operation_of_surgery(monkeypatch, operation):
     arm = Arm(Starving(monkeypatch, "training.event._apply", operation))
     module, _, trainer = run(arm)
 
@@ -307,7 +309,7 @@ def test_a_failure_before_the_first_event_leaves_everything_as_it_was(monkeypatc
 
 
 class FailingLogger(MemoryLogger):
-    """Fails when it is told of the second event."""
+    """Fails when it logs the second event."""
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         super().log_metrics(metrics, step)
@@ -323,7 +325,7 @@ class SaveOnException(pl.Callback):
         trainer.save_checkpoint(self.path)
 
 
-def test_a_logger_that_fails_comes_too_late_to_undo_an_event_and_a_checkpoint_knows_of_it(tmp_path, undisturbed_run):
+def test_an_event_is_kept_and_saved_if_a_logger_fails(tmp_path, undisturbed_run):
     module, pruning, trainer = run(SaveOnException(tmp_path / "saved.ckpt"), Arm(None), logger=FailingLogger())
 
     with pytest.raises(InjectedError):

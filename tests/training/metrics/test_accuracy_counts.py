@@ -62,7 +62,7 @@ def test_batches_of_several_kinds():
 
 @pytest.mark.parametrize("label", [-100, 5])
 @pytest.mark.parametrize("position", [0, _BATCHES_AT_ONCE, 2 * _BATCHES_AT_ONCE])
-def test_a_label_that_is_none_is_seen_wherever_it_is(position, label):
+def test_a_label_out_of_range_is_found_in_any_batch(position, label):
     accuracy = Accuracy()
     count = accuracy.count()
     for number in range(2 * _BATCHES_AT_ONCE + 1):
@@ -75,7 +75,7 @@ def test_a_label_that_is_none_is_seen_wherever_it_is(position, label):
 
 
 @pytest.mark.parametrize("shape", [(4, 5), (4,)])
-def test_what_was_noted_may_be_written_to(shape):
+def test_added_tensors_may_be_written_to(shape):
     outputs, targets = logits(*shape), labels(4, 2)
     expected = counted([(outputs.clone(), targets.clone())])
     count = AccuracyCounts()
@@ -88,7 +88,7 @@ def test_what_was_noted_may_be_written_to(shape):
     assert count.compute().tolist() == expected
 
 
-def test_reset_forgets_what_was_noted():
+def test_reset_drops_pending_batches():
     count = AccuracyCounts()
     assert not count.update_called
 
@@ -101,7 +101,7 @@ def test_reset_forgets_what_was_noted():
     assert not count.update_called
 
 
-def test_counting_is_rare():
+def test_many_batches_are_counted_at_once():
     """It costs more than a small network's step."""
     count, updates = AccuracyCounts(), []
     count.update = lambda *counts: updates.append(counts)

@@ -67,8 +67,8 @@ def test_logits_in_an_output(output, where):
     assert (found and found.output) == where
 
 
-def test_rows_and_columns_of_labels_are_not_mixed_up():
-    """Two labels a sample and logits of both one below the other: which belongs to which cannot be told."""
+def test_two_labels_of_a_sample_are_not_two_samples():
+    """Two labels a sample, and the logits of both in separate rows: it is unknown which belong together."""
     assert find_classifier([call(logits(2 * B, K))], (X, torch.zeros(B, 2, dtype=torch.long))) is None
 
 

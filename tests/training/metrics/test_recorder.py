@@ -253,7 +253,7 @@ def test_compiled_networks():
 
 
 @pytest.mark.parametrize("through_self", [False, True])
-def test_a_step_in_disguise(make_trainer, through_self):
+def test_a_step_that_is_called_as_forward(make_trainer, through_self):
     """Under DDP, the call of the LightningModule is the training step."""
     recorded = []
 

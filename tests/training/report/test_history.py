@@ -9,7 +9,7 @@ import torch
 from lightning_coreset.training.report import GroupRecord, History
 
 
-def test_a_record_tells_the_plan_against_the_original(make_plan, original):
+def test_a_record_compares_the_plan_with_the_original(make_plan, original):
     history = History()
     plan = make_plan({"net.0": 4, "net.2": 10}, before={"net.0": 8})
 

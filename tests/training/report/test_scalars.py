@@ -92,7 +92,7 @@ def test_scalars_before_the_first_event(original):
     }
 
 
-def test_scalars_of_where_the_model_stands(make_record):
+def test_scalars_of_the_current_model(make_record):
     assert current_scalars(make_record(accuracy_after=0.5)) == pytest.approx(CURRENT)
 
 
