@@ -32,7 +32,7 @@ EVENTS_BY = {
 }
 EVERY_EPOCH = {"save_top_k": -1, "filename": "{epoch}", "auto_insert_metric_name": False}
 
-# Lightning warns of checkpoints from the middle of an epoch, and of a folder that exists already.
+# Lightning's own: told where checkpoints are of the middle of an epoch, and in a folder that is there already.
 pytestmark = pytest.mark.filterwarnings(
     "ignore:You're resuming from a checkpoint that ended before the epoch ended",
     "ignore:.*exists and is not empty",

@@ -227,7 +227,7 @@ def undisturbed_run():
 
 
 @pytest.mark.parametrize(("target", "call", "after"), POINTS.values(), ids=POINTS)
-def test_after_the_exception_is_caught_training_continues_and_the_event_is_repeated(
+def test_who_catches_it_can_train_on_and_the_event_is_made_up_for(
     monkeypatch, undisturbed_run, target, call, after
 ):
     """At the next batch; then all is as if nothing had happened, to the last bit."""
@@ -268,7 +268,7 @@ class Starving(Fault):
 
 
 @pytest.mark.parametrize("operation", [1, 2, 10, 25, 50, 100, 150])
-def test_out_of_memory_in_any_operation_of_surgery(monkeypatch, operation):
+def test_out_of_memory_in_whichever_operation_of_surgery(monkeypatch, operation):
     arm = Arm(Starving(monkeypatch, "training.event._apply", operation))
     module, _, trainer = run(arm)
 

@@ -302,7 +302,7 @@ def test_stop_prunes_no_more(make_trainer):
 
 
 @pytest.mark.parametrize("enough", [12, 9, 7, 5])
-def test_halving_finds_what_the_model_tolerates(make_trainer, enough):
+def test_halving_finds_what_the_model_can_bear(make_trainer, enough):
     module, callback = ByWidth(enough), pruning(schedule={2: 0.75}, on_failure="halve", unit="channels")
 
     with pytest.warns(UserWarning, match=f"{MATCH}|Pruning stops|removed no channel") as warned:
