@@ -227,9 +227,7 @@ def undisturbed_run():
 
 
 @pytest.mark.parametrize(("target", "call", "after"), POINTS.values(), ids=POINTS)
-def test_who_catches_it_can_train_on_and_the_event_is_made_up_for(
-    monkeypatch, undisturbed_run, target, call, after
-):
+def test_who_catches_it_can_train_on_and_the_event_is_made_up_for(monkeypatch, undisturbed_run, target, call, after):
     """At the next batch; then all is as if nothing had happened, to the last bit."""
     arm = Arm(Fault(monkeypatch, target, call, after))
     module, pruning, trainer = run(arm, kind=Brave)

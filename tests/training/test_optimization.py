@@ -179,7 +179,7 @@ def test_state_that_cannot_be_pruned_is_reset_for_that_parameter_with_one_warnin
     with pytest.warns(UserWarning, match="state of Odd") as caught:
         fit(module, After(0.4, schedule="one_shot", start=1, verbose=False))
 
-    assert [str(each.message).partition(":")[0] for each in caught if "could not be cut" in str(each.message)] == [
+    assert [str(each.message).partition(":")[0] for each in caught if "could not be pruned" in str(each.message)] == [
         "The state of Odd could not be pruned for net.0.weight"
     ]
     assert steps == [[0, 4, 4, 4]]
