@@ -9,7 +9,7 @@ from lightning.pytorch.strategies.single_xla import SingleDeviceXLAStrategy
 from lightning.pytorch.strategies.xla import XLAStrategy
 from torch import nn
 
-from lightning_coreset._compat import communication_state, starts_by_multiprocessing
+from lightning_coreset._compat import communication_state, loses_first_static_iteration, starts_by_multiprocessing
 from lightning_coreset.checkpoint import is_resizable
 
 
@@ -45,7 +45,7 @@ def check_strategy(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
     Raises:
         MisconfigurationException: For a strategy other than a single device or DDP; for post-local SGD, whose ranks
             have different weights; for processes that are spawned or forked if the main process could not load their
-            result into the module.
+            result into the module; before Lightning 2.6 for a static graph with manual optimization.
     """
     strategy = trainer.strategy
     # The three are subclasses of strategies that are supported.
@@ -61,6 +61,13 @@ def check_strategy(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
             "Expected a DDP communication hook that keeps the ranks' weights equal but got post-local SGD, with which "
             "weights differ between two averagings: a plan made from those of one rank does not fit another. Use "
             "another ddp_comm_hook, or none."
+        )
+    is_manual = not pl_module.automatic_optimization
+    if isinstance(strategy, DDPStrategy) and is_manual and loses_first_static_iteration(strategy):
+        raise MisconfigurationException(
+            "Expected Lightning 2.6 or newer for manual optimization under DDP with static_graph=True but got an older "
+            "one, which does not reduce the gradients of the first iteration, nor of the first after an event: the "
+            "weights of the ranks diverge. Install a newer Lightning, or train without static_graph=True."
         )
     if starts_by_multiprocessing(strategy.launcher) and not is_resizable(pl_module):
         raise MisconfigurationException(
