@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from lightning_coreset import CoresetPruningCallback, prune
+from lightning_coreset.training.optimizer_state import restore_state
 from lightning_coreset.training.rollback import Savepoint
 
 
@@ -182,6 +183,21 @@ def test_an_average_that_began_in_between_begins_anew(make_trainer):
     make_trainer(later, swa, max_epochs=5).fit(Classifier(), make_loader(8))
 
     assert later.counted == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "device"), [({}, "cpu"), ({"capturable": True}, "meta"), ({"fused": True}, "meta")]
+)
+def test_the_step_counter_is_where_torch_keeps_it(options, device):
+    """On the CPU, unless the optimizer needs it on the device of its parameter; here that is a device without data."""
+    optimizer = torch.optim.Adam([nn.Parameter(torch.empty(2, device="meta"))])
+    optimizer.param_groups[0].update(options)
+
+    restore_state(optimizer, {0: {"step": torch.tensor(3.0), "exp_avg": torch.ones(2)}})
+
+    (state,) = optimizer.state.values()
+    assert state["exp_avg"].device.type == "meta"
+    assert state["step"].device.type == device
 
 
 # ---- checkpoints of version 0.1
