@@ -193,8 +193,9 @@ def test_the_step_counter_is_where_torch_keeps_it(options, device):
     optimizer = torch.optim.Adam([nn.Parameter(torch.empty(2, device="meta"))])
     optimizer.param_groups[0].update(options)
 
-    restore_state(optimizer, {0: {"step": torch.tensor(3.0), "exp_avg": torch.ones(2)}})
+    restore_state(optimizer, {0: {"step": torch.tensor(3.0), "exp_avg": torch.ones(2)}, "of all": 7})
 
+    assert optimizer.state.pop("of all") == 7
     (state,) = optimizer.state.values()
     assert state["exp_avg"].device.type == "meta"
     assert state["step"].device.type == device
