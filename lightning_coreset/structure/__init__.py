@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lightning_coreset.module_specs import ModuleSpec, Registration, module_spec, register_module
-from lightning_coreset.structure.example import Example, ExampleInputs, tensors_in
+from lightning_coreset.structure.example import Example, ExampleInputs
 from lightning_coreset.structure.find import Structure, analyse, find_groups
 from lightning_coreset.structure.records import ChannelGroup, Count, Layer, Member, Norm, Path, Role, Step
 from lightning_coreset.structure.trace import plain_execution, preserved, preserved_random
@@ -29,5 +29,4 @@ __all__ = [
     "preserved",
     "preserved_random",
     "register_module",
-    "tensors_in",
 ]

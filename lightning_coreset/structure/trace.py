@@ -15,7 +15,8 @@ from torch.nn.parameter import is_lazy
 
 from lightning_coreset._compat import eager_execution, registered_buffers, set_registered_buffers
 from lightning_coreset.module_specs import check_module_sizes, module_spec, sizing_tensor
-from lightning_coreset.structure.example import Example, tensors_in
+from lightning_coreset.nested import tensors_in
+from lightning_coreset.structure.example import Example
 from lightning_coreset.structure.ops import RULES
 from lightning_coreset.structure.propagation import Propagation
 from lightning_coreset.structure.training_flag import watched_training_flag

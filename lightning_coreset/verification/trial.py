@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from lightning_coreset.structure import ChannelGroup, Example, plain_execution, preserved_random, tensors_in
+from lightning_coreset.nested import tensors_in
+from lightning_coreset.structure import ChannelGroup, Example, plain_execution, preserved_random
 from lightning_coreset.surgery import apply_changes, named_tensors, scale_counts, slice_members
 from lightning_coreset.verification.randomised import duplicate, noise, randomise_, seed_everything
 
