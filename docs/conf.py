@@ -1,8 +1,8 @@
-"""Settings of Sphinx: ``sphinx-build -W --keep-going -b html docs <output>`` makes the site.
+"""Sphinx configuration: ``sphinx-build -W --keep-going -b html docs <output>`` builds the site.
 
-It needs what ``pip install ".[dev]"`` installs and no network. The package is that of the source tree, whatever copy is
-installed, as in the tests. With DOCS_INTERSPHINX=1 in the environment, names of Python, torch and Lightning become
-links to their documentation; their inventories are downloaded for that.
+It needs what ``pip install ".[dev]"`` installs and no network. As in the tests, the package is imported from the source
+tree, even if another copy is installed. With DOCS_INTERSPHINX=1 in the environment, names of Python, torch and
+Lightning become links to their documentation; this downloads their inventories.
 """
 
 from __future__ import annotations
@@ -41,17 +41,17 @@ html_title = f"{project} {release}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 pygments_dark_style = "github-dark"
-highlight_language = "none"  # a fence that does not say its language holds no code
+highlight_language = "none"  # a fence without a language does not contain code
 
 napoleon_numpy_docstring = False
-napoleon_use_ivar = True  # as entries of their own they would be described twice
+napoleon_use_ivar = True  # as separate entries, attributes would be described twice
 napoleon_use_rtype = False
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 python_use_unqualified_type_names = True
 
-# A name of this package that leads nowhere is a warning. Names of others lead somewhere only with their inventories.
+# A broken reference to a name of this package is a warning. Names of other packages need their inventories.
 nitpicky = True
 nitpick_ignore = [
     ("py:class", "lightning_coreset.checkpoint.hooks.Model"),  # type variables
@@ -72,7 +72,7 @@ if os.environ.get("DOCS_INTERSPHINX") == "1":
 
 
 def literals_last(hint: Any) -> Any:
-    """A union with its ``Literal`` behind the classes: of what follows a ``Literal`` Sphinx makes no links."""
+    """Move the ``Literal`` of a union to the end: Sphinx makes no links of what follows a ``Literal``."""
     if get_origin(hint) not in (Union, UnionType):
         return hint
     parts = sorted(get_args(hint), key=lambda part: (part is NoneType, get_origin(part) is Literal))
@@ -80,7 +80,7 @@ def literals_last(hint: Any) -> Any:
 
 
 def evaluate_annotations(app: Sphinx, function: Any, bound_method: bool) -> None:
-    """Show what the names of types stand for, in classes as well, where Sphinx itself takes them as they are."""
+    """Evaluate annotations that are strings, also in classes, where Sphinx itself does not."""
     if inspect.isfunction(function):
         with suppress(NameError):  # imported for type checkers only
             hints = get_type_hints(function)

@@ -1,4 +1,4 @@
-"""What the pictures of these pages have in common: one look, and the same file from the same numbers."""
+"""Common parts of the scripts that draw pictures: one style, and identical files for identical numbers."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ if TYPE_CHECKING:
 
 IMAGES = Path(__file__).resolve().parent / "images"
 
-# Paul Tol's bright palette, which those who see fewer colours can tell apart.
+# Paul Tol's bright palette, which is safe for colour-blind readers.
 BLUE, RED, GREEN, YELLOW, CYAN, PURPLE = "#4477AA", "#EE6677", "#228833", "#CCBB44", "#66CCEE", "#AA3377"
 GREY, PALE, INK = "#8A8A8A", "#E3E3E3", "#222222"
 
 
 def panels(columns: int, *, width: float = 8.0, height: float = 3.4, **options: object) -> tuple[Figure, list[Axes]]:
-    """A figure with panels side by side; a width of 8 is 576 points, and as wide as a page of the site.
+    """A figure with panels side by side; a width of 8 is 576 points, the width of a page of the site.
 
-    The background is white and not transparent, so that the black letters can be read on a dark page as well.
+    The background is white and not transparent, so that the black text is readable in dark mode.
     """
     import matplotlib
 
     matplotlib.use("svg")
-    # Without the salt, names in the file would be drawn by chance; letters stay letters, and the file small.
+    # Without the salt, ids in the file would be random. Text as text, not as paths, keeps the file small.
     matplotlib.rcParams.update({"svg.hashsalt": "lightning-coreset", "svg.fonttype": "none", "font.size": 9})
     from matplotlib import pyplot as plt
 
@@ -33,14 +33,14 @@ def panels(columns: int, *, width: float = 8.0, height: float = 3.4, **options: 
 
 
 def plain(axes: Axes, *, grid: bool = True) -> None:
-    """Axes with two sides and a faint grid."""
+    """Remove the top and right border and add a faint grid."""
     axes.spines[["top", "right"]].set_visible(False)
     if grid:
         axes.grid(alpha=0.25)
 
 
 def save(figure: Figure, name: str) -> None:
-    """Write a picture into ``docs/images``, without the time at which it was made."""
+    """Write a picture into ``docs/images``, without a date, so that it does not change if the numbers do not."""
     path = IMAGES / name
     figure.savefig(path, metadata={"Date": None})
     # Some lines of path data end in a space.

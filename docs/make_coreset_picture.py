@@ -23,7 +23,7 @@ NEURONS, KEPT, RADIUS = 24, 5, 2.0
 
 
 def layer() -> tuple[Tensor, Tensor]:
-    """Rows (slope, bias) of neurons, of which the kinks lie within the range, and what weighs them, (1, N)."""
+    """Neurons as rows (slope, bias), with their kinks inside the range, and the weights of their sum, (1, N)."""
     generator = torch.Generator().manual_seed(0)
     sign = torch.randint(0, 2, (NEURONS,), generator=generator) * 2.0 - 1
     slope = sign * (0.3 + torch.rand(NEURONS, generator=generator))
@@ -33,7 +33,7 @@ def layer() -> tuple[Tensor, Tensor]:
 
 
 def main() -> None:
-    """Draw the sum of all neurons, of the largest as they are, and of a coreset."""
+    """Draw the sum of all neurons, of those with the largest norms (weights unchanged), and of a coreset."""
     producers, weights = layer()
     moments = activation_moments(find_activation("relu"), linear_preactivations(producers))
     coreset = reconstruct(moments.second, weights, KEPT)

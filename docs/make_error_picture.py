@@ -1,4 +1,4 @@
-"""Write ``docs/images/errors.svg``: the error of the next layer's outputs by method, on average and at worst.
+"""Write ``docs/images/errors.svg``: average and worst-case error of the next layer's outputs, by method.
 
     python docs/make_error_picture.py
 
@@ -27,11 +27,11 @@ RELU = coreset.find_activation("relu")
 
 
 class Layer:
-    """The first layer of a classifier of digits and what the next one makes of it.
+    """The first layer of a classifier of digits, and the next layer, which reads it.
 
     Attributes:
-        producers: What makes the neurons, the bias last, (N, d + 1).
-        consumers: What reads them, (O, N).
+        producers: The weights of the neurons, the bias last, (N, d + 1).
+        consumers: The weights of the next layer, (O, N).
         moments: The second moments of the neurons for standard Gaussian inputs, (N, N).
         radius: The norm of the largest image.
     """
@@ -54,19 +54,19 @@ class Layer:
         return change
 
     def errors(self, kept: Tensor, weights: Tensor) -> Tensor:
-        """What keeping some neurons with new weights costs, as parts of the outputs: on average, and at worst."""
+        """The error of keeping some neurons with new weights, relative to the outputs: average and worst found."""
         change = self.change(kept, weights)
         signal, noise = (coreset.expected_error(self.moments, rows) for rows in (self.consumers, change))
         return torch.tensor([(noise / signal) ** 0.5, self.worst(change) / self.worst(self.consumers)])
 
     def worst(self, change: Tensor) -> float:
-        """The largest entry that ascent over the ball finds."""
+        """The largest output change that gradient ascent over the ball of inputs finds."""
         generator = torch.Generator().manual_seed(0)
         found = coreset.largest_found_error(change, self.producers, RELU, input_radius=self.radius, generator=generator)
         return float(found.max())
 
     def bounds(self, size: int) -> str:
-        """What is proven beforehand of as many draws, and afterwards of the reconstruction, as parts of the outputs."""
+        """The theorem's bound for ``size`` draws and the reconstruction's certificate, relative to the outputs."""
         largest = self.worst(self.consumers)
         scores = coreset.sensitivities(self.producers, self.consumers[:, :, None], RELU, input_radius=self.radius)
         theorem = coreset.error_bound(float(scores.sum()), size, len(self.consumers), 0.05)
@@ -118,7 +118,7 @@ METHODS: dict[str, tuple[Choice, str, str]] = {
 
 
 def measured(layer: Layer, choose: Choice) -> Iterator[Tensor]:
-    """The two errors for every number of neurons kept, the mean over the seeds."""
+    """Yield the two errors, averaged over the seeds, for each number of neurons kept."""
     for size in KEPT:
         generators = (torch.Generator().manual_seed(seed) for seed in SEEDS)
         yield torch.stack([layer.errors(*choose(layer, size, generator)) for generator in generators]).mean(dim=0)

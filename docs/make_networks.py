@@ -1,4 +1,4 @@
-"""Write ``docs/networks.md``: what the engine finds in every network of the zoo, and the oracle's word on it.
+"""Write ``docs/networks.md``: the groups found in every network of the zoo, and whether the oracle confirms them.
 
     python docs/make_networks.py
 
@@ -23,30 +23,36 @@ from zoo.oracle import Record, survey  # noqa: E402
 
 HEAD = """# Networks
 
-What the engine finds in the networks of the test suite's zoo (`tests/zoo/`), all small and with random weights. Written
-by `python docs/make_networks.py` with torch {torch} and transformers {transformers} on Python {python}.
+The groups of channels that are found in the networks of the test suite (`tests/zoo/`). All are small and have random
+weights. `python docs/make_networks.py` wrote this page with torch {torch}, transformers {transformers} and
+Python {python}.
 
-- **groups**: sets of channels that live and die together; **classes**: single units that could be removed.
-- **reachable**: the share of the parameters that lie in a row or column of some group.
-- **checked**: of the groups tried (at most six of a network, and all at once), how many were *right*: without 30% of
-  their classes the network computes what it computes with the consumers' columns set to zero, to 1e-6 in double
-  precision on two inputs, nothing leaks, and a backward pass runs. A group that is *not possible* raises when it is
-  cut, because the network's own code writes its width as a number (or divides by it, *width*); pruning tries every
-  group on a copy first, finds just these and leaves them whole.
-- **refused**: layers none of whose channels can go, with the commonest reasons.
+- **groups**: the number of groups; **classes**: the number of units in them that can be removed one by one
+  ([glossary](glossary.md)).
+- **reachable**: the fraction of the parameters that lie in a row or column of some group.
+- **checked**: the result of removing 30% of the classes of a group. At most six groups of a network are tried one by
+  one, and then all groups together. *Right* means: the network computes what it computes with the columns of the
+  consumers set to zero, to 1e-6 in double precision on two inputs; the removed channels influence nothing else; and a
+  backward pass runs. *Not possible* means: the network raises an error, because its code contains the width as a
+  number. *Width* means: it computes something else, because its code divides by the width. Before pruning, every group
+  is tried on a copy; this finds exactly these groups, and they are left whole.
+- **not pruned**: the number of layers without a channel that can be removed, with the two most frequent reasons.
 
 {summary}
 
-| network | groups | classes | reachable | checked | refused |
+| network | groups | classes | reachable | checked | not pruned |
 | --- | --- | --- | --- | --- | --- |
 """
+
+
+# What the page calls a verdict of the oracle; other kinds keep their names.
+NAMES = {"exception": "not possible", "wrong output": "width"}
 
 
 def row(record: Record) -> str:
     """One line of the table."""
     kinds = Counter(verdict.kind for verdict in record.verdicts)
-    names = {"exception": "not possible", "wrong output": "width"}
-    checked = ", ".join(f"{count} {names.get(kind, kind)}" for kind, count in kinds.items())
+    checked = ", ".join(f"{count} {NAMES.get(kind, kind)}" for kind, count in kinds.items())
     reasons = Counter(record.refused.values()).most_common(2)
     refused = "; ".join(f"{count}: {reason}" for reason, count in reasons).replace("|", "/")
     share = record.reachable / max(record.parameters, 1)
@@ -54,7 +60,7 @@ def row(record: Record) -> str:
 
 
 def main() -> None:
-    """Survey the zoo and write the page."""
+    """Analyse and check all networks of the zoo, and write the page."""
     import transformers
 
     warnings.simplefilter("ignore")
@@ -64,7 +70,7 @@ def main() -> None:
     found = sum(record.groups > 0 for record in records)
     summary = (
         f"{len(records)} networks, {found} with at least one group, {sum(record.groups for record in records)} groups. "
-        f"Verdicts: " + ", ".join(f"{count} {kind}" for kind, count in kinds.most_common()) + "."
+        f"Results: " + ", ".join(f"{count} {NAMES.get(kind, kind)}" for kind, count in kinds.most_common()) + "."
     )
     versions = {"torch": torch.__version__.partition("+")[0], "transformers": transformers.__version__}
     head = HEAD.format(summary=summary, python=platform.python_version(), **versions)

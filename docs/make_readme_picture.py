@@ -1,10 +1,10 @@
-"""Write ``docs/images/readme.svg``: a network while it is trained and pruned, and what became of its accuracy.
+"""Write ``docs/images/readme.svg``: layer widths and accuracy of a network while it is trained and pruned.
 
     python docs/make_readme_picture.py
 
-The ConvNet of ``examples/quickstart.py`` on scikit-learn's digits with ``CoresetPruningCallback(0.9)``, and beside it
-the same training without the callback. Needs what ``pip install ".[docs,examples]"`` installs; takes less than a minute
-on one core. Prints the events and the accuracies.
+Trains the ConvNet of ``examples/quickstart.py`` on scikit-learn's digits, with ``CoresetPruningCallback(0.9)`` and
+without the callback. Needs what ``pip install ".[docs,examples]"`` installs; takes less than a minute on one core.
+Prints the events and the accuracies.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ RATIO = 0.9
 
 
 class Watch(L.Callback):
-    """Notes the accuracy of every validation."""
+    """Record the accuracy of every validation."""
 
     def __init__(self) -> None:
         self.accuracies: list[float] = []
@@ -46,7 +46,7 @@ class Watch(L.Callback):
 
 
 def trained(*callbacks: L.Callback) -> list[float]:
-    """Train the ConvNet as the quickstart does; the validation accuracy after every epoch."""
+    """Train the ConvNet as the quickstart does; return the validation accuracy after every epoch."""
     L.seed_everything(0, verbose=False)
     model, watch = Classifier(NETWORKS["ConvNet"]()), Watch()
     train_set, test_set = digits()
@@ -65,7 +65,7 @@ def trained(*callbacks: L.Callback) -> list[float]:
 
 
 def draw_widths(axes: Axes, history: History) -> None:
-    """Every layer as a band as wide as it has channels, over the epochs."""
+    """Draw each layer as a band over the epochs, as wide as its number of channels."""
     epochs = [0, *(event.epoch for event in history), EPOCHS]
     top, ticks = 0.0, {}
     for place, group in enumerate(history[0].groups):
@@ -87,7 +87,7 @@ def draw_widths(axes: Axes, history: History) -> None:
 
 
 def draw_accuracy(axes: Axes, history: History, accuracies: list[float], unpruned: list[float]) -> None:
-    """Accuracy after every epoch, with and without pruning, above the fraction of the parameters that is gone."""
+    """Draw the accuracy after every epoch, with and without pruning, and the fraction of removed parameters."""
     steps = [0, *(event.epoch for event in history), EPOCHS]
     gone = [0.0, *(100 * event.sparsity for event in history)]
     lines = (
@@ -105,7 +105,7 @@ def draw_accuracy(axes: Axes, history: History, accuracies: list[float], unprune
 
 
 def main() -> None:
-    """Train twice, print, draw."""
+    """Train with and without pruning, print and draw."""
     quiet()
     torch.set_num_threads(1)
     pruning = CoresetPruningCallback(RATIO, verbose=False)

@@ -1,4 +1,4 @@
-"""Write ``docs/images/removal.svg``: what masks and what pruning make of the weights of two layers.
+"""Write ``docs/images/removal.svg``: the weights of two layers, masked and pruned.
 
     python docs/make_removal_picture.py
 
@@ -31,7 +31,7 @@ GAP = 1.6
 
 
 def masked(network: nn.Sequential) -> nn.Sequential:
-    """Half of the weights zero, as masks have it."""
+    """A copy with half of the weights masked."""
     network = copy.deepcopy(network)
     for layer in (network[0], network[2]):
         masks.l1_unstructured(layer, "weight", amount=0.5)
@@ -39,14 +39,14 @@ def masked(network: nn.Sequential) -> nn.Sequential:
 
 
 def pruned(network: nn.Sequential) -> nn.Sequential:
-    """Half of the channels gone."""
+    """A copy with half of the channels removed."""
     network = copy.deepcopy(network)
     prune(network, torch.randn(1, INPUTS), 0.5)
     return network
 
 
 def draw(axes: Axes, network: nn.Sequential, title: str) -> None:
-    """Both weights with their channels as columns, by their magnitude; a zero is an empty box."""
+    """Draw the magnitudes of both weights, with channels as columns; a zero is an empty box."""
     import matplotlib
 
     first, second = network[0].weight.detach().abs(), network[2].weight.detach().abs()
@@ -70,7 +70,7 @@ def draw(axes: Axes, network: nn.Sequential, title: str) -> None:
 
 
 def main() -> None:
-    """Draw one network three times."""
+    """Draw one network unchanged, masked and pruned."""
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(INPUTS, CHANNELS), nn.ReLU(), nn.Linear(CHANNELS, OUTPUTS))
     figure, axes = panels(3, height=2.7)

@@ -1,4 +1,4 @@
-"""Write ``docs/images/sensitivity_scan.svg``: the accuracy of a small network with each layer pruned alone.
+"""Write ``docs/images/sensitivity_scan.svg``: the accuracy of a small network when a single layer is pruned.
 
     python docs/make_scan_plot.py
 
@@ -34,7 +34,7 @@ def digits() -> tuple[Split, Split]:
 
 
 def network() -> nn.Sequential:
-    """Three convolutions, of which the second is far wider than it need be, and a classifier."""
+    """Three convolutions, the second much wider than necessary, and a classifier."""
     layers: list[nn.Module] = []
     for inputs, outputs in ((1, 16), (16, 64), (64, 32)):
         layers += [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
@@ -42,7 +42,7 @@ def network() -> nn.Sequential:
 
 
 def fit(model: nn.Module, split: Split, epochs: int = 12) -> None:
-    """Adam on batches of 64."""
+    """Train with Adam on batches of 64."""
     optimizer = torch.optim.Adam(model.parameters(), 2e-3)
     for _ in range(epochs):
         for chosen in torch.randperm(len(split[0])).split(64):
@@ -52,7 +52,7 @@ def fit(model: nn.Module, split: Split, epochs: int = 12) -> None:
 
 
 def plot(scans: dict[str, Scan], path: Path) -> None:
-    """Accuracy against keep ratio, a line for each group, a panel for each method."""
+    """Plot accuracy against keep ratio, with a line for each group and a panel for each method."""
     import matplotlib
 
     matplotlib.use("svg" if path.suffix == ".svg" else "agg")
@@ -77,7 +77,7 @@ def plot(scans: dict[str, Scan], path: Path) -> None:
 
 
 def main() -> None:
-    """Train, scan, print, draw; another path as the argument is drawn to instead."""
+    """Train, scan, print and draw; the optional command line argument is another path for the picture."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     train, test = digits()

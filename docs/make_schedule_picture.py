@@ -24,7 +24,7 @@ EPOCHS, RATIO = 20, 0.8
 
 
 def steps(axes: Axes, label: str, colour: str, **options: object) -> None:
-    """The ratio that is reached, epoch by epoch, with a point at every event."""
+    """Draw the ratio reached at each epoch, with a point at every event."""
     events = pruning_events(options.pop("schedule"), RATIO, length=EPOCHS, **options)
     epochs, ratios = [0, *events, EPOCHS], [0.0, *events.values(), max(events.values())]
     axes.step(epochs, ratios, where="post", color=colour, linewidth=1.5, label=label)
@@ -32,7 +32,7 @@ def steps(axes: Axes, label: str, colour: str, **options: object) -> None:
 
 
 def main() -> None:
-    """Draw the names of schedules, and what ``every``, a mapping and a callable make of one."""
+    """Draw the named schedules, and examples of ``every``, a mapping and a callable."""
     figure, (names, others) = panels(2, height=3.8, sharey=True)
     for schedule, colour in zip(("one_shot", "linear", "cubic", "cosine"), (GREY, BLUE, GREEN, PURPLE), strict=True):
         steps(names, f'schedule="{schedule}"', colour, schedule=schedule)

@@ -1,14 +1,15 @@
-"""Train a ResNet or a VGG for CIFAR-10, once as it is and once while ``CoresetPruningCallback`` prunes its channels.
+"""Train a ResNet or a VGG for CIFAR-10, once without pruning and once with ``CoresetPruningCallback``.
 
     python examples/cifar.py                              # ResNet-20 on scikit-learn's digits: no download
-    python examples/cifar.py --residual                   # let channels go that residual additions couple
+    python examples/cifar.py --residual                   # also prune channels coupled by residual additions
     python examples/cifar.py --network vgg                # a narrow VGG-11
-    python examples/cifar.py --data folder --epochs 100   # CIFAR-10, which torchvision downloads into this folder
+    python examples/cifar.py --data folder --epochs 100   # CIFAR-10, downloaded by torchvision into this folder
     python examples/cifar.py --data cifar10.npz --network vgg --depth 16 --width 1 --epochs 100
 
-What to expect: a line for every pruning event, then a table. Half of the MACs is left, and on the digits the accuracy
-ends within about a point of the unpruned network's; it goes up and down on the way, as long as the learning rate is
-high. Without ``--residual`` a ResNet loses channels inside its blocks only. CIFAR-10 itself wants a GPU, or patience.
+What to expect: a line for every pruning event, then a table. Half of the MACs are left. On the digits the final
+accuracy is within about one point of the unpruned network's; during training it fluctuates while the learning rate is
+high. Without ``--residual`` a ResNet is pruned inside its blocks only. Training on CIFAR-10 itself is slow without a
+GPU.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from lightning_coreset import CoresetPruningCallback
 
 
 class Classifier(L.LightningModule):
-    """A LightningModule like any other: it knows nothing of pruning."""
+    """An ordinary LightningModule, without any code for pruning."""
 
     def __init__(self, network: nn.Module, lr: float) -> None:
         super().__init__()
@@ -54,19 +55,19 @@ class Classifier(L.LightningModule):
 
 
 def augmented(images: Tensor) -> Tensor:
-    """Images of a batch, shifted by up to an eighth of their size; of those in colour half are mirrored."""
+    """Shift the images of a batch by up to an eighth of their size, and mirror colour images with probability 1/2."""
     size = images.shape[-1]
     shift = size // 8
     top, left = torch.randint(2 * shift + 1, (2,)).tolist()
     images = F.pad(images, [shift] * 4)[..., top : top + size, left : left + size]
-    if images.shape[1] == 3:  # digits would not bear it
+    if images.shape[1] == 3:  # a mirrored digit is another symbol
         mirrored = torch.rand(len(images), 1, 1, 1, device=images.device) < 0.5
         images = torch.where(mirrored, images.flip(-1), images)
     return images
 
 
 def train(args: argparse.Namespace, images: Images, callbacks: list[L.Callback]) -> Result:
-    """Train a new network from the same start."""
+    """Train a new network, always from the same initial weights."""
     L.seed_everything(args.seed, verbose=False)
     colours = images.example.shape[1]
     if args.network == "resnet":
@@ -87,13 +88,15 @@ def train(args: argparse.Namespace, images: Images, callbacks: list[L.Callback])
 
 
 def main() -> None:
-    """Train twice, and compare."""
+    """Train with and without pruning, and compare."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, help="CIFAR-10: an .npz file or a folder (default: scikit-learn's digits)")
     parser.add_argument("--network", choices=["resnet", "vgg"], default="resnet", help="(default: %(default)s)")
     parser.add_argument("--depth", type=int, help="20, 56 ... of a ResNet (default: 20); 11, 13, 16, 19 of a VGG (11)")
     parser.add_argument("--width", type=float, help="factor on numbers of channels (default: ResNet 1, VGG 0.25)")
-    parser.add_argument("--ratio", type=float, default=0.5, help="of the MACs that go (default: %(default)s)")
+    parser.add_argument(
+        "--ratio", type=float, default=0.5, help="fraction of the MACs to remove (default: %(default)s)"
+    )
     parser.add_argument("--residual", action="store_true", help="prune channels coupled by residual additions, too")
     parser.add_argument("--epochs", type=int, default=20, help="epochs of each training (default: %(default)s)")
     parser.add_argument("--lr", type=float, default=0.05, help="largest learning rate (default: %(default)s)")

@@ -1,11 +1,11 @@
-"""Train a classifier of handwritten digits from the command line, with channels pruned while it trains.
+"""Train and prune a classifier of handwritten digits from the command line.
 
-Run it in this folder with ``python cli.py fit --config cli.yaml``. It needs no GPU and no download: the digits ship
-with scikit-learn. ``docs/cli.md`` has more commands.
+Run it in this folder with ``python cli.py fit --config cli.yaml``. It needs no GPU and no download: the digits are part
+of scikit-learn. ``docs/cli.md`` has more commands.
 
-What to expect: a line for every pruning event, and a validation accuracy that falls a little with the first of them and
-is back at the end, with half of the parameters. ``lightning_logs/version_*/`` holds TensorBoard's file, the last
-checkpoint and ``config.yaml``, with which the run can be repeated.
+What to expect: a line for every pruning event. The validation accuracy falls slightly at the first event and has
+recovered at the end, with half of the parameters. ``lightning_logs/version_*/`` contains the TensorBoard file, the last
+checkpoint, and ``config.yaml`` to repeat the run.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 
 class Digits(pl.LightningDataModule):
-    """Images (1, 8, 8) of handwritten digits, a fifth of them for validation.
+    """Images (1, 8, 8) of handwritten digits; a fifth is used for validation.
 
     Args:
         batch_size: Images in a batch.
@@ -76,7 +76,7 @@ class Classifier(pl.LightningModule):
 
 
 def square(progress: float) -> float:
-    """A schedule of one's own: little at first, most at the end."""
+    """A custom schedule: most channels are removed late."""
     return progress**2
 
 
@@ -84,7 +84,7 @@ class Power:
     """A schedule with an option.
 
     Args:
-        exponent: The larger, the later channels go.
+        exponent: The larger it is, the later channels are removed.
     """
 
     def __init__(self, exponent: float = 2.0) -> None:
@@ -101,7 +101,7 @@ class Power:
 
 
 def example() -> Tensor:
-    """An input by which the callback can read the structure of ``Classifier.net``."""
+    """An example input, for the callback to read the structure of ``Classifier.net``."""
     return torch.zeros(1, 1, 8, 8)
 
 

@@ -1,7 +1,7 @@
-"""Images for the examples and benchmarks: a small set that everyone has, and MNIST and CIFAR-10 for who wants them.
+"""Images for the examples and benchmarks: a small data set without download, MNIST and CIFAR-10.
 
-``digits()`` needs no download: 1797 handwritten digits ship with scikit-learn. ``mnist(path)`` and ``cifar10(path)``
-read an ``.npz`` file, or let torchvision download into a folder.
+``digits()`` needs no download: its 1797 handwritten digits are part of scikit-learn. ``mnist(path)`` and
+``cifar10(path)`` read an ``.npz`` file, or let torchvision download into a folder.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Split = tuple[Tensor, Tensor]
 
 
 class Images(NamedTuple):
-    """Pairs of images ``(N, C, H, W)``, float32 in [0, 1], and labels ``(N,)``, int64."""
+    """Training and test images ``(N, C, H, W)``, float32 in [0, 1], with labels ``(N,)``, int64."""
 
     train: Split
     test: Split
@@ -31,7 +31,7 @@ class Images(NamedTuple):
 
 
 def digits() -> Images:
-    """The digits of scikit-learn, ``(N, 1, 8, 8)``: 1437 to train on, and one in five of all, 360, to test on."""
+    """The digits of scikit-learn, ``(N, 1, 8, 8)``: 1437 training images and 360 test images."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
@@ -42,26 +42,26 @@ def digits() -> Images:
 
 
 def mnist(path: str | Path) -> Images:
-    """MNIST, ``(N, 1, 28, 28)``: 60000 images to train on, 10000 to test on.
+    """MNIST, ``(N, 1, 28, 28)``: 60000 training images and 10000 test images.
 
     Args:
-        path: An ``.npz`` with ``train_x``, ``train_y``, ``test_x`` and ``test_y`` (or, as Keras has them, ``x_train``
-            and so on); or a folder, into which torchvision downloads what is not there yet.
+        path: An ``.npz`` file with ``train_x``, ``train_y``, ``test_x`` and ``test_y`` (or the names that Keras uses,
+            ``x_train`` and so on); or a folder, into which torchvision downloads the data if they are missing.
     """
     return _read(Path(path), "MNIST")
 
 
 def cifar10(path: str | Path) -> Images:
-    """CIFAR-10, ``(N, 3, 32, 32)``: 50000 images to train on, 10000 to test on. They take 740 MB of memory.
+    """CIFAR-10, ``(N, 3, 32, 32)``: 50000 training images and 10000 test images, 740 MB in memory.
 
     Args:
-        path: As for :func:`mnist`; in an ``.npz`` the colours may come first or last.
+        path: As for :func:`mnist`; in an ``.npz`` file the colour dimension may be first or last.
     """
     return _read(Path(path), "CIFAR10")
 
 
 def loaders(images: Images, batch_size: int) -> tuple[DataLoader, DataLoader]:
-    """For training, shuffled, and for testing."""
+    """A shuffled loader for training, and one for testing."""
     train = DataLoader(TensorDataset(*images.train), batch_size, shuffle=True)
     return train, DataLoader(TensorDataset(*images.test), batch_size=1024)
 

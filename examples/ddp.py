@@ -1,10 +1,12 @@
-"""Prune a classifier of handwritten digits while two processes train it together.
+"""Train and prune a classifier of handwritten digits with DDP in two processes.
 
-Run it with ``torchrun --nproc-per-node 2 examples/ddp.py``, or with ``python examples/ddp.py``, where Lightning starts
-the second process. It needs no GPU and no download: the digits ship with scikit-learn, and the processes talk by gloo.
+Run it with ``torchrun --nproc-per-node 2 examples/ddp.py``, or with ``python examples/ddp.py``; then Lightning starts
+the second process. It needs no GPU and no download: the digits are part of scikit-learn, and the processes communicate
+with gloo.
 
-What to expect: a table of the pruning events, printed once and not once a process, then the accuracy on the validation
-images of all processes together, and that every process holds the same network of half the parameters, bit by bit.
+What to expect: a table of the pruning events, printed once and not by each process; then the accuracy on the validation
+images of all processes; then the number of parameters, which is half of the original, and a hash of the weights for
+each process. The hashes are equal: all processes have identical networks.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ EPOCHS = 12
 
 
 class Classifier(L.LightningModule):
-    """A LightningModule like any other: it knows nothing of pruning, nor of processes."""
+    """An ordinary LightningModule, without any code for pruning or for several processes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,14 +57,14 @@ class Classifier(L.LightningModule):
     def validation_step(self, batch: Sequence[Tensor], batch_idx: int) -> None:
         images, labels = batch
         self.accuracy(self.network(images), labels)
-        self.log("val_acc", self.accuracy)  # a metric, so that it is that of all processes
+        self.log("val_acc", self.accuracy)  # a metric object is reduced over all processes
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.Adam(self.parameters(), lr=3e-3)
 
 
 def digits() -> list[Subset]:
-    """Return the training images and, one in five of all, the images to validate on; the same in every process."""
+    """Return the training images and the validation images (one in five), the same in every process."""
     data = load_digits()
     images = torch.tensor(data.images, dtype=torch.float32).unsqueeze(1) / 16
     every = TensorDataset(images, torch.tensor(data.target, dtype=torch.long))
@@ -70,20 +72,20 @@ def digits() -> list[Subset]:
 
 
 def fingerprint(module: nn.Module) -> str:
-    """Return a hash of all weights, bit by bit."""
+    """Return a hash of all weights."""
     weights = b"".join(parameter.detach().numpy().tobytes() for parameter in module.parameters())
     return hashlib.sha256(weights).hexdigest()[:12]
 
 
 def main() -> None:
-    """Train in all processes, and compare what they have at the end."""
+    """Train in all processes, and compare their final weights."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--epochs", type=int, default=EPOCHS, help="epochs (default: %(default)s)")
     epochs = parser.parse_args().epochs
     quiet()
     torch.set_num_threads(1)
     L.seed_everything(0, verbose=False)
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 2))  # torchrun says how many it has started
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 2))  # set by torchrun
     model = Classifier()
     before = sum(parameter.numel() for parameter in model.parameters())
     pruning = CoresetPruningCallback(0.5)
@@ -100,7 +102,7 @@ def main() -> None:
     )
     train_set, val_set = digits()
     size = BATCH_SIZE // processes
-    # Lightning gives every process its share of the batches.
+    # Lightning distributes the batches over the processes.
     trainer.fit(model, DataLoader(train_set, batch_size=size, shuffle=True), DataLoader(val_set, batch_size=size))
 
     after = sum(parameter.numel() for parameter in model.parameters())
@@ -111,7 +113,7 @@ def main() -> None:
         pruning.summary()
         print(f"validation accuracy {trainer.callback_metrics['val_acc']:.1%}", *everyone, sep="\n")
     torch.distributed.barrier()
-    torch.distributed.destroy_process_group()  # Lightning leaves it; gloo's threads may abort a process that ends first
+    torch.distributed.destroy_process_group()  # Lightning does not; gloo's threads may abort a process that exits first
 
 
 if __name__ == "__main__":

@@ -1,21 +1,21 @@
-"""Fine-tune a text classifier of Hugging Face transformers while attention heads and feed-forward neurons go.
+"""Fine-tune a text classifier of Hugging Face transformers, and prune its attention heads and feed-forward neurons.
 
-    python examples/huggingface.py   # a small DistilBERT, made and trained on the spot: no download
+    python examples/huggingface.py   # a small DistilBERT, trained from scratch: no download
     python examples/huggingface.py --model distilbert-base-uncased --dataset imdb --limit 5000   # from the Hub
-    python examples/huggingface.py --model folder --dataset texts.csv   # with the columns text and label
+    python examples/huggingface.py --model folder --dataset texts.csv   # a file with the columns text and label
 
-The default texts are docstrings of numpy, scipy, scikit-learn and torch as they are installed, and the label is the
-library. ``--dataset`` needs the package ``datasets``.
+By default the texts are docstrings of the installed numpy, scipy, scikit-learn and torch, and the label is the library.
+``--dataset`` needs the package ``datasets``.
 
-What to expect: for every group of attention heads or neurons how many are left, then a table. Half of the MACs is gone,
-and the accuracy ends within a few points of that before. It is modest either way, about 70 % where chance is 25 %, for
-the model has read nothing but a few thousand docstrings, and is asked about those of other files.
+What to expect: the number of attention heads or neurons left in every group, then a table. Half of the MACs have been
+removed, and the accuracy is within a few points of the value before. Both are moderate, about 70 % (chance is 25 %),
+because the model has only seen a few thousand docstrings and is tested on those of other files.
 
-Saving: ``network.save_pretrained`` writes the pruned weights, but ``from_pretrained`` refuses them, for it builds a
-model from its config, where all layers have the same width and the same number of heads; made to go on with
-``ignore_mismatched_sizes`` it replaces them by random ones. ``save`` and ``load`` below keep the whole model, which
-then needs transformers but not this package. Where this package is installed, config and weights are enough: see "Plain
-PyTorch" in docs/checkpoints.md.
+Saving: ``network.save_pretrained`` writes the pruned weights, but ``from_pretrained`` rejects them, because it builds
+the model from its config, in which all layers have the same width and number of heads. With ``ignore_mismatched_sizes``
+it replaces them with random weights. ``save`` and ``load`` below store the whole model; loading it needs transformers
+but not this package. If this package is installed, config and weights are enough: see "Plain PyTorch" in
+docs/checkpoints.md.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lightning_coreset import CoresetPruningCallback, make_plain
 
-LENGTH = 64  # tokens of a text that are read
+LENGTH = 64  # longer texts are truncated to so many tokens
 
 
 class Classifier(L.LightningModule):
-    """A LightningModule like any other: it knows nothing of pruning."""
+    """An ordinary LightningModule, without any code for pruning."""
 
     def __init__(self, network: PreTrainedModel, lr: float) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class Classifier(L.LightningModule):
 
 
 def small_model(texts: Texts) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A DistilBERT of random weights, and a tokenizer that has learnt its words from the texts."""
+    """A DistilBERT with random weights, and a tokenizer trained on the texts."""
     words = BertWordPieceTokenizer()
     words.train_from_iterator(texts.train[0], vocab_size=4000, show_progress=False)
     tokenizer = transformers.PreTrainedTokenizerFast(
@@ -78,22 +78,24 @@ def small_model(texts: Texts) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]
 
 
 def pretrained_model(name: str, texts: Texts) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """From the Hub or a folder; a head that was made for another number of labels starts anew."""
+    """Load a model from the Hub or a folder; a head for another number of labels is initialised randomly."""
     network = transformers.AutoModelForSequenceClassification.from_pretrained(
         name, num_labels=texts.classes, ignore_mismatched_sizes=True
     )
-    return network.train(), transformers.AutoTokenizer.from_pretrained(name)  # it comes in eval mode, without dropout
+    return network.train(), transformers.AutoTokenizer.from_pretrained(
+        name
+    )  # it is loaded in eval mode, without dropout
 
 
 def loader(split: Split, tokenizer: PreTrainedTokenizerBase, batch_size: int, *, shuffle: bool = False) -> DataLoader:
-    """Batches of token numbers, padded to the longest text of each."""
+    """Batches of token ids, each padded to its longest text."""
     encoded = tokenizer(split[0], truncation=True, max_length=LENGTH)
     rows: Any = [{**{key: encoded[key][i] for key in encoded}, "labels": label} for i, label in enumerate(split[1])]
     return DataLoader(rows, batch_size, shuffle=shuffle, collate_fn=transformers.DataCollatorWithPadding(tokenizer))
 
 
 def train(model: Classifier, loaders: tuple[DataLoader, DataLoader], epochs: int, callbacks: list[L.Callback]) -> float:
-    """Train, and return the accuracy on the texts to test on."""
+    """Train, and return the accuracy on the test texts."""
     trainer = L.Trainer(
         max_epochs=epochs,
         devices=1,
@@ -108,13 +110,13 @@ def train(model: Classifier, loaders: tuple[DataLoader, DataLoader], epochs: int
 
 
 def save(network: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Keep a pruned model for where this package is not installed."""
+    """Save a pruned model so that it can be loaded without this package."""
     tokenizer.save_pretrained(folder)
     torch.save(make_plain(copy.deepcopy(network)), folder / "model.pt")
 
 
 def load(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """What ``save`` has kept. ``weights_only=False`` runs code that a file brings along: only for files you trust."""
+    """Load what ``save`` wrote. ``weights_only=False`` can run code from the file: only use it for files you trust."""
     network = torch.load(folder / "model.pt", weights_only=False)
     return network, transformers.AutoTokenizer.from_pretrained(folder)
 
@@ -122,11 +124,15 @@ def load(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 def main() -> None:
     """Train, fine-tune while pruning, compare, save."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", help="a name on the Hub or a folder (default: a small DistilBERT, made on the spot)")
+    parser.add_argument("--model", help="a name on the Hub or a folder (default: a small new DistilBERT)")
     parser.add_argument("--dataset", help="a name on the Hub, a folder or a file (default: docstrings)")
-    parser.add_argument("--limit", type=int, help="docstrings of each library (1000), or texts of a part of --dataset")
-    parser.add_argument("--epochs", type=int, default=4, help="before pruning, and with it (default: %(default)s)")
-    parser.add_argument("--ratio", type=float, default=0.5, help="of the MACs that go (default: %(default)s)")
+    parser.add_argument("--limit", type=int, help="docstrings per library (1000), or texts per split of --dataset")
+    parser.add_argument(
+        "--epochs", type=int, default=4, help="epochs before pruning, and with pruning (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--ratio", type=float, default=0.5, help="fraction of the MACs to remove (default: %(default)s)"
+    )
     parser.add_argument("--lr", type=float, help="learning rate (default: 5e-5 with --model, else 1e-3)")
     parser.add_argument("--save", type=Path, help="folder for the pruned model (default: a temporary one)")
     parser.add_argument("--seed", type=int, default=0)
@@ -143,7 +149,7 @@ def main() -> None:
 
     accuracy = train(model, loaders, args.epochs, [])
     before = Result.of(network.cpu(), dict(example), accuracy)
-    # MACs: most parameters of such a model are embeddings, of which nothing can go.
+    # MACs, because most parameters of such a model are in embeddings, which cannot be pruned.
     pruning = CoresetPruningCallback(args.ratio, unit="macs")
     accuracy = train(model, loaders, args.epochs, [pruning])
     after = Result.of(network.cpu(), dict(example), accuracy)

@@ -1,15 +1,15 @@
-"""Prune as much as the accuracy bears: prune a little, train, look, and take back what training could not heal.
+"""Prune as far as accuracy allows: prune, train, measure, and undo an event from which accuracy does not recover.
 
     python examples/iterative.py
 
-It needs no GPU and no download: the digits ship with scikit-learn.
+It needs no GPU and no download: the digits are part of scikit-learn.
 
-What to expect: the schedule asks for more than the network can bear, so the guard has to step in. Two to four times a
-warning says that an event is taken back, because the accuracy did not come back to within a point (``--max-drop``) of
-the best before pruning; the next steps are half as large. The table of events marks those that were taken back. In the
-end some 85 to 90 % of the parameters are gone, with an accuracy within about a point of the unpruned network's. A last
-warning says that training ended before the schedule did: the guard held it up. With ``--on-failure stop`` the first
-event that fails ends pruning, at about half of the parameters.
+What to expect: the schedule asks for more than is possible without losing accuracy, so the guard has to act. Two to
+four warnings say that an event is undone, because accuracy did not recover to within one point (``--max-drop``) of its
+best value before pruning; the next steps are half as large. The table of events marks events that were undone. In the
+end 85 to 90 % of the parameters have been removed, and the accuracy is within about one point of the unpruned
+network's. A last warning says that training ended before the schedule did, because the guard delayed it. With
+``--on-failure stop`` the first event that fails ends pruning, with about half of the parameters left.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from lightning_coreset import CoresetPruningCallback
 
 
 def main() -> None:
-    """Train, prune until it hurts, and compare."""
+    """Train, prune until accuracy no longer recovers, and compare."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--epochs", type=int, default=60, help="epochs, of all phases (default: %(default)s)")
-    parser.add_argument("--start", type=int, default=15, help="the first epoch that prunes (default: %(default)s)")
-    parser.add_argument("--max-drop", type=float, default=0.01, help="accuracy that may go (default: %(default)s)")
+    parser.add_argument("--epochs", type=int, default=60, help="epochs in total (default: %(default)s)")
+    parser.add_argument("--start", type=int, default=15, help="epoch of the first event (default: %(default)s)")
+    parser.add_argument("--max-drop", type=float, default=0.01, help="accuracy that may be lost (default: %(default)s)")
     parser.add_argument("--on-failure", choices=["stop", "halve"], default="halve", help="(default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     quiet()
-    torch.set_num_threads(1)  # the network is so small that more threads mostly wait for each other
+    torch.set_num_threads(1)  # the network is too small to gain from more threads
     L.seed_everything(args.seed, verbose=False)
 
     pruning = CoresetPruningCallback(
-        0.99,  # more than this network can bear: the guard finds out how much it can
+        0.99,  # more than is possible without losing accuracy: the guard finds the limit
         schedule="cosine",
         start=args.start,
         end=args.epochs - 5,
@@ -65,7 +65,7 @@ def main() -> None:
     pruning.summary()
     first = pruning.history[0]
     before = Result(first.params_original, first.macs_original, first.accuracy_before)
-    # Not what training logged last, which may be that of a network that was taken back.
+    # Not the value that training logged last, which may belong to an event that was undone.
     (metrics,) = trainer.validate(model, test_loader, verbose=False)
     show(f"ConvNet, {args.epochs} epochs", before, Result.of(model.network, images.example, metrics["val_acc"]))
 

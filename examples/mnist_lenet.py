@@ -1,11 +1,11 @@
-"""Train LeNet-300-100 on handwritten digits, once as it is and once while ``CoresetPruningCallback`` prunes it.
+"""Train LeNet-300-100 on handwritten digits, once without pruning and once with ``CoresetPruningCallback``.
 
     python examples/mnist_lenet.py                    # scikit-learn's digits, 8 x 8: no download
     python examples/mnist_lenet.py --data mnist.npz   # MNIST from a file, see examples/data.py
-    python examples/mnist_lenet.py --data folder      # MNIST, which torchvision downloads into this folder
+    python examples/mnist_lenet.py --data folder      # MNIST, downloaded by torchvision into this folder
 
-What to expect: a line for every pruning event, then a table. A tenth of the parameters is left, and the accuracy ends
-within about a point of the unpruned network's.
+What to expect: a line for every pruning event, then a table. A tenth of the parameters is left, and the final accuracy
+is within about one point of the unpruned network's.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from lightning_coreset import CoresetPruningCallback
 
 
 class LeNet(L.LightningModule):
-    """A LightningModule like any other: it knows nothing of pruning."""
+    """An ordinary LightningModule, without any code for pruning."""
 
     def __init__(self, pixels: int) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class LeNet(L.LightningModule):
 
 
 def train(images: Images, epochs: int, seed: int, callbacks: list[L.Callback]) -> Result:
-    """Train a new network from the same start."""
+    """Train a new network, always from the same initial weights."""
     L.seed_everything(seed, verbose=False)
     model = LeNet(images.example.numel())
     trainer = L.Trainer(
@@ -66,15 +66,17 @@ def train(images: Images, epochs: int, seed: int, callbacks: list[L.Callback]) -
 
 
 def main() -> None:
-    """Train twice, and compare."""
+    """Train with and without pruning, and compare."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, help="MNIST: an .npz file or a folder (default: scikit-learn's digits)")
     parser.add_argument("--epochs", type=int, default=20, help="epochs of each training (default: %(default)s)")
-    parser.add_argument("--ratio", type=float, default=0.9, help="of the parameters that go (default: %(default)s)")
+    parser.add_argument(
+        "--ratio", type=float, default=0.9, help="fraction of the parameters to remove (default: %(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     quiet()
-    torch.set_num_threads(1)  # the network is so small that more threads mostly wait for each other
+    torch.set_num_threads(1)  # the network is too small to gain from more threads
     images = digits() if args.data is None else mnist(args.data)
 
     before = train(images, args.epochs, args.seed, [])

@@ -1,16 +1,16 @@
-"""VGG and ResNet as they are used on CIFAR-10, for images of any size from 8 x 8 and any number of colours."""
+"""VGG and ResNet for CIFAR-10, for images of 8 x 8 or larger with any number of colour channels."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
-# Convolutions between two poolings: their number, by depth, and their channels.
+# The number of convolutions between two poolings, by depth, and their channels.
 VGG_DEPTHS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 VGG_CHANNELS = (64, 128, 256, 512, 512)
 
 
 def conv_norm(before: int, after: int, kernel: int = 3, stride: int = 1) -> nn.Sequential:
-    """A convolution that keeps the size of the image, but for its stride, and a BatchNorm."""
+    """A convolution with padding, so that the image only shrinks by its stride, and a BatchNorm."""
     return nn.Sequential(
         nn.Conv2d(before, after, kernel, stride, padding=kernel // 2, bias=False), nn.BatchNorm2d(after)
     )
@@ -23,7 +23,7 @@ def vgg(colours: int = 3, classes: int = 10, *, depth: int = 16, width: float = 
         colours: Channels of the images.
         classes: Outputs.
         depth: 11, 13, 16 or 19.
-        width: Factor on all numbers of channels.
+        width: Factor for all channel counts.
     """
     layers: list[nn.Module] = []
     before = colours
@@ -32,12 +32,12 @@ def vgg(colours: int = 3, classes: int = 10, *, depth: int = 16, width: float = 
             after = round(channels * width)
             layers += [conv_norm(before, after), nn.ReLU()]
             before = after
-        layers.append(nn.MaxPool2d(2, ceil_mode=True))  # so that an image of one pixel stays one
+        layers.append(nn.MaxPool2d(2, ceil_mode=True))  # so that an image of one pixel keeps its size
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, classes))
 
 
 class Block(nn.Module):
-    """Two convolutions, added to what came in, through a 1 x 1 convolution where the shape changes."""
+    """Two convolutions with a shortcut, which is a 1 x 1 convolution if the shape changes."""
 
     def __init__(self, before: int, after: int, stride: int) -> None:
         super().__init__()
@@ -51,13 +51,13 @@ class Block(nn.Module):
 
 
 def resnet(colours: int = 3, classes: int = 10, *, depth: int = 20, width: float = 1.0) -> nn.Sequential:
-    """ResNet of three stages, with 16, 32 and 64 channels (He et al., arXiv 1512.03385, section 4.2).
+    """ResNet with three stages of 16, 32 and 64 channels (He et al., arXiv 1512.03385, section 4.2).
 
     Args:
         colours: Channels of the images.
         classes: Outputs.
-        depth: 6 n + 2 with n blocks in a stage, such as 20 or 56.
-        width: Factor on all numbers of channels.
+        depth: 6 n + 2 for n blocks per stage, such as 20 or 56.
+        width: Factor for all channel counts.
     """
     if depth % 6 != 2:
         raise ValueError(f"Expected depth to be 6 n + 2, such as 20 or 56, but got {depth}.")

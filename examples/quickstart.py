@@ -1,10 +1,10 @@
-"""Train two classifiers on handwritten digits, once as they are and once with channels pruned during training.
+"""Train two classifiers on handwritten digits, with and without pruning during training.
 
-Run it with ``python examples/quickstart.py``. It needs no GPU and no download: the digits ship with scikit-learn.
+Run it with ``python examples/quickstart.py``. It needs no GPU and no download: the digits are part of scikit-learn.
 
-What to expect: for a multilayer perceptron and for a small convolutional network, a table of the network trained
-without pruning ("before") and of the same network trained for as many epochs with ``CoresetPruningCallback()``
-("after"). The callback's default is to remove half of the parameters.
+What to expect: one table for a multilayer perceptron and one for a small convolutional network. Each compares the
+network trained without pruning ("before") with the same network trained for as many epochs with
+``CoresetPruningCallback()`` ("after"). By default the callback removes half of the parameters.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ NETWORKS = {"MLP": multilayer_perceptron, "ConvNet": convolutional_network}
 
 
 class Classifier(L.LightningModule):
-    """A LightningModule like any other: it knows nothing of pruning."""
+    """An ordinary LightningModule, without any code for pruning."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -99,7 +99,7 @@ class Classifier(L.LightningModule):
 
 @cache
 def digits() -> tuple[TensorDataset, TensorDataset]:
-    """Return the training images and, one in five of all, the images to validate on."""
+    """Return the training images and the validation images (one in five)."""
     data = load_digits()
     images = torch.tensor(data.images, dtype=torch.float32).unsqueeze(1) / 16
     labels = torch.tensor(data.target, dtype=torch.long)
@@ -116,7 +116,7 @@ class Trained:
 
 
 def train(name: str, *, prune: bool, epochs: int = EPOCHS, logdir: Path) -> Trained:
-    """Train the network called ``name`` and log to ``logdir``, with channels pruned on the way if ``prune``."""
+    """Train the network ``name``, with pruning if ``prune``, and log to ``logdir``."""
     L.seed_everything(0, verbose=False)
     model = Classifier(NETWORKS[name]())
     train_set, test_set = digits()
@@ -139,7 +139,7 @@ def train(name: str, *, prune: bool, epochs: int = EPOCHS, logdir: Path) -> Trai
 
 
 def file_size(network: nn.Module) -> int:
-    """Return the bytes that ``torch.save(network.state_dict())`` writes."""
+    """Return the size in bytes of the file that ``torch.save(network.state_dict())`` writes."""
     file = io.BytesIO()
     torch.save(network.state_dict(), file)
     return file.tell()
@@ -147,9 +147,9 @@ def file_size(network: nn.Module) -> int:
 
 @torch.inference_mode()
 def latencies(networks: Sequence[nn.Module], *, batch_size: int = 32, repeats: int = 300) -> list[float]:
-    """Return each network's median seconds for one batch.
+    """Return the median time of each network for one batch, in seconds.
 
-    The networks take turns, so that whatever else the machine does meanwhile falls on all of them.
+    The networks are measured alternately, so that other load on the machine affects all of them.
     """
     images = torch.randn(batch_size, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     seconds: list[list[float]] = [[] for _ in networks]
@@ -157,13 +157,13 @@ def latencies(networks: Sequence[nn.Module], *, batch_size: int = 32, repeats: i
         for network, times in zip(networks, seconds, strict=True):
             start = time.perf_counter()
             network(images)
-            if repeat >= repeats // 10:  # the first turns warm up caches
+            if repeat >= repeats // 10:  # the first runs warm up the caches
                 times.append(time.perf_counter() - start)
     return [statistics.median(times) for times in seconds]
 
 
 def compare(before: Trained, after: Trained) -> list[tuple[str, ...]]:
-    """Return the rows of the table: what, before, after, after / before."""
+    """Return the rows of the table: quantity, before, after, after / before."""
 
     def row(what: str, old: float, new: float, unit: str = "", scale: float = 1, places: int = 0) -> tuple[str, ...]:
         return what, f"{old / scale:,.{places}f}{unit}", f"{new / scale:,.{places}f}{unit}", f"{new / old:.2f}"
@@ -203,9 +203,9 @@ def show(title: str, rows: Sequence[tuple[str, ...]]) -> None:
 
 
 def quiet() -> None:
-    """Silence what Lightning says of this script that is right and of no use to its reader."""
+    """Silence messages of Lightning that do not matter here."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    # The images lie in memory: worker processes would only cost time.
+    # The images are in memory, so worker processes would only cost time.
     warnings.filterwarnings("ignore", message=".*does not have many workers")
     # The networks are too small to gain from a GPU.
     warnings.filterwarnings("ignore", message="GPU available but not used")
@@ -214,14 +214,14 @@ def quiet() -> None:
 
 
 def main() -> None:
-    """Train, compare, and say where the curves are."""
+    """Train, compare, and print where the logs are."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--epochs", type=int, default=EPOCHS, help="epochs per training (default: %(default)s)")
     parser.add_argument("--logdir", type=Path, help="folder for TensorBoard's files (default: a new temporary one)")
     args = parser.parse_args()
     logdir = args.logdir or Path(tempfile.mkdtemp(prefix="lightning-coreset-"))
     quiet()
-    torch.set_num_threads(1)  # the networks are so small that more threads mostly wait for each other
+    torch.set_num_threads(1)  # the networks are too small to gain from more threads
     for name in NETWORKS:
         before = train(name, prune=False, epochs=args.epochs, logdir=logdir)
         after = train(name, prune=True, epochs=args.epochs, logdir=logdir)

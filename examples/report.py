@@ -1,4 +1,4 @@
-"""What the examples print: a network before and after pruning, side by side."""
+"""The table that the examples print: a network before and after pruning."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from lightning_coreset import count_macs
 
 @dataclass(frozen=True)
 class Result:
-    """What a network costs and what it is worth.
+    """Size, cost and accuracy of a network.
 
     Attributes:
-        parameters: All of them.
+        parameters: Number of parameters.
         macs: Multiply-accumulates of one sample.
         accuracy: On the test set, in [0, 1].
     """
@@ -29,7 +29,7 @@ class Result:
 
     @classmethod
     def of(cls, network: nn.Module, example_inputs: Tensor | dict[str, Tensor], accuracy: float) -> Result:
-        """Count a network as it is."""
+        """Count the parameters and MACs of a network."""
         return cls(sum(p.numel() for p in network.parameters()), count_macs(network, example_inputs), accuracy)
 
 
@@ -45,9 +45,9 @@ def show(title: str, before: Result, after: Result) -> None:
 
 
 def quiet() -> None:
-    """Silence what Lightning says of these scripts that is right and of no use to their readers."""
+    """Silence messages of Lightning that do not matter here."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    # The data lie in memory: worker processes would only cost time.
+    # The data are in memory, so worker processes would only cost time.
     warnings.filterwarnings("ignore", message=".*does not have many workers")
     # The networks are too small to gain from a GPU.
     warnings.filterwarnings("ignore", message="GPU available but not used")

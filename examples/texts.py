@@ -1,7 +1,7 @@
-"""Texts to classify: docstrings that everyone has, or a data set of one's own.
+"""Texts to classify: docstrings of installed libraries, or a data set of your own.
 
-``docstrings()`` needs no download: it reads the sources of installed libraries, and the label of a docstring is the
-library that it stands in. ``dataset()`` takes what the package ``datasets`` can load.
+``docstrings()`` needs no download: it reads the source files of installed libraries, and the label of a docstring is
+its library. ``dataset()`` loads anything that the package ``datasets`` can load.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 LIBRARIES = ("numpy", "scipy", "sklearn", "torch")
-SHORTEST = 80  # characters of a docstring that tells something
+SHORTEST = 80  # characters; shorter docstrings say too little to be classified
 FORMATS = {".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 Split = tuple[list[str], list[int]]
 
 
 class Texts(NamedTuple):
-    """Texts with their labels, which count from 0 to ``classes`` - 1."""
+    """Texts with labels from 0 to ``classes`` - 1."""
 
     train: Split
     test: Split
@@ -30,10 +30,10 @@ class Texts(NamedTuple):
 
 
 def docstrings(count: int) -> Texts:
-    """Docstrings of numpy, scipy, scikit-learn and torch, as they are installed.
+    """Docstrings of the installed numpy, scipy, scikit-learn and torch.
 
     Args:
-        count: How many of each library; one in five of them, from files of their own, are to test on.
+        count: Number of docstrings per library. One in five is for testing, from files not used for training.
     """
     texts = Texts(([], []), ([], []), len(LIBRARIES))
     for label, library in enumerate(LIBRARIES):
@@ -51,11 +51,11 @@ def docstrings(count: int) -> Texts:
 
 
 def dataset(name: str, limit: int | None = None) -> Texts:
-    """A data set with the columns ``text`` and ``label``; where it has no part called test, a fifth of it is that.
+    """A data set with the columns ``text`` and ``label``; without a test split, a fifth is used for testing.
 
     Args:
-        name: A name on the Hub, a folder that ``save_to_disk`` has written, or a csv, json or parquet file.
-        limit: Take so many texts of each part.
+        name: A name on the Hub, a folder written by ``save_to_disk``, or a csv, json or parquet file.
+        limit: The largest number of texts per split.
     """
     try:
         import datasets  # type: ignore[import-not-found]
@@ -84,12 +84,12 @@ def _folder(library: str) -> Path:
 
 
 def _long_docstrings(files: Iterable[Path]) -> Iterator[str]:
-    """Each docstring once."""
+    """Yield each docstring once."""
     seen = set()
     for file in files:
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", SyntaxWarning)  # an invalid escape, say
+                warnings.simplefilter("ignore", SyntaxWarning)  # for example an invalid escape
                 tree = ast.parse(file.read_text(encoding="utf-8"))
         except SyntaxError:  # written for another version of Python
             continue

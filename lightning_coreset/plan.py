@@ -1,7 +1,7 @@
-"""What a pruning event does, as frozen records by qualified name: the plan that every part of the package uses.
+"""The changes of one pruning event, as frozen dataclasses that refer to modules and tensors by qualified name.
 
-A plan knows nothing of how it was made (structure, mathematics) nor of how it is applied (surgery, optimizers). It is
-made once, broadcast, applied, logged and saved.
+The plan is the interface between the packages. It does not depend on how it is made (structure, mathematics) or applied
+(surgery, optimizers): it is made once, then broadcast, applied, logged and saved.
 """
 
 from __future__ import annotations
@@ -15,16 +15,17 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class ParameterChange:
-    """How one parameter or buffer changes.
+    """The change of one parameter or buffer.
 
     Attributes:
         name: Qualified name of the parameter or buffer.
-        old_shape: Shape before.
-        new_shape: Shape after.
+        old_shape: Shape before the event.
+        new_shape: Shape after the event.
         kept: For every sliced dimension, the int64 positions that stay, in ascending order.
-        value: New content of shape ``new_shape``, where it is not made of the old one by ``kept`` and ``factors``.
-        factors: By what the content is multiplied along a dimension, float64, one number for each position that stays:
-            the weights of a coreset in what reads it.
+        value: New content of shape ``new_shape``; ``None`` if the content is the old one, sliced by ``kept`` and
+            multiplied by ``factors``.
+        factors: For some dimensions, the factors (float64, one for each position that stays) that multiply the content
+            along that dimension: the weights of a coreset, in the layers that read it.
     """
 
     name: str
@@ -37,7 +38,7 @@ class ParameterChange:
 
 @dataclass(frozen=True)
 class AttributeChange:
-    """How an integer attribute of a module changes that follows from no tensor's shape, such as a number of heads."""
+    """The change of an integer attribute of a module that does not follow from the shape of a tensor (heads, say)."""
 
     module: str
     name: str
@@ -47,26 +48,27 @@ class AttributeChange:
 
 @dataclass(frozen=True)
 class GroupPlan:
-    """What happens to one group of channels.
+    """The change of one group of channels.
 
     Attributes:
         name: The group's name.
-        channels_before: Classes before the event.
-        channels_after: Classes after the event.
-        kept: The classes that stay, ascending, as positions among those before the event.
-        method: How they were chosen, with the reason where a group fell back to another method.
-        expected_error: The expected squared error of the next layer's outputs over their expected square, under the
-            Gaussian distribution of the activations; ``None`` where the method does not compute it.
-        certified_error: A proven bound on what the plan changes in any coordinate of the next layer's outputs, for
-            every input of norm at most ``input_radius``; ``None`` unless certificates were asked for and there is one.
-            A coordinate is an output of a Linear; the output of a convolution adds one for each kernel position.
-        found_error: The largest such change that gradient ascent found: the truth lies between the two.
-        input_radius: The radius of the ball of inputs of the layer that makes the channels.
-        radius_source: Where the radius comes from: ``"given"`` by the user, ``"propagated"`` from the layer below with
-            proof, ``"measured"`` on the example inputs; or why there is no certificate. ``None`` if none was asked for.
-        params_removed: Parameters that go with this group's cut, the groups before it being cut already: over all
-            groups they add up to what the plan removes.
-        macs_removed: Multiply-accumulates of one sample that go with it, likewise.
+        channels_before: Number of classes (units that are removed together) before the event.
+        channels_after: Number of classes after the event.
+        kept: The classes that stay, in ascending order, as positions among those before the event.
+        method: How they were chosen, with the reason if the requested method does not apply to this group.
+        expected_error: The expected squared error of the next layer's outputs, relative to their expected square, for
+            Gaussian pre-activations; ``None`` if the method does not compute it.
+        certified_error: A proven bound on the change of any coordinate of the next layer's outputs, for every input of
+            norm at most ``input_radius``; ``None`` without certificates, or if there is no bound. A coordinate is one
+            output of a Linear; the output of a convolution is the sum of one coordinate for each kernel position.
+        found_error: The largest such change that gradient ascent found; the true maximum lies between the two.
+        input_radius: The radius of the ball of inputs of the layer that produces the channels.
+        radius_source: The origin of the radius: ``"given"`` by the user, ``"propagated"`` with proof from the layer
+            below, or ``"measured"`` on the example inputs; or the reason why there is no certificate. ``None`` if
+            certificates were not requested.
+        params_removed: Number of parameters removed with the channels of this group, after all earlier groups have been
+            pruned; so the sum over all groups is the number that the plan removes.
+        macs_removed: The same for the multiply-accumulates of one sample.
     """
 
     name: str
@@ -85,15 +87,15 @@ class GroupPlan:
 
 @dataclass(frozen=True, eq=False)
 class PruningPlan:
-    """Everything one pruning event does to a model, with the sizes before and after.
+    """All changes of one pruning event, with the parameters, MACs and channels before and after it.
 
     Attributes:
-        groups: What happens to each group, in network order; groups that keep all their channels included.
-        changes: What happens to each parameter and buffer.
-        attributes: What happens to attributes of modules that do not follow from the shapes.
-        skipped: Layers that cannot be pruned, by qualified name, each with the reason in words.
-        requested: The pruning ratio asked for, as a fraction of the original model's ``unit``.
-        reached: The pruning ratio that whole channels allow.
+        groups: The change of each group, in network order, including groups that keep all their channels.
+        changes: The change of each parameter and buffer.
+        attributes: The changes of module attributes that do not follow from the shapes.
+        skipped: Layers that cannot be pruned, by qualified name, each with the reason.
+        requested: The requested pruning ratio, as a fraction of the original model's ``unit``.
+        reached: The ratio that the plan reaches, since only whole channels can be removed.
         unit: What ``requested`` and ``reached`` count: ``"params"``, ``"macs"`` or ``"channels"``.
         params_original: Parameters of the original model, before any event.
         params_before: Parameters before this event.
@@ -117,16 +119,16 @@ class PruningPlan:
 
     @property
     def sparsity(self) -> float:
-        """Fraction of the original model's parameters that is gone after this event."""
+        """Fraction of the original model's parameters that has been removed after this event."""
         return 1.0 - self.params_after / self.params_original
 
     @property
     def channels_removed(self) -> int:
-        """Channels that this event removes, over all groups."""
+        """Number of channels (classes) that this event removes, over all groups."""
         return sum(group.channels_before - group.channels_after for group in self.groups)
 
     def to_dict(self) -> dict[str, Any]:
-        """A plain nested dict of numbers, strings, lists and tensors, as checkpoints and broadcasts want it."""
+        """A nested dict of numbers, strings, lists and tensors, for checkpoints and broadcasts."""
         plain = {one.name: getattr(self, one.name) for one in fields(self)}
         return plain | {
             "groups": [asdict(group) | {"kept": list(group.kept)} for group in self.groups],
@@ -149,16 +151,16 @@ class PruningPlan:
         return cls(**{**plain, "groups": groups, "changes": changes, "attributes": attributes})
 
     def __str__(self) -> str:
-        """The table, and the reasons of what was skipped."""
+        """The table, and the skipped layers with reasons."""
         skipped = (f"not pruned: {name} {reason}" for name, reason in self.skipped.items())
         return "\n".join([self.table(), *skipped])
 
     def table(self) -> str:
-        """A table of the groups, and the totals."""
+        """The groups as a table, followed by the totals."""
         return "\n".join([text_table(self.rows()), *self.totals()])
 
     def rows(self) -> list[tuple[str, ...]]:
-        """The cells of the table: a row of headings, then one for each of ``groups``."""
+        """The cells of the table: a row of headings, then one row for each group."""
         certified = any(group.radius_source is not None for group in self.groups)
         heads = ("group", "channels", "kept", "params", "MACs", "error", *(_CERTIFICATE if certified else ()), "method")
         cells = [
@@ -177,7 +179,7 @@ class PruningPlan:
         return [heads, *cells]
 
     def totals(self) -> list[str]:
-        """The sizes before and after the event, one sentence a line."""
+        """Ratio, parameters and MACs before and after the event, one line each."""
         return [
             f"{self.unit} removed: {self.reached:.2%} of the original (requested {self.requested:.2%})",
             f"params {self.params_before:,} -> {self.params_after:,}, sparsity {self.sparsity:.2%}",
@@ -186,7 +188,7 @@ class PruningPlan:
 
 
 def text_table(rows: Sequence[Sequence[str]]) -> str:
-    """Cells in aligned columns, the first row being the headings."""
+    """Align cells in columns; the first row is the heading."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
@@ -196,7 +198,7 @@ _CERTIFICATE = ("found", "certified", "input radius")
 
 
 def _certificate_cells(group: GroupPlan) -> tuple[str, ...]:
-    """The cells of a row below ``_CERTIFICATE``."""
+    """The cells of one group in the columns ``_CERTIFICATE``."""
     numbers = (group.found_error, group.certified_error, group.input_radius)
     found, certified, radius = ("" if number is None else f"{number:.4g}" for number in numbers)
     source = group.radius_source or ""

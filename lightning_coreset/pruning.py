@@ -1,4 +1,4 @@
-"""Everything without a Trainer: one call that finds, plans and removes."""
+"""Pruning without a Trainer: one call that analyses, plans and removes."""
 
 from __future__ import annotations
 
@@ -44,63 +44,66 @@ def prune(
     certify: bool = False,
     input_radius: float | None = None,
 ) -> PruningPlan:
-    """Prune a network in place, in one go.
+    """Prune a network in place, in one step.
 
-    Channels are removed from layers bottom to top; each group's next layer is reweighted so that it approximates what
-    it computed from all channels (Mussay et al., arXiv 2008.08316). ``Parameter`` objects stay the same, so an
-    optimizer keeps its references; its state must be sliced along, as ``CoresetPruningCallback`` does in training.
-    :func:`plan_pruning` tells beforehand what this will do.
+    Groups of channels are pruned in network order. The weights of the layers that read a group are replaced so that
+    these layers approximate what they computed from all channels (Mussay et al., arXiv 2008.08316). ``Parameter``
+    objects stay the same, so an optimizer keeps its references; its state has to be sliced in the same way, as
+    ``CoresetPruningCallback`` does during training. :func:`plan_pruning` returns the same plan without applying it.
 
-    Layers are named by *rules*: a shell pattern of qualified module names such as ``"encoder.*"``, a compiled regular
-    expression that matches the whole name, or a type of modules such as ``nn.Conv2d``. A rule means the layers that
-    make channels; channels that go together are named by any of their layers.
+    Layers are selected by *rules*: a shell pattern for qualified module names such as ``"encoder.*"``, a compiled
+    regular expression that matches the whole name, or a module type such as ``nn.Conv2d``. A rule selects layers that
+    produce channels; a group of coupled channels is selected if a rule matches any of the layers that produce it.
 
     Args:
-        model: Any network; it is changed in place. Its training flags, buffers and the global random state are left
-            as they were.
+        model: Any network; it is changed in place. Its training flags, buffers and the global random state are
+            preserved.
         example_inputs: A tensor, a tuple of positional arguments or a dict of keyword arguments for ``model``, on its
-            device; a small batch is enough. Nothing but the structure is learnt from it.
-        pruning_ratio: The fraction of the model's ``unit`` that shall go, in [0, 1), solved to the nearest whole
-            channel. Or a mapping from rules to fractions: every group that a rule names loses this fraction of its own
-            channels, whatever the unit, and the others stay whole. ``Sensitivity(epsilon=...)`` chooses sizes by the
-            error instead: the ratio is then only reported.
-        unit: What the ratio counts: ``"params"``, ``"macs"`` (multiply-accumulates) or ``"channels"`` (removable
-            ones).
-        method: How channels are chosen: ``"reconstruction"`` (closed-form, deterministic, keeps most accuracy),
+            device; a small batch is enough. They are only used to read the structure (and
+            to measure norms, for certificates).
+        pruning_ratio: The fraction of the model's ``unit`` to remove, in [0, 1), met to the nearest whole channel. Or a
+            mapping from rules to fractions: every group that a rule selects loses this fraction of its own channels,
+            whatever the unit, and all other groups keep theirs. ``Sensitivity(epsilon=...)`` chooses the sizes by
+            error instead; the ratio is then only reported.
+        unit: What the ratio counts: ``"params"``, ``"macs"`` (multiply-accumulates) or ``"channels"`` (those that
+            can be removed).
+        method: How channels are chosen: ``"reconstruction"`` (closed form, deterministic, best accuracy),
             ``"sensitivity"`` (the paper's coreset, with its guarantee for any input), ``"magnitude"`` or ``"random"``
-            (to compare with), or an instance such as ``Sensitivity(sampler="pps")``. Groups that are no sum of one
-            layer's activated channels are ranked by norms; the plan says so.
-        allocation: Which groups lose more, where the ratio is a number: ``"uniform"`` takes the same share of every
-            group's channels; ``"error"`` takes channels where the expected error of the next layer, as a part of its
-            signal, grows least for each unit that goes; ``"global"`` goes by one ranking over all groups
-            (``"magnitude"`` and ``"random"`` only).
-        ignore: Rules for layers whose output channels all stay, whatever other rules name them.
-        only: Rules for the layers that may lose output channels; all others stay.
-        include_residual: Whether channels coupled by residual additions may go as well; the paper prunes inside
-            blocks only.
-        round_to: Layers are cut to multiples of so many channels. A layer with fewer stays whole; attention heads
-            are cut to the counts whose channels make a multiple.
-        min_channels: No layer is cut to fewer channels.
-        max_ratio: No layer loses more than this fraction of its channels.
-        seed: Seed of the random choices. The global generator is never touched.
-        check: Whether to try on a copy, with random parameters, that removing channels of a group does just what
-            zeroing their consumers does. Groups that fail, such as those whose width is written as a number in the
-            network's code, are left alone with a warning that names them. Costs a copy of the model and about ten
-            runs of it.
-        certify: Whether to compute certificates: for every group a proven bound on the error that its coreset makes in
-            the next layer, whatever the input, and the largest error that gradient ascent finds. They stand in the
-            plan and change nothing in it. Seconds for layers of hundreds of channels, minutes for thousands.
-        input_radius: For certificates: a bound on the norm of the network's own input as its first layer sees it (of
-            one patch, where that is a convolution). Layers in a chain above it get a proven radius; all others, and all
-            layers without this number, the largest norm measured on the example inputs, and the plan says so.
+            (baselines), an instance such as ``Sensitivity(sampler="pps")``, or a function that scores channels, as for
+            :class:`Importance`. The first two apply to groups whose next layer is a sum over the activated channels of
+            one layer; other groups are ranked by norms, and the plan says so.
+        allocation: How the removal is distributed over the groups if the ratio is a number. ``"uniform"``: the same
+            fraction of every group. ``"error"``: first the channels whose removal increases the expected error of the
+            next layer, relative to its signal, least for each unit removed. ``"global"``: one ranking of the channels
+            of all groups (only for methods that rank: ``"magnitude"``, ``"random"``, ``Importance``).
+        ignore: Rules for layers that keep all their output channels; they take precedence over all other rules.
+        only: Rules for the layers that may lose output channels; all others keep theirs.
+        include_residual: Whether to prune channels that are coupled by residual additions, too. The paper only prunes
+            inside blocks.
+        round_to: Channel counts are multiples of this number. A layer with fewer channels is not pruned; the number of
+            attention heads is chosen so that their channels are a multiple.
+        min_channels: The smallest number of channels that a layer keeps.
+        max_ratio: The largest fraction of its channels that a layer loses.
+        seed: Seed of the random choices. The global generator is not used.
+        check: Whether to test on a copy with random parameters that removing channels of a group has the same effect as
+            zeroing the weights that read them. Groups that fail, for example because their width is hard-coded, are not
+            pruned, and a warning names them. Costs a copy of the model and about ten runs of it.
+        certify: Whether to compute certificates: for every group a proven bound, valid for any input, on the error that
+            its coreset causes in the next layer, and the largest error that gradient ascent finds. They are reported in
+            the plan and do not change it. Takes seconds for layers of hundreds of channels, minutes for thousands.
+        input_radius: For certificates: a bound on the norm of the network's input as its first layer reads it (of one
+            patch, if this is a convolution). Layers in a chain above it get a proven radius. For all other layers, and
+            without this number, the radius is the largest norm measured on the example inputs; the plan says so.
 
     Returns:
-        What was done, with sizes before and after, per group, and what was skipped and why. ``print(plan)`` is a table.
+        The plan that was applied: the sizes of every group before and after, and the skipped layers with reasons.
+        ``print(plan)`` shows it as a table.
 
     Raises:
-        ValueError: If an argument is of another type or out of its range, a rule matches no module, two rules ask for
-            different ratios of channels that go together, the model has nothing to prune (with the reason per layer),
-            or more is asked than can go (with what holds it). The model is unchanged then.
+        ValueError: If an argument has the wrong type or is out of range, a rule matches no module, two rules give
+            different ratios for one group, the model has no channels that can be pruned (with the reason for each
+            layer), or the ratio cannot be reached (with the largest that can, and what prevents more). The model is
+            unchanged then.
 
     Example:
         >>> import torch
@@ -149,12 +152,12 @@ def plan_pruning(
     certify: bool = False,
     input_radius: float | None = None,
 ) -> PruningPlan:
-    """Tell what :func:`prune` would do, and change nothing.
+    """Return the plan that :func:`prune` would apply, and change nothing.
 
-    Takes the arguments of :func:`prune` and raises what it raises.
+    Takes the arguments of :func:`prune` and raises the same errors.
 
     Returns:
-        The plan that :func:`prune` would carry out. ``print(plan)`` is a table.
+        The plan. ``print(plan)`` shows it as a table.
 
     Example:
         >>> import torch
@@ -192,9 +195,12 @@ def plan_pruning(
 def _planned(
     model: nn.Module, example_inputs: ExampleInputs, request: Request, *, check: bool, certify: bool
 ) -> PruningPlan:
-    """The plan, with a warning for all that will not happen; called by what a user calls."""
+    """Analyse, check and plan, with warnings for rules and ratios that have no effect.
+
+    The warnings point two frames up, at the caller of the public function that calls this one.
+    """
     example = Example.of(example_inputs)
-    request.check_rules(model)  # before the model is run for it
+    request.check_rules(model)  # cheap, so before the model is run
     structure = analyse(model, example)
     if check:
         structure = verified(model, structure, example)
@@ -211,8 +217,11 @@ def count_macs(model: nn.Module, example_inputs: ExampleInputs) -> int:
     """Multiply-accumulates of one sample in all matrix products and convolutions of a network.
 
     Args:
-        model: Any network; it is run once and left as it was.
-        example_inputs: As for :func:`prune`; its first tensor's first dimension counts as the batch.
+        model: Any network; it is run and not changed.
+        example_inputs: As for :func:`prune`. The first dimension of the first tensor is the batch.
+
+    Returns:
+        The count for one sample, not for the batch.
 
     Example:
         >>> import torch

@@ -355,7 +355,7 @@ class CopiesInTraining(pl.Callback):
 
 def test_the_page_builds_a_module_that_keeps_its_callback() -> None:
     names: dict[str, Any] = {}
-    (code,) = (block.code for block in PAGE if block.section == "A callback among hyperparameters")
+    (code,) = (block.code for block in PAGE if block.section == "The callback as a hyperparameter")
     exec(code, names)
     assert names["model"].hparams == {"width": 64}
     assert names["model"].configure_callbacks() == [names["model"].pruning]

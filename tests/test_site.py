@@ -1,4 +1,4 @@
-"""The reference leaves nothing out. That what it names exists, Sphinx itself says, which takes warnings for errors."""
+"""The API reference is complete. That the names in it exist is checked by Sphinx, which is run with ``-W``."""
 
 import re
 
@@ -31,3 +31,13 @@ def test_every_public_name_is_in_the_reference(module):
     missing = {f"{module.__name__}.{name}" for name in module.__all__} - documented()
 
     assert not missing
+
+
+@pytest.mark.parametrize("page", ["docs/architecture.md", "CONTRIBUTING.md"])
+def test_files_named_for_contributors_exist(page):
+    named = re.findall(r"`([\w./-]+(?:/|\.(?:py|md|toml)))`", (ROOT / page).read_text(encoding="utf-8"))
+
+    assert named
+    assert not [
+        path for path in named if not any((base / path).exists() for base in (ROOT, ROOT / "lightning_coreset"))
+    ]

@@ -1,21 +1,21 @@
-"""Accuracy on CIFAR-10 after pruning in one go: a VGG and ResNet-56, our methods and Torch-Pruning's importances.
+"""Accuracy on CIFAR-10 after pruning in one step: VGG and ResNet-56, our methods and those of Torch-Pruning.
 
     pip install ".[benchmarks]"
     python examples/benchmarks/cifar10.py --data cifar10.npz
 
-CIFAR-10 is an ``.npz`` or a folder that torchvision downloads into; ``examples/data.py`` says what is in the file. A
-network is trained; every method prunes a copy of it to the same widths; then the test accuracy is measured
+CIFAR-10 is an ``.npz`` file, or a folder that torchvision downloads into; ``examples/data.py`` describes the file. A
+network is trained, every method prunes a copy of it to the same widths, and the test accuracy is measured
 
-- without any tuning,
-- with the BatchNorms' statistics recomputed on 512 training images,
-- after a tenth of an epoch, and after one epoch, of tuning (from the network without recomputed statistics).
+- without fine-tuning,
+- with the statistics of BatchNorms recomputed on 512 training images,
+- after a tenth of an epoch and after one epoch of fine-tuning (from the network without recomputed statistics).
 
-ResNet-56 is pruned inside its blocks, and once more everywhere, with the channels that its shortcuts add up.
+ResNet-56 is pruned once inside its blocks only, and once including residual channels.
 
-By default all is small, for a single CPU core and a quarter of an hour: a narrow VGG-11 on 10000 training images,
-ResNet-56 on 8000 that are averaged down to 16 x 16, a part of the test images, one seed. ``--full`` is VGG-19 and
-ResNet-56 on all of CIFAR-10, trained for 160 epochs; it wants a GPU. Prints a Markdown table for every network and
-share of channels that stays.
+The default setting is small and takes a quarter of an hour on one CPU core: a narrow VGG-11 on 10000 training images,
+ResNet-56 on 8000 images averaged down to 16 x 16, a part of the test images, one seed. ``--full`` trains VGG-19 and
+ResNet-56 on all of CIFAR-10 for 160 epochs and needs a GPU. Prints a Markdown table for every network and fraction of
+channels kept.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ Accuracies = dict[str, list[list[float]]]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Train, prune every way, print."""
+    """Train, prune with every method, and print."""
     arguments = command_line(__doc__).parse_args(argv)
     begin(arguments.data)
     for study in chosen(arguments, SMALL, FULL):
@@ -68,21 +68,21 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def trained_network(study: Study, images: Images, seed: int) -> nn.Sequential:
-    """The network before pruning."""
+    """Train the network that is pruned."""
     model = study.network(images, seed)
     train(model, batches(images, seed), study.epochs, sgd(0.1), warm_up=0.05)
     return model
 
 
 def batches(images: Images, seed: int) -> Batches:
-    """Of training images, shifted and mirrored."""
+    """Batches of training images, shifted and mirrored."""
     return Batches(images.train, torch.Generator().manual_seed(seed), augment=True)
 
 
 def compare(
     trained: Sequence[nn.Sequential], targets: Sequence[Target], images: Images, methods: dict[str, Prune]
 ) -> Accuracies:
-    """For every method and seed, the accuracies at all stages."""
+    """The accuracies at all stages, for every method and seed."""
     results: Accuracies = defaultdict(list)
     for seed, (model, target) in enumerate(zip(trained, targets, strict=True)):
         for name, prune in methods.items():
@@ -106,7 +106,7 @@ def stages(pruned: nn.Module, images: Images, seed: int) -> list[float]:
 
 
 def report(results: Accuracies) -> None:
-    """One table: the means over seeds."""
+    """Print the means over seeds as one table."""
     rows = [(name, *(f"{cell:.1f}" for cell in np.mean(found, axis=0))) for name, found in results.items()]
     print(markdown(("method", *STAGES), rows), flush=True)
 

@@ -1,24 +1,24 @@
-"""Accuracy on CIFAR-10 of networks that are pruned while they train, against the same training without pruning.
+"""Accuracy on CIFAR-10 of networks pruned during training, compared with the same training without pruning.
 
     pip install ".[benchmarks]"
     python examples/benchmarks/cifar10_schedule.py --data cifar10.npz
 
-CIFAR-10 is an ``.npz`` or a folder that torchvision downloads into; ``examples/data.py`` says what is in the file.
-``CoresetPruningCallback`` removes channels from a tenth to seven tenths of the training, most of them at first; what
-follows is left to recover. Torch-Pruning's importances prune the same layers to the same widths at the same epochs;
-its pruner replaces the parameters, so the optimizer is given the new ones, and their momentum begins anew.
+CIFAR-10 is an ``.npz`` file, or a folder that torchvision downloads into; ``examples/data.py`` describes the file.
+``CoresetPruningCallback`` removes channels between 10% and 70% of the training, most of them early; the rest of the
+training is for recovery. Torch-Pruning prunes the same layers to the same widths at the same epochs. Its pruner
+replaces the parameters, so the optimizer gets the new parameters, and their momentum starts at zero.
 
-All networks are pruned to half of their multiply-accumulates, by the same share of the channels in every layer:
-ResNet-56 inside its blocks, and once more everywhere, with the channels that its shortcuts add up.
+All networks are pruned to half of their multiply-accumulates, with the same fraction of channels in every layer:
+ResNet-56 once inside its blocks only, and once including residual channels.
 
-By default all is small, for a single CPU core and about 25 minutes: a narrow VGG-11 on 10000 training images, and
-ResNet-56 on 6000 that are averaged down to 16 x 16, few epochs, a part of the test images, one seed. For ResNet-56 only
+The default setting is small and takes about 25 minutes on one CPU core: a narrow VGG-11 on 10000 training images,
+ResNet-56 on 6000 images averaged down to 16 x 16, few epochs, a part of the test images, one seed. For ResNet-56 only
 some methods run by default; ``--contenders "*"`` runs all of them.
 
-``--full`` is ResNet-56 and VGG-19 on all of CIFAR-10 for 200 epochs, all methods, and wants a GPU and some hours, or
-``--networks "ResNet*" --contenders reconstruction``, and ``--precision bf16-mixed``. The goal is a ResNet-56 at half of
-its cost that is no worse than the unpruned one. The best published method gets there with group-sparse training
-(Fang et al., arXiv 2301.12900: 93.5 unpruned, 93.8 pruned), which this package does not do.
+``--full`` trains ResNet-56 and VGG-19 on all of CIFAR-10 for 200 epochs with all methods. It needs a GPU and some
+hours; ``--networks "ResNet*" --contenders reconstruction`` and ``--precision bf16-mixed`` take less. The goal is a
+ResNet-56 with half of the cost that is no worse than the unpruned one. The best published method reaches it with
+group-sparse training (Fang et al., arXiv 2301.12900: 93.5 unpruned, 93.8 pruned), which this package does not have.
 
 Prints a Markdown table for every network.
 """
@@ -53,10 +53,10 @@ FULL = (
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Train with and without pruning, print."""
+    """Train with and without pruning, and print."""
     parser = command_line(__doc__)
-    parser.add_argument("--ratio", type=float, default=0.5, help="of the multiply-accumulates that go")
-    parser.add_argument("--precision", default="32-true", help="of training, as the Trainer takes it")
+    parser.add_argument("--ratio", type=float, default=0.5, help="fraction of the multiply-accumulates to remove")
+    parser.add_argument("--precision", default="32-true", help="precision of training, an argument of the Trainer")
     arguments = parser.parse_args(argv)
     quiet()
     begin(arguments.data)
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def pruned_accuracy(study: Study, course: Course, images: Images, name: str, seed: int) -> tuple[float, str, str]:
-    """Train once while the method prunes: the test accuracy, and what the network costs then."""
+    """Train once with pruning; return the test accuracy and the cost of the pruned network."""
     network = study.network(images, seed)
     events = course.events(network, images)
     reached = course.train(network, images, seed, [course.pruner(name, seed, events)])

@@ -1,7 +1,7 @@
-"""The methods that the accuracy benchmarks compare, and the network that each of them has to come to.
+"""The methods compared by the accuracy benchmarks, and the shapes that all of them have to reach.
 
-What stays is fixed before anyone prunes: a :class:`Target` holds the shape of every parameter and buffer. Our methods
-reach it by a ratio, Torch-Pruning's by a ratio for each layer; :meth:`Target.check` sees to it that all do.
+The shapes are fixed before pruning: a :class:`Target` contains the shape of every parameter and buffer. Our methods
+reach them with one ratio, Torch-Pruning with a ratio for each layer. :meth:`Target.check` checks the result.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ TOLERANCE = 0.01
 
 @dataclass(frozen=True)
 class Target:
-    """What has to come out, and what may be used on the way.
+    """The shapes that pruning has to reach, and the settings for it.
 
     Attributes:
-        example: A small batch of images; nothing but the structure is learnt from it.
-        keep: The fraction of the removable channels that stays, in every layer.
+        example: A small batch of images, only used to read the structure.
+        keep: The fraction of the removable channels that is kept in every layer.
         include_residual: Whether channels coupled by additions are removable.
-        shapes: The parameters and buffers of the pruned network, by name.
-        sizes: What the network comes to before and after, in words.
+        shapes: The shapes of the parameters and buffers of the pruned network, by name.
+        sizes: Parameters and MACs before and after, as text.
     """
 
     example: Tensor
@@ -54,7 +54,7 @@ class Target:
 
     @classmethod
     def of(cls, model: nn.Module, example: Tensor, keep: float, include_residual: bool = False) -> Target:
-        """Share the removal out among all layers alike."""
+        """Remove the same fraction from all layers."""
         plan = plan_pruning(
             model, example, 1 - keep, unit="channels", method="magnitude", include_residual=include_residual
         )
@@ -65,7 +65,7 @@ class Target:
         return cls(example, keep, include_residual, shapes_after(plan, shapes(model)), sizes)
 
     def check(self, name: str, model: nn.Module) -> None:
-        """No tensor may be larger, and the network hardly smaller: a dead channel need not be kept."""
+        """Check that no tensor is larger and the network hardly smaller: dead channels may be removed in addition."""
         check_shapes(name, model, self.shapes)
 
 
@@ -74,11 +74,11 @@ Prune = Callable[[nn.Module, Target, int], None]
 
 
 def contenders(patterns: str = "*", norms: bool = True) -> dict[str, Prune]:
-    """The methods whose names match one of the patterns, Torch-Pruning's among them if it is installed.
+    """The methods whose names match one of the patterns, including those of Torch-Pruning if it is installed.
 
     Args:
         patterns: Shell patterns, with ``|`` between them.
-        norms: Whether the network has BatchNorms, which Torch-Pruning can rank by.
+        norms: Whether the network has BatchNorms, whose scales Torch-Pruning can use for ranking.
     """
     found: dict[str, Prune] = {name: partial(prune_by, method) for name, method in METHODS.items()}
     if has_torch_pruning():
@@ -87,22 +87,22 @@ def contenders(patterns: str = "*", norms: bool = True) -> dict[str, Prune]:
 
 
 def selected(name: str, patterns: str) -> bool:
-    """Whether one of the patterns matches; case does not count."""
+    """Whether one of the patterns matches, ignoring case."""
     return any(fnmatch(name.lower(), pattern.strip().lower()) for pattern in patterns.split("|"))
 
 
 def has_torch_pruning() -> bool:
-    """Whether it is installed."""
+    """Whether Torch-Pruning is installed."""
     return find_spec("torch_pruning") is not None
 
 
 def torch_pruning_names(norms: bool = True) -> tuple[str, ...]:
-    """Its importances, without the BatchNorms' scale where there is none."""
+    """The names of its importances; BatchNorm scale only if the network has BatchNorms."""
     return tuple(name for name in TORCH_PRUNING if norms or "BN" not in name)
 
 
 def prune_by(method: Method, model: nn.Module, target: Target, seed: int) -> None:
-    """With one of our methods."""
+    """Prune with one of our methods."""
     prune(
         model,
         target.example,
@@ -116,18 +116,18 @@ def prune_by(method: Method, model: nn.Module, target: Target, seed: int) -> Non
 
 
 def prune_with_torch_pruning(name: str, model: nn.Module, target: Target, seed: int) -> None:
-    """With one of Torch-Pruning's importances, which draw nothing at random."""
+    """Prune with one of Torch-Pruning's importances, which are deterministic."""
     prune_to_shapes(name, model, target.example, target.shapes)
 
 
 def prune_to_shapes(name: str, model: nn.Module, example: Tensor, wanted: Shapes) -> None:
-    """Let Torch-Pruning rank the channels of exactly those layers that are to shrink."""
+    """Prune exactly the layers that have to shrink, with Torch-Pruning."""
     import torch_pruning as tp
 
     makers = {key: module for key, module in model.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))}
     widths = {module: (wanted[f"{key}.weight"][0], len(module.weight)) for key, module in makers.items()}
     ignored = [module for module, (kept, width) in widths.items() if kept == width]
-    # It keeps int(width * (1 - ratio)) channels: the half is out of reach of rounding.
+    # It keeps int(width * (1 - ratio)) channels; the half avoids rounding errors.
     ratios = {module: 1 - (kept + 0.5) / width for module, (kept, width) in widths.items() if kept < width}
     pruner = tp.pruner.BasePruner(
         model, example, torch_pruning_importance(name), pruning_ratio_dict=ratios, ignored_layers=ignored
@@ -136,7 +136,7 @@ def prune_to_shapes(name: str, model: nn.Module, example: Tensor, wanted: Shapes
 
 
 def torch_pruning_importance(name: str) -> Callable:
-    """The L1 norm of filters, the BatchNorms' scales, or the L2 norm of all that makes and reads a channel."""
+    """The L1 norm of filters, BatchNorm scales, or the L2 norm of all weights that produce or read a channel."""
     from torch_pruning import importance
 
     if name == TORCH_PRUNING[0]:
@@ -145,17 +145,17 @@ def torch_pruning_importance(name: str) -> Callable:
 
 
 def shapes(model: nn.Module) -> Shapes:
-    """Of all parameters and buffers that hold channels."""
+    """The shapes of all parameters and buffers with channels."""
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if tensor.dim()}
 
 
 def shapes_after(plan: PruningPlan, before: Shapes, prefix: str = "") -> Shapes:
-    """What a plan leaves; the plan's names begin with the prefix."""
+    """The shapes after a plan; names in the plan begin with the prefix."""
     return {**before, **{change.name.removeprefix(prefix): change.new_shape for change in plan.changes}}
 
 
 def check_shapes(name: str, model: nn.Module, wanted: Shapes) -> None:
-    """Raise unless a pruned network is what was wanted.
+    """Raise an error unless a pruned network has the required shapes.
 
     Raises:
         AssertionError: If a tensor is larger, or the network smaller by more than ``TOLERANCE``.

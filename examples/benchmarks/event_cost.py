@@ -1,18 +1,18 @@
-"""What an event costs on ResNet-50, ViT-B/16 and GPT-2 (124M), part by part, against Torch-Pruning doing the same.
+"""Time of a pruning event on ResNet-50, ViT-B/16 and GPT-2 (124M), by part, compared with Torch-Pruning.
 
-The parts, as the callback calls them: *structure* (which channels belong together), *planning* (which stay, and the
-weights of what reads them), *surgery*, and *optimizer* (the state of an AdamW that has stepped, cut along). The
-self-check stands apart: Torch-Pruning has none. Random weights; half of the channels of every group go, and both sides
-must come to the same shapes. Torch-Pruning ranks by L2 norms and reweights nothing; its optimizer is built anew by the
-user. Every figure is the first call in a fresh process, and the processes take turns; the slow ones, reconstruction and
-self-check, have fewer of them.
+The parts, as in the callback: *structure* (finding groups of channels), *planning* (which channels stay, and new
+weights for their consumers), *surgery*, and *optimizer* (slicing the state of an AdamW after one step). The self-check
+is listed separately, since Torch-Pruning has none. The weights are random. Half of the channels of every group are
+removed, and both libraries must reach the same shapes. Torch-Pruning ranks by L2 norms without reweighting, and its
+user has to create a new optimizer. Every figure is the first call in a fresh process, and the processes of the
+libraries alternate. The slow parts, reconstruction and self-check, are repeated less often.
 
-Groups without a coreset form (attention heads, and all of GPT-2 with the GELU that its configuration names) are ranked
-by norms whatever the method, which is far less work than a coreset: the table says how many are.
+Groups to which the method does not apply (attention heads, and all of GPT-2 with the GELU of its configuration) are
+ranked by norms. This is much less work than a coreset, so the table shows how many groups were ranked.
 
-On ViT both remove heads as well. On GPT-2 both cut the FFN only: Torch-Pruning needs a customized pruner and importance
-for the Conv1D of `transformers` (``torch_pruning_event.py``), and with these its group of the merged projection of
-queries, keys and values still asks for all 2304 columns of the next layer, which has 768.
+On ViT, both libraries also remove heads. On GPT-2, both prune the FFN only: Torch-Pruning needs a custom pruner and
+importance for the Conv1D of `transformers` (``torch_pruning_event.py``), and even then its group for the merged
+projection of queries, keys and values asks for all 2304 columns of the next layer, which has 768.
 
     pip install ".[benchmarks]"
     python examples/benchmarks/event_cost.py
@@ -29,7 +29,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from event_networks import WORKS, ExampleInputs, Work, run
-from measuring import Stopwatch, in_fresh_process, told, told_ratio
+from measuring import Stopwatch, format_ratio, format_times, in_fresh_process
 from reporting import markdown, setting
 from torch import nn
 
@@ -46,7 +46,7 @@ Found = dict[tuple[str, str], list[Seconds]]
 
 
 def trained(model: nn.Module) -> torch.optim.Optimizer:
-    """An AdamW with the state of one step; gradients are gone again."""
+    """An AdamW with the state of one step, and no gradients."""
     optimizer = torch.optim.AdamW(model.parameters())
     for parameter in model.parameters():
         parameter.grad = torch.full_like(parameter, 1e-3)
@@ -56,7 +56,7 @@ def trained(model: nn.Module) -> torch.optim.Optimizer:
 
 
 def ours(model: nn.Module, inputs: ExampleInputs, work: Work, method: str) -> Seconds:
-    """Seconds of every part of an event; and, as plain numbers, how many groups there were and how many were ranked."""
+    """Seconds of every part of an event; also the number of groups, and how many of them were ranked."""
     from lightning_coreset.methods import as_method
     from lightning_coreset.optimizers import slice_optimizer_state
     from lightning_coreset.planning import Request, make_plan
@@ -79,7 +79,7 @@ def ours(model: nn.Module, inputs: ExampleInputs, work: Work, method: str) -> Se
 
 
 def self_check(model: nn.Module, inputs: ExampleInputs) -> Seconds:
-    """Seconds of the trial on copies that comes before the first event."""
+    """Seconds of the self-check, which precedes the first event."""
     from lightning_coreset.structure import Example, analyse
     from lightning_coreset.verification import failing_groups
 
@@ -93,10 +93,10 @@ def self_check(model: nn.Module, inputs: ExampleInputs) -> Seconds:
 
 
 def theirs(model: nn.Module, inputs: ExampleInputs, work: Work) -> Seconds:
-    """Seconds from Torch-Pruning's dependency graph to the pruned network."""
+    """Seconds for building Torch-Pruning's dependency graph and pruning."""
     import torch_pruning_event
 
-    trained(model)  # nothing is made of its state: this is for a process in the same condition
+    trained(model)  # unused: it puts the process into the same condition as ours
     watch = Stopwatch()
     torch_pruning_event.prune(model, inputs, RATIO, work)
     watch.lap(THEIRS)
@@ -107,7 +107,7 @@ Measured = tuple[Seconds, list[tuple[int, ...]]]
 
 
 def measured(work: Work, part: str, tiny: bool = False) -> Measured:
-    """Seconds of one part in this process, and the shapes of the parameters that came out."""
+    """Seconds of one part in this process, and the resulting parameter shapes."""
     torch.manual_seed(0)
     model, inputs = work.build(tiny)
     if part == CHECK:
@@ -120,10 +120,10 @@ def measured(work: Work, part: str, tiny: bool = False) -> Measured:
 
 
 def measure(names: Iterable[str], parts: Sequence[str], repeats: int, slow_repeats: int, tiny: bool) -> Found:
-    """Every part of every network in turn, each in a fresh process.
+    """Measure every part of every network, alternating, each in a fresh process.
 
     Raises:
-        AssertionError: If two that prune come to different shapes.
+        AssertionError: If two of them prune to different shapes.
     """
     found: Found = defaultdict(list)
     for number in range(repeats):
@@ -141,7 +141,7 @@ def measure(names: Iterable[str], parts: Sequence[str], repeats: int, slow_repea
 
 
 def rows(names: Iterable[str], found: Found) -> Iterable[list[str]]:
-    """A row for each network and method of ours."""
+    """A row for each network and each of our methods."""
     for name in names:
         checks = [one[CHECK] for one in found[name, CHECK]]
         other = [one[THEIRS] for one in found[name, THEIRS]]
@@ -154,11 +154,11 @@ def rows(names: Iterable[str], found: Found) -> Iterable[list[str]]:
                 WORKS[name].title,
                 method,
                 f"{runs[0]['groups']:.0f}, {runs[0]['ranked']:.0f} ranked",
-                *(told([one[step] for one in runs]) for step in STEPS),
-                told(event, ".2f"),
-                told(other, ".2f") if other else "",
-                told_ratio(event, other) if other else "",
-                told(checks, ".2f") if checks else "",
+                *(format_times([one[step] for one in runs]) for step in STEPS),
+                format_times(event, ".2f"),
+                format_times(other, ".2f") if other else "",
+                format_ratio(event, other) if other else "",
+                format_times(checks, ".2f") if checks else "",
             ]
 
 
@@ -180,8 +180,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     size = "Tiny networks of the same kinds" if given.tiny else f"{RATIO:.0%} of the channels of every group"
     print(setting("torch-pruning", "transformers"))
     print(f"{size}: seconds of the first event in a fresh process, median / fastest of {given.repeats}")
-    print(f"({' and '.join(SLOW)}: {given.slow_repeats}). An event is structure, planning and surgery; ", end="")
-    print("Torch-Pruning is its graph and its step.\n")
+    print(
+        f"({' and '.join(SLOW)}: {given.slow_repeats}). An event consists of structure analysis, planning and surgery;"
+    )
+    print("the time of Torch-Pruning is that of building its graph and of one pruning step.\n")
     head = ["network", "method", "groups", *STEPS, "event", "Torch-Pruning", "event / Torch-Pruning", CHECK]
     print(markdown(head, rows(given.model, results)))
 

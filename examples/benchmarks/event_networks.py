@@ -1,6 +1,6 @@
-"""The networks on which the cost of an event is measured, with random weights: ResNet-50, ViT-B/16 and GPT-2 (124M).
+"""The networks for measuring the time of an event, with random weights: ResNet-50, ViT-B/16 and GPT-2 (124M).
 
-The transformers are built by the package of that name from its own configurations; nothing is downloaded.
+The transformers are built by the package ``transformers`` from its own configurations; nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ ExampleInputs = Tensor | dict[str, Tensor]
 
 
 class Bottleneck(nn.Module):
-    """1 x 1, 3 x 3, 1 x 1, and a shortcut that projects where shapes change."""
+    """Convolutions of 1 x 1, 3 x 3 and 1 x 1, and a shortcut with a projection if shapes change."""
 
     def __init__(self, inputs: int, width: int, stride: int) -> None:
         super().__init__()
@@ -57,13 +57,13 @@ class ResNet50(nn.Module):
 
 
 def resnet50(tiny: bool) -> tuple[nn.Module, ExampleInputs]:
-    """One image; the tiny one has one block a stage and an eighth of the channels."""
+    """ResNet-50 and one image; the tiny version has one block per stage and an eighth of the channels."""
     size = 32 if tiny else 224
     return ResNet50(8, (1, 1, 1, 1)) if tiny else ResNet50(), torch.randn(1, 3, size, size)
 
 
 def vit(tiny: bool) -> tuple[nn.Module, ExampleInputs]:
-    """Dosovitskiy et al., arXiv 2010.11929; two images, since heads cannot be told from the batch where that is 1."""
+    """Dosovitskiy et al., arXiv 2010.11929; two images, since with a batch of 1 heads look like the batch."""
     from transformers import ViTConfig, ViTForImageClassification
 
     small = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
@@ -73,11 +73,11 @@ def vit(tiny: bool) -> tuple[nn.Module, ExampleInputs]:
 
 
 def gpt2(tiny: bool, activation: str = "gelu_new") -> tuple[nn.Module, ExampleInputs]:
-    """Radford et al. (2019), the smallest; two sequences of 128 tokens."""
+    """The smallest GPT-2 (Radford et al., 2019), and two sequences of 128 tokens."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     small = {"vocab_size": 60, "n_positions": 32, "n_embd": 32, "n_layer": 2, "n_head": 4}
-    special = dict.fromkeys(("bos_token_id", "eos_token_id"))  # within the tiny vocabulary there are none
+    special = dict.fromkeys(("bos_token_id", "eos_token_id"))  # the default ids are outside the tiny vocabulary
     config = GPT2Config(use_cache=False, activation_function=activation, **(small | special if tiny else {}))
     shape = (2, config.n_positions if tiny else 128)
     return GPT2LMHeadModel(config), {"input_ids": torch.randint(0, config.vocab_size, shape)}
@@ -85,13 +85,13 @@ def gpt2(tiny: bool, activation: str = "gelu_new") -> tuple[nn.Module, ExampleIn
 
 @dataclass(frozen=True)
 class Work:
-    """A network and which of its channels may go.
+    """A network and which of its channels are pruned.
 
     Attributes:
-        title: What a table says of it.
-        build: The network and its example inputs; whether a tiny one.
-        include_residual: Whether channels that shortcuts add up go as well.
-        ignore: Layers whose channels stay, as patterns.
+        title: Its name in the table.
+        build: Returns the network and its example inputs; takes whether to build the tiny version.
+        include_residual: Whether residual channels are pruned.
+        ignore: Patterns of layers whose channels stay.
     """
 
     title: str
@@ -100,9 +100,9 @@ class Work:
     ignore: tuple[str, ...] = ()
 
 
-# GPT-2's GELU is written out in products and sums, so that its groups have no coreset form and are ranked by norms;
-# "gelu_pytorch_tanh" is the same function as one operation of torch.
-# GPT-2's heads stay: Torch-Pruning does not follow the one projection that makes queries, keys and values.
+# GPT-2 computes its GELU with products and sums, so its groups have no coreset form and are ranked by norms;
+# "gelu_pytorch_tanh" is the same function as one operator of torch.
+# GPT-2 keeps its heads: Torch-Pruning does not support the merged projection of queries, keys and values.
 WORKS = {
     "resnet50": Work("ResNet-50, inside the blocks", resnet50),
     "resnet50-all": Work("ResNet-50, all channels", resnet50, include_residual=True),
@@ -115,7 +115,7 @@ WORKS = {
 
 
 def output_of(found: object) -> Tensor:
-    """The logits, also where a model of `transformers` wraps them."""
+    """The logits, also if a model of `transformers` wraps them."""
     return found if isinstance(found, Tensor) else found.logits  # type: ignore[attr-defined]
 
 

@@ -1,4 +1,4 @@
-"""How much room a network takes: the peak of a training in memory, and its ONNX file."""
+"""Memory and file size of a network: the peak during training, and its ONNX file."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor, nn
 
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler would say that it starts and stops
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler reports that it starts and stops
 
 from torch.profiler import ProfilerActivity, profile
 
 
 def training_peak(model: nn.Module, x: Tensor) -> int:
-    """Bytes that the network, its AdamW and two training steps take at most together, as torch's allocator counts."""
+    """Peak bytes of the network, its AdamW and two training steps, as counted by torch's allocator."""
     model = copy.deepcopy(model).train()
     device = next(model.parameters()).device
     x = x.to(device)
@@ -30,7 +30,7 @@ def training_peak(model: nn.Module, x: Tensor) -> int:
         return own + torch.cuda.max_memory_allocated() - before
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         _two_steps(model, x)
-    # Private, but all that tells of every allocation on a CPU: a process's resident set holds the libraries as well.
+    # Private, but the only record of every allocation on a CPU: the resident set of the process includes the libraries.
     events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
     current = peak = 0
     for event in sorted(events, key=lambda event: event.start_ns()):
@@ -41,14 +41,14 @@ def training_peak(model: nn.Module, x: Tensor) -> int:
 
 def _two_steps(model: nn.Module, x: Tensor) -> None:
     optimizer = torch.optim.AdamW(model.parameters())
-    for _ in range(2):  # the second one has the optimizer's state and gradients from the start
+    for _ in range(2):  # from the second step on, optimizer state and gradients exist
         model(x).square().mean().backward()
         optimizer.step()
 
 
 def onnx_bytes(model: nn.Module, x: Tensor) -> int:
     """The size of the ONNX file, weights included."""
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it tells of packages that are not there
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it reports missing optional packages
     with TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         path = Path(folder, "model.onnx")

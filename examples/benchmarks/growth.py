@@ -1,12 +1,12 @@
-"""How planning grows with the channels of a group, beside the limits that it nears.
+"""Planning time by number of channels of a group, compared with lower bounds.
 
-One group: Linear(N, N), ReLU, Linear(N, N), of whose N channels in the middle half go. Planning alone is timed, the
-structure being known, in one process, the contenders in turn. The limits:
+One group: Linear(N, N), ReLU, Linear(N, N); half of the N channels between them are removed. Only planning is timed,
+with a known structure, in one process, alternating. The lower bounds:
 
-- *one pass*: the norms of all rows of the first weight and of all columns of the second, which is the least that
-  anything that looks at the weights can take;
-- *N^3/3*: a Cholesky factorisation of size N in float64, the least that solving for new weights can take; and what that
-  many multiplications take at the rate of a product of two such matrices.
+- *one pass*: the norms of all rows of the first weight and of all columns of the second. A method that reads the
+  weights cannot be faster.
+- *N^3/3*: a Cholesky factorisation of size N in float64, the minimum for solving for new weights; and the time of that
+  many multiplications at the rate of a matrix product of this size.
 
     python examples/benchmarks/growth.py
 
@@ -34,7 +34,7 @@ METHODS = ("sensitivity", "reconstruction")
 
 
 def contenders(channels: int) -> dict[str, Callable[[], float]]:
-    """Planning by each method, and the limits, each timing itself once."""
+    """Planning with each method, and the lower bounds; each times itself once."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, channels))
     first, second = model[0].weight.detach(), model[2].weight.detach()
@@ -51,7 +51,7 @@ def contenders(channels: int) -> dict[str, Callable[[], float]]:
 
 
 def measure(sizes: Iterable[int], repeats: int) -> dict[int, dict[str, float]]:
-    """Medians by number of channels and contender; large ones are called less often, small ones once in vain."""
+    """Medians by number of channels and contender; large ones are called less often, small ones have a warm-up call."""
     found = {}
     for channels in sizes:
         calls = contenders(channels)
@@ -63,7 +63,7 @@ def measure(sizes: Iterable[int], repeats: int) -> dict[int, dict[str, float]]:
 
 
 def rows(found: dict[int, dict[str, float]]) -> Iterable[list[str]]:
-    """Milliseconds, growth since the row before, and ratios to the limits."""
+    """Milliseconds, growth since the row before, and ratios to the lower bounds."""
     before: dict[str, float] | None = None
     for channels, one in found.items():
         flops = one["product"] / 6  # a product takes 2 N^3 operations, N^3/3 are a sixth
@@ -82,7 +82,7 @@ def rows(found: dict[int, dict[str, float]]) -> Iterable[list[str]]:
 
 
 def ms(value: float) -> str:
-    """Milliseconds with three digits or all before the point."""
+    """Milliseconds with at least three significant digits."""
     return f"{1000 * value:.3g}" if value < 1 else f"{1000 * value:.0f}"
 
 
@@ -91,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=list(SIZES))
     parser.add_argument(
-        "--repeats", type=int, default=3, help="at 1024 channels; in proportion more below, fewer above"
+        "--repeats", type=int, default=3, help="calls at 1024 channels; proportionally more below, fewer above"
     )
     given = parser.parse_args(arguments)
     found = measure(given.sizes, given.repeats)

@@ -1,4 +1,4 @@
-"""Images as tensors on one device: read, made smaller, normalised, and augmented a batch at a time."""
+"""Images as tensors on one device: reading, downscaling, normalisation, and augmentation by batch."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ __all__ = ["Batches", "Images", "Split", "augmented", "is_jpeg", "mnist", "prepa
 
 
 def prepared(path: Path, count: int, test_count: int, *, pixels: int, device: torch.device | str = "cpu") -> Images:
-    """CIFAR-10, or a part of it, averaged down to ``pixels`` x ``pixels``, each colour normalised.
+    """CIFAR-10 or a part of it, averaged down to ``pixels`` x ``pixels``, with each colour normalised.
 
     Args:
-        path: As for :func:`data.cifar10`, or an ``.npz`` of JPEG files end to end: ``train_jpeg`` and ``test_jpeg``
-            (bytes), ``train_end`` and ``test_end`` (where each image ends), ``train_y`` and ``test_y``.
-        count: So many, the first of the file, are taken to train on.
-        test_count: Likewise, to test on.
-        pixels: Up to 32.
-        device: Where all images are kept.
+        path: As for :func:`data.cifar10`, or an ``.npz`` file of concatenated JPEG files: ``train_jpeg`` and
+            ``test_jpeg`` (bytes), ``train_end`` and ``test_end`` (the end of each image), ``train_y`` and ``test_y``.
+        count: The number of training images, taken from the start of the file.
+        test_count: The number of test images, likewise.
+        pixels: Height and width, at most 32.
+        device: The device of all images.
     """
     images = jpegs(path, count, test_count) if is_jpeg(path) else cifar10(path)
     (train, labels), (test, test_labels) = images
@@ -44,7 +44,7 @@ def prepared(path: Path, count: int, test_count: int, *, pixels: int, device: to
 
 
 def is_jpeg(path: Path) -> bool:
-    """Whether a file holds JPEG files."""
+    """Whether a file contains JPEG files."""
     if path.suffix != ".npz":
         return False
     with np.load(path) as file:
@@ -67,13 +67,13 @@ def jpegs(path: Path, count: int, test_count: int) -> Images:
 
 
 class Batches:
-    """A split in batches, in a new random order every time, on the device where it is.
+    """Batches of a split, in a new random order every time, on the device of the split.
 
     Args:
         split: Images and labels.
-        generator: On the CPU, so that every device sees the same batches.
-        size: Images in a batch; the last one is smaller.
-        augment: Whether images are shifted by up to an eighth of their size, and half of them mirrored.
+        generator: On the CPU, so that the batches are the same for every device.
+        size: Images in a batch; the last batch may be smaller.
+        augment: Whether to shift images by up to an eighth of their size and to mirror half of them.
     """
 
     def __init__(self, split: Split, generator: torch.Generator, size: int = 128, augment: bool = False) -> None:
@@ -91,7 +91,7 @@ class Batches:
 
 
 def augmented(batch: Tensor, generator: torch.Generator) -> Tensor:
-    """Crops of the zero-padded images (4 pixels where they have 32), half of them mirrored, (N, C, H, W)."""
+    """Crops of the zero-padded images (by 4 pixels for 32 x 32), half of them mirrored, (N, C, H, W)."""
     count, _, height, width = batch.shape
     pad = width // 8
     top, left = torch.randint(2 * pad + 1, (2, count, 1), generator=generator)
@@ -100,5 +100,5 @@ def augmented(batch: Tensor, generator: torch.Generator) -> Tensor:
     columns = left + torch.where(mirrored, columns.flip(0), columns)
     rows, columns = rows.to(batch.device), columns.to(batch.device)
     places = torch.arange(count, device=batch.device)[:, None, None], rows[:, :, None], columns[:, None, :]
-    # Colours last while picking, so that a pixel is picked as a whole; the result is in channels-last memory format.
+    # Colours last while indexing, so that whole pixels are gathered; the result is in channels-last memory format.
     return F.pad(batch, [pad] * 4).permute(0, 2, 3, 1)[places].permute(0, 3, 1, 2)

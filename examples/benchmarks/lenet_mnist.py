@@ -1,15 +1,15 @@
-"""LeNet-300-100 on MNIST: accuracy without tuning, after 0.1 epoch and after one, of every method, at several widths.
+"""LeNet-300-100 on MNIST: accuracy of every method at several widths, directly after pruning and after fine-tuning.
 
-Torch-Pruning's importances prune the same network to the same widths. A second table brackets the worst error of a
-coreset of the first layer, whatever the input.
+Torch-Pruning prunes the same network to the same widths. A second table gives lower and upper bounds of the worst-case
+error of a coreset of the first layer, over all inputs.
 
     pip install ".[benchmarks]"
     python examples/benchmarks/lenet_mnist.py --data mnist.npz
 
-MNIST is an ``.npz`` or a folder that torchvision downloads into; ``examples/data.py`` says what is in the file.
+MNIST is an ``.npz`` file, or a folder that torchvision downloads into; ``examples/data.py`` describes the file.
 
-Some minutes on one CPU core with the default three seeds. Prints two Markdown tables; ``--certificates`` prints
-the second one alone.
+Some minutes on one CPU core with the default three seeds. Prints two Markdown tables; ``--certificates`` prints only
+the second one.
 """
 
 from __future__ import annotations
@@ -47,21 +47,21 @@ def lenet() -> nn.Sequential:
 
 
 def trained_network(training: Split, epochs: int, seed: int) -> nn.Sequential:
-    """The network before pruning."""
+    """Train the network that is pruned."""
     model = seeded(lenet, seed)
     train(model, batches(training, seed), epochs, adam(1e-3))
     return model
 
 
 def batches(training: Split, seed: int) -> Batches:
-    """Of training images as they are."""
+    """Batches of training images, without augmentation."""
     return Batches(training, torch.Generator().manual_seed(seed))
 
 
 def compare(
     model: nn.Sequential, images: Images, methods: dict[str, Prune], seed: int, tune: bool, results: Accuracies
 ) -> None:
-    """Add the accuracies of every method and share of neurons to the results."""
+    """Add the accuracies of every method and fraction of neurons to the results."""
     for keep in KEEP:
         target = Target.of(model, images.example, keep)
         for name, prune_in_place in methods.items():
@@ -79,7 +79,7 @@ def compare(
 def certified(
     model: nn.Sequential, method: Method, keep: float, radius: float, seed: int
 ) -> tuple[float, float, float, float]:
-    """Layer 1 alone: the largest output found of what reads it, the largest error found, certified, and by triangle."""
+    """Layer 1 alone: the largest output of layer 2, and its largest error: found, certified, by triangle bound."""
     pruned = copy.deepcopy(model)
     plan = prune(
         pruned,
@@ -114,14 +114,14 @@ def certified(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Train, prune every way, print."""
+    """Train, prune with every method, and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="an .npz file, or a folder for torchvision")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=8, help="of training before pruning")
+    parser.add_argument("--epochs", type=int, default=8, help="epochs of training before pruning")
     parser.add_argument("--contenders", default="*", help="shell patterns of names, with | between them")
-    parser.add_argument("--untuned", action="store_true", help="leave out the tuning")
-    parser.add_argument("--certificates", action="store_true", help="print the table of certificates alone")
+    parser.add_argument("--untuned", action="store_true", help="skip fine-tuning")
+    parser.add_argument("--certificates", action="store_true", help="only print the table of certificates")
     arguments = parser.parse_args(argv)
     begin(arguments.data)
     images = Images(*((x.flatten(1), y) for x, y in mnist(arguments.data)))
@@ -148,7 +148,7 @@ def report(dense: list[float], results: Accuracies, methods: dict[str, Prune], s
     tuned = "" if len(next(iter(results.values()))[0]) == 1 else " -> after 0.1 epoch -> after one epoch"
     print(
         f"\nLeNet-300-100, MNIST, {np.mean(dense):.1f}% unpruned, {averaged(seeds)}: test accuracy without "
-        f"tuning{tuned}, by the share of neurons kept in each hidden layer.\n"
+        f"fine-tuning{tuned}, by the fraction of neurons kept in each hidden layer.\n"
     )
     rows = []
     for name in methods:

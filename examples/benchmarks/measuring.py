@@ -1,4 +1,4 @@
-"""Times that can be compared: contenders in turn, in this process or each in a fresh one, and what is told of them."""
+"""Comparable times: contenders measured alternately, in this process or each in a fresh one, and their summary."""
 
 from __future__ import annotations
 
@@ -16,38 +16,38 @@ Seconds = Sequence[float]
 
 
 def now() -> float:
-    """Seconds of a clock; all that a GPU was given to do is done by then."""
+    """The time in seconds, after all work on the GPU has finished."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 def seconds(call: Callable[[], object]) -> float:
-    """How long one call takes."""
+    """The time of one call in seconds."""
     start = now()
     call()
     return now() - start
 
 
 class Stopwatch:
-    """Seconds of the parts of something, one after another."""
+    """Seconds of consecutive parts of a task."""
 
     def __init__(self) -> None:
         self.parts: dict[str, float] = {}
         self._last = now()
 
     def lap(self, part: str) -> None:
-        """What went by since the last lap was ``part``."""
+        """Record the time since the last lap as ``part``."""
         time = now()
         self.parts[part], self._last = time - self._last, time
 
 
 def interleaved(contenders: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
-    """What each contender returns, ``repeats`` times: A B, B A, A B ..., so that what else the machine does meets all.
+    """Call all contenders ``repeats`` times in the order A B, B A, A B ..., so that other load affects all of them.
 
     Args:
-        contenders: Each measures itself once and returns the seconds (or whatever it measures).
-        repeats: How often each is called.
+        contenders: Each measures itself once and returns its seconds (or any other result).
+        repeats: The number of calls of each.
     """
     found: dict[str, list[float]] = {name: [] for name in contenders}
     for number in range(repeats):
@@ -57,10 +57,10 @@ def interleaved(contenders: Mapping[str, Callable[[], float]], repeats: int) -> 
 
 
 def in_fresh_process(script: str, *arguments: str) -> dict[str, Any]:
-    """The JSON that a script prints as its last line, run by the same Python.
+    """Run a script with the same Python, and return the JSON in its last line of output.
 
     Raises:
-        RuntimeError: If it fails, with the end of what it said.
+        RuntimeError: If the script fails, with the end of its output.
     """
     done = subprocess.run([sys.executable, script, *arguments], capture_output=True, text=True)
     if done.returncode:
@@ -68,15 +68,15 @@ def in_fresh_process(script: str, *arguments: str) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-# Other load on the machine only ever adds time: the fastest run has least of it.
+# Other load on the machine can only add time, so the fastest run is least affected.
 PICKS: tuple[Callable[[Seconds], float], ...] = (statistics.median, min)
 
 
-def told(values: Seconds, form: str = ".3f") -> str:
-    """Median / fastest."""
+def format_times(values: Seconds, form: str = ".3f") -> str:
+    """Median / fastest, as text."""
     return " / ".join(f"{pick(values):{form}}" for pick in PICKS)
 
 
-def told_ratio(values: Seconds, others: Seconds, form: str = ".2f") -> str:
-    """One contender over another: the ratio of the medians / of the fastest."""
+def format_ratio(values: Seconds, others: Seconds, form: str = ".2f") -> str:
+    """One contender relative to another: the ratio of the medians / of the fastest, as text."""
     return " / ".join(f"{pick(values) / pick(others):{form}}" for pick in PICKS)

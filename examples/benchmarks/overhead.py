@@ -1,16 +1,16 @@
-"""What the callback costs in epochs in which it does nothing: an epoch with it / without it.
+"""Overhead of the callback in epochs without an event: time of an epoch with it / without it.
 
-Four trainings of the same network take turns in one process, on the same random batches:
+Four trainings of the same network alternate in one process, on the same random batches:
 
 - *without* the callback;
-- *empty*: with a callback that has no hooks of its own, which is what Lightning takes to call any: the floor;
-- *to come*: with the callback, its only event lying in the last epoch, which is not timed;
-- *over*: with it, its only event lying in the first epoch, which is not timed either. That event asks for so little
-  that no channel goes: the networks stay the same, and so their times can be compared.
+- *empty*: with a callback without hooks, which measures the time that Lightning needs for any callback;
+- *to come*: with our callback, whose only event is in the last epoch, which is not timed;
+- *over*: with our callback, whose only event is in the first epoch, which is not timed either. This event asks for so
+  little that no channel is removed: the networks stay the same, so their times can be compared.
 
-Everything else is the callback's default; as everywhere, it measures the accuracy of what validation shows. The second
-table tells how long each hook of the callback takes (in an extra training, of the state *to come*); the network's
-forward hooks, by which accuracy is measured in validation, run within the network's own time and are not among them.
+All other options are the defaults; so accuracy is measured during validation. The second table shows the time of each
+hook of the callback (in a separate training, in the state *to come*). It does not include the forward hooks with which
+accuracy is measured in validation; these run inside the forward pass of the network.
 
     python examples/benchmarks/overhead.py
 
@@ -60,13 +60,13 @@ HOOKS = (
 
 @dataclass(frozen=True)
 class Case:
-    """A network and its epochs.
+    """A network and the length of its epochs.
 
     Attributes:
-        build: Makes the network.
-        shape: Of a batch.
-        steps: Training steps of an epoch.
-        validation: Validation steps of an epoch.
+        build: Builds the network.
+        shape: The shape of a batch.
+        steps: Training steps per epoch.
+        validation: Validation steps per epoch.
     """
 
     build: Callable[[], nn.Module]
@@ -93,21 +93,21 @@ CASES = {
 
 
 def callback(state: str, epochs: int) -> CoresetPruningCallback:
-    """With one event, in the last or in the first of ``epochs``."""
+    """Our callback with one event, in the last or in the first of ``epochs``."""
     if state == "to come":
         return CoresetPruningCallback(0.5, schedule="one_shot", start=epochs - 1, verbose=False)
     return CoresetPruningCallback(1e-9, schedule="one_shot", start=0, verbose=False)
 
 
 def callbacks(contender: str, epochs: int) -> list[L.Callback]:
-    """What a contender trains with."""
+    """The callbacks of a contender."""
     if contender == "without":
         return []
     return [L.Callback() if contender == "empty" else callback(contender, epochs)]
 
 
 def train(case: Case, epochs: int, callbacks: Sequence[L.Callback]) -> Clock:
-    """Train a new network from the same start."""
+    """Train a new network, always from the same initial weights."""
     torch.manual_seed(0)
     clock = Clock()
     training, validation = batches(case.steps, case.shape), batches(case.validation, case.shape)
@@ -125,7 +125,7 @@ class Times:
     validations: list[float] = field(default_factory=list)
 
     def training(self, case: Case, epochs: int, contender: str) -> float:
-        """Train once more, and note the epochs in which nothing is done; returns the seconds of an epoch."""
+        """Train once more, record the epochs without an event, and return the seconds of an epoch."""
         clock = train(case, epochs, callbacks(contender, epochs))
         self.epochs += clock.epochs[1:]
         self.validations += clock.validations[1:-1]
@@ -133,14 +133,14 @@ class Times:
 
 
 def compare(case: Case, epochs: int, repeats: int) -> dict[str, Times]:
-    """Epochs without and with a callback, trainings taking turns."""
+    """Epochs with and without a callback, in alternating trainings."""
     times = {name: Times() for name in ("without", *CONTENDERS)}
     interleaved({name: partial(one.training, case, epochs, name) for name, one in times.items()}, repeats)
     return times
 
 
 def ratios(name: str, case: Case, times: dict[str, Times]) -> list[str]:
-    """A row: what a step takes, and what an epoch and a validation take with a callback over without it."""
+    """A row: the time of a step, and the ratios with / without a callback for an epoch and a validation."""
     epoch, validation = (median(part) for part in (times["without"].epochs, times["without"].validations))
     cells = [name, f"{1000 * (epoch - validation) / case.steps:.2f}", f"{len(times['without'].epochs)}"]
     for contender in CONTENDERS:
@@ -152,11 +152,11 @@ def ratios(name: str, case: Case, times: dict[str, Times]) -> list[str]:
 
 
 class HookTimes:
-    """Seconds of every call of a callback's hooks in epochs in which it does nothing.
+    """Seconds of every call of a callback's hooks in epochs without an event.
 
     Args:
         watched: The callback.
-        last: The epoch from which on calls do not count; neither do those of the first epoch.
+        last: Calls in the first epoch, and from this epoch on, are not recorded.
     """
 
     def __init__(self, watched: CoresetPruningCallback, last: int) -> None:
@@ -172,7 +172,7 @@ class HookTimes:
 
 
 def hook_rows(name: str, case: Case, epochs: int) -> Iterable[list[str]]:
-    """How long each hook takes."""
+    """The time of each hook."""
     watched = callback("to come", epochs)
     hooks = HookTimes(watched, epochs - 1)
     clock = train(case, epochs, [watched])
@@ -185,19 +185,19 @@ def hook_rows(name: str, case: Case, epochs: int) -> Iterable[list[str]]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=6, help="trainings of every contender")
-    parser.add_argument("--epochs", type=int, default=7, help="of every training; all but two are timed")
+    parser.add_argument("--repeats", type=int, default=6, help="number of trainings of every contender")
+    parser.add_argument("--epochs", type=int, default=7, help="epochs of every training; all but two are timed")
     parser.add_argument("--cases", type=int, nargs="+", default=list(range(len(CASES))), help="networks by number")
     given = parser.parse_args(arguments)
     cases = {name: case for number, (name, case) in enumerate(CASES.items()) if number in given.cases}
     print(setting("lightning"))
-    print(f"Epochs with a callback over epochs without it: medians of {given.repeats} trainings each, in turn.\n")
+    print(f"Time of an epoch with a callback / without it: medians of {given.repeats} trainings each, alternating.\n")
     head = ["network", "ms of a step", "epochs timed"]
     for contender in CONTENDERS:
         head += [f"{contender}: epoch", f"{contender}: validation", f"{contender}: microseconds more for a step"]
     compared = [ratios(name, case, compare(case, given.epochs, given.repeats)) for name, case in cases.items()]
     print(markdown(head, compared))
-    print("\nThe hooks of the callback, its event being to come.\n")
+    print("\nThe hooks of the callback before its event.\n")
     rows = [row for name, case in cases.items() for row in hook_rows(name, case, given.epochs)]
     print(markdown(["network", "hook", "calls an epoch", "microseconds of a call", "of the epoch"], rows))
 

@@ -1,10 +1,10 @@
-"""Accuracy right after a pruning event and two epochs later, with and without BatchNorms recomputed.
+"""Accuracy right after a pruning event and two epochs later, with and without recomputed BatchNorm statistics.
 
     python examples/benchmarks/recalibration.py
 
-Trains the convolutional network of ``examples/quickstart.py`` on the digits that ship with scikit-learn, prunes it once
-in the middle, and prints a Markdown table: means over the seeds, in percent. Some minutes on one CPU core with the
-default three seeds.
+Trains the convolutional network of ``examples/quickstart.py`` on the digits of scikit-learn, prunes it once during
+training, and prints a Markdown table: means over the seeds, in percent. Some minutes on one CPU core with the default
+three seeds.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ BATCHES = (0, 1, 8)
 
 @dataclass(frozen=True)
 class Accuracies:
-    """Of one run: before the event, right after it, and at the end."""
+    """Accuracies of one run: before the event, right after it, and at the end."""
 
     before: float
     after: float
@@ -50,7 +50,7 @@ def train(method: MethodName, ratio: float, batches: int, seed: int, epochs: int
         schedule="one_shot",
         start=2 * epochs // 3,
         recalibrate_batches=batches,
-        eval_batches=100,  # more than there are: all of them
+        eval_batches=100,  # larger than the number of batches: all of them
         verbose=False,
     )
     trainer = L.Trainer(

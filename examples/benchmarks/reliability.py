@@ -1,18 +1,19 @@
-"""How often it was tried whether anything breaks, and how often nothing did: counts, from running it all now.
+"""Counts of reliability tests, and of those that passed, from running all of them now.
 
-- *networks*: those of the test suite's zoo (``tests/zoo/``), in each of which the groups of channels are found;
-- *removals*: of the groups, at most six of a network and all at once, 30% of the classes are removed, and the outputs
-  compared with those of the network whose consumers of these channels are zeroed. A group that does not pass is one
-  whose width the network's own code writes as a number: the next row counts those that the self-check finds;
-- *faults*: tests that make something fail in or before a pruning event (an exception, no memory, a signal, another
-  process) and compare what is left with what was there before, or, where the event is over, with what it made;
-- *resumes*: tests that end a training somewhere, take it up from a checkpoint, and compare with one that nobody ended.
+- *networks*: the networks in ``tests/zoo/``, in each of which the groups of channels are found;
+- *removals*: 30% of the classes of a group are removed (for at most six groups of a network, and for all groups at
+  once), and the outputs are compared with those of the network whose consumers of these channels are zeroed. A removal
+  only fails if the width of the group is hard-coded in the network; the next row counts those that the self-check
+  finds;
+- *faults*: tests that cause a failure in or before a pruning event (an exception, no memory, a signal, another process)
+  and compare the state afterwards with the state before, or, if the event was complete, with its result;
+- *resumes*: tests that stop a training, resume it from a checkpoint, and compare with a training that was not stopped.
 
     python examples/benchmarks/reliability.py
 
-Needs a clone of the repository and what ``pip install ".[test,benchmarks]"`` installs. A quarter of an hour on one
-core; ``--quick`` does a little of most. Prints a Markdown table, and ends with an error that names the tests that did
-not pass, if there are any.
+Needs a clone of the repository and what ``pip install ".[test,benchmarks]"`` installs. Takes a quarter of an hour on
+one core; ``--quick`` runs a part of most tests. Prints a Markdown table. If tests did not pass, ends with an error that
+names them.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from lightning_coreset.structure import Example
 from lightning_coreset.verification import failing_groups
 
 ROOT = Path(__file__).parents[2]
-SURVEY = "python docs/make_networks.py"  # writes the table behind these counts
+SURVEY = "python docs/make_networks.py"  # writes the table with the details
 QUICK_STRIDE = 40
 
 
@@ -44,10 +45,10 @@ class Tests:
     """Tests of one kind.
 
     Attributes:
-        title: What each of them tries.
-        file: Where they are.
-        names: The expression by which pytest selects them in the file.
-        quick: One that selects a few.
+        title: What each of them tests.
+        file: The file that contains them.
+        names: The expression for pytest that selects them in the file.
+        quick: An expression that selects a few.
     """
 
     title: str
@@ -56,7 +57,7 @@ class Tests:
     quick: str = ""
 
     def command(self, quick: bool) -> list[str]:
-        """All of them, the slow ones included, in one process."""
+        """The pytest arguments that run all of them, including slow ones, in one process."""
         return ["pytest", "-n", "0", "-m", "not gpu", self.file, "-k", self.quick if quick else self.names]
 
 
@@ -82,7 +83,7 @@ TESTS = (
 
 
 def run(tests: Tests, quick: bool) -> tuple[int, list[str]]:
-    """How many tests there were, and the names of those that did not pass, be it that they were skipped.
+    """The number of tests, and the names of those that did not pass (skipped ones included).
 
     Raises:
         RuntimeError: If pytest cannot run them, or finds none.
@@ -99,7 +100,7 @@ def run(tests: Tests, quick: bool) -> tuple[int, list[str]]:
 
 
 def zoo_rows(quick: bool) -> Iterable[list[str]]:
-    """Networks, groups, verdicts, and what the self-check says where a removal was not right."""
+    """Rows for networks, groups and removals, and for what the self-check says if a removal was not right."""
     sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
     from zoo import ZOO
     from zoo.oracle import survey

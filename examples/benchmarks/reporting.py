@@ -1,4 +1,4 @@
-"""What every benchmark prints: a Markdown table, and the versions and the machine that made it."""
+"""Output of the benchmarks: Markdown tables, and the versions and the machine."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tabulate import tabulate
 
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table; cells are text already, so that every script says how many places its figures are worth."""
+    """A Markdown table; the cells are text, so that every script chooses the number of digits."""
     return tabulate([*rows], [*head], tablefmt="github", disable_numparse=True)
 
 
@@ -25,7 +25,7 @@ def setting(*packages: str) -> str:
 
 
 def package_version(name: str) -> str:
-    """Of the installed package; a source tree on the path has none."""
+    """The version of the installed package; a source tree on the path has none."""
     try:
         return version(name)
     except PackageNotFoundError:
@@ -33,7 +33,7 @@ def package_version(name: str) -> str:
 
 
 def machine() -> str:
-    """The GPU if torch sees one, else the processor with the threads that torch uses."""
+    """The GPU if there is one, else the processor with the number of threads that torch uses."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     threads = torch.get_num_threads()
@@ -41,7 +41,7 @@ def machine() -> str:
 
 
 def processor() -> str:
-    """The processor's name where the system tells it (Linux), else its architecture."""
+    """The name of the processor on Linux, else its architecture."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         for line in cpuinfo.read_text().splitlines():

@@ -1,4 +1,4 @@
-"""One training with the Trainer, during which someone prunes: our callback, or one that calls Torch-Pruning."""
+"""A training with pruning, by our callback or by one that calls Torch-Pruning."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lightning_coreset.methods import Method
 
 
 class Classifier(L.LightningModule):
-    """A LightningModule like any other: it knows nothing of pruning."""
+    """An ordinary LightningModule, without any code for pruning."""
 
     def __init__(self, network: nn.Module, example: Tensor) -> None:
         super().__init__()
@@ -40,13 +40,13 @@ class Classifier(L.LightningModule):
 
 @dataclass(frozen=True)
 class Course:
-    """How a network is trained, and how much of it goes meanwhile.
+    """How a network is trained and pruned.
 
     Attributes:
-        epochs: Of training, all in all.
-        ratio: The fraction of the multiply-accumulates that is gone at the end.
-        include_residual: Whether channels coupled by additions may go.
-        precision: As the Trainer takes it.
+        epochs: The total number of epochs.
+        ratio: The fraction of the multiply-accumulates to remove.
+        include_residual: Whether channels coupled by additions are pruned.
+        precision: An argument of the Trainer.
     """
 
     epochs: int
@@ -55,13 +55,13 @@ class Course:
     precision: str = "32-true"
 
     def train(self, network: nn.Module, images: Images, seed: int, callbacks: Sequence[L.Callback] = ()) -> float:
-        """Train on the device where the images are; return the test accuracy in percent."""
+        """Train on the device of the images; return the test accuracy in percent."""
         batches = Batches(images.train, torch.Generator().manual_seed(seed), augment=True)
         self.trainer(images, callbacks).fit(Classifier(network, images.example), batches)
         return accuracy(network.to(images.example.device), images.test)
 
     def events(self, network: nn.Module, images: Images) -> dict[int, Shapes]:
-        """For every pruning event the shapes that it leaves, by epoch; the network is only read."""
+        """The shapes after every pruning event, by epoch; the network is not changed."""
         module = Classifier(network, images.example)
         dry_run = self.callback(Random(), 0).dry_run(self.trainer(images), module)
         found, now = {}, shapes(network)
@@ -71,7 +71,7 @@ class Course:
         return found
 
     def pruner(self, name: str, seed: int, events: Mapping[int, Shapes]) -> L.Callback:
-        """What prunes by the method of that name."""
+        """The callback that prunes with the method of that name."""
         return self.callback(METHODS[name], seed) if name in METHODS else TorchPruning(name, events)
 
     def callback(self, method: Method, seed: int) -> CoresetPruningCallback:
@@ -101,11 +101,11 @@ class Course:
 
 
 class TorchPruning(L.Callback):
-    """Torch-Pruning at the epochs and to the widths of our callback.
+    """Prune with Torch-Pruning, at the epochs and to the widths of our callback.
 
     Args:
         name: One of the importances in ``contenders.TORCH_PRUNING``.
-        events: The shapes that every event leaves, by epoch.
+        events: The shapes after every event, by epoch.
     """
 
     def __init__(self, name: str, events: Mapping[int, Shapes]) -> None:
@@ -126,7 +126,7 @@ class TorchPruning(L.Callback):
 def replace_parameters(
     optimizer: torch.optim.Optimizer, before: Mapping[str, nn.Parameter], after: Mapping[str, nn.Parameter]
 ) -> None:
-    """Give an optimizer the parameters that took the place of others; their state begins anew."""
+    """Replace parameters in an optimizer; the state of the new ones is empty."""
     new = {old: after[name] for name, old in before.items()}
     for group in optimizer.param_groups:
         group["params"] = [new[old] for old in group["params"]]

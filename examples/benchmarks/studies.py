@@ -1,4 +1,4 @@
-"""What the benchmarks on CIFAR-10 share: a network with its sizes, the command line, and the head of a table."""
+"""Common parts of the benchmarks on CIFAR-10: networks with their settings, the command line, and table headings."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ class Study:
     """One network, how it is trained, and how it is pruned.
 
     Attributes:
-        name: What tables call it.
-        build: Makes it.
-        count: Training images.
-        test_count: Test images.
-        pixels: Their height and width.
-        epochs: Of training.
-        include_residual: Whether channels that shortcuts add up are pruned, too; each in turn.
-        keeps: The fractions of channels that stay, each in turn, where they do not follow from a cost.
-        contenders: Patterns of the methods that run unless others are asked for.
+        name: Its name in tables.
+        build: Builds it.
+        count: Number of training images.
+        test_count: Number of test images.
+        pixels: Height and width of the images.
+        epochs: Epochs of training.
+        include_residual: Whether residual channels are pruned; one run for each value.
+        keeps: The fractions of channels kept, one run for each, if they do not follow from a cost.
+        contenders: Patterns of the methods that run by default.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Study:
         return prepared(path, self.count, self.test_count, pixels=self.pixels, device=device)
 
     def network(self, images: Images, seed: int) -> nn.Sequential:
-        """A new one, where the images are."""
+        """A new network, on the device of the images."""
         return seeded(self.build, seed).to(images.example.device)
 
     def title(self, images: Images, include_residual: bool) -> str:
@@ -60,7 +60,7 @@ class Study:
 
 
 def command_line(description: str | None) -> argparse.ArgumentParser:
-    """The options that both scripts have."""
+    """The options of both scripts."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="an .npz file, or a folder for torchvision")
     parser.add_argument("--full", action="store_true", help="full size, for a GPU")
@@ -74,7 +74,7 @@ def command_line(description: str | None) -> argparse.ArgumentParser:
 
 
 def chosen(arguments: argparse.Namespace, small: Sequence[Study], full: Sequence[Study]) -> list[Study]:
-    """The studies asked for, in the sizes asked for."""
+    """The selected studies, with the selected sizes."""
     given = {name: getattr(arguments, name) for name in ("count", "test_count", "epochs", "contenders")}
     changes = {name: value for name, value in given.items() if value is not None}
     studies = [one for one in (full if arguments.full else small) if selected(one.name, arguments.networks)]
@@ -82,7 +82,7 @@ def chosen(arguments: argparse.Namespace, small: Sequence[Study], full: Sequence
 
 
 def begin(path: Path) -> None:
-    """One thread, for on many cores small networks wait more than they work; say what makes the figures."""
+    """Use one thread, since small networks do not gain from more, and print versions and machine."""
     torch.set_num_threads(1)
     print(setting("torch-pruning") if has_torch_pruning() else f"{setting()}\n{ABSENT}", flush=True)
     if is_jpeg(path):
@@ -90,5 +90,5 @@ def begin(path: Path) -> None:
 
 
 def averaged(seeds: int) -> str:
-    """What a figure is."""
+    """The number of seeds, as text."""
     return "one seed" if seeds == 1 else f"mean of {seeds} seeds"

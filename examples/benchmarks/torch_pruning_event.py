@@ -1,8 +1,8 @@
-"""An event by Torch-Pruning on the networks of ``event_networks.py``: graph, ranking by L2 norms, removal.
+"""A pruning event with Torch-Pruning on the networks of ``event_networks.py``: graph, ranking by L2 norms, removal.
 
     pip install torch-pruning==1.6.1
 
-What ours leaves alone is ignored here, so that both remove the same numbers of the same channels.
+Layers that our package does not prune are ignored here, so that both remove the same number of channels.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch_pruning.pruner.function import BasePruningFunc
 
 
 def prune(model: nn.Module, inputs: ExampleInputs, ratio: float, work: Work) -> None:
-    """From the dependency graph to the pruned network, in place."""
+    """Build the dependency graph and prune the network, in place."""
     importance = tp.importance.MagnitudeImportance(p=2)
     if isinstance(model, ResNet50):
         _prune_resnet50(model, inputs, ratio, importance, work.include_residual)
@@ -30,7 +30,7 @@ def prune(model: nn.Module, inputs: ExampleInputs, ratio: float, work: Work) -> 
 def _prune_resnet50(
     model: ResNet50, x: ExampleInputs, ratio: float, importance: tp.importance.Importance, residual: bool
 ) -> None:
-    # What ours leaves alone: the output, and unless asked for the channels that shortcuts add up.
+    # What our package does not prune: the output, and by default residual channels.
     added = [block.conv3 for block in model.blocks]
     added += [block.downsample[0] for block in model.blocks if block.downsample]
     ignored = [model.fc] if residual else [model.fc, *added]
@@ -83,7 +83,7 @@ def _prune_gpt2(model: nn.Module, inputs: ExampleInputs, ratio: float) -> None:
 
 
 class Conv1DPruner(BasePruningFunc):
-    """What Torch-Pruning has to be told of the Linear of `transformers` whose weight is ``(in, out)``."""
+    """Pruner for the Conv1D of `transformers`, a Linear with a weight of shape ``(in, out)``."""
 
     def prune_out_channels(self, layer: nn.Module, idxs: Sequence[int]) -> nn.Module:
         kept = sorted(set(range(layer.nf)) - set(idxs))
@@ -106,7 +106,7 @@ class Conv1DPruner(BasePruningFunc):
 
 
 class Conv1DNorms:
-    """Squared norms over all that makes and reads a channel, as its ``MagnitudeImportance`` has them for a Linear."""
+    """Squared norms of all weights that produce or read a channel, like ``MagnitudeImportance`` for a Linear."""
 
     def __init__(self, pruner: Conv1DPruner) -> None:
         self.pruner = pruner

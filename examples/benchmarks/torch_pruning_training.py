@@ -1,6 +1,6 @@
-"""What surrounds a network in training, after two libraries have pruned it; printed by ``torch_pruning_traps.py``.
+"""The state around a network in training after pruning with both libraries; printed by ``torch_pruning_traps.py``.
 
-Flags, ties, the optimizer that was made before, and a state dict that is read with ``weights_only=True``.
+Flags, tied weights, an optimizer created before pruning, and a state dict loaded with ``weights_only=True``.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ X = torch.randn(4, 6, generator=Generator().manual_seed(0))
 
 
 def in_training(ours: Prune, theirs: Prune) -> Iterator[tuple[str, str, str]]:
-    """What is asked, and what holds after this package and after Torch-Pruning."""
+    """Each property, and whether it holds after this package and after Torch-Pruning."""
     both = (ours, theirs)
     yield "frozen layers stay frozen", *(_yes(_stays_frozen(prune)) for prune in both)
     yield "tied weights stay tied", *(_yes(_stays_tied(prune)) for prune in both)
     yield "an optimizer made before trains the pruned network", *(_yes(_still_trains(prune)) for prune in both)
-    along = (_with_optimizer, lambda model, _: theirs(model, (X,)))  # nothing in Torch-Pruning takes an optimizer
+    along = (_with_optimizer, lambda model, _: theirs(model, (X,)))  # Torch-Pruning has no support for optimizers
     yield "its momentum is kept", *(_yes(_momentum_is_kept(prune)) for prune in along)
     loads = _loads(ours, make_resizable), _loads(theirs, lambda model: model)
     yield "the state dict fits a fresh model of the original size", *map(_yes, loads)
@@ -79,7 +79,7 @@ def _momentum_is_kept(prune: Callable[[nn.Module, torch.optim.Optimizer], None])
 
 
 def _with_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """As the callback does it for every optimizer of the Trainer."""
+    """Prune as the callback does, which slices the state of every optimizer of the Trainer."""
     plan = plan_pruning(model, (X,), 0.3)
     slice_optimizer_state(optimizer, apply_changes(model, plan.changes, plan.attributes))
 

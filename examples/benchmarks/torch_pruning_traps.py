@@ -1,11 +1,11 @@
-"""Small networks that are easy to prune wrongly, pruned by this package and by Torch-Pruning.
+"""Small networks that are hard to prune correctly, pruned by this package and by Torch-Pruning.
 
-Each is a seam at which channels move, meet or are shared, in the networks of ``tests/zoo`` that test this package, and
-both are asked for the same: 30% of the channels by the norm of their filters, the output's left alone. The judgement
-knows neither library. Random biases tell which channels are gone; the network that comes out must compute what the
-original computes with the filters, biases and BatchNorms of these channels set to zero, to 1e-6 in double precision, on
-two inputs. (Every activation here is zero at zero.) Two more tables: layers of kinds that one of the two leaves alone,
-and what surrounds a network in training (``torch_pruning_training.py``).
+Each network has one construct that moves, combines or shares channels; most are networks of ``tests/zoo``, which test
+this package. Both libraries remove 30% of the channels by the norm of their filters, except those of the output. The
+check does not depend on either library. Random biases identify the removed channels. The pruned network must compute
+what the original computes with the filters, biases and BatchNorms of these channels set to zero, to 1e-6 in double
+precision, on two inputs. (Every activation here is zero at zero.) Two more tables: types of layers that one of the
+libraries does not prune, and the state around a network in training (``torch_pruning_training.py``).
 
     pip install ".[test]" torch-pruning==1.6.1
     python examples/benchmarks/torch_pruning_traps.py
@@ -42,7 +42,7 @@ Prune = Callable[..., None]
 
 
 def twins() -> nn.Module:
-    """Two Linears own one weight, a bias each."""
+    """Two Linears with one weight and separate biases."""
     parts = {"first": nn.Linear(6, 12), "a": nn.Linear(12, 20), "b": nn.Linear(12, 20), "last": nn.Linear(20, 3)}
     net = Net(lambda net, x: net.last(net.a(net.first(x)).relu() + net.b(net.first(-x)).relu()), **parts)
     net.b.weight = net.a.weight
@@ -84,12 +84,12 @@ TRAPS = {
 
 
 def ours(model: nn.Module, inputs: Any, ratio: float = RATIO) -> None:
-    """Ours, with its self-check."""
+    """Prune with this package, with its self-check."""
     prune(model, inputs, ratio, unit="channels", method="magnitude", include_residual=True)
 
 
 def theirs(model: nn.Module, inputs: Any, ratio: float = RATIO) -> None:
-    """Torch-Pruning, told which layers make the output."""
+    """Prune with Torch-Pruning, which is told the layers that produce the output."""
     refused = analyse(model, inputs).refused
     outputs = [model.get_submodule(name) for name, why in refused.items() if why == "reaches the network's output"]
     importance = tp.importance.GroupMagnitudeImportance(p=2)
@@ -97,7 +97,7 @@ def theirs(model: nn.Module, inputs: Any, ratio: float = RATIO) -> None:
 
 
 def verdict(entry: Entry, pruner: Prune) -> str:
-    """What becomes of a network."""
+    """The result for a network, as text."""
     torch.manual_seed(0)
     generator = Generator().manual_seed(1)
     first, second = entry.inputs(generator), entry.inputs(generator)
@@ -129,7 +129,7 @@ def _alike(model: nn.Module, other: nn.Module) -> bool:
 
 
 def _removed(model: nn.Module, pruned: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Output channels that are gone, told by their biases, which are all different."""
+    """The removed output channels, identified by their biases, which are all different."""
     for name, module in model.named_modules():
         bias = module._parameters.get("bias")
         if bias is not None and bias.dim() == 1:
@@ -142,11 +142,11 @@ def _silence(module: nn.Module, channels: Tensor) -> None:
     module.weight[channels] = 0
 
 
-# ---- layers of kinds that one of the two leaves alone
+# ---- types of layers that one of the two does not prune
 
 
 def attention() -> nn.Module:
-    """The one of torch, between two Linears."""
+    """``nn.MultiheadAttention`` between two Linears."""
     parts = {"first": nn.Linear(6, 12), "middle": nn.MultiheadAttention(12, 3, batch_first=True)}
     return Net(lambda net, x: net.last(net.middle(*[net.first(x)] * 3)[0]), **parts, last=nn.Linear(12, 3))
 
@@ -169,13 +169,13 @@ KINDS = {"nn.MultiheadAttention": attention, "LayerNorm over the channels": norm
 
 
 def becomes_smaller(build: Callable[[], nn.Module], pruner: Prune) -> str:
-    """Whether the layer in the middle shrinks, and the network runs."""
+    """Whether the middle layer becomes smaller, and the network runs."""
     torch.manual_seed(0)
     model, x = build(), torch.randn(2, 5, 6)
     before = sum(parameter.numel() for parameter in model.middle.parameters())
     try:
-        pruner(model, (x,), 0.5)  # as heads and their number have it
-    except ValueError as error:  # ours, where there is nothing else in the network
+        pruner(model, (x,), 0.5)  # a multiple of the number of heads
+    except ValueError as error:  # ours, if nothing else in the network can be pruned
         return "left whole" if pruner is ours else f"raises {type(error).__name__}"
     except Exception as error:
         return f"raises {type(error).__name__}"
@@ -185,7 +185,7 @@ def becomes_smaller(build: Callable[[], nn.Module], pruner: Prune) -> str:
 
 def main() -> None:
     """Print the tables."""
-    warnings.simplefilter("ignore")  # both say what they leave alone
+    warnings.simplefilter("ignore")  # both warn about what they do not prune
     rows = [(name, *(verdict(entry, pruner) for pruner in (ours, theirs))) for name, entry in TRAPS.items()]
     print(setting("torch-pruning"), end="\n\n")
     print(markdown(("network", "lightning_coreset", "Torch-Pruning"), rows), end="\n\n")

@@ -1,4 +1,4 @@
-"""Small trainings by Lightning for benchmarks of time: random data, nothing logged or saved, and a clock."""
+"""Small trainings with Lightning for measuring time: random data, nothing logged or saved, and a clock."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 
 class Classifier(L.LightningModule):
-    """Cross entropy and AdamW around any network."""
+    """Train any network with cross entropy and AdamW."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -32,13 +32,13 @@ class Classifier(L.LightningModule):
 
 
 class Clock(L.Callback):
-    """Seconds of training epochs and of validations, with all that the callbacks between ``first`` and ``last`` do.
+    """Seconds of training epochs and of validations, including the callbacks between ``first`` and ``last``.
 
-    Two of it, around the others: ``Clock.around(callbacks)``. An epoch lasts from the start of its training to the
-    start of the next one's, so the last epoch has no time; its validation is a part of it.
+    Used as two callbacks around the others: ``Clock.around(callbacks)``. An epoch lasts from the start of its training
+    to the start of the next, including validation; so the last epoch has no time.
 
     Attributes:
-        epochs: Seconds of each epoch but the last.
+        epochs: Seconds of each epoch except the last.
         validations: Seconds of each validation.
     """
 
@@ -49,7 +49,7 @@ class Clock(L.Callback):
         self._validation = 0.0
 
     def around(self, callbacks: Sequence[L.Callback]) -> list[L.Callback]:
-        """The callbacks with the clock before them, and its end behind them."""
+        """The callbacks, with the start of the clock before them and its end after them."""
         return [self, *callbacks, _Behind(self)]
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -62,7 +62,7 @@ class Clock(L.Callback):
         self._validation = now()
 
     def validation_ended(self) -> None:
-        """Called behind all other callbacks."""
+        """Called after all other callbacks."""
         self.validations.append(now() - self._validation)
 
 
@@ -75,7 +75,7 @@ class _Behind(L.Callback):
 
 
 def batches(count: int, shape: Sequence[int], classes: int = 10) -> DataLoader:
-    """Random images or vectors, batched beforehand, so that loading costs next to nothing."""
+    """Random images or vectors, batched in advance, so that loading takes almost no time."""
     generator = torch.Generator().manual_seed(0)
     made = [
         (torch.randn(*shape, generator=generator), torch.randint(classes, shape[:1], generator=generator))
@@ -85,7 +85,7 @@ def batches(count: int, shape: Sequence[int], classes: int = 10) -> DataLoader:
 
 
 def trainer(epochs: int, callbacks: Sequence[L.Callback]) -> L.Trainer:
-    """On one CPU or GPU; says, logs and saves nothing."""
+    """A Trainer on one CPU or GPU that prints, logs and saves nothing."""
     quiet()
     return L.Trainer(
         max_epochs=epochs,
@@ -101,7 +101,7 @@ def trainer(epochs: int, callbacks: Sequence[L.Callback]) -> L.Trainer:
 
 
 def quiet() -> None:
-    """Silence what Lightning says of such trainings."""
+    """Silence messages of Lightning that do not matter here."""
     for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message=".*does not have many workers")

@@ -1,4 +1,4 @@
-"""Plain training of the accuracy benchmarks: a cosine to zero, accuracy, and BatchNorms recomputed."""
+"""Training loop of the accuracy benchmarks: cosine learning rate, accuracy, recomputed BatchNorm statistics."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ Build = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
 
 def sgd(lr: float, weight_decay: float = 5e-4) -> Build:
-    """With Nesterov's momentum, as is usual on CIFAR-10."""
+    """SGD with Nesterov momentum, as usual for CIFAR-10."""
     return lambda parameters: torch.optim.SGD(parameters, lr, 0.9, weight_decay=weight_decay, nesterov=True)
 
 
 def adam(lr: float) -> Build:
-    """Adam as it is."""
+    """Adam with default options."""
     return lambda parameters: torch.optim.Adam(parameters, lr)
 
 
 def cosine(optimizer: torch.optim.Optimizer, steps: int, warm_up: float = 0.0) -> LambdaLR:
-    """From the learning rate to zero; before that linearly up to it, in a fraction of the steps."""
+    """A cosine schedule from the learning rate to zero, after a linear warm-up for a fraction of the steps."""
     rising = round(warm_up * steps)
 
     def factor(step: int) -> float:
@@ -40,14 +40,14 @@ def cosine(optimizer: torch.optim.Optimizer, steps: int, warm_up: float = 0.0) -
 
 
 def seeded(build: Callable[[], nn.Sequential], seed: int) -> nn.Sequential:
-    """A network of random weights; the global generator goes on as if nothing had been drawn."""
+    """A network with random weights; the state of the global generator is restored."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return build()
 
 
 def train(model: nn.Module, batches: Batches, epochs: float, build: Build, warm_up: float = 0.0) -> None:
-    """Train, by at least one step; a part of an epoch sees that part of its batches."""
+    """Train for at least one step; a fraction of an epoch uses that fraction of its batches."""
     steps = max(round(epochs * len(batches)), 1)
     optimizer = build(model.parameters())
     schedule = cosine(optimizer, steps, warm_up)
@@ -61,7 +61,7 @@ def train(model: nn.Module, batches: Batches, epochs: float, build: Build, warm_
 
 @torch.no_grad()
 def accuracy(model: nn.Module, split: Split, size: int = 1000) -> float:
-    """In percent."""
+    """Accuracy in percent."""
     model.eval()
     pieces = zip(split[0].split(size), split[1].split(size), strict=True)
     right = [(model(x).argmax(1) == y).sum() for x, y in pieces]
@@ -69,5 +69,5 @@ def accuracy(model: nn.Module, split: Split, size: int = 1000) -> float:
 
 
 def recalibrate(model: nn.Module, split: Split, count: int = 512, size: int = 128) -> None:
-    """Recompute running means and variances on the first so many training images, as they are."""
+    """Recompute running means and variances on the first ``count`` training images, without augmentation."""
     update_bn(split[0][:count].split(size), model)

@@ -1,17 +1,17 @@
-"""What pruning buys: time of an epoch, latency, memory, file size; against masks and against a network built small.
+"""Gain from pruning: epoch time, latency, memory and file size, compared with masks and with a network built small.
 
-A network whose multiply-accumulates were cut by 50% and by 90% stands beside
+A network from which 50% and 90% of the multiply-accumulates were removed is compared with
 
-- the whole network;
-- the same small network built from scratch: new modules of the widths that pruning left, with new weights. Removing
-  channels should leave nothing behind that such a network does not have;
-- Lightning's ``ModelPruning`` with ``amount`` the same: masks over single weights (``l1_unstructured``), and over whole
-  filters of all layers but the last (``ln_structured``). Masks are put on at the end of the first epoch; epochs are
-  timed with masks, all else after ``ModelPruning`` has made them permanent at the end of training.
+- the unpruned network (*whole*);
+- the same small network built from scratch: new modules with the pruned widths and new weights. Pruning should not
+  leave anything that makes a network slower than this;
+- Lightning's ``ModelPruning`` with the same ``amount``: masks on single weights (``l1_unstructured``), and on whole
+  filters of all layers except the last (``ln_structured``). Masks are added at the end of the first epoch. Epochs are
+  timed with masks, everything else after ``ModelPruning`` has made them permanent at the end of training.
 
-Random weights and data: how well the networks classify is measured elsewhere. Trainings (by Lightning, AdamW) and
-batches of latency take turns in one process; medians, as ratios to the whole network. The peak of memory is what the
-allocator of torch gives out at most: the network, its optimizer and all that two training steps need.
+Weights and data are random: accuracy is measured in other benchmarks. Trainings (with Lightning and AdamW) and latency
+measurements alternate in one process. Times are medians relative to the unpruned network. The peak memory is the
+maximum allocated by torch: the network, its optimizer and everything that two training steps need.
 
     pip install ".[benchmarks]"
     python examples/benchmarks/what_it_buys.py
@@ -69,7 +69,7 @@ CASES = {
 
 
 def rebuilt(model: nn.Module) -> nn.Module:
-    """The same network built from scratch: new layers of the same sizes in place of all that hold weights."""
+    """The same network built from scratch: all layers with weights are replaced by new ones of the same sizes."""
     fresh = copy.deepcopy(model)
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear):
@@ -94,7 +94,7 @@ def rebuilt(model: nn.Module) -> nn.Module:
 
 
 def masks(model: nn.Module, kind: str, share: float) -> ModelPruning:
-    """Lightning's callback, at the end of the first epoch only."""
+    """Lightning's callback, which only prunes at the end of the first epoch."""
     layers = [module for module in model.modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
     structured = kind == "ln_structured"
     return ModelPruning(
@@ -110,14 +110,14 @@ def masks(model: nn.Module, kind: str, share: float) -> ModelPruning:
 
 @dataclass
 class Contender:
-    """One way to have a smaller network, and what was measured of it.
+    """One way to make a network smaller, and its measurements.
 
     Attributes:
-        start: The network before training; every training is of a copy.
+        start: The network before training; every training uses a copy.
         mask: The kind of masks, if any.
-        share: The amount of them.
+        share: The fraction that is masked.
         epochs: Seconds of epochs.
-        latencies: Seconds of an inference by the size of the batch.
+        latencies: Seconds of an inference, by batch size.
         trained: The network after the last training.
     """
 
@@ -129,17 +129,17 @@ class Contender:
     trained: nn.Module = field(default_factory=nn.Identity)
 
     def train(self, sample: tuple[int, ...], steps: int, epochs: int) -> float:
-        """Train a copy, and note its epochs but the first, at whose end masks are put on; returns their median."""
+        """Train a copy, and record its epochs after the first, which ends with masking; return their median."""
         network, clock = copy.deepcopy(self.start), Clock()
         callbacks: list[L.Callback] = [] if self.mask is None else [masks(network, self.mask, self.share)]
         trainer(epochs, clock.around(callbacks)).fit(Classifier(network), batches(steps, (64, *sample)))
         self.epochs += clock.epochs[1:]
-        self.trained = network.eval().to(DEVICE)  # Lightning has brought it back to the CPU
+        self.trained = network.eval().to(DEVICE)  # Lightning has moved it back to the CPU
         return median(clock.epochs[1:])
 
     @torch.no_grad()
     def infer(self, size: int, sample: tuple[int, ...], calls: int) -> float:
-        """Note the median of some calls."""
+        """Record the median of some calls."""
         call = partial(self.trained, torch.randn(size, *sample, device=DEVICE))
         call()
         self.latencies[size].append(median(seconds(call) for _ in range(calls)))
@@ -147,7 +147,7 @@ class Contender:
 
 
 def contenders(case: Case, share: float) -> dict[str, Contender]:
-    """All of them, with random weights."""
+    """All contenders, with random weights."""
     torch.manual_seed(0)
     whole = case.build()
     pruned = copy.deepcopy(whole)
@@ -157,7 +157,7 @@ def contenders(case: Case, share: float) -> dict[str, Contender]:
 
 
 def measure(case: Case, share: float, repeats: int, steps: int, calls: int) -> dict[str, Contender]:
-    """Trainings in turn, then inferences in turn."""
+    """Alternating trainings, then alternating inferences."""
     found = contenders(case, share)
     with warnings.catch_warnings():
         warnings.filterwarnings(
@@ -170,7 +170,7 @@ def measure(case: Case, share: float, repeats: int, steps: int, calls: int) -> d
 
 
 def rows(name: str, case: Case, share: float, found: dict[str, Contender]) -> Iterable[list[str]]:
-    """What each contender comes to; times as ratios to the whole network's."""
+    """A row of sizes and times for each contender; times relative to the unpruned network."""
     whole = found[WHOLE]
     for contender, one in found.items():
         parameters = list(one.trained.parameters())
@@ -189,7 +189,7 @@ def rows(name: str, case: Case, share: float, found: dict[str, Contender]) -> It
 
 
 def beside_scratch(name: str, share: float, found: dict[str, Contender]) -> list[str]:
-    """The pruned network over the one built small."""
+    """Times of the pruned network relative to the one built small."""
     one, other = found[PRUNED], found[SCRATCH]
     ratios = [median(one.epochs) / median(other.epochs)]
     ratios += [median(one.latencies[size]) / median(other.latencies[size]) for size in LATENCIES]
@@ -199,10 +199,10 @@ def beside_scratch(name: str, share: float, found: dict[str, Contender]) -> list
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=5, help="trainings of every contender")
-    parser.add_argument("--steps", type=int, default=10, help="training steps of an epoch, of 64 samples")
-    parser.add_argument("--calls", type=int, default=20, help="inferences of which one median is taken")
-    parser.add_argument("--shares", type=float, nargs="+", default=list(SHARES), help="of the MACs that go")
+    parser.add_argument("--repeats", type=int, default=5, help="number of trainings of every contender")
+    parser.add_argument("--steps", type=int, default=10, help="training steps per epoch, of 64 samples")
+    parser.add_argument("--calls", type=int, default=20, help="number of inferences per median")
+    parser.add_argument("--shares", type=float, nargs="+", default=list(SHARES), help="fractions of the MACs to remove")
     parser.add_argument("--cases", type=int, nargs="+", default=list(range(len(CASES))), help="networks by number")
     given = parser.parse_args(arguments)
     table, beside = [], []
@@ -212,11 +212,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             table += rows(name, case, share, found)
             beside.append(beside_scratch(name, share, found))
     print(setting("lightning", "onnx"))
-    print(f"Times are ratios to the whole network's, medians of {given.repeats} trainings and their inferences.\n")
+    print(f"Times are relative to the unpruned network: medians of {given.repeats} trainings and inferences.\n")
     batch = [f"latency, batch {size}" for size in LATENCIES]
     head = ["network", "MACs gone", "contender", "parameters", "not zero", "epoch", *batch]
     print(markdown([*head, "peak of training, MiB", "ONNX, MiB"], table))
-    print("\nThe pruned network over the same built from scratch.\n")
+    print("\nTime of the pruned network / time of a network built with the same widths.\n")
     print(markdown(["network", "MACs gone", "epoch", *batch], beside))
 
 

@@ -1,27 +1,27 @@
-r"""The worst error of a coreset over all inputs of a ball, from below, from above, and as theorems have it beforehand.
+r"""Worst-case error of a coreset over all inputs in a ball: found, certified, and the bounds of theorems.
 
-Layer 1 of LeNet-300-100 alone, pruned to several shares of its N = 300 neurons: the largest error in any of the J = 100
-outputs of layer 2, over *every* input of norm at most :math:`\beta`, that of the largest training image. Known after
-pruning, for the coreset at hand, by the paper's sensitivities (its sampler, m distinct) and by reconstruction:
+Layer 1 of LeNet-300-100 is pruned to several fractions of its N = 300 neurons. The error is the largest in any of the J
+= 100 outputs of layer 2, over *all* inputs of norm at most :math:`\beta`, the norm of the largest training image. Known
+after pruning, for the coreset that was chosen by the paper's sensitivities (sampler "distinct") or by reconstruction:
 
-- *found*: gradient ascent finds an input with this error; the truth is not below;
-- *certified*: proven never to be exceeded; the truth is not above;
-- *triangle*: proven as well, by the triangle inequality alone, each neuron at the end of its own range.
+- *found*: gradient ascent finds an input with this error, so the true maximum is not smaller;
+- *certified*: a proven upper bound, so the true maximum is not larger;
+- *triangle*: a proven upper bound from the triangle inequality, with each neuron at the end of its own range.
 
-Known before drawing, for M draws with replacement by sensitivities whose sum is S, each with probability 0.95:
+Known before drawing, for M draws with replacement by sensitivities with sum S, each with probability 0.95:
 
-- *Hoeffding, one input*: :math:`S \sqrt{2 \ln(2 J / \delta) / M}`, for all J outputs at one input that was fixed before
-  the draws. It says nothing of an input chosen in the face of the coreset, and hence nothing of the worst case;
+- *Hoeffding, one input*: :math:`S \sqrt{2 \ln(2 J / \delta) / M}`, for all J outputs at one input that is fixed before
+  the draws. It does not hold for an input chosen after the coreset, so it is no bound of the worst case;
 - *theorem, all inputs*: ``error_bound`` of ``lightning_coreset.coreset``, :math:`(2 S + S \sqrt{2 \ln(2 J / \delta)}) /
   \sqrt{M}`, for all J outputs and all inputs of the ball at once.
 
-Both are of the sampler that draws exactly M times; M is taken so large that m different neurons are expected among the
-draws, which flatters them.
+Both apply to the sampler that draws exactly M times. M is chosen so that m different neurons are expected among the
+draws, which makes the bounds look better than for m draws.
 
     python examples/benchmarks/worst_case.py --data mnist.npz --output docs/images/worst_case.svg
 
-Some minutes on one core. Prints a Markdown table; with ``--output`` draws it too. Without ``--data`` it takes the
-digits of scikit-learn, enlarged to 28 x 28, which need no download.
+Some minutes on one core. Prints a Markdown table, and draws it with ``--output``. Without ``--data`` it uses the digits
+of scikit-learn, enlarged to 28 x 28, which need no download.
 """
 
 from __future__ import annotations
@@ -55,10 +55,10 @@ DELTA = 0.05
 
 @dataclass(frozen=True)
 class Worst:
-    """Errors at one share of neurons kept; means over seeds.
+    """Errors for one fraction of neurons kept; means over seeds.
 
     Attributes:
-        keep: The share.
+        keep: The fraction.
         output: The largest output of layer 2 that gradient ascent finds, to compare with.
         brackets: By method: found, certified, triangle.
         draws: M.
@@ -84,7 +84,7 @@ def images(path: Path | None) -> Split:
 
 
 def drawing_probabilities(model: nn.Sequential, radius: float) -> tuple[float, Tensor]:
-    """The sum of the sensitivities of layer 1, and the probabilities by which its neurons are drawn."""
+    """The sum of the sensitivities of layer 1, and the probabilities with which its neurons are drawn."""
     first, second = model[0], model[2]
     relu = find_activation("relu")
     rows = torch.cat([first.weight, first.bias[:, None]], dim=1).detach()
@@ -93,7 +93,7 @@ def drawing_probabilities(model: nn.Sequential, radius: float) -> tuple[float, T
 
 
 def draws_for(distinct: int, probabilities: Tensor) -> int:
-    """How many draws with replacement show so many different neurons, on average."""
+    """The number of draws with replacement that give so many different neurons on average."""
     low, high = 1, 1
     while _expected_distinct(high, probabilities) < distinct:
         low, high = high, 2 * high
@@ -108,13 +108,13 @@ def _expected_distinct(draws: int, probabilities: Tensor) -> float:
 
 
 def bounds_beforehand(total: float, draws: int, outputs: int) -> tuple[float, float]:
-    """What is known before drawing: of one input, and of all inputs."""
+    """The bounds known before drawing: for one input, and for all inputs."""
     one_input = total * math.sqrt(2 * math.log(2 * outputs / DELTA) / draws)
     return one_input, error_bound(total, draws, outputs, DELTA)
 
 
 def measure(training: Split, keeps: Iterable[float], seeds: int, epochs: int) -> list[Worst]:
-    """Train, prune layer 1 to every share by both methods, and bracket the errors."""
+    """Train, prune layer 1 to every fraction with both methods, and compute the bounds."""
     radius = float(training[0].norm(dim=1).max())
     models = [trained_network(training, epochs, seed) for seed in range(seeds)]
     return [_worst(models, keep, radius) for keep in keeps]
@@ -135,7 +135,7 @@ def _worst(models: Sequence[nn.Sequential], keep: float, radius: float) -> Worst
 
 
 def rows(found: Sequence[Worst]) -> Iterable[list[str]]:
-    """A row for each share."""
+    """A row for each fraction."""
     for one in found:
         errors = [f"{error:.1f}" for name in METHODS for error in one.brackets[name]]
         beforehand = [f"{one.draws:.0f}", f"{one.one_input:.0f}", f"{one.all_inputs:.0f}"]
@@ -143,7 +143,7 @@ def rows(found: Sequence[Worst]) -> Iterable[list[str]]:
 
 
 def draw(found: Sequence[Worst], path: Path) -> None:
-    """Errors against the share kept, on a logarithmic scale: a panel for each method, the theorems where it draws."""
+    """Plot errors against the fraction kept, on a logarithmic scale, with a panel for each method."""
     sys.path.insert(0, str(ROOT / "docs"))
     from drawing import BLUE, GREEN, GREY, INK, RED, YELLOW, panels, plain
 
@@ -171,13 +171,13 @@ def draw(found: Sequence[Worst], path: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure, print a table, draw it."""
+    """Measure, print a table, and draw it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="MNIST: an .npz file or a folder (default: scikit-learn's digits)")
     parser.add_argument("--output", type=Path, help="a picture to write, .svg or .png")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=8, help="of training before pruning")
-    parser.add_argument("--keep", type=float, nargs="+", default=list(KEEP), help="shares of the neurons")
+    parser.add_argument("--epochs", type=int, default=8, help="epochs of training before pruning")
+    parser.add_argument("--keep", type=float, nargs="+", default=list(KEEP), help="fractions of the neurons kept")
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)
     training = images(given.data)

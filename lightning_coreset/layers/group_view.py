@@ -39,7 +39,7 @@ class GroupView:
 
     @property
     def name(self) -> str:
-        """The group's name: the module that first computes its channels."""
+        """The group's name, that of the module that first computes its channels."""
         return self.group.name
 
     @property

@@ -35,7 +35,7 @@ class LayerPair:
             for a BatchNorm behind a Flatten.
         outputs: How many outputs the consumer has, O.
         output_norm: The BatchNorm that follows the consumer, if it normalises its outputs and nothing else.
-        output_scale: Its |gamma| / sqrt(var + eps), (O,); ones without.
+        output_scale: Its abs(gamma) / sqrt(var + eps), (O,); ones without.
         constant_target: The tensor that can take a constant added to the consumer's outputs, with its sign.
         whole_input: The positions of every channel in the consumer's input, (N, q), if this group is all of it.
     """
@@ -86,7 +86,7 @@ class LayerPair:
 
     @property
     def coordinates(self) -> int:
-        """Outputs times positions of the kernel, and of a channel behind a Flatten: O q k."""
+        """Outputs times positions of the kernel, and of a channel behind a Flatten (O q k)."""
         kernel = consumer_view(self.path.consumer, self.view.tensors).shape[2]
         return self.outputs * self.columns_at.positions.shape[1] * kernel
 

@@ -50,7 +50,7 @@ class Method(ABC):
 
     @property
     def chooses_sizes(self) -> bool:
-        """Whether the method decides itself how many channels stay: no pruning ratio is solved for then."""
+        """Whether the method decides itself how many channels stay, so that no pruning ratio is solved for."""
         return False
 
     @property

@@ -74,7 +74,7 @@ def as_method(method: MethodLike) -> Method:
 
     Args:
         method: A :class:`Method`, which is returned as it is; a registered name; or a function of a group and the
-            network's tensors, which becomes an :class:`Importance`.
+            network's tensors, which becomes an :class:`~lightning_coreset.Importance`.
 
     Raises:
         ValueError: If it is none of these, or ambiguous: a method that can also be called.

@@ -64,7 +64,7 @@ class History(list[EventRecord]):
 
     @property
     def current(self) -> EventRecord | None:
-        """The last event that was not taken back: its record describes the model as it is."""
+        """The last event that was not undone; its record describes the present model."""
         return next((record for record in reversed(self) if not record.reverted), None)
 
     @property
