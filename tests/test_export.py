@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 import io
 import os
-import subprocess
 import sys
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import processes
 import pytest
 import torch
 from fitting import Classifier, convnet, make_loader, make_trainer
@@ -57,10 +57,7 @@ def run_elsewhere(recipes: Iterable[Block], x: Tensor, folder: Path) -> list[Ten
     """The ``y`` of each recipe, from a process that cannot import this package."""
     torch.save({"recipes": [recipe.code for recipe in recipes], "x": x}, folder / "work.pt")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(folder), str(Path(__file__).parent)))}
-    result = subprocess.run(
-        [sys.executable, "-c", ELSEWHERE], cwd=folder, env=environment, capture_output=True, text=True
-    )
-    assert result.returncode == 0, result.stderr
+    processes.finish(processes.start("-c", ELSEWHERE, cwd=folder, env=environment))
     return torch.load(folder / "outputs.pt")
 
 

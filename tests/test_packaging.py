@@ -8,13 +8,13 @@ from __future__ import annotations
 import ast
 import os
 import re
-import subprocess
 import sys
 import zipfile
 from email.message import Message
 from email.parser import Parser
 from pathlib import Path
 
+import processes
 import pytest
 import torch
 from torch import nn
@@ -32,8 +32,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    processes.finish(processes.start("-m", "hatchling", "build", "-t", "wheel", "-d", folder, cwd=ROOT))
     (path,) = folder.glob("*.whl")
     return path
 
@@ -62,9 +61,7 @@ for module in [lightning_coreset, *map(importlib.import_module, names)]:
     assert module.__file__.startswith(sys.argv[1]), module.__file__
 """
     environment = {**os.environ, "PYTHONPATH": str(wheel)}
-    command = [sys.executable, "-c", code, str(wheel)]
-    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
+    processes.finish(processes.start("-c", code, wheel, cwd=tmp_path, env=environment))
 
 
 def test_metadata_names_the_four_runtime_dependencies_and_the_extras(metadata: Message) -> None:

@@ -7,12 +7,11 @@ import inspect
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import processes
 import pytest
 import torch
 from fitting import assert_same, count_params
@@ -191,9 +190,8 @@ def test_with_and_without_unpickling(whole, tmp_path, weights_only):
 
 def kill_a_process(directory: Path, **arguments: Any) -> None:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (SCRIPT.parents[1], SCRIPT.parent)))}
-    command = [sys.executable, str(SCRIPT), str(directory), json.dumps({"name": "killed", **arguments})]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    process = processes.start(SCRIPT, directory, json.dumps({"name": "killed", **arguments}), env=environment)
+    processes.finish(process, returncode=-signal.SIGKILL)
 
 
 @pytest.mark.parametrize(

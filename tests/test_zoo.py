@@ -18,7 +18,6 @@ ENTRIES = [pytest.param(entry, id=name, marks=[pytest.mark.slow] * entry.slow) f
 THIRD_PARTY = ("ignore:enable_nested_tensor is True:UserWarning", "ignore:.*weight_norm:FutureWarning")
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize("entry", ENTRIES)
 @pytest.mark.filterwarnings(*THIRD_PARTY)
 def test_network(entry):

@@ -27,7 +27,6 @@ def from_the_first_product_on(monkeypatch):
 # ---- what the engine sees
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize("entry", ENTRIES)
 @pytest.mark.filterwarnings(*THIRD_PARTY)
 def test_a_network_has_the_structure_that_it_has_with_arithmetic(entry, monkeypatch):
