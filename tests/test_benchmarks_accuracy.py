@@ -74,6 +74,7 @@ def jpegs(tmp_path: Path) -> Path:
 # ---- the scripts
 
 
+@pytest.mark.slow
 def test_lenet_prints_every_method_at_every_width(load, tmp_path, monkeypatch):
     lenet_mnist, path = load("lenet_mnist"), tmp_path / "mnist.npz"
     np.savez(path, **arrays(20, 28, 28))
@@ -90,6 +91,7 @@ def test_lenet_prints_every_method_at_every_width(load, tmp_path, monkeypatch):
     assert float(bracket["largest error found"]) <= float(bracket["certified"]) <= float(bracket["triangle bound"])
 
 
+@pytest.mark.slow
 def test_cifar10_prints_every_method_at_every_stage(load, cifar, theirs):
     tables, text = printed(load("cifar10"), "--data", cifar, *TINY, "--networks", "VGG*")
 
@@ -100,6 +102,7 @@ def test_cifar10_prints_every_method_at_every_stage(load, cifar, theirs):
             assert [0 <= float(row[stage]) <= 100 for stage in load("cifar10").STAGES] == [True] * 4
 
 
+@pytest.mark.slow
 def test_residual_channels_go_in_a_table_of_their_own(load, cifar):
     some = ["--networks", "ResNet*", "--contenders", "reconstruction|*group norm"]
 
@@ -112,6 +115,7 @@ def test_residual_channels_go_in_a_table_of_their_own(load, cifar):
     assert "25% of 855,770 parameters, 25% of 31,437,440 MACs" in text
 
 
+@pytest.mark.slow
 def test_schedule_compares_with_the_unpruned_network(load, cifar):
     some = ["--networks", "VGG*", "--contenders", "L2 norm|reconstruction|*BN scale"]
 
@@ -125,6 +129,7 @@ def test_schedule_compares_with_the_unpruned_network(load, cifar):
     assert int(left.pop().replace(",", "")) == pytest.approx(whole / 2, rel=0.01)
 
 
+@pytest.mark.slow
 def test_full_schedule_is_one_flag_away(load, cifar):
     some = ["--full", "--networks", "ResNet*", "--contenders", "L2 norm"]
 
@@ -135,6 +140,7 @@ def test_full_schedule_is_one_flag_away(load, cifar):
     assert {row["MACs"] for table in tables for row in table[:1]} == {"125,747,840"}
 
 
+@pytest.mark.slow
 def test_without_torch_pruning_its_rows_are_left_out_with_a_note(load, cifar, alone):
     some = ["--networks", "VGG*", "--contenders", "*norm"]
 

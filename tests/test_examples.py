@@ -13,6 +13,7 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from breadth import some_of
 from pages import ROOT
 from training.launching import finish, start
 
@@ -43,10 +44,10 @@ class Case:
 
 
 SMALL = [
+    Case("plain_pytorch --epochs 4", ("parameters", 0.5), 85, 10),
     Case("mnist_lenet --epochs 8", ("parameters", 0.1), 80, 10),
     Case("cifar --epochs 5 --depth 8", ("MACs", 0.5), 80, 10),
     Case("cifar --epochs 6 --network vgg --width 0.15 --ratio 0.3", ("MACs", 0.7), 70, 15),
-    Case("plain_pytorch --epochs 4", ("parameters", 0.5), 85, 10),
     Case("huggingface --epochs 3 --limit 250", ("MACs", 0.5), 40, 20),
 ]
 WHOLE = [
@@ -104,7 +105,7 @@ def check(case: Case, output: str) -> None:
         assert "saved, and loaded again: the same answers" in output
 
 
-@pytest.mark.parametrize("case", SMALL, ids=lambda case: case.command)
+@pytest.mark.parametrize("case", some_of(SMALL, SMALL[0]), ids=lambda case: case.command)
 def test_example_prunes_and_still_classifies(case: Case, tmp_path: Path) -> None:
     check(case, run(tmp_path, case.command))
 
@@ -118,7 +119,7 @@ def test_example_does_what_its_head_says(case: Case, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "left", "tries"),
     [
-        ("--epochs 14 --start 4", (0.05, 0.8), 1),
+        pytest.param("--epochs 14 --start 4", (0.05, 0.8), 1, marks=pytest.mark.slow),
         pytest.param("", (0.08, 0.2), 2, marks=pytest.mark.slow),
         pytest.param("--on-failure stop", (0.4, 0.6), 1, marks=pytest.mark.slow),
     ],
@@ -208,6 +209,7 @@ def test_what_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.Monk
         load("texts", monkeypatch).dataset("imdb")
 
 
+@pytest.mark.slow
 def test_example_trains_on_a_file(tmp_path: Path) -> None:
     arrays = few_digits(32)
     np.savez(tmp_path / "images.npz", **{k: np.stack([x] * 3, -1) if k.endswith("x") else x for k, x in arrays.items()})
@@ -230,6 +232,7 @@ def tiny_bert(texts: list[str], folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
+@pytest.mark.slow
 def test_huggingface_takes_a_model_and_texts_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("datasets", reason="--dataset loads with it")
     texts = load("texts", monkeypatch).docstrings(40)

@@ -117,6 +117,7 @@ def test_the_page_runs_from_top_to_bottom(folder: Path) -> None:
     run_page(PAGE, folder, {"__name__": "page"})
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick_compile")
 @pytest.mark.parametrize(
     "make",

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from breadth import crossed
 from networks import NETWORKS, assert_same_random, assert_untouched, make, random_states, snapshot
 from torch import Tensor, nn
 
@@ -22,8 +23,7 @@ from lightning_coreset.structure import find_groups
 METHODS = ["reconstruction", "sensitivity", "magnitude", "random", Sensitivity("pps"), Sensitivity("draws")]
 
 
-@pytest.mark.parametrize("method", METHODS, ids=str)
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(("name", "method"), crossed(NETWORKS, METHODS))
 def test_networks_shrink_and_go_on_training(name, method):
     model, x = make(name)
     whole = sum(parameter.numel() for parameter in model.parameters())
@@ -46,8 +46,9 @@ def test_networks_shrink_and_go_on_training(name, method):
     assert losses[-1] < losses[0]
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
-@pytest.mark.parametrize("name", ["mlp", "vgg", "mobilenet", "unet"])
+@pytest.mark.parametrize(
+    ("name", "dtype"), crossed(["mlp", "vgg", "mobilenet", "unet"], [torch.bfloat16, torch.float32, torch.float64])
+)
 def test_precisions(name, dtype):
     model, x = make(name, dtype)
     prune(model, x, 0.5)
