@@ -19,6 +19,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 import yaml
+from breadth import some_of
 from fitting import Classifier, make_loader, make_trainer, mlp
 from jsonargparse import ArgumentParser
 from pages import ROOT, Block, blocks_of
@@ -105,11 +106,26 @@ def values_of(option: str) -> list[tuple[Any, Any]]:
     return [*((value, value) for value in (*literals, *bools, *none)), *VALUES.get(option, [])]
 
 
-CASES = [
-    pytest.param(option, written, meant, id=f"{option}={written}")
-    for option in DEFAULTS
-    for written, meant in values_of(option)
-]
+FIRST = {option: next(pair for pair in values_of(option) if pair[1] != DEFAULTS[option]) for option in DEFAULTS}
+"""One value of every option that is not its default."""
+
+
+def cases(fast: Callable[[str, tuple[Any, Any]], bool]) -> list[Any]:
+    """All values of all options for ``parametrize``; those that are not ``fast`` are slow."""
+    return [
+        pytest.param(*(option, *pair), id=f"{option}={pair[0]}", marks=[] if fast(option, pair) else pytest.mark.slow)
+        for option in DEFAULTS
+        for pair in values_of(option)
+    ]
+
+
+def is_first(option: str, pair: tuple[Any, Any]) -> bool:
+    return pair is FIRST[option] or pair == FIRST[option]
+
+
+def is_special(option: str, pair: tuple[Any, Any]) -> bool:
+    """Whether a value is written in a form of its own, or is the first one of its option."""
+    return is_first(option, pair) or not isinstance(pair[0], bool | float | NoneType)
 
 
 # ---- what came of it
@@ -174,7 +190,7 @@ def test_every_option_is_tried() -> None:
     assert untried == [], "give these an entry in VALUES"
 
 
-@pytest.mark.parametrize(("option", "written", "meant"), CASES)
+@pytest.mark.parametrize(("option", "written", "meant"), cases(is_special))
 def test_an_option_from_a_file_comes_as_in_python_and_goes_back(
     option: str, written: Any, meant: Any, given: Any, tmp_path: Path
 ) -> None:
@@ -191,7 +207,7 @@ def test_an_option_from_a_file_comes_as_in_python_and_goes_back(
     assert printed_again == printed
 
 
-@pytest.mark.parametrize(("option", "written", "meant"), CASES)
+@pytest.mark.parametrize(("option", "written", "meant"), cases(is_first))
 def test_an_option_from_the_command_line_comes_as_in_python(option: str, written: Any, meant: Any, given: Any) -> None:
     options = BESIDE.get(option, {}) | {option: written}
     arguments = [f"--callbacks.{name}={as_argument(value)}" for name, value in options.items()]
@@ -262,7 +278,7 @@ def test_the_page_shows_the_configuration_of_the_example() -> None:
     assert PAGE[0] == Block("A configuration", "yaml", (ROOT / "examples" / "cli.yaml").read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("section", ["A configuration", "The command line alone", "Rules"])
+@pytest.mark.parametrize("section", some_of(["A configuration", "The command line alone", "Rules"], "Rules"))
 def test_commands_of_the_page_prune(
     section: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

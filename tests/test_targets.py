@@ -29,7 +29,7 @@ UNITS: tuple[Unit, ...] = ("params", "macs", "channels")
 THIRD_PARTY = ("ignore:enable_nested_tensor is True:UserWarning", "ignore:.*weight_norm:FutureWarning")
 
 QUICK = [name for name, entry in ZOO.items() if not entry.slow and not name.startswith("hf/")]
-SAMPLE = set(random.Random(0).sample(QUICK, 60))
+SAMPLE = set(random.Random(0).sample(QUICK, 25))
 ENTRIES = [
     pytest.param(entry, id=name, marks=[] if name in SAMPLE else pytest.mark.slow) for name, entry in ZOO.items()
 ]
@@ -151,9 +151,20 @@ def questions(draw: st.DrawFn) -> tuple[str, dict[str, Any]]:
     }
 
 
-@settings(max_examples=150)
+@settings(max_examples=40)
 @given(question=questions())
 def test_a_request_is_met_or_refused(question):
+    check_request(question)
+
+
+@pytest.mark.slow
+@settings(max_examples=500)
+@given(question=questions())
+def test_many_requests_are_met_or_refused(question):
+    check_request(question)
+
+
+def check_request(question):
     name, asked = question
     model, x = make(name)
     before = snapshot(model)
