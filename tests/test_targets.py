@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from networks import NETWORKS, assert_untouched, make, snapshot, structure_of
 from torch import Generator, nn
 from torch.utils.flop_counter import FlopCounterMode
-from zoo import ZOO, Entry
+from zoo import FAST, ZOO, Entry
 from zoo.oracle import build
 from zoo.running import call
 
@@ -28,8 +28,11 @@ UNITS: tuple[Unit, ...] = ("params", "macs", "channels")
 # The networks' own warnings, not ours: old-style weight_norm, and torch's on nested tensors in its Transformer.
 THIRD_PARTY = ("ignore:enable_nested_tensor is True:UserWarning", "ignore:.*weight_norm:FutureWarning")
 
-QUICK = [name for name, entry in ZOO.items() if not entry.slow and not name.startswith("hf/")]
-SAMPLE = set(random.Random(0).sample(QUICK, 25))
+SAMPLE = {
+    name
+    for family in ("classic/", "traps/")
+    for name in random.Random(0).sample([name for name in FAST if name.startswith(family)], 12)
+}
 ENTRIES = [
     pytest.param(entry, id=name, marks=[] if name in SAMPLE else pytest.mark.slow) for name, entry in ZOO.items()
 ]
