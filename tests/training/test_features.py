@@ -11,6 +11,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from breadth import crossed
 from fitting import (
     Classifier,
     MemoryLogger,
@@ -290,8 +291,7 @@ def in_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.mark.parametrize("first", [True, False], ids=["before", "after"])
-@pytest.mark.parametrize("name", FINDERS)
+@pytest.mark.parametrize(("name", "first"), crossed(FINDERS, [True, False]))
 @pytest.mark.usefixtures("in_folder")
 def test_nothing_is_pruned_while_a_finder_runs_and_then_all_is_as_planned(name, first):
     module, trials, callback = Tunable(), Trials(), Pruning(0.5)

@@ -687,6 +687,7 @@ print("values:", values)
 """
 
 
+@pytest.mark.slow
 def test_counts_of_all_ranks_are_added_up(tmp_path):
     command = ("-W", "error", "-c", SCRIPT)
     outputs = finish(*(start(tmp_path, *command, str(rank), tmp_path / "store") for rank in (0, 1)))
