@@ -14,7 +14,10 @@ from zoo.running import call, distance, flat
 from lightning_coreset.structure import analyse
 from lightning_coreset.structure.trace import plain_execution
 
-ENTRIES = [pytest.param(entry, id=name, marks=[] if name in FAST else pytest.mark.slow) for name, entry in ZOO.items()]
+CLASSICS = [
+    pytest.param(entry, id=name, marks=[] if name.startswith("classic/") else pytest.mark.slow)
+    for name, entry in ZOO.items()
+]
 # How many groups are tried one by one, beside all at once; a trap is about each of its groups.
 TRIALS = [
     pytest.param(entry, 6 if name.startswith("traps/") else 2, id=name) for name, entry in ZOO.items() if name in FAST
@@ -97,7 +100,7 @@ def _twice(entry, seed):
     return [list(value.values()) if isinstance(value, dict) else value for value in made]
 
 
-@pytest.mark.parametrize("entry", ENTRIES)
+@pytest.mark.parametrize("entry", CLASSICS)
 @pytest.mark.filterwarnings(*THIRD_PARTY)
 def test_one_sample_shows_what_several_show(entry):
     """Where the batch is one, its dimension could be taken for another one of that size."""
