@@ -26,6 +26,7 @@ def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore::lightning.pytorch.utilities.warnings.PossibleUserWarning")
+@pytest.mark.slow  # tests/training/report/test_page.py runs these blocks, too
 def test_the_code_of_a_page_that_takes_a_model_for_granted_runs(tmp_path, monkeypatch):
     loader = make_loader(8)
     given = {"L": pl, "CoresetPruningCallback": CoresetPruningCallback, "model": Validated()}

@@ -13,7 +13,6 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from breadth import some_of
 from pages import ROOT
 from training.launching import finish, start
 
@@ -105,7 +104,8 @@ def check(case: Case, output: str) -> None:
         assert "saved, and loaded again: the same answers" in output
 
 
-@pytest.mark.parametrize("case", some_of(SMALL, SMALL[0]), ids=lambda case: case.command)
+@pytest.mark.slow
+@pytest.mark.parametrize("case", SMALL, ids=lambda case: case.command)
 def test_example_prunes_and_still_classifies(case: Case, tmp_path: Path) -> None:
     check(case, run(tmp_path, case.command))
 

@@ -44,7 +44,7 @@ def parameters(trained) -> int:
     return sum(p.numel() for p in trained.network.parameters())
 
 
-@pytest.mark.parametrize("name", some_of(sorted(quickstart.NETWORKS), "ConvNet"))
+@pytest.mark.parametrize("name", some_of(sorted(quickstart.NETWORKS), "MLP"))
 def test_quickstart_prunes_logs_and_still_classifies(name: str, tmp_path: Path) -> None:
     before = quickstart.train(name, prune=False, epochs=EPOCHS, logdir=tmp_path)
     after = quickstart.train(name, prune=True, epochs=EPOCHS, logdir=tmp_path)

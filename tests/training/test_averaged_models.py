@@ -391,9 +391,9 @@ class Quick(EarlyStopping):
     """A subclass, as users have them."""
 
 
-@pytest.mark.parametrize("kind", [EarlyStopping, Quick])
-@pytest.mark.parametrize("mode", ["min", "max"])
-@pytest.mark.parametrize("monitor", ["score", "val_score"])
+@pytest.mark.parametrize(
+    ("kind", "mode", "monitor"), crossed([EarlyStopping, Quick], ["min", "max"], ["score", "val_score"])
+)
 @pytest.mark.parametrize(("restart", "stopped"), [(True, 5), (False, 3)])
 def test_patience_restarts_with_an_event(kind, mode, monitor, restart, stopped):
     """The first score is the best: patience ends three epochs later, and three after the first one past an event."""
