@@ -1,4 +1,4 @@
-"""What every test starts from: one thread, a fixed seed, no clock for hypothesis."""
+"""For all tests: one thread, a fixed seed, no time limits of hypothesis, and a header that says what runs."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def theirs() -> list[str]:
 
 @pytest.fixture
 def alone(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Torch-Pruning is not there, whether it is or not."""
+    """Hides Torch-Pruning if it is installed."""
     monkeypatch.setattr(load("contenders"), "find_spec", lambda name: None)
 
 
@@ -162,7 +162,7 @@ def network() -> nn.Sequential:
 
 
 @pytest.mark.parametrize("include_residual", [False, True])
-def test_torch_pruning_comes_to_the_same_widths(load, theirs, include_residual):
+def test_torch_pruning_reaches_the_same_widths(load, theirs, include_residual):
     contenders, networks = load("contenders"), load("networks")
     example = torch.randn(2, 3, 8, 8)
     whole = networks.resnet(depth=8)
@@ -194,7 +194,7 @@ def test_magnitude_of_torch_pruning_ranks_by_the_filters(load, theirs):
     torch.testing.assert_close(model[0].weight.detach(), filters)
 
 
-def test_other_widths_are_no_comparison(load):
+def test_networks_of_other_widths_are_not_compared(load):
     contenders, example = load("contenders"), torch.randn(2, 3, 8, 8)
     target = contenders.Target.of(network(), example, 0.5)
     wider, narrower, as_wanted = network(), network(), network()

@@ -28,7 +28,7 @@ Rows = list[dict[str, str]]
 
 @pytest.fixture(scope="module")
 def load() -> Iterator[Callable[[str], ModuleType]]:
-    """Import a script as if it was run from its folder; afterwards its neighbours' names mean what they did before."""
+    """Import a script as if it was run from its folder; afterwards the modules beside it are forgotten."""
     pytest.importorskip("tabulate", reason="the benchmarks print their tables with it")
     modules, path = dict(sys.modules), list(sys.path)
     levels = {name: logging.getLogger(name).level for name in LOGGERS}

@@ -120,7 +120,7 @@ def cases(fast: Callable[[str, tuple[Any, Any]], bool]) -> list[Any]:
 
 
 def is_first(option: str, pair: tuple[Any, Any]) -> bool:
-    return pair is FIRST[option] or pair == FIRST[option]
+    return pair[0] == FIRST[option][0] and type(pair[0]) is type(FIRST[option][0])
 
 
 def is_special(option: str, pair: tuple[Any, Any]) -> bool:
@@ -128,7 +128,7 @@ def is_special(option: str, pair: tuple[Any, Any]) -> bool:
     return is_first(option, pair) or not isinstance(pair[0], bool | float | NoneType)
 
 
-# ---- what came of it
+# ---- what a callback is made with
 
 
 @pytest.fixture(autouse=True)
@@ -154,7 +154,7 @@ def given(monkeypatch: pytest.MonkeyPatch) -> Callable[[CoresetPruningCallback],
 
 
 def plain(value: Any) -> Any:
-    """A value that is equal only to one that means the same: with types told apart, sequences not."""
+    """A value that can be compared: of another type is different, but a list equals a tuple."""
     if isinstance(value, Mapping):
         return {key: plain(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
@@ -175,7 +175,7 @@ def new_parser() -> ArgumentParser:
 
 
 def make_callback(*arguments: str) -> tuple[CoresetPruningCallback, str]:
-    """The callback that these arguments make, and the configuration that they come to."""
+    """The callback that these arguments make, and the configuration that is printed for them."""
     configured = new_parser().parse_args(list(arguments))
     made = new_parser().instantiate_classes(configured).callbacks
     (callback,) = made if isinstance(made, list) else [made]
@@ -293,19 +293,19 @@ def test_commands_of_the_page_prune(
     assert len(list(folder.glob("lightning_logs/*/config.yaml"))) == len(ran)
 
 
-def test_help_of_the_page_tells_every_option(
+def test_the_help_has_every_option(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tell_help, tell_config = commands("All options")
+    show_help, show_config = commands("All options")
     with pytest.raises(SystemExit, match="0"):
-        run_command(tell_help, monkeypatch)
+        run_command(show_help, monkeypatch)
     out = capsys.readouterr().out
     for option in DEFAULTS:
         assert f"--trainer.callbacks.{option}" in out
     assert "is gone at the end" in " ".join(out.split())  # from the docstring
 
     with pytest.raises(SystemExit, match="0"):
-        run_command(tell_config, monkeypatch)
+        run_command(show_config, monkeypatch)
     printed = capsys.readouterr().out
     (callback,) = yaml.safe_load(printed)["trainer"]["callbacks"]
     assert callback["init_args"].keys() == DEFAULTS.keys()

@@ -1,4 +1,4 @@
-"""What docs/export.md says: pruned models leave as ordinary ones, and are loaded where this package is not."""
+"""docs/export.md: pruned models are exported like any other, and loaded where this package is not installed."""
 
 from __future__ import annotations
 
@@ -62,13 +62,13 @@ def run_elsewhere(recipes: Iterable[Block], x: Tensor, folder: Path) -> list[Ten
 
 
 def assert_close(y: Tensor, expected: Tensor, block: Block) -> None:
-    """Eight bits are good for some percent of the largest output; all else is equal but for rounding."""
+    """With eight bits an error of some percent of the largest output is expected, elsewhere that of rounding."""
     error = ((y - expected).abs().max() / expected.abs().max()).item()
     assert error < (0.05 if block.section == "int8" else 1e-5), f"{block.section}: {error:.1e}"
 
 
 def run_page(blocks: list[Block], folder: Path, names: dict[str, Any]) -> None:
-    """Run blocks in order, those for elsewhere at the end, and compare all outputs with those of the pruned model."""
+    """Run blocks in order, those for another process at the end, and compare outputs with the pruned model's."""
     for block in blocks:
         if block.code.startswith("# network.py"):
             (folder / "network.py").write_text(block.code, encoding="utf-8")
@@ -202,7 +202,7 @@ def test_make_plain_takes_everything_off(part: str, compiled: bool) -> None:
 
 
 def a_hook_of_the_user(module: nn.Module, state_dict: dict[str, Any], prefix: str, metadata: dict[str, Any]) -> None:
-    """A state-dict hook that is none of ours."""
+    """A state-dict hook that this package did not register."""
 
 
 def test_a_plain_model_can_be_made_resizable_and_pruned_again() -> None:

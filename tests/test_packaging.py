@@ -1,4 +1,4 @@
-"""What a stranger gets: the wheel is whole, it asks for no more than it says, and the README's code runs.
+"""The wheel is complete, imports only what it declares, and the README's code runs.
 
 The other tests test the source tree (``pythonpath`` in pyproject.toml); the wheel is built and imported here.
 """

@@ -1,4 +1,4 @@
-"""The example of the README: it prunes, it logs what it did, and what is left still classifies."""
+"""The example of the README: it prunes, logs what it did, and the pruned network still classifies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The reference leaves nothing out. That what it names exists, Sphinx itself says, which takes warnings for errors."""
+"""The API reference is complete. That the names in it exist is checked by Sphinx, which is run with ``-W``."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""docs/troubleshooting.md tells of every error, warning and reason of the package, in the words of the code."""
+"""docs/troubleshooting.md quotes every error, warning and reason of the package, in the words of the code."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def quotes() -> list[str]:
 QUOTES = quotes()
 
 
-def tells(quote: str, template: str) -> bool:
+def quotes_template(quote: str, template: str) -> bool:
     """Whether a quote is a message: all of it, or its beginning where the quote ends in something filled in."""
     return quote == template or (quote.endswith(FILLED) and template.startswith(quote[: -len(FILLED)].rstrip()))
 
 
 def test_every_message_has_an_entry():
-    missing = [message for message in MESSAGES if not any(tells(quote, message.template) for quote in QUOTES)]
+    missing = [message for message in MESSAGES if not any(quotes_template(quote, message.template) for quote in QUOTES)]
 
     assert not missing, (
         "docs/troubleshooting.md has not what these functions say. Quote it there (errors and warnings in a block "
@@ -39,7 +39,10 @@ def test_every_message_has_an_entry():
 
 
 def test_every_quote_is_one_message():
-    said = {quote: {message.template for message in MESSAGES if tells(quote, message.template)} for quote in QUOTES}
+    said = {
+        quote: {message.template for message in MESSAGES if quotes_template(quote, message.template)}
+        for quote in QUOTES
+    }
     wrong = {quote: templates for quote, templates in said.items() if len(templates) != 1}
 
     assert not wrong, "docs/troubleshooting.md quotes what is not exactly one error, warning or reason:" + "".join(
@@ -47,7 +50,7 @@ def test_every_quote_is_one_message():
     )
 
 
-def test_no_message_is_told_twice():
+def test_no_message_is_quoted_twice():
     assert sorted(QUOTES) == sorted(set(QUOTES))
 
 
@@ -87,7 +90,7 @@ def test_messages_are_read_from_source(body, expected, tmp_path):
     assert [message.template for message in found] == expected
 
 
-def test_a_message_that_cannot_be_read_is_told(tmp_path):
+def test_a_message_that_cannot_be_read_is_an_error(tmp_path):
     (tmp_path / "module.py").write_text("def function(a):\n    raise ValueError(a)\n", encoding="utf-8")
 
     with pytest.raises(AssertionError, match=r"cannot read what module\.py:function says"):

@@ -1,4 +1,4 @@
-"""The structural engine on every network of the zoo: nothing silently wrong, nothing hangs, nothing missed."""
+"""`analyse` on the networks of the zoo: all groups that must be found are found, and each can be removed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CLASSICS = [
     pytest.param(entry, id=name, marks=[] if name.startswith("classic/") else pytest.mark.slow)
     for name, entry in ZOO.items()
 ]
-# How many groups are tried one by one, beside all at once; a trap is about each of its groups.
+# How many groups are tried one by one, besides all at once. A trap is small, and about each of its groups.
 TRIALS = [
     pytest.param(entry, 6 if name.startswith("traps/") else 2, id=name) for name, entry in ZOO.items() if name in FAST
 ]
@@ -28,7 +28,7 @@ ALL_TRIALS = [
     if name not in FAST or not name.startswith("traps/")
 ]
 
-# The networks' own warnings, not ours: old-style weight_norm, and torch's on nested tensors in its Transformer.
+# Warnings of the networks: about old-style weight_norm, and about nested tensors in torch's Transformer.
 THIRD_PARTY = ("ignore:enable_nested_tensor is True:UserWarning", "ignore:.*weight_norm:FutureWarning")
 
 
@@ -70,7 +70,7 @@ def test_inputs_are_fresh_and_reproducible():
 
 
 class _Operations(TorchDispatchMode):
-    """Keeps which aten operations run."""
+    """Records which aten operations run."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -102,8 +102,8 @@ def _twice(entry, seed):
 
 @pytest.mark.parametrize("entry", CLASSICS)
 @pytest.mark.filterwarnings(*THIRD_PARTY)
-def test_one_sample_shows_what_several_show(entry):
-    """Where the batch is one, its dimension could be taken for another one of that size."""
+def test_one_sample_gives_the_same_groups_as_several(entry):
+    """With a batch of one, the batch dimension could be mistaken for another dimension of size one."""
     if entry.name.startswith("hf/"):
         pytest.importorskip("transformers")
     inputs = entry.inputs(torch.Generator().manual_seed(0))
@@ -113,7 +113,7 @@ def test_one_sample_shows_what_several_show(entry):
             call(build(entry).eval(), single)
     except Exception as error:
         pytest.skip(f"the network does not run on one sample: {error}")
-    # A network of its own for each, since some keep what their first run computed.
+    # A new network for each, since some keep what their first run computed.
     found = [analyse(build(entry), one).groups for one in (single, inputs)]
     few, many = ([group.name for group in groups if not excused(entry, group.name)] for groups in found)
     assert few == many
