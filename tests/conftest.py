@@ -52,6 +52,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def seed() -> None:
+def seed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make a test's random numbers the same in every run, alone or among others."""
+    monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)  # Lightning's seed_everything leaves it to later tests
     torch.manual_seed(0)

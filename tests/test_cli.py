@@ -106,26 +106,43 @@ def values_of(option: str) -> list[tuple[Any, Any]]:
     return [*((value, value) for value in (*literals, *bools, *none)), *VALUES.get(option, [])]
 
 
-FIRST = {option: next(pair for pair in values_of(option) if pair[1] != DEFAULTS[option]) for option in DEFAULTS}
-"""One value of every option that is not its default."""
+def cases(*, fast: bool) -> list[Any]:
+    """Every value of every option for ``parametrize``; slow, unless those that have a form of their own are to be fast.
 
-
-def cases(fast: Callable[[str, tuple[Any, Any]], bool]) -> list[Any]:
-    """All values of all options for ``parametrize``; those that are not ``fast`` are slow."""
+    Plain values are fast in :func:`test_options_together`.
+    """
     return [
-        pytest.param(*(option, *pair), id=f"{option}={pair[0]}", marks=[] if fast(option, pair) else pytest.mark.slow)
+        pytest.param(
+            *(option, written, meant),
+            id=f"{option}={written}",
+            marks=[] if fast and isinstance(written, dict | list) else pytest.mark.slow,
+        )
         for option in DEFAULTS
-        for pair in values_of(option)
+        for written, meant in values_of(option)
     ]
 
 
-def is_first(option: str, pair: tuple[Any, Any]) -> bool:
-    return pair[0] == FIRST[option][0] and type(pair[0]) is type(FIRST[option][0])
+def together() -> list[dict[str, tuple[Any, Any]]]:
+    """For every option a value that is not its default, in as few sets as the callback accepts."""
+    sets: list[dict[str, tuple[Any, Any]]] = []
+    for option, default in DEFAULTS.items():
+        pair = next(pair for pair in values_of(option) if pair[1] != default)
+        beside = {name: (value, value) for name, value in BESIDE.get(option, {}).items()}
+        for known in sets:
+            if _is_accepted({**known, option: pair, **beside}):
+                known |= {option: pair, **beside}
+                break
+        else:
+            sets.append({option: pair, **beside})
+    return sets
 
 
-def is_special(option: str, pair: tuple[Any, Any]) -> bool:
-    """Whether a value is written in a form of its own, or is the first one of its option."""
-    return is_first(option, pair) or not isinstance(pair[0], bool | float | NoneType)
+def _is_accepted(pairs: dict[str, tuple[Any, Any]]) -> bool:
+    try:
+        CoresetPruningCallback(**{name: meant for name, (_, meant) in pairs.items()})
+    except Exception:
+        return False
+    return True
 
 
 # ---- what a callback is made with
@@ -190,7 +207,23 @@ def test_every_option_is_tried() -> None:
     assert untried == [], "give these an entry in VALUES"
 
 
-@pytest.mark.parametrize(("option", "written", "meant"), cases(is_special))
+@pytest.mark.parametrize("pairs", together(), ids=lambda pairs: f"{next(iter(pairs))} and others")
+def test_options_together(pairs: dict[str, tuple[Any, Any]], given: Any, tmp_path: Path) -> None:
+    written, meant = ({name: pair[number] for name, pair in pairs.items()} for number in (0, 1))
+    expected = given(CoresetPruningCallback(**meant))
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump({"callbacks": [{"class_path": PATH, "init_args": written}]}), encoding="utf-8")
+
+    from_file, printed = make_callback(f"--config={file}")
+    arguments = [f"--callbacks.{name}={as_argument(value)}" for name, value in written.items()]
+    from_command_line, _ = make_callback(f"--callbacks+={PATH}", *arguments)
+
+    assert given(from_file) == given(from_command_line) == expected
+    file.write_text(printed, encoding="utf-8")
+    assert given(make_callback(f"--config={file}")[0]) == expected
+
+
+@pytest.mark.parametrize(("option", "written", "meant"), cases(fast=True))
 def test_an_option_from_a_file_comes_as_in_python_and_goes_back(
     option: str, written: Any, meant: Any, given: Any, tmp_path: Path
 ) -> None:
@@ -207,7 +240,7 @@ def test_an_option_from_a_file_comes_as_in_python_and_goes_back(
     assert printed_again == printed
 
 
-@pytest.mark.parametrize(("option", "written", "meant"), cases(is_first))
+@pytest.mark.parametrize(("option", "written", "meant"), cases(fast=False))
 def test_an_option_from_the_command_line_comes_as_in_python(option: str, written: Any, meant: Any, given: Any) -> None:
     options = BESIDE.get(option, {}) | {option: written}
     arguments = [f"--callbacks.{name}={as_argument(value)}" for name, value in options.items()]
@@ -249,6 +282,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (rules,) = (block for block in PAGE if block.code.startswith("# rules.py"))
     (tmp_path / "rules.py").write_text(rules.code, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PL_GLOBAL_SEED", "0")  # else Lightning warns of a seed of its own choice
     monkeypatch.syspath_prepend(tmp_path)
     for name in ("cli", "rules"):
         monkeypatch.delitem(sys.modules, name, raising=False)
