@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import _disable_current_modes
 
+from lightning_coreset._compat import can_defer, outside_of_modes, schema_of, storage_number, storage_users, view_base
 from lightning_coreset.structure.output_meta import empty_result, is_large_product
 
 _READS = frozenset(
@@ -64,7 +64,7 @@ class _Kind(NamedTuple):
 
 @cache
 def _kind(function: Any) -> _Kind:
-    tags, arguments = function.tags, function._schema.arguments
+    tags, arguments = function.tags, schema_of(function).arguments
     return _Kind(
         function.is_view and torch.Tag.inplace_view not in tags,
         torch.Tag.inplace_view in tags or torch.Tag.data_dependent_output in tags,
@@ -85,6 +85,7 @@ class LazyExecutor:
 
     def __init__(self) -> None:
         self.materialized = 0
+        self._can_defer = can_defer()
         self._tape: list[_Call] = []
         # Tensors whose values are to come, by identity, and the memory that these will be written to. Both numbers hold
         # because the tensors are kept alive here.
@@ -101,7 +102,7 @@ class LazyExecutor:
         """The result of an operation on ``tensors``, now or later."""
         if self._tape and any(map(self._waits, tensors)):
             return self._go_on(function, args, kwargs, tensors)
-        if is_large_product(function, tensors) and all(map(_is_plain, tensors)):
+        if self._can_defer and is_large_product(function, tensors) and all(map(_is_plain, tensors)):
             return self._put_off(function, args, kwargs, tensors)
         if self._tape and _kind(function).writes:
             self.materialize()  # what it writes into may be read by what stands on the tape
@@ -161,7 +162,7 @@ class LazyExecutor:
         self.forget()
         self.materialized += len(tape)
         # A read of values comes from outside of the engine, which is not to see these operations a second time.
-        with _disable_current_modes(), torch.no_grad():
+        with outside_of_modes(), torch.no_grad():
             for call in tape:
                 found = call.function(*call.args, **call.kwargs)
                 values = (one for one in _each(found) if isinstance(one, Tensor))
@@ -180,21 +181,18 @@ class LazyExecutor:
 
     def _outlives(self) -> bool:
         """Whether anything but this object holds a pending tensor, told by the references that are not ours."""
+        if not self._pending:
+            return False
         own = list(self._pending.values())
         lying = Counter(map(_memory, own))
         single = torch.empty(1)
-        unseen = _users(_memory(single)) - 1
-        if any(_users(memory) - unseen > count for memory, count in lying.items()):
+        unseen = storage_users(_memory(single)) - 1
+        if any(storage_users(memory) - unseen > count for memory, count in lying.items()):
             return True  # a tensor that no operation made, such as a ``Parameter`` around another one
         held = Counter(id(one) for call in self._tape for one in _held_by(call))
-        viewed = {id(one._base) for one in own if one._base is not None}
+        viewed = {id(base) for one in own if (base := view_base(one)) is not None}
         usual = _references()
         return any(sys.getrefcount(one) - held[id(one)] > usual[id(one) in viewed] for one in own)
-
-
-def _users(memory: int) -> int:
-    """How many tensors lie on the same memory, and whatever else torch counts."""
-    return torch._C._storage_Use_Count(memory)
 
 
 def _references() -> tuple[int, int]:
@@ -209,7 +207,7 @@ def _references() -> tuple[int, int]:
 
 def _memory(tensor: Tensor) -> int:
     """A number for the memory that a tensor lies on; 0 where it has none of its own."""
-    return tensor.untyped_storage()._cdata if type(tensor) in _PLAIN and tensor.layout is torch.strided else 0
+    return storage_number(tensor) if type(tensor) in _PLAIN and tensor.layout is torch.strided else 0
 
 
 class _Reads(TorchFunctionMode):

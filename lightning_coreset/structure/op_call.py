@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
+from lightning_coreset._compat import schema_of
+
 
 @dataclass(frozen=True)
 class _Signature:
@@ -21,7 +23,7 @@ class _Signature:
 
 @cache
 def _signature(function: Any) -> _Signature:
-    schema = function._schema
+    schema = schema_of(function)
     name = schema.name.rpartition("::")[2]
     inplace = name.endswith("_") and not name.startswith("__")
     defaults = {argument.name: argument.default_value for argument in schema.arguments}

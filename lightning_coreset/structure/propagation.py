@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from lightning_coreset._compat import DispatchMode, own_tensors
 from lightning_coreset.structure.labels import (
     UNLABELLED,
     ChannelLabels,
@@ -35,7 +35,7 @@ class LayerRecord:
     order: int
 
 
-class Propagation(TorchDispatchMode):
+class Propagation(DispatchMode):
     """Follows every aten operation and keeps what is known of each tensor.
 
     An operation that no rule knows blocks all labels that enter it. A rule that fails does so too: the engine may
@@ -76,8 +76,8 @@ class Propagation(TorchDispatchMode):
         own = {
             f"{prefix}.{name}" if prefix else name: (module, tensor)
             for prefix, module in self.modules.items()
-            for name, tensor in (*module._parameters.items(), *module._buffers.items())
-            if tensor is not None and _holds_values(tensor)
+            for name, tensor in own_tensors(module).items()
+            if _holds_values(tensor)
         }
         self.union_find.reserve(sum(size for _, tensor in own.values() for size in tensor.shape))
         for name, (module, tensor) in own.items():
@@ -198,11 +198,6 @@ class Propagation(TorchDispatchMode):
                 self.products.append((axes[0].labels, macs))
 
     # ---- running
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """Run without the import of dynamo, which takes over three seconds; ``trace`` runs compiled code eagerly."""
-        return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operation, then follow it."""

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-ALWAYS_EVALUATED = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)
+from lightning_coreset._compat import BatchOrInstanceNorm, Dropout
+
+ALWAYS_EVALUATED = (BatchOrInstanceNorm, Dropout)
 """Modules that draw random numbers or keep statistics; they stay in evaluation mode in every run of the engine."""
 
 _ONE_WATCH = threading.RLock()

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
-from torch import Tensor, nn
+from torch import Tensor
 
+from lightning_coreset._compat import Convolution
 from lightning_coreset.structure.labels import ChannelLabels, TensorInfo, join, pin_dims, varying
 from lightning_coreset.structure.propagation import OpCall, Propagation, Rule
 from lightning_coreset.structure.records import Step
@@ -228,7 +229,7 @@ def _depthwise(engine: Propagation, inputs: Tensor, weight: Tensor, transposed: 
     """One filter (or several) for each channel: labels pass through."""
     channels = engine.channel_labels(inputs, 1, _INPUT)
     owner = engine.owners.get(engine.info(weight).direct or "")
-    if not isinstance(owner, nn.modules.conv._ConvNd):
+    if not isinstance(owner, Convolution):
         engine.union_find.block(channels, "passes a depthwise convolution whose group count cannot be mended")
     filters = engine.channel_labels(weight, 0, _INPUT)
     if transposed:

@@ -12,8 +12,8 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
+from lightning_coreset._compat import tree_map
 from lightning_coreset.structure.labels import ChannelLabels, TensorInfo, compress, unite_along
 from lightning_coreset.structure.propagation import OpCall, Propagation, Rule
 
