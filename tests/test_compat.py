@@ -108,7 +108,7 @@ def outcomes() -> dict[str, Any]:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     process = processes.start(ROOT / "tests" / "compat_script.py", *TAKEN_AWAY, env=environment)
     (output,) = processes.finish(process)
-    return json.loads(next(line for line in output.splitlines() if line.startswith('{"": ')))
+    return json.JSONDecoder().raw_decode(output, output.index('{"": '))[0]
 
 
 @pytest.mark.slow
