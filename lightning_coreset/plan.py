@@ -56,7 +56,7 @@ class GroupPlan:
         kept: The classes that stay, ascending, as positions among those before the event.
         method: How they were chosen, with the reason where a group fell back to another method.
         expected_error: The expected squared error of the next layer's outputs over their expected square, under the
-            Gaussian law of the activations; ``None`` where the method does not tell it.
+            Gaussian distribution of the activations; ``None`` where the method does not tell it.
         certified_error: A proven bound on what the plan changes in any coordinate of the next layer's outputs, for
             every input of norm at most ``input_radius``; ``None`` unless certificates were asked for and there is one.
             A coordinate is an output of a Linear; the output of a convolution adds one for each kernel position.

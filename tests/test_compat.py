@@ -179,17 +179,15 @@ def test_communication_state_is_found_under_any_name() -> None:
     assert _compat.communication_state(strategy, PowerSGDState) is state
 
 
-def test_static_graph_is_refused_where_the_strategy_does_not_say_whether_its_delay_is_done() -> None:
-    module = SimpleNamespace(automatic_optimization=False)
-    strategy: Any = SimpleNamespace(model=SimpleNamespace(static_graph=True), lightning_module=module)
-    with pytest.raises(RuntimeError, match=r"lightning .* does not, and lightning_coreset cannot prune under it"):
+def test_static_graph_is_reduced_first_only_where_the_strategy_says_so() -> None:
+    for static in (False, True):
+        strategy = DDPStrategy(static_graph=static)
+        vars(strategy).pop("_pl_static_graph_delay_done", None)
+        assert _compat.loses_first_static_iteration(strategy) == static
+        strategy._pl_static_graph_delay_done = True
+        assert not _compat.loses_first_static_iteration(strategy)
         _compat.repeat_static_graph_delay(strategy)
-
-    strategy.model.static_graph = False
-    _compat.repeat_static_graph_delay(strategy)
-    strategy._pl_static_graph_delay_done = True
-    _compat.repeat_static_graph_delay(strategy)
-    assert strategy._pl_static_graph_delay_done is False
+        assert strategy._pl_static_graph_delay_done is False
 
 
 def test_averaged_model_of_lightning_is_found_under_any_name() -> None:

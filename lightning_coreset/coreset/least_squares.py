@@ -60,7 +60,7 @@ def reconstruct(
         classes: As in :func:`eliminate`.
 
     Returns:
-        The coreset. Its ``error`` is exact under the Gaussian law that the moments come from.
+        The coreset. Its ``error`` is exact under the Gaussian distribution that the moments come from.
 
     Raises:
         ValueError: If the shapes do not fit, or ``size`` or ``rounds`` is below 1.

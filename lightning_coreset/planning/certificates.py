@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from lightning_coreset.coreset import Activation, certify, largest_found_error, largest_magnitude, output_radius
-from lightning_coreset.layers import GroupView, LayerPair, NoCoresetForm, single_channel_pairs
+from lightning_coreset.layers import GroupView, LayerPair, NoCoresetForm, check_ranges, single_channel_pairs
 from lightning_coreset.layers.layer_pair import to_cpu_float64
 from lightning_coreset.methods import Selection
 from lightning_coreset.planning.input_norms import InputNorms
@@ -80,6 +80,7 @@ class Certifier:
         """
         try:
             pairs = single_channel_pairs(view)
+            check_ranges(pairs)
             radius, source = self._radius(pairs[0].path.producer.weight)
             changes = [_Change.of(pair, selection) for pair in pairs]
         except NoCoresetForm as reason:

@@ -150,7 +150,7 @@ def _choose(
 ) -> tuple[list[_Choice], tuple[ParameterChange, ...]]:
     """Select bottom to top on working copies, in which removed columns are gone and kept ones reweighted."""
     method, count = problem.request.method, len(problem.groups)
-    working = WorkingWeights(problem.tensors, problem.groups, cut=not method.reads_full_width)
+    working = WorkingWeights(problem.tensors, problem.groups, cut=True)
     state = PlanState(torch.Generator().manual_seed(problem.request.seed))
     choices = []
     for position, group in enumerate(problem.groups, start=1):
@@ -168,8 +168,6 @@ def _choose(
 
 def _select(method: Method, view: GroupView, size: int, originals: Mapping[str, Tensor]) -> Selection:
     """Ask the method, and check its answer: it may be anybody's."""
-    for member in view.group.by_role("consumer"):  # about to change
-        view.state.filter_norms.pop(member.name, None)
     try:
         selection = method.select(view, size)
     except (ValueError, RuntimeError):  # of which a matrix that cannot be factorised is one

@@ -5,7 +5,6 @@ import torch
 from breadth import some_of
 from fitting import assert_same
 from lightning.fabric.plugins.environments.lightning import find_free_network_port
-from lightning.pytorch.strategies import DDPStrategy
 from training.ddp_script import VARIANTS, train
 from training.launching import HERE, TORCHRUN, finish, seen_by_ranks, start
 
@@ -66,8 +65,6 @@ def accuracies(seen):
 
 @pytest.mark.parametrize("variant", some_of(VARIANTS, *FAST))
 def test_ranks_are_identical_and_equal_one_process(request, variant):
-    if variant == "static_graph_by_hand" and not hasattr(DDPStrategy(), "_pl_static_graph_delay_done"):
-        pytest.skip("this Lightning does not keep the ranks in step itself")
     ranks = request.getfixturevalue("ranks" if variant in FAST else "more_ranks")
     first, second = (seen[variant] for seen in ranks)
 
