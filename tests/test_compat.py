@@ -112,6 +112,7 @@ def outcomes() -> dict[str, Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)  # the fixture is part of the first test
 @pytest.mark.parametrize("missing", TAKEN_AWAY)
 def test_without_a_private_name_the_result_is_the_same_or_an_error_says_so(
     outcomes: dict[str, Any], missing: str
@@ -126,6 +127,7 @@ def test_without_a_private_name_the_result_is_the_same_or_an_error_says_so(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_the_complete_outcome_is_that_of_pruning(outcomes: dict[str, Any]) -> None:
     plain, training = outcomes[""]["plain_pruning"], outcomes[""]["training"]
 

@@ -7,7 +7,7 @@ itself; the output of a convolution adds as many coordinates as its kernel has p
 so that its error is at most that number times the coordinate's. A constant that went into the consumer's bias, or out
 of the running mean behind it, is shared equally among the coordinates of its output.
 
-What a certificate does not speak of: several layers together, fine-tuning, and the repaired variance of a BatchNorm
+A certificate does not cover several layers together, fine-tuning, and the rescaled running variance of a BatchNorm
 behind the consumer, which rescales its output. A sum over positions (``x.sum((2, 3))``) multiplies errors. Average
 pooling does no harm; behind max pooling, where every channel may come from another position, the triangle bound alone
 counts, and the error found is that of positions which are all alike.

@@ -136,7 +136,9 @@ def _reports(
             params -= problem.cost_model.saved(name, size, sizes, "params")
             macs -= problem.cost_model.saved(name, size, sizes, "macs")
             sizes[name] = size
-            if name == cut[-1]:  # the meter goes by averages where classes differ; the last one makes up for it
+            if (
+                name == cut[-1]
+            ):  # where classes differ the cost model uses averages: the last group takes the difference
                 params, macs = float(after.params), float(after.macs)
         reports.append(choice.report(left[0] - round(params), left[1] - round(macs)))
     return tuple(reports)

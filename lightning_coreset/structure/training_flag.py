@@ -10,10 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from lightning_coreset._compat import BatchOrInstanceNorm, Dropout
-
-ALWAYS_EVALUATED = (BatchOrInstanceNorm, Dropout)
-"""Modules that draw random numbers or keep statistics; they stay in evaluation mode in every run of the engine."""
+from lightning_coreset.module_specs import module_spec
 
 _ONE_WATCH = threading.RLock()
 
@@ -40,7 +37,7 @@ def watched_training_flag(model: nn.Module) -> Iterator[FlagWatch]:
     watch = FlagWatch(any(map(_is_beyond_watching, model.modules())))
 
     def read(module: nn.Module) -> bool:
-        watch.matters = watch.matters or not isinstance(module, ALWAYS_EVALUATED)
+        watch.matters = watch.matters or not module_spec(module).always_eval
         return vars(module)["training"]
 
     def write(module: nn.Module, value: bool) -> None:

@@ -9,7 +9,7 @@ from functools import cache
 
 from torch import Tensor
 
-from lightning_coreset._compat import Convolution
+from lightning_coreset.module_specs import module_spec
 from lightning_coreset.structure.labels import ChannelLabels, TensorInfo, join, pin_dims, varying
 from lightning_coreset.structure.propagation import OpCall, Propagation, Rule
 from lightning_coreset.structure.records import Step
@@ -229,8 +229,9 @@ def _depthwise(engine: Propagation, inputs: Tensor, weight: Tensor, transposed: 
     """One filter (or several) for each channel: labels pass through."""
     channels = engine.channel_labels(inputs, 1, _INPUT)
     owner = engine.owners.get(engine.info(weight).direct or "")
-    if not isinstance(owner, Convolution):
-        engine.union_find.block(channels, "passes a depthwise convolution whose group count cannot be mended")
+    counted = None if owner is None else module_spec(owner).groups
+    if owner is None or counted is None or not module_spec(owner).updates(counted):
+        engine.union_find.block(channels, "passes a depthwise convolution whose group count cannot be updated")
     filters = engine.channel_labels(weight, 0, _INPUT)
     if transposed:
         engine.pin_dims(weight, [1], "is a channel multiplier")

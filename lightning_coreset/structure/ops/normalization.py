@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
+from lightning_coreset.module_specs import module_spec
 from lightning_coreset.structure.labels import ChannelLabels, TensorInfo, unite_along
 from lightning_coreset.structure.propagation import OpCall, Propagation, Rule
 from lightning_coreset.structure.records import Norm, Step
@@ -41,13 +42,13 @@ def layer_norm(engine: Propagation, op: OpCall) -> None:
 
 
 def group_norm(engine: Propagation, op: OpCall) -> None:
-    """Statistics over groups of channels: whole groups may go, if the module's group count can be mended."""
+    """Statistics over groups of channels: whole groups may go, if the module's number of groups can be updated."""
     source, out = op.args[0], op.results[0]
     groups = int(op.arguments.get("group", op.arguments.get("num_groups", 1)))
     reason = "is normalised over groups of channels"
     weight = op.arguments.get("weight")
-    name = (engine.info(weight).direct or "").rpartition(".")[0] if isinstance(weight, Tensor) else None
-    if groups == 1 or name is None or not isinstance(engine.owners.get(f"{name}.weight"), nn.GroupNorm):
+    counted = _count_of_groups(engine, weight)
+    if groups == 1 or counted is None:
         axes = engine.pin_dims(source, range(1, source.dim()), reason)
         _block_parameters(engine, op, reason)
     else:
@@ -57,9 +58,17 @@ def group_norm(engine: Propagation, op: OpCall) -> None:
         for part in (weight, op.arguments.get("bias")):
             if isinstance(part, Tensor):
                 engine.union_find.unite(engine.channel_labels(part, 0, reason), channels, reason)
-        engine.counts.append((channels, name, "num_groups"))
+        engine.counts.append((channels, *counted))
         axes = engine.info(source).channel_labels
     engine.set_info(out, TensorInfo(axes, producer_paths=engine.producer_paths([source], Step("group_norm"))))
+
+
+def _count_of_groups(engine: Propagation, weight: object) -> tuple[str, str] | None:
+    """The module that owns the weight and its attribute that counts groups."""
+    name = engine.info(weight).direct if isinstance(weight, Tensor) else None
+    owner = engine.owners.get(name) if name is not None else None
+    counted = module_spec(owner).groups if owner is not None else None
+    return None if name is None or counted is None else (name.rpartition(".")[0], counted)
 
 
 def _block_parameters(engine: Propagation, op: OpCall, reason: str) -> None:
