@@ -112,6 +112,7 @@ def quick_compile(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick_compile")
 def test_the_page_runs_from_top_to_bottom(folder: Path) -> None:
     run_page(PAGE, folder, {"__name__": "page"})

@@ -212,7 +212,7 @@ def kill_a_process(directory: Path, **arguments: Any) -> None:
     [
         SLOWLY({"kill": 6}, 4, {}, id="before the first event"),
         SLOWLY({"kill": 9}, 9, STEPWISE, id="right after an event, in its epoch"),
-        pytest.param({"kill_in_event": 4}, 16, {}, id="in an event"),
+        SLOWLY({"kill_in_event": 4}, 16, {}, id="in an event"),
         SLOWLY({"kill": 14}, 12, {}, id="between events"),
         SLOWLY({"kill": 26}, 24, {}, id="after the last"),
         SLOWLY({"kill": 27}, 27, STEPWISE, id="after the last, in an epoch"),
