@@ -1,4 +1,4 @@
-"""What every test starts from: one thread, a fixed seed, no clock for hypothesis."""
+"""For all tests: one thread, a fixed seed, no time limits of hypothesis, and a header that says what runs."""
 
 from __future__ import annotations
 
@@ -18,6 +18,30 @@ settings.register_profile("lightning_coreset", deadline=None, derandomize=True)
 settings.load_profile("lightning_coreset")
 
 
+FAST = "not slow and not gpu"  # as in pyproject.toml
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    """Say what is about to run, and what is not; collecting the tests takes a while."""
+    asked = config.getoption("markexpr")
+    return [
+        f"tests: {asked or 'all'} (-m), in {config.getoption('numprocesses') or 1} processes that first import torch",
+        *_the_rest(asked),
+    ]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Say once more what did not run."""
+    for line in _the_rest(config.getoption("markexpr")):
+        terminalreporter.write_line(line)
+
+
+def _the_rest(asked: str) -> list[str]:
+    if asked != FAST:
+        return []
+    return ["left out: the same on more cases, for `pytest -m slow`; on a GPU, for `pytest -m gpu`"]
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip tests marked ``gpu`` where there is no CUDA device."""
     if torch.cuda.is_available():
@@ -28,6 +52,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def seed() -> None:
+def seed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make a test's random numbers the same in every run, alone or among others."""
+    monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)  # Lightning's seed_everything leaves it to later tests
     torch.manual_seed(0)

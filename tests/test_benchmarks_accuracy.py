@@ -33,7 +33,7 @@ def theirs() -> list[str]:
 
 @pytest.fixture
 def alone(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Torch-Pruning is not there, whether it is or not."""
+    """Hides Torch-Pruning if it is installed."""
     monkeypatch.setattr(load("contenders"), "find_spec", lambda name: None)
 
 
@@ -74,6 +74,7 @@ def jpegs(tmp_path: Path) -> Path:
 # ---- the scripts
 
 
+@pytest.mark.slow
 def test_lenet_prints_every_method_at_every_width(load, tmp_path, monkeypatch):
     lenet_mnist, path = load("lenet_mnist"), tmp_path / "mnist.npz"
     np.savez(path, **arrays(20, 28, 28))
@@ -90,6 +91,7 @@ def test_lenet_prints_every_method_at_every_width(load, tmp_path, monkeypatch):
     assert float(bracket["largest error found"]) <= float(bracket["certified"]) <= float(bracket["triangle bound"])
 
 
+@pytest.mark.slow
 def test_cifar10_prints_every_method_at_every_stage(load, cifar, theirs):
     tables, text = printed(load("cifar10"), "--data", cifar, *TINY, "--networks", "VGG*")
 
@@ -100,6 +102,7 @@ def test_cifar10_prints_every_method_at_every_stage(load, cifar, theirs):
             assert [0 <= float(row[stage]) <= 100 for stage in load("cifar10").STAGES] == [True] * 4
 
 
+@pytest.mark.slow
 def test_residual_channels_go_in_a_table_of_their_own(load, cifar):
     some = ["--networks", "ResNet*", "--contenders", "reconstruction|*group norm"]
 
@@ -112,6 +115,7 @@ def test_residual_channels_go_in_a_table_of_their_own(load, cifar):
     assert "25% of 855,770 parameters, 25% of 31,437,440 MACs" in text
 
 
+@pytest.mark.slow
 def test_schedule_compares_with_the_unpruned_network(load, cifar):
     some = ["--networks", "VGG*", "--contenders", "L2 norm|reconstruction|*BN scale"]
 
@@ -125,6 +129,7 @@ def test_schedule_compares_with_the_unpruned_network(load, cifar):
     assert int(left.pop().replace(",", "")) == pytest.approx(whole / 2, rel=0.01)
 
 
+@pytest.mark.slow
 def test_full_schedule_is_one_flag_away(load, cifar):
     some = ["--full", "--networks", "ResNet*", "--contenders", "L2 norm"]
 
@@ -135,6 +140,7 @@ def test_full_schedule_is_one_flag_away(load, cifar):
     assert {row["MACs"] for table in tables for row in table[:1]} == {"125,747,840"}
 
 
+@pytest.mark.slow
 def test_without_torch_pruning_its_rows_are_left_out_with_a_note(load, cifar, alone):
     some = ["--networks", "VGG*", "--contenders", "*norm"]
 
@@ -156,7 +162,7 @@ def network() -> nn.Sequential:
 
 
 @pytest.mark.parametrize("include_residual", [False, True])
-def test_torch_pruning_comes_to_the_same_widths(load, theirs, include_residual):
+def test_torch_pruning_reaches_the_same_widths(load, theirs, include_residual):
     contenders, networks = load("contenders"), load("networks")
     example = torch.randn(2, 3, 8, 8)
     whole = networks.resnet(depth=8)
@@ -188,7 +194,7 @@ def test_magnitude_of_torch_pruning_ranks_by_the_filters(load, theirs):
     torch.testing.assert_close(model[0].weight.detach(), filters)
 
 
-def test_other_widths_are_no_comparison(load):
+def test_networks_of_other_widths_are_not_compared(load):
     contenders, example = load("contenders"), torch.randn(2, 3, 8, 8)
     target = contenders.Target.of(network(), example, 0.5)
     wider, narrower, as_wanted = network(), network(), network()

@@ -28,7 +28,7 @@ Rows = list[dict[str, str]]
 
 @pytest.fixture(scope="module")
 def load() -> Iterator[Callable[[str], ModuleType]]:
-    """Import a script as if it was run from its folder; afterwards its neighbours' names mean what they did before."""
+    """Import a script as if it was run from its folder; afterwards the modules beside it are forgotten."""
     pytest.importorskip("tabulate", reason="the benchmarks print their tables with it")
     modules, path = dict(sys.modules), list(sys.path)
     levels = {name: logging.getLogger(name).level for name in LOGGERS}
@@ -88,6 +88,7 @@ def test_a_process_that_fails_says_why(load, tmp_path):
 # ---- event_cost.py
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet50", "resnet50-all", "vit", "gpt2", "gpt2-tanh"])
 @pytest.mark.filterwarnings("ignore:Unwrapped parameters detected")
 def test_both_sides_of_an_event_come_to_the_same_shapes(load, name):
@@ -107,6 +108,7 @@ def test_both_sides_of_an_event_come_to_the_same_shapes(load, name):
     assert event_cost.measured(work, "torch-pruning", tiny=True)[1] == found["sensitivity"][1]
 
 
+@pytest.mark.slow
 def test_event_cost_prints_a_row_for_every_network_and_method(load, monkeypatch):
     event_cost = load("event_cost")
     asked = []
@@ -146,6 +148,7 @@ def test_other_shapes_are_no_comparison(load, monkeypatch):
 # ---- growth.py
 
 
+@pytest.mark.slow
 def test_growth_prints_a_row_for_every_size(load):
     (table,), _ = printed(load("growth"), "--sizes", "16", "32", "--repeats", "1")
     assert [row["N"] for row in table] == ["16", "32"]
@@ -163,6 +166,7 @@ def overhead(load, monkeypatch):
     return module
 
 
+@pytest.mark.slow
 def test_overhead_prints_ratios_and_hooks(overhead):
     (ratios, hooks), _ = printed(overhead, "--repeats", "2", "--epochs", "4")
     (row,) = ratios
@@ -187,6 +191,7 @@ def test_contenders_train_with_the_callback_or_one_without_hooks(overhead):
     assert kinds == ["Callback", "CoresetPruningCallback", "CoresetPruningCallback"]
 
 
+@pytest.mark.slow
 def test_the_epochs_that_are_timed_have_no_event_and_the_same_network(overhead):
     (case,) = overhead.CASES.values()
     over, to_come = (overhead.callback(state, 3) for state in ("over", "to come"))
@@ -214,6 +219,7 @@ def what_it_buys(load, monkeypatch):
     return module
 
 
+@pytest.mark.slow
 def test_what_it_buys_prints_all_contenders(what_it_buys):
     (table, beside), _ = printed(what_it_buys, "--repeats=1", "--steps=2", "--calls=1", "--shares", "0.5")
     rows = {row["contender"]: row for row in table}
@@ -264,6 +270,7 @@ def worst_case(load, monkeypatch):
     return module
 
 
+@pytest.mark.slow
 def test_worst_case_prints_brackets_in_order(worst_case):
     (table,), _ = printed(worst_case, "--seeds", "2", "--keep", "0.75", "0.25")
     assert [row["keep"] for row in table] == ["75%", "25%"]
@@ -275,6 +282,7 @@ def test_worst_case_prints_brackets_in_order(worst_case):
         assert 0 < float(row["Hoeffding, one input"]) < float(row["theorem, all inputs"])
 
 
+@pytest.mark.slow
 def test_the_picture_is_the_same_whenever_it_is_drawn(worst_case, tmp_path):
     pytest.importorskip("matplotlib")
     found = [worst_case.Worst(keep, 3.0, {"sensitivity": (1, 2, 9), "reconstruction": (1, 2, 4)}, 9, 20, 30)
@@ -318,6 +326,7 @@ def test_hoeffding_holds_at_an_input(worst_case):
 # ---- reliability.py
 
 
+@pytest.mark.slow
 def test_reliability_counts_networks_and_tests(load, monkeypatch):
     pytest.importorskip("transformers")
     reliability = load("reliability")
@@ -333,6 +342,7 @@ def test_reliability_counts_networks_and_tests(load, monkeypatch):
     assert faults == (1, 1)
 
 
+@pytest.mark.slow
 def test_tests_that_fail_or_are_not_there_are_not_counted_as_passed(load, tmp_path, monkeypatch):
     reliability = load("reliability")
     (tmp_path / "test_some.py").write_text(

@@ -11,6 +11,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from breadth import crossed
 from fitting import (
     Classifier,
     MemoryLogger,
@@ -242,19 +243,19 @@ def test_a_ratio_beyond_reach_ends_with_one_channel_each_and_training_goes_on():
     assert len(module.losses) == 24
 
 
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        ({"pruning_ratio": {"net.0": 0.5, "net.2": 0.25}}, (16, 18)),
-        ({"pruning_ratio": {"net.0": 0.5}}, (16, 24)),
-        ({"pruning_ratio": {nn.Linear: 0.25}}, (24, 18)),
-        ({"pruning_ratio": {re.compile(r"net\.[02]"): 0.5}, "round_to": 4}, (16, 12)),
-        ({"pruning_ratio": 0.3, "only": ["net.2"], "unit": "channels"}, (32, 17)),
-        ({"pruning_ratio": 0.5, "ignore": [re.compile("net.2")], "unit": "channels"}, (16, 24)),
-    ],
-)
-@pytest.mark.parametrize("order", ["together", "bottom_up"])
-def test_rules_count_against_the_original(arguments, expected, order):
+RULES = [
+    ({"pruning_ratio": {"net.0": 0.5, "net.2": 0.25}}, (16, 18)),
+    ({"pruning_ratio": {"net.0": 0.5}}, (16, 24)),
+    ({"pruning_ratio": {nn.Linear: 0.25}}, (24, 18)),
+    ({"pruning_ratio": {re.compile(r"net\.[02]"): 0.5}, "round_to": 4}, (16, 12)),
+    ({"pruning_ratio": 0.3, "only": ["net.2"], "unit": "channels"}, (32, 17)),
+    ({"pruning_ratio": 0.5, "ignore": [re.compile("net.2")], "unit": "channels"}, (16, 24)),
+]
+
+
+@pytest.mark.parametrize(("rules", "order"), crossed(RULES, ["together", "bottom_up"]))
+def test_rules_count_against_the_original(rules, order):
+    arguments, expected = rules
     module = Classifier()
 
     fit(module, Pruning(**arguments, order=order, schedule="linear", start=1, end=4))

@@ -12,6 +12,7 @@ from pathlib import Path
 import lightning.pytorch as pl
 import pytest
 import torch
+from breadth import crossed
 from fitting import assert_same, make_trainer, mlp
 from networks import NETWORKS, Attention, assert_untouched, make, snapshot
 from torch import nn
@@ -73,9 +74,9 @@ def assert_twins(one: nn.Module, other: nn.Module) -> None:
 # ---- loading smaller and larger
 
 
-@pytest.mark.parametrize("network", NETWORKS)
-@pytest.mark.parametrize(("of", "into"), [(0, 1), (0, 2), (1, 0), (1, 2), (2, 0), (2, 1)])
-def test_a_model_follows_what_it_loads(network, of, into):
+@pytest.mark.parametrize(("network", "events"), crossed(NETWORKS, [(0, 1), (0, 2), (1, 0), (1, 2), (2, 0), (2, 1)]))
+def test_a_model_follows_what_it_loads(network, events):
+    of, into = events
     models, x = sizes_of(network), make(network)[1]
     source, model = models[of], models[into]
     objects = {name: id(parameter) for name, parameter in model.named_parameters()}
@@ -90,9 +91,12 @@ def test_a_model_follows_what_it_loads(network, of, into):
     assert all(p.grad is not None and p.grad.shape == p.shape for p in model.parameters())
 
 
-@pytest.mark.parametrize("network", [name for name in NETWORKS if name != "attention"])
-@pytest.mark.parametrize(("of", "into"), [(0, 2), (1, 2), (2, 0), (2, 1)])
-def test_shapes_tell_where_there_is_no_metadata(network, of, into):
+@pytest.mark.parametrize(
+    ("network", "events"),
+    crossed([name for name in NETWORKS if name != "attention"], [(0, 2), (1, 2), (2, 0), (2, 1)]),
+)
+def test_shapes_tell_where_there_is_no_metadata(network, events):
+    of, into = events
     models = sizes_of(network)
     models[into].load_state_dict(dict(models[of].state_dict()))
     assert_twins(models[into], models[of])

@@ -19,6 +19,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 import yaml
+from breadth import some_of
 from fitting import Classifier, make_loader, make_trainer, mlp
 from jsonargparse import ArgumentParser
 from pages import ROOT, Block, blocks_of
@@ -105,14 +106,46 @@ def values_of(option: str) -> list[tuple[Any, Any]]:
     return [*((value, value) for value in (*literals, *bools, *none)), *VALUES.get(option, [])]
 
 
-CASES = [
-    pytest.param(option, written, meant, id=f"{option}={written}")
-    for option in DEFAULTS
-    for written, meant in values_of(option)
-]
+def cases(*, fast: bool) -> list[Any]:
+    """Every value of every option for ``parametrize``; slow, unless those that have a form of their own are to be fast.
+
+    Plain values are fast in :func:`test_options_together`.
+    """
+    return [
+        pytest.param(
+            *(option, written, meant),
+            id=f"{option}={written}",
+            marks=[] if fast and isinstance(written, dict | list) else pytest.mark.slow,
+        )
+        for option in DEFAULTS
+        for written, meant in values_of(option)
+    ]
 
 
-# ---- what came of it
+def together() -> list[dict[str, tuple[Any, Any]]]:
+    """For every option a value that is not its default, in as few sets as the callback accepts."""
+    sets: list[dict[str, tuple[Any, Any]]] = []
+    for option, default in DEFAULTS.items():
+        pair = next(pair for pair in values_of(option) if pair[1] != default)
+        beside = {name: (value, value) for name, value in BESIDE.get(option, {}).items()}
+        for known in sets:
+            if _is_accepted({**known, option: pair, **beside}):
+                known |= {option: pair, **beside}
+                break
+        else:
+            sets.append({option: pair, **beside})
+    return sets
+
+
+def _is_accepted(pairs: dict[str, tuple[Any, Any]]) -> bool:
+    try:
+        CoresetPruningCallback(**{name: meant for name, (_, meant) in pairs.items()})
+    except Exception:
+        return False
+    return True
+
+
+# ---- what a callback is made with
 
 
 @pytest.fixture(autouse=True)
@@ -138,7 +171,7 @@ def given(monkeypatch: pytest.MonkeyPatch) -> Callable[[CoresetPruningCallback],
 
 
 def plain(value: Any) -> Any:
-    """A value that is equal only to one that means the same: with types told apart, sequences not."""
+    """A value that can be compared: of another type is different, but a list equals a tuple."""
     if isinstance(value, Mapping):
         return {key: plain(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
@@ -159,7 +192,7 @@ def new_parser() -> ArgumentParser:
 
 
 def make_callback(*arguments: str) -> tuple[CoresetPruningCallback, str]:
-    """The callback that these arguments make, and the configuration that they come to."""
+    """The callback that these arguments make, and the configuration that is printed for them."""
     configured = new_parser().parse_args(list(arguments))
     made = new_parser().instantiate_classes(configured).callbacks
     (callback,) = made if isinstance(made, list) else [made]
@@ -174,7 +207,23 @@ def test_every_option_is_tried() -> None:
     assert untried == [], "give these an entry in VALUES"
 
 
-@pytest.mark.parametrize(("option", "written", "meant"), CASES)
+@pytest.mark.parametrize("pairs", together(), ids=lambda pairs: f"{next(iter(pairs))} and others")
+def test_options_together(pairs: dict[str, tuple[Any, Any]], given: Any, tmp_path: Path) -> None:
+    written, meant = ({name: pair[number] for name, pair in pairs.items()} for number in (0, 1))
+    expected = given(CoresetPruningCallback(**meant))
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump({"callbacks": [{"class_path": PATH, "init_args": written}]}), encoding="utf-8")
+
+    from_file, printed = make_callback(f"--config={file}")
+    arguments = [f"--callbacks.{name}={as_argument(value)}" for name, value in written.items()]
+    from_command_line, _ = make_callback(f"--callbacks+={PATH}", *arguments)
+
+    assert given(from_file) == given(from_command_line) == expected
+    file.write_text(printed, encoding="utf-8")
+    assert given(make_callback(f"--config={file}")[0]) == expected
+
+
+@pytest.mark.parametrize(("option", "written", "meant"), cases(fast=True))
 def test_an_option_from_a_file_comes_as_in_python_and_goes_back(
     option: str, written: Any, meant: Any, given: Any, tmp_path: Path
 ) -> None:
@@ -191,7 +240,7 @@ def test_an_option_from_a_file_comes_as_in_python_and_goes_back(
     assert printed_again == printed
 
 
-@pytest.mark.parametrize(("option", "written", "meant"), CASES)
+@pytest.mark.parametrize(("option", "written", "meant"), cases(fast=False))
 def test_an_option_from_the_command_line_comes_as_in_python(option: str, written: Any, meant: Any, given: Any) -> None:
     options = BESIDE.get(option, {}) | {option: written}
     arguments = [f"--callbacks.{name}={as_argument(value)}" for name, value in options.items()]
@@ -233,6 +282,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (rules,) = (block for block in PAGE if block.code.startswith("# rules.py"))
     (tmp_path / "rules.py").write_text(rules.code, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PL_GLOBAL_SEED", "0")  # else Lightning warns of a seed of its own choice
     monkeypatch.syspath_prepend(tmp_path)
     for name in ("cli", "rules"):
         monkeypatch.delitem(sys.modules, name, raising=False)
@@ -262,7 +312,7 @@ def test_the_page_shows_the_configuration_of_the_example() -> None:
     assert PAGE[0] == Block("A configuration", "yaml", (ROOT / "examples" / "cli.yaml").read_text(encoding="utf-8"))
 
 
-@pytest.mark.parametrize("section", ["A configuration", "The command line alone", "Rules"])
+@pytest.mark.parametrize("section", some_of(["A configuration", "The command line alone", "Rules"], "Rules"))
 def test_commands_of_the_page_prune(
     section: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -277,19 +327,19 @@ def test_commands_of_the_page_prune(
     assert len(list(folder.glob("lightning_logs/*/config.yaml"))) == len(ran)
 
 
-def test_help_of_the_page_tells_every_option(
+def test_the_help_has_every_option(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tell_help, tell_config = commands("All options")
+    show_help, show_config = commands("All options")
     with pytest.raises(SystemExit, match="0"):
-        run_command(tell_help, monkeypatch)
+        run_command(show_help, monkeypatch)
     out = capsys.readouterr().out
     for option in DEFAULTS:
         assert f"--trainer.callbacks.{option}" in out
     assert "is gone at the end" in " ".join(out.split())  # from the docstring
 
     with pytest.raises(SystemExit, match="0"):
-        run_command(tell_config, monkeypatch)
+        run_command(show_config, monkeypatch)
     printed = capsys.readouterr().out
     (callback,) = yaml.safe_load(printed)["trainer"]["callbacks"]
     assert callback["init_args"].keys() == DEFAULTS.keys()

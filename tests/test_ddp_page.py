@@ -14,9 +14,8 @@ PYTHON = [block for block in blocks_of("ddp.md") if block.language == "python"]
 SPAWNED = next(block for block in PYTHON if "spawned" in block.section)
 
 
-@pytest.mark.parametrize(
-    "command", [TORCHRUN, pytest.param((), marks=pytest.mark.slow)], ids=["torchrun", "by Lightning"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [TORCHRUN, ()], ids=["torchrun", "by Lightning"])
 def test_two_processes_end_with_the_same_pruned_network(command: tuple[str, ...], tmp_path: Path) -> None:
     pytest.importorskip("sklearn", reason="the example trains on scikit-learn's digits")
     (output,) = finish(start(tmp_path, *command, ROOT / "examples" / "ddp.py", "--epochs=4"))

@@ -1,4 +1,4 @@
-"""The pages of docs/ say what is true: their Python blocks run as they stand, one after another."""
+"""The Python blocks of the pages in docs/ run as they are, one after another."""
 
 import lightning.pytorch as pl
 import pytest
@@ -26,7 +26,8 @@ def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore::lightning.pytorch.utilities.warnings.PossibleUserWarning")
-def test_the_code_of_a_page_that_takes_a_model_for_granted_runs(tmp_path, monkeypatch):
+@pytest.mark.slow  # tests/training/report/test_page.py runs these blocks, too
+def test_the_code_of_a_page_that_assumes_a_model_runs(tmp_path, monkeypatch):
     loader = make_loader(8)
     given = {"L": pl, "CoresetPruningCallback": CoresetPruningCallback, "model": Validated()}
 

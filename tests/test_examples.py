@@ -43,10 +43,10 @@ class Case:
 
 
 SMALL = [
+    Case("plain_pytorch --epochs 4", ("parameters", 0.5), 85, 10),
     Case("mnist_lenet --epochs 8", ("parameters", 0.1), 80, 10),
     Case("cifar --epochs 5 --depth 8", ("MACs", 0.5), 80, 10),
     Case("cifar --epochs 6 --network vgg --width 0.15 --ratio 0.3", ("MACs", 0.7), 70, 15),
-    Case("plain_pytorch --epochs 4", ("parameters", 0.5), 85, 10),
     Case("huggingface --epochs 3 --limit 250", ("MACs", 0.5), 40, 20),
 ]
 WHOLE = [
@@ -71,7 +71,7 @@ def run(folder: Path, command: str) -> str:
 
 
 def files(folder: Path) -> set[Path]:
-    """Without what Python caches, for tests that import examples run beside this one."""
+    """Without Python's cache, since tests that import examples may run at the same time."""
     return {*EXAMPLES.glob("*"), *folder.rglob("*")} - {EXAMPLES / "__pycache__"}
 
 
@@ -80,7 +80,7 @@ def warnings_in(output: str) -> list[str]:
 
 
 def figures(output: str) -> dict[str, tuple[float, float]]:
-    """What the table tells, before and after."""
+    """The rows of the table, before and after pruning."""
     rows = re.findall(r"^│ (parameters|MACs|accuracy) +│ +([\d.,]+)%? │ +([\d.,]+)%? │", output, re.MULTILINE)
     assert [what for what, *_ in rows] == ["parameters", "MACs", "accuracy"], output
     return {what: (float(old.replace(",", "")), float(new.replace(",", ""))) for what, old, new in rows}
@@ -104,6 +104,7 @@ def check(case: Case, output: str) -> None:
         assert "saved, and loaded again: the same answers" in output
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", SMALL, ids=lambda case: case.command)
 def test_example_prunes_and_still_classifies(case: Case, tmp_path: Path) -> None:
     check(case, run(tmp_path, case.command))
@@ -111,14 +112,14 @@ def test_example_prunes_and_still_classifies(case: Case, tmp_path: Path) -> None
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", WHOLE, ids=lambda case: case.command)
-def test_example_does_what_its_head_says(case: Case, tmp_path: Path) -> None:
+def test_example_does_what_its_docstring_says(case: Case, tmp_path: Path) -> None:
     check(case, run(tmp_path, case.command))
 
 
 @pytest.mark.parametrize(
     ("options", "left", "tries"),
     [
-        ("--epochs 14 --start 4", (0.05, 0.8), 1),
+        pytest.param("--epochs 14 --start 4", (0.05, 0.8), 1, marks=pytest.mark.slow),
         pytest.param("", (0.08, 0.2), 2, marks=pytest.mark.slow),
         pytest.param("--on-failure stop", (0.4, 0.6), 1, marks=pytest.mark.slow),
     ],
@@ -140,7 +141,7 @@ def test_iterative_goes_as_far_as_the_guard_lets_it(
     assert len(warnings_in(output)) >= len(taken_back)
 
 
-# ---- data of one's own
+# ---- the user's own data
 
 
 def load(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
@@ -208,6 +209,7 @@ def test_what_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.Monk
         load("texts", monkeypatch).dataset("imdb")
 
 
+@pytest.mark.slow
 def test_example_trains_on_a_file(tmp_path: Path) -> None:
     arrays = few_digits(32)
     np.savez(tmp_path / "images.npz", **{k: np.stack([x] * 3, -1) if k.endswith("x") else x for k, x in arrays.items()})
@@ -230,7 +232,8 @@ def tiny_bert(texts: list[str], folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def test_huggingface_takes_a_model_and_texts_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.slow
+def test_huggingface_takes_the_users_model_and_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("datasets", reason="--dataset loads with it")
     texts = load("texts", monkeypatch).docstrings(40)
     tiny_bert(texts.train[0], tmp_path)
@@ -263,7 +266,7 @@ def test_from_pretrained_refuses_a_pruned_model_and_make_resizable_takes_it(tmp_
     assert torch.equal(fresh(**tokens).logits, network(**tokens).logits)
 
 
-# ---- none is forgotten
+# ---- the list of examples is complete
 
 
 def test_every_example_is_tested_and_stands_in_the_table() -> None:

@@ -1,17 +1,17 @@
-"""What docs/export.md says: pruned models leave as ordinary ones, and are loaded where this package is not."""
+"""docs/export.md: pruned models are exported like any other, and loaded where this package is not installed."""
 
 from __future__ import annotations
 
 import copy
 import io
 import os
-import subprocess
 import sys
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import processes
 import pytest
 import torch
 from fitting import Classifier, convnet, make_loader, make_trainer
@@ -57,21 +57,18 @@ def run_elsewhere(recipes: Iterable[Block], x: Tensor, folder: Path) -> list[Ten
     """The ``y`` of each recipe, from a process that cannot import this package."""
     torch.save({"recipes": [recipe.code for recipe in recipes], "x": x}, folder / "work.pt")
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(folder), str(Path(__file__).parent)))}
-    result = subprocess.run(
-        [sys.executable, "-c", ELSEWHERE], cwd=folder, env=environment, capture_output=True, text=True
-    )
-    assert result.returncode == 0, result.stderr
+    processes.finish(processes.start("-c", ELSEWHERE, cwd=folder, env=environment))
     return torch.load(folder / "outputs.pt")
 
 
 def assert_close(y: Tensor, expected: Tensor, block: Block) -> None:
-    """Eight bits are good for some percent of the largest output; all else is equal but for rounding."""
+    """With eight bits an error of some percent of the largest output is expected, elsewhere that of rounding."""
     error = ((y - expected).abs().max() / expected.abs().max()).item()
     assert error < (0.05 if block.section == "int8" else 1e-5), f"{block.section}: {error:.1e}"
 
 
 def run_page(blocks: list[Block], folder: Path, names: dict[str, Any]) -> None:
-    """Run blocks in order, those for elsewhere at the end, and compare all outputs with those of the pruned model."""
+    """Run blocks in order, those for another process at the end, and compare outputs with the pruned model's."""
     for block in blocks:
         if block.code.startswith("# network.py"):
             (folder / "network.py").write_text(block.code, encoding="utf-8")
@@ -115,11 +112,13 @@ def quick_compile(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick_compile")
 def test_the_page_runs_from_top_to_bottom(folder: Path) -> None:
     run_page(PAGE, folder, {"__name__": "page"})
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick_compile")
 @pytest.mark.parametrize(
     "make",
@@ -204,7 +203,7 @@ def test_make_plain_takes_everything_off(part: str, compiled: bool) -> None:
 
 
 def a_hook_of_the_user(module: nn.Module, state_dict: dict[str, Any], prefix: str, metadata: dict[str, Any]) -> None:
-    """A state-dict hook that is none of ours."""
+    """A state-dict hook that this package did not register."""
 
 
 def test_a_plain_model_can_be_made_resizable_and_pruned_again() -> None:

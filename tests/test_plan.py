@@ -1,4 +1,4 @@
-"""The plan: it survives being saved, and says what it does."""
+"""`PruningPlan`: saving, loading, and its text."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_the_text_is_a_table():
     ]
 
 
-def test_plans_saved_before_their_groups_told_sizes_load():
+def test_plans_saved_without_sizes_of_groups_can_be_loaded():
     plain = by_hand().to_dict()
     for group in plain["groups"]:
         del group["params_removed"], group["macs_removed"]

@@ -1,4 +1,4 @@
-"""`prune`: everything in one call, and nothing at all when it cannot be done."""
+"""`prune`: it prunes a network in one call, or raises and changes nothing."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from breadth import crossed
 from networks import NETWORKS, assert_same_random, assert_untouched, make, random_states, snapshot
 from torch import Tensor, nn
 
@@ -22,8 +23,7 @@ from lightning_coreset.structure import find_groups
 METHODS = ["reconstruction", "sensitivity", "magnitude", "random", Sensitivity("pps"), Sensitivity("draws")]
 
 
-@pytest.mark.parametrize("method", METHODS, ids=str)
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(("name", "method"), crossed(NETWORKS, METHODS))
 def test_networks_shrink_and_go_on_training(name, method):
     model, x = make(name)
     whole = sum(parameter.numel() for parameter in model.parameters())
@@ -46,8 +46,9 @@ def test_networks_shrink_and_go_on_training(name, method):
     assert losses[-1] < losses[0]
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
-@pytest.mark.parametrize("name", ["mlp", "vgg", "mobilenet", "unet"])
+@pytest.mark.parametrize(
+    ("name", "dtype"), crossed(["mlp", "vgg", "mobilenet", "unet"], [torch.bfloat16, torch.float32, torch.float64])
+)
 def test_precisions(name, dtype):
     model, x = make(name, dtype)
     prune(model, x, 0.5)
@@ -219,7 +220,7 @@ def test_a_lazy_network():
         prune(model, torch.randn(2, 4))
 
 
-# ---- a plan beforehand
+# ---- plan_pruning
 
 
 @pytest.mark.parametrize("name", ["mlp", "vgg", "resnet", "attention"])
@@ -254,7 +255,7 @@ def test_pruning_and_planning_take_the_same_arguments():
         ({"pruning_ratio": 0.2, "ignore": ["1"]}, "^The rule '1' of ignore .* 1 makes no channels itself"),
     ],
 )
-def test_what_changes_nothing_is_told(ask, asked, expected):
+def test_rules_without_effect_are_warned_of(ask, asked, expected):
     model, x = make("vgg")
     with pytest.warns(UserWarning, match=expected) as caught:
         ask(model, x, **asked)
@@ -262,7 +263,7 @@ def test_what_changes_nothing_is_told(ask, asked, expected):
 
 
 @pytest.mark.parametrize("asked", [{"pruning_ratio": 0.0}, {"pruning_ratio": {"0": 0.0}}, {"ignore": ["0"]}])
-def test_what_was_asked_for_is_no_warning(asked):
+def test_rules_with_an_effect_are_not_warned_of(asked):
     model, x = make("vgg")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -301,7 +302,7 @@ class Divided(HardCoded):
 
 
 @pytest.mark.parametrize("network", [HardCoded, Divided])
-def test_a_width_that_the_code_knows_is_left_whole(network):
+def test_a_width_that_is_a_number_in_the_code_stays(network):
     model = network()
     with pytest.warns(UserWarning, match=r"(?s)not pruned.*  b: ") as caught:
         plan = prune(model, torch.randn(4, 6), 0.4)
@@ -354,7 +355,7 @@ def test_the_check_changes_nothing_where_it_passes(name):
         torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
-# ---- what is asked is what comes
+# ---- the arguments have the effect that is documented
 
 
 @pytest.mark.parametrize("unit", ["params", "macs", "channels"])
@@ -453,8 +454,8 @@ def test_an_optimizer_keeps_its_references():
 
 
 @pytest.mark.parametrize("rule", [3, 5])
-def test_a_single_channel_everywhere_is_the_least(rule):
-    """Asked for all that can go, and a little more, one channel of each group stays."""
+def test_one_channel_of_each_group_always_stays(rule):
+    """Also if slightly more is asked for than can be removed."""
     model = nn.Sequential(nn.Linear(rule, 6), nn.ReLU(), nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 2))
     left = rule + 1 + 2 + 4
     whole = sum(parameter.numel() for parameter in model.parameters())

@@ -7,14 +7,15 @@ import inspect
 import json
 import os
 import signal
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import processes
 import pytest
 import torch
+from breadth import some_of
 from fitting import assert_same, count_params
 from lightning.pytorch.callbacks import ModelCheckpoint
 from resume_script import EPOCHS, EVENTS, STEPS, Killed, Model, loaders, train
@@ -31,6 +32,8 @@ EVENTS_BY = {
     "step": EVENTS | {"eval_batches": 0, "interval": "step", "schedule": {6: 0.2, 13: 0.35, 16: 0.5}},
 }
 EVERY_EPOCH = {"save_top_k": -1, "filename": "{epoch}", "auto_insert_metric_name": False}
+
+SLOWLY = partial(pytest.param, marks=pytest.mark.slow)
 
 # Lightning's own: told where checkpoints are of the middle of an epoch, and in a folder that is there already.
 pytestmark = pytest.mark.filterwarnings(
@@ -99,7 +102,7 @@ def resume_and_compare(whole: Any, directory: Path, saved: int, *, fit: Any = No
 
 @pytest.mark.parametrize(
     ("at", "saved", "saving"),
-    [(10, 8, {}), (10, 10, STEPWISE), (8, 8, STEPWISE)],
+    [SLOWLY(10, 8, {}), (10, 10, STEPWISE), SLOWLY(8, 8, STEPWISE)],
     ids=["from the end of an epoch", "from the middle of an epoch", "from the last step of an epoch"],
 )
 def test_lightning_alone_resumes_bit_for_bit(whole, tmp_path, at, saved, saving):
@@ -117,7 +120,7 @@ def test_pruned_runs_are_pruned(whole):
 
 @pytest.mark.parametrize(
     ("at", "saved"),
-    [(6, 4), (11, 8), (15, 12), (19, 16), (26, 24)],
+    [(6, 4), SLOWLY(11, 8), (15, 12), SLOWLY(19, 16), SLOWLY(26, 24)],
     ids=["before the first event", "before an event", "between events", "before the next event", "after the last"],
 )
 def test_from_the_end_of_an_epoch(whole, tmp_path, at, saved):
@@ -127,25 +130,25 @@ def test_from_the_end_of_an_epoch(whole, tmp_path, at, saved):
 @pytest.mark.parametrize(
     "at",
     [
-        pytest.param(3, id="before the first event"),
+        SLOWLY(3, id="before the first event"),
         pytest.param(9, id="right after an event"),
         pytest.param(14, id="between"),
-        pytest.param(22, id="after the last"),
-        pytest.param(31, id="at the very end"),
+        SLOWLY(22, id="after the last"),
+        SLOWLY(31, id="at the very end"),
     ],
 )
 def test_from_the_middle_of_an_epoch(whole, tmp_path, at):
     check(whole, tmp_path, at, at, pruning=EVENTS, saving=STEPWISE)
 
 
-@pytest.mark.parametrize("at", [8, 16, 20])
+@pytest.mark.parametrize("at", some_of([8, 16, 20], 16))
 @pytest.mark.parametrize("interval", ["epoch", "step"])
 def test_from_the_last_step_of_an_epoch(whole, tmp_path, at, interval):
     """The next step has an event. Lightning leaves out the validation in between, so here is none."""
     check(whole, tmp_path, at, at, pruning=EVENTS_BY[interval], saving=STEPWISE, validate=False)
 
 
-@pytest.mark.parametrize("at", [5, 6, 7, 13, 15, 17])
+@pytest.mark.parametrize("at", some_of([5, 6, 7, 13, 15, 17], 6, 7))
 def test_events_by_steps(whole, tmp_path, at):
     check(whole, tmp_path, at, at, pruning=EVENTS_BY["step"], saving=STEPWISE)
 
@@ -159,7 +162,16 @@ def test_from_any_step(whole, tmp_path, at, interval):
 
 @pytest.mark.parametrize(
     "options",
-    [{"order": "bottom_up"}, {"method": "sensitivity"}, {"method": "random"}, {"schedule": "cubic"}, {"unit": "macs"}],
+    some_of(
+        [
+            {"order": "bottom_up"},
+            {"method": "sensitivity"},
+            {"method": "random"},
+            {"schedule": "cubic"},
+            {"unit": "macs"},
+        ],
+        *({"order": "bottom_up"}, {"method": "random"}),
+    ),
     ids=str,
 )
 def test_ways_to_prune(whole, tmp_path, options):
@@ -177,7 +189,7 @@ def test_twice(whole, tmp_path):
     resume_and_compare(whole, tmp_path, 18, **arguments)
 
 
-@pytest.mark.parametrize("weights_only", [True, None])
+@pytest.mark.parametrize("weights_only", some_of([True, None], True))
 def test_with_and_without_unpickling(whole, tmp_path, weights_only):
     if "weights_only" not in inspect.signature(pl.Trainer.fit).parameters:
         pytest.skip("this version of Lightning does not ask")
@@ -191,20 +203,19 @@ def test_with_and_without_unpickling(whole, tmp_path, weights_only):
 
 def kill_a_process(directory: Path, **arguments: Any) -> None:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (SCRIPT.parents[1], SCRIPT.parent)))}
-    command = [sys.executable, str(SCRIPT), str(directory), json.dumps({"name": "killed", **arguments})]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    process = processes.start(SCRIPT, directory, json.dumps({"name": "killed", **arguments}), env=environment)
+    processes.finish(process, returncode=-signal.SIGKILL)
 
 
 @pytest.mark.parametrize(
     ("kill", "saved", "saving"),
     [
-        pytest.param({"kill": 6}, 4, {}, id="before the first event"),
-        pytest.param({"kill": 9}, 9, STEPWISE, id="right after an event, in its epoch"),
-        pytest.param({"kill_in_event": 4}, 16, {}, id="in an event"),
-        pytest.param({"kill": 14}, 12, {}, id="between events", marks=pytest.mark.slow),
-        pytest.param({"kill": 26}, 24, {}, id="after the last"),
-        pytest.param({"kill": 27}, 27, STEPWISE, id="after the last, in an epoch", marks=pytest.mark.slow),
+        SLOWLY({"kill": 6}, 4, {}, id="before the first event"),
+        SLOWLY({"kill": 9}, 9, STEPWISE, id="right after an event, in its epoch"),
+        SLOWLY({"kill_in_event": 4}, 16, {}, id="in an event"),
+        SLOWLY({"kill": 14}, 12, {}, id="between events"),
+        SLOWLY({"kill": 26}, 24, {}, id="after the last"),
+        SLOWLY({"kill": 27}, 27, STEPWISE, id="after the last, in an epoch"),
     ],
 )
 def test_a_killed_process(whole, tmp_path, kill, saved, saving):

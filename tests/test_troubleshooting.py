@@ -1,11 +1,11 @@
-"""docs/troubleshooting.md tells of every error, warning and reason of the package, in the words of the code."""
+"""docs/troubleshooting.md quotes every error, warning and reason of the package, in the words of the code."""
 
 from __future__ import annotations
 
 import re
 
 import pytest
-from messages import FILLED, Message, Source, plain
+from messages import FILLED, Source, plain
 from pages import ROOT, blocks_of
 
 PAGE = ROOT / "docs" / "troubleshooting.md"
@@ -23,33 +23,34 @@ def quotes() -> list[str]:
 QUOTES = quotes()
 
 
-def tells(quote: str, template: str) -> bool:
+def quotes_template(quote: str, template: str) -> bool:
     """Whether a quote is a message: all of it, or its beginning where the quote ends in something filled in."""
     return quote == template or (quote.endswith(FILLED) and template.startswith(quote[: -len(FILLED)].rstrip()))
 
 
-def label(message: Message) -> str:
-    return f"{message.where}:{' '.join(message.template.split()[:7])}"
+def test_every_message_has_an_entry():
+    missing = [message for message in MESSAGES if not any(quotes_template(quote, message.template) for quote in QUOTES)]
 
-
-@pytest.mark.parametrize("message", MESSAGES, ids=label)
-def test_every_message_has_an_entry(message):
-    assert any(tells(quote, message.template) for quote in QUOTES), (
-        f"{message.where} says\n\n  {message.template}\n\nwhich docs/troubleshooting.md does not tell of. Quote it "
-        "there (errors and warnings in a block of `text`, reasons in the first column of a table; names for {}, … for "
-        "a rest that is left out), and say when it comes and what to do."
+    assert not missing, (
+        "docs/troubleshooting.md has not what these functions say. Quote it there (errors and warnings in a block "
+        "of `text`, reasons in the first column of a table; names for {}, … for a rest that is left out), and say when "
+        "it comes and what to do." + "".join(f"\n\n{message.where}\n  {message.template}" for message in missing)
     )
 
 
-@pytest.mark.parametrize("quote", dict.fromkeys(QUOTES))
-def test_every_quote_is_a_message(quote):
-    told = {message.template for message in MESSAGES if tells(quote, message.template)}
+def test_every_quote_is_one_message():
+    said = {
+        quote: {message.template for message in MESSAGES if quotes_template(quote, message.template)}
+        for quote in QUOTES
+    }
+    wrong = {quote: templates for quote, templates in said.items() if len(templates) != 1}
 
-    assert told, f"docs/troubleshooting.md quotes\n\n  {quote}\n\nwhich no error, warning or reason says any more."
-    assert len(told) == 1, f"docs/troubleshooting.md quotes {quote!r}, which could be any of {told}."
+    assert not wrong, "docs/troubleshooting.md quotes what is not exactly one error, warning or reason:" + "".join(
+        f"\n\n  {quote}\nwhich could be {templates or 'none'}" for quote, templates in wrong.items()
+    )
 
 
-def test_no_message_is_told_twice():
+def test_no_message_is_quoted_twice():
     assert sorted(QUOTES) == sorted(set(QUOTES))
 
 
@@ -89,7 +90,7 @@ def test_messages_are_read_from_source(body, expected, tmp_path):
     assert [message.template for message in found] == expected
 
 
-def test_a_message_that_cannot_be_read_is_told(tmp_path):
+def test_a_message_that_cannot_be_read_is_an_error(tmp_path):
     (tmp_path / "module.py").write_text("def function(a):\n    raise ValueError(a)\n", encoding="utf-8")
 
     with pytest.raises(AssertionError, match=r"cannot read what module\.py:function says"):

@@ -10,6 +10,7 @@ from dataclasses import replace
 import lightning.pytorch as pl
 import pytest
 import torch
+from breadth import crossed
 from networks import NETWORKS, assert_same_random, assert_untouched, make, random_states, snapshot
 from torch import Tensor, nn
 from torch.nn import functional
@@ -22,8 +23,7 @@ def failures(model: nn.Module, x: Tensor, groups: Sequence[ChannelGroup] | None 
     return failing_groups(model, find_groups(model, x) if groups is None else groups, Example.of(x))
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(("name", "dtype"), crossed(NETWORKS, [torch.float64, torch.float32, torch.bfloat16]))
 def test_right_groups_pass(name, dtype):
     model, x = make(name, dtype)
     assert find_groups(model, x)

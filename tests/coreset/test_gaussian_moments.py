@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from breadth import crossed
 from scipy import integrate, stats
 
 from lightning_coreset.coreset import (
@@ -51,9 +52,9 @@ def _integral(function, mean, scale):
     return integrate.quad(value, -9, 9, points=[k for k in kinks if -9 < k < 9], limit=400)[0]
 
 
-@pytest.mark.parametrize(("op", "args"), OPS)
-@pytest.mark.parametrize(("mean", "scale"), [(0.0, 1.0), (0.7, 0.5), (-1.3, 2.0)])
-def test_coefficients_match_numerical_integration(op, args, mean, scale):
+@pytest.mark.parametrize(("op", "law"), crossed(OPS, [(0.0, 1.0), (0.7, 0.5), (-1.3, 2.0)]))
+def test_coefficients_match_numerical_integration(op, law):
+    (op, args), (mean, scale) = op, law
     activation = find_activation(op, args)
     a, second = hermite_coefficients(activation, torch.tensor([mean]).double(), torch.tensor([scale]).double(), 6)
     tolerance = 5e-4 if op in ("hardswish", "elu") else 1e-6  # quadrature across a kink of a derivative
@@ -113,9 +114,10 @@ def test_more_channels_than_inputs_leave_the_matrix_positive(op):
         assert torch.linalg.eigvalsh(matrix)[0] > -1e-10 * matrix.diagonal().sum()
 
 
-@pytest.mark.parametrize("op", ["relu", "leaky_relu", "hardtanh", "gelu"])
-@pytest.mark.parametrize("mean", [-2.0, 0.0, 0.4, 1e6])
-@pytest.mark.parametrize("scale", [0.0, 1e-300, 1e-20])
+@pytest.mark.parametrize(
+    ("op", "mean", "scale"),
+    crossed(["relu", "leaky_relu", "hardtanh", "gelu"], [-2.0, 0.0, 0.4, 1e6], [0.0, 1e-300, 1e-20]),
+)
 def test_a_channel_without_variance_is_a_constant(op, mean, scale):
     activation = find_activation(op)
     means, scales = torch.tensor([mean, 0.3]).double(), torch.tensor([scale, 1.0]).double()

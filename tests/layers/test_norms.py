@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 import torch
 from torch import Tensor
@@ -24,19 +26,17 @@ def slices(weight: Tensor, index: tuple[tuple[int, ...], ...]) -> Tensor:
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-@pytest.mark.parametrize("positions", [1, 9])
-@pytest.mark.parametrize("index", [ONE_EACH, SEVERAL, ((5,), (0,))])
-@pytest.mark.parametrize("piece", [1, 100, 1 << 17])
-def test_largest_slices(piece, index, positions, dtype, monkeypatch):
-    monkeypatch.setattr(norms, "_PIECE", piece)
-    weight, scale = torch.randn(50, 6, positions).to(dtype), torch.rand(50, dtype=torch.float64)
-    expected = slices(weight, index)
-    tolerance = {"rtol": 1e-12 if dtype == torch.float64 else 1e-6, "atol": 0}
-    found = largest_slice_norms(weight, member(index))
-    assert found.dtype == torch.float64
-    torch.testing.assert_close(found, expected.amax(dim=0), **tolerance)
-    scaled = largest_slice_norms(weight, member(index), scale)
-    torch.testing.assert_close(scaled, (expected * scale[:, None]).amax(dim=0), **tolerance)
+def test_largest_slices(dtype, monkeypatch):
+    for piece, index, positions in product([1, 100, 1 << 17], [ONE_EACH, SEVERAL, ((5,), (0,))], [1, 9]):
+        monkeypatch.setattr(norms, "_PIECE", piece)
+        weight, scale = torch.randn(50, 6, positions).to(dtype), torch.rand(50, dtype=torch.float64)
+        expected = slices(weight, index)
+        tolerance = {"rtol": 1e-12 if dtype == torch.float64 else 1e-6, "atol": 0}
+        found = largest_slice_norms(weight, member(index))
+        assert found.dtype == torch.float64
+        torch.testing.assert_close(found, expected.amax(dim=0), **tolerance)
+        scaled = largest_slice_norms(weight, member(index), scale)
+        torch.testing.assert_close(scaled, (expected * scale[:, None]).amax(dim=0), **tolerance)
 
 
 @pytest.mark.parametrize("magnitude", [1e-30, 1e-20, 1.0, 1e20, 1e30])

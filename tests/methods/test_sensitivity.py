@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import pytest
 import torch
+from breadth import crossed
 from networks import NETWORKS, make, structure_of
 from torch import Tensor, nn
 
@@ -44,10 +45,9 @@ METHODS = [
 EVERY_GROUP = [(name, number) for name in NETWORKS for number in range(len(structure_of(name).groups))]
 
 
-@pytest.mark.parametrize("method", METHODS, ids=str)
-@pytest.mark.parametrize(("name", "number"), EVERY_GROUP)
-def test_what_stays_is_ordered_and_of_the_right_size(name, number, method):
-    group, tensors = setting(name, number)
+@pytest.mark.parametrize(("where", "method"), crossed(EVERY_GROUP, METHODS))
+def test_what_stays_is_ordered_and_of_the_right_size(where, method):
+    group, tensors = setting(*where)
     before = {key: tensor.detach().clone() for key, tensor in tensors.items()}
     for size in (1, group.size // 2, group.size - 1):
         selection = select(group, max(size, 1), method, tensors)

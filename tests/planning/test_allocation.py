@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from breadth import crossed
 from networks import NETWORKS, make, structure_of
 from torch import Tensor, nn
 
@@ -139,9 +140,7 @@ class Naive:
         return order
 
 
-@pytest.mark.parametrize("unit", UNITS)
-@pytest.mark.parametrize("round_to", [1, 2])
-@pytest.mark.parametrize("name", ["mlp", "lenet", "vgg", "unet"])
+@pytest.mark.parametrize(("name", "round_to", "unit"), crossed(["mlp", "lenet", "vgg", "unet"], [1, 2], UNITS))
 def test_error_steps_are_the_greedy_ones(name, round_to, unit):
     structure = structure_of(name)
     meter = CostModel(named_tensors(make(name)[0]), structure.groups, structure.macs)
@@ -255,10 +254,9 @@ def test_the_random_ranking_follows_the_seed():
     assert any(first != other for other in others)
 
 
-@pytest.mark.parametrize(("allocation", "method"), ALLOCATIONS, ids=str)
-@pytest.mark.parametrize("unit", UNITS)
-@pytest.mark.parametrize("name", NETWORKS)
-def test_the_target_is_met_by_every_allocation(name, unit, allocation, method):
+@pytest.mark.parametrize(("name", "unit", "allocated"), crossed(NETWORKS, UNITS, ALLOCATIONS))
+def test_the_target_is_met_by_every_allocation(name, unit, allocated):
+    allocation, method = allocated
     structure = structure_of(name)
     for ratio in (0.2, 0.6):
         request = Request(ratio, unit=unit, method=method, allocation=allocation, include_residual=True)
@@ -284,19 +282,17 @@ def sizes_after(name: str, ratios: list[float], request: Request) -> tuple[dict[
     return {name: left.get(name, 1) for name in original.widths}, original
 
 
-@pytest.mark.parametrize(
-    "request_",
-    [
-        Request(0.8, unit="params"),
-        Request(0.8, unit="macs"),
-        Request(0.8, unit="channels"),
-        Request(0.6, round_to=2, max_ratio=0.7),
-        Request({"*": 0.7}),
-        Request({"*": 0.9}, unit="channels"),
-    ],
-    ids=lambda request: f"{request.pruning_ratio} {request.unit} {request.round_to}",
-)
-@pytest.mark.parametrize("name", ["mlp", "lenet", "vgg", "unet", "densenet", "siblings"])
+EVENTS = [
+    Request(0.8, unit="params"),
+    Request(0.8, unit="macs"),
+    Request(0.8, unit="channels"),
+    Request(0.6, round_to=2, max_ratio=0.7),
+    Request({"*": 0.7}),
+    Request({"*": 0.9}, unit="channels"),
+]
+
+
+@pytest.mark.parametrize(("name", "request_"), crossed(["mlp", "lenet", "vgg", "unet", "densenet", "siblings"], EVENTS))
 def test_several_events_end_where_one_does(name, request_):
     request_ = Request(**{**vars(request_), "method": Magnitude()})
     at_once, _ = sizes_after(name, [1.0], request_)
@@ -325,8 +321,7 @@ def test_a_group_down_to_one_channel_still_counts():
 # ---- what each group's cut comes to
 
 
-@pytest.mark.parametrize("method", [Reconstruction(), Sensitivity("draws"), Magnitude()], ids=str)
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(("name", "method"), crossed(NETWORKS, [Reconstruction(), Sensitivity("draws"), Magnitude()]))
 def test_what_goes_group_by_group_adds_up(name, method):
     plan = make_plan(make(name)[0], structure_of(name), Request(0.4, method=method, include_residual=True))
     assert sum(group.params_removed for group in plan.groups) == plan.params_before - plan.params_after

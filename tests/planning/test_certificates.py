@@ -9,6 +9,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from breadth import crossed
 from fitting import Classifier, MemoryLogger, make_loader, make_trainer
 from networks import NETWORKS, assert_untouched, make, randomised, snapshot, structure_of
 from torch import Tensor, nn
@@ -88,9 +89,7 @@ def consumed(model: nn.Module, x: Tensor) -> Tensor:
     return y if norm is None else y - norm.running_mean
 
 
-@pytest.mark.parametrize("radius", [0.5, 4.0])
-@pytest.mark.parametrize("method", METHODS, ids=str)
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize(("name", "method", "radius"), crossed(SMALL, METHODS, [0.5, 4.0]))
 def test_the_truth_lies_between_found_and_certified(name, method, radius):
     model = SMALL[name]()
     plan = planned(model, torch.randn(4, 2).double(), {"0": 5}, radius, method)
@@ -105,9 +104,7 @@ def test_the_truth_lies_between_found_and_certified(name, method, radius):
     assert truth * 0.9 <= found <= truth * 1.01
 
 
-@pytest.mark.parametrize("method", METHODS, ids=str)
-@pytest.mark.parametrize("radius", [None, 3.0])
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(("name", "radius", "method"), crossed(NETWORKS, [None, 3.0], METHODS))
 def test_found_is_never_above_certified(name, radius, method):
     model, x = make(name)
     request = Request(0.4, method=method, input_radius=radius, include_residual=True)
@@ -232,9 +229,9 @@ def test_several_consumers_the_worst_counts():
 # ---- the cost limit
 
 
-@pytest.mark.parametrize("method", METHODS, ids=str)
-@pytest.mark.parametrize(("name", "number"), [("mlp", 0), ("vgg", 1), ("vgg", 2), ("resnet", 0)])
-def test_any_number_of_sharp_rows_is_valid(name, number, method):
+@pytest.mark.parametrize(("where", "method"), crossed([("mlp", 0), ("vgg", 1), ("vgg", 2), ("resnet", 0)], METHODS))
+def test_any_number_of_sharp_rows_is_valid(where, method):
+    name, number = where
     model, x = make(name)
     view = GroupView(structure_of(name).groups[number], named_tensors(model))
     selection = method.select(view, view.size // 2)
@@ -389,8 +386,7 @@ def test_what_cannot_be_measured_says_why():
 # ---- how they are asked for
 
 
-@pytest.mark.parametrize("method", METHODS, ids=str)
-@pytest.mark.parametrize("name", ["mlp", "vgg", "densenet"])
+@pytest.mark.parametrize(("name", "method"), crossed(["mlp", "vgg", "densenet"], METHODS))
 def test_certificates_change_nothing(name, method):
     model, x = make(name)
     model.train()

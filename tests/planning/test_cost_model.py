@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from breadth import crossed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import NETWORKS, make, structure_of
@@ -36,8 +37,7 @@ def uniform_sizes(
     return meter.sizes_at_ratio(uniform_steps(ladders), ladders, ratio, unit, original)
 
 
-@pytest.mark.parametrize("unit", UNITS)
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(("name", "unit"), crossed(NETWORKS, UNITS))
 def test_the_target_is_met_to_the_channel(name, unit):
     meter, structure = meter_of(name)
     original = meter.totals()
@@ -76,8 +76,7 @@ def test_a_larger_ratio_never_keeps_more(name, unit, ratios):
     assert all(more[group] <= less[group] for group in less)
 
 
-@pytest.mark.parametrize("unit", UNITS)
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(("name", "unit"), crossed(NETWORKS, UNITS))
 def test_nothing_asked_nothing_taken(name, unit):
     meter, structure = meter_of(name)
     sizes = uniform_sizes(structure.groups, meter, 0.0, unit, meter.totals())
@@ -96,8 +95,7 @@ def test_every_group_keeps_the_same_share():
             assert abs(one - other) <= 0.5 / group.size + 0.5 / sibling.size + 0.01 + 1e-9
 
 
-@pytest.mark.parametrize("ratio", [0.3, 0.7])
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(("name", "ratio"), crossed(NETWORKS, [0.3, 0.7]))
 def test_parameters_of_the_plan_are_those_of_the_pruned_model(name, ratio):
     model, x = make(name)
     whole = sum(parameter.numel() for parameter in model.parameters())

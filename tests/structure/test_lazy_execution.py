@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from zoo import ZOO
+from zoo import FAST, ZOO
 
 from lightning_coreset.structure import Example, analyse, lazy_execution, output_meta
 from lightning_coreset.structure.trace import trace
 
-ENTRIES = [pytest.param(entry, id=name, marks=[pytest.mark.slow] * entry.slow) for name, entry in ZOO.items()]
+ENTRIES = [pytest.param(entry, id=name, marks=[] if name in FAST else pytest.mark.slow) for name, entry in ZOO.items()]
 THIRD_PARTY = ("ignore:enable_nested_tensor is True:UserWarning", "ignore:.*weight_norm:FutureWarning")
 
 
@@ -27,7 +27,6 @@ def from_the_first_product_on(monkeypatch):
 # ---- what the engine sees
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize("entry", ENTRIES)
 @pytest.mark.filterwarnings(*THIRD_PARTY)
 def test_a_network_has_the_structure_that_it_has_with_arithmetic(entry, monkeypatch):

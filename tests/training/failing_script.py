@@ -26,7 +26,7 @@ from training.ddp_script import Shares
 from lightning_coreset import CoresetPruningCallback, PruningPlan
 from lightning_coreset.training import event, event_planner
 
-SECONDS = 8  # that a rank is stuck, where it is
+SECONDS = 60  # that a rank is stuck, where it is
 
 
 class InjectedError(Exception):

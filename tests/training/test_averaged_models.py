@@ -11,6 +11,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from breadth import crossed
 from fitting import (
     Classifier,
     Validated,
@@ -247,9 +248,7 @@ class Swaps(pl.Callback):
             assert_same(dict(self.before), dict(pl_module.state_dict()))
 
 
-@pytest.mark.parametrize("order", ORDERS.values(), ids=ORDERS)
-@pytest.mark.parametrize("name", AVERAGING)
-@pytest.mark.parametrize("kind", [mlp, convnet])
+@pytest.mark.parametrize(("name", "order", "kind"), crossed(AVERAGING, ORDERS.values(), [mlp, convnet]))
 def test_averages_follow_to_the_end(kind, name, order):
     module, shape = (Validated(), (8,)) if kind is mlp else (Validated(convnet()), (1, 6, 6))
     averaging, swaps = AVERAGING[name](), Swaps()
@@ -292,9 +291,7 @@ def run_and_save(build, shape, name, order, folder, ckpt_path=None):
     return module, averaged(averaging), trainer.optimizers[0].state_dict(), pruning
 
 
-@pytest.mark.parametrize("order", ORDERS.values(), ids=ORDERS)
-@pytest.mark.parametrize("name", AVERAGING)
-@pytest.mark.parametrize("epoch", [0, 2, 3, 4])
+@pytest.mark.parametrize(("name", "order", "epoch"), crossed(AVERAGING, ORDERS.values(), [0, 2, 3, 4]))
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
 def test_a_run_that_resumes_has_the_average_of_the_uninterrupted_one(name, order, epoch, tmp_path):
     """From files of every size: before the first event, between events, on the epoch of the last, after it."""
@@ -313,8 +310,7 @@ def test_a_run_that_resumes_has_the_average_of_the_uninterrupted_one(name, order
     assert {key: after[key] for key in ("plans", "done")} == {key: before[key] for key in ("plans", "done")}
 
 
-@pytest.mark.parametrize("order", ORDERS.values(), ids=ORDERS)
-@pytest.mark.parametrize("name", AVERAGING)
+@pytest.mark.parametrize(("name", "order"), crossed(AVERAGING, ORDERS.values()))
 @pytest.mark.filterwarnings("ignore:The checkpoint was not created with WeightAveraging")
 @pytest.mark.filterwarnings("ignore:SWA is initializing after swa_start without any checkpoint data")
 def test_averaging_may_begin_with_a_checkpoint_of_a_pruned_model(name, order, tmp_path):
@@ -396,9 +392,9 @@ class Quick(EarlyStopping):
     """A subclass, as users have them."""
 
 
-@pytest.mark.parametrize("kind", [EarlyStopping, Quick])
-@pytest.mark.parametrize("mode", ["min", "max"])
-@pytest.mark.parametrize("monitor", ["score", "val_score"])
+@pytest.mark.parametrize(
+    ("kind", "mode", "monitor"), crossed([EarlyStopping, Quick], ["min", "max"], ["score", "val_score"])
+)
 @pytest.mark.parametrize(("restart", "stopped"), [(True, 5), (False, 3)])
 def test_patience_restarts_with_an_event(kind, mode, monitor, restart, stopped):
     """The first score is the best: patience ends three epochs later, and three after the first one past an event."""

@@ -9,6 +9,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from breadth import some_of
 from fitting import make_loader, make_trainer, mlp
 from torch import Tensor, nn
 
@@ -102,7 +103,10 @@ def backend():
     torch.compiler.reset()
 
 
-@pytest.mark.parametrize("kind", [compile_submodule, compile_layer, compile_in_place, compile_whole])
+COMPILED = [compile_submodule, compile_layer, compile_in_place, compile_whole]
+
+
+@pytest.mark.parametrize("kind", some_of(COMPILED, compile_in_place, compile_whole))
 def test_a_compiled_network_is_pruned_as_an_eager_one_and_stays_compiled(kind, backend):
     calls = Calls(backend)
     pruning, other = (Pruning(0.5, schedule="linear", start=1, end=4) for _ in range(2))
@@ -116,7 +120,7 @@ def test_a_compiled_network_is_pruned_as_an_eager_one_and_stays_compiled(kind, b
     assert min(calls.of_epoch) >= 2, calls.of_epoch
 
 
-@pytest.mark.parametrize("kind", [compile_submodule, compile_layer, compile_in_place, compile_whole])
+@pytest.mark.parametrize("kind", some_of(COMPILED, compile_submodule))
 def test_watching_the_steps_does_not_compile_them_anew(kind, backend):
     """Hooks in compiled code would, with every step."""
     calls = Calls(backend)

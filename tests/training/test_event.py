@@ -13,6 +13,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from breadth import some_of
 from fitting import Classifier, MemoryLogger, assert_same, convnet, count_params, hooks_of, make_loader, make_trainer
 from lightning.pytorch.callbacks import EarlyStopping
 from torch import Tensor
@@ -226,10 +227,12 @@ def undisturbed_run():
     return everything(trainer, module), module.losses, pruning.plans
 
 
-@pytest.mark.parametrize(("target", "call", "after"), POINTS.values(), ids=POINTS)
-def test_who_catches_it_can_train_on_and_the_event_is_made_up_for(monkeypatch, undisturbed_run, target, call, after):
+@pytest.mark.parametrize(
+    "point", some_of(POINTS, "plan", "a tensor of the model in place", "second optimizer cut", "recalibrated")
+)
+def test_who_catches_it_can_train_on_and_the_event_is_made_up_for(monkeypatch, undisturbed_run, point):
     """At the next batch; then all is as if nothing had happened, to the last bit."""
-    arm = Arm(Fault(monkeypatch, target, call, after))
+    arm = Arm(Fault(monkeypatch, *POINTS[point]))
     module, pruning, trainer = run(arm, kind=Brave)
 
     trainer.fit(module, LOADER)
@@ -265,7 +268,7 @@ class Starving(Fault):
             return self.function(*args, **kwargs)
 
 
-@pytest.mark.parametrize("operation", [1, 2, 10, 25, 50, 100, 150])
+@pytest.mark.parametrize("operation", some_of([1, 2, 10, 25, 50, 100, 150], 1, 50, 150))
 def test_out_of_memory_in_whichever_operation_of_surgery(monkeypatch, operation):
     arm = Arm(Starving(monkeypatch, "training.event._apply", operation))
     module, _, trainer = run(arm)

@@ -11,6 +11,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from breadth import crossed, some_of
 from fitting import (
     Classifier,
     MemoryLogger,
@@ -102,9 +103,17 @@ class Quiet(Validated):
             super().log(*args, **kwargs)
 
 
-@pytest.mark.parametrize(("options", "steps"), OPTIONS.values(), ids=OPTIONS)
+COMMON = (
+    *("limit_train_batches, a fraction", "no validation", "val_check_interval, a fraction", "max_steps without epochs"),
+    *("sanity check over all data", "accumulation", "reloaded loaders", "no_grad in validation", "barebones"),
+    "bfloat16 mixed",
+)
+
+
+@pytest.mark.parametrize("name", some_of(OPTIONS, *COMMON))
 @pytest.mark.filterwarnings("ignore:.*barebones")
-def test_options(options, steps):
+def test_options(name):
+    options, steps = OPTIONS[name]
     module, callback = Quiet(), Pruning(0.5)
 
     trainer = fit(module, callback, **options)
@@ -162,21 +171,19 @@ def test_loggers(make, tmp_path):
 # ---- callbacks
 
 
-@pytest.mark.parametrize("first", [True, False], ids=["before", "after"])
-@pytest.mark.parametrize(
-    "make",
-    [
-        callbacks.LearningRateMonitor,
-        callbacks.ModelSummary,
-        callbacks.RichModelSummary,
-        callbacks.RichProgressBar,
-        callbacks.TQDMProgressBar,
-        callbacks.Timer,
-        partial(callbacks.GradientAccumulationScheduler, {2: 2, 4: 3}),
-        partial(callbacks.EarlyStopping, "val_acc", mode="max", patience=9),
-    ],
-    ids=lambda make: getattr(make, "__name__", None) or make.func.__name__,
-)
+CALLBACKS = [
+    callbacks.LearningRateMonitor,
+    callbacks.ModelSummary,
+    callbacks.RichModelSummary,
+    callbacks.RichProgressBar,
+    callbacks.TQDMProgressBar,
+    callbacks.Timer,
+    partial(callbacks.GradientAccumulationScheduler, {2: 2, 4: 3}),
+    partial(callbacks.EarlyStopping, "val_acc", mode="max", patience=9),
+]
+
+
+@pytest.mark.parametrize(("make", "first"), crossed(CALLBACKS, [True, False]))
 def test_callbacks(make, first):
     module, other = Validated(), make()
     bar = isinstance(other, callbacks.ProgressBar)
@@ -223,8 +230,7 @@ class Backboned(Validated):
         return optim.Adam(trained, lr=1e-2)
 
 
-@pytest.mark.parametrize("first", [True, False], ids=["before", "after"])
-@pytest.mark.parametrize("epoch", [1, 3, 5])
+@pytest.mark.parametrize(("epoch", "first"), crossed([1, 3, 5], [True, False]))
 def test_a_backbone_that_is_unfrozen_between_events(epoch, first):
     """Frozen, it is cut along; then its group joins the optimizer with the sizes that it has by then."""
 
@@ -290,8 +296,7 @@ def in_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.mark.parametrize("first", [True, False], ids=["before", "after"])
-@pytest.mark.parametrize("name", FINDERS)
+@pytest.mark.parametrize(("name", "first"), crossed(FINDERS, [True, False]))
 @pytest.mark.usefixtures("in_folder")
 def test_nothing_is_pruned_while_a_finder_runs_and_then_all_is_as_planned(name, first):
     module, trials, callback = Tunable(), Trials(), Pruning(0.5)

@@ -2,21 +2,31 @@
 
 import pytest
 import torch
+from breadth import some_of
 from training.launching import HERE, finish, start
 
-STRATEGIES = ["ddp_spawn", "ddp_fork", "ddp_notebook"]
+SLOW = ["ddp_spawn", "ddp_notebook"]
+
+
+def seen_after(directory, *strategies):
+    file = directory / "seen.pt"
+    finish(start(directory, HERE / "spawn_script.py", file, *strategies))
+    return torch.load(file, weights_only=False)
 
 
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("spawn")
-    file = directory / "seen.pt"
-    finish(start(directory, HERE / "spawn_script.py", file, *STRATEGIES))
-    return torch.load(file, weights_only=False)
+    return seen_after(tmp_path_factory.mktemp("fork"), "ddp_fork")
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_the_pruned_model_comes_back(seen, strategy):
+@pytest.fixture(scope="module")
+def seen_slowly(tmp_path_factory):
+    return seen_after(tmp_path_factory.mktemp("spawn"), *SLOW)
+
+
+@pytest.mark.parametrize("strategy", some_of(["ddp_fork", *SLOW], "ddp_fork"))
+def test_the_pruned_model_comes_back(request, strategy):
+    seen = request.getfixturevalue("seen_slowly" if strategy in SLOW else "seen")
     back, alone = seen[strategy], seen["alone"]
 
     assert back["widths"] == alone["widths"]

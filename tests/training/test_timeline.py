@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import pytest
+from breadth import crossed
 from fitting import Classifier, MemoryLogger, assert_same, convnet, make_loader, make_trainer
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint, StochasticWeightAveraging
@@ -271,8 +272,7 @@ def test_events_are_logged_at_their_steps():
     assert [step for step, _ in logger.of("coreset/params")] == [2, 3, 5, 7, 9, 11]  # 3, 7, 11 are ends of epochs
 
 
-@pytest.mark.parametrize("accumulated", [1, 2])
-@pytest.mark.parametrize("saved", [1, 2, 3, 4, 5, 6, 9])
+@pytest.mark.parametrize(("saved", "accumulated"), crossed([1, 2, 3, 4, 5, 6, 9], [1, 2]))
 @pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
 def test_a_run_that_resumes_at_any_step_ends_as_the_uninterrupted_one(saved, accumulated, tmp_path):
     """Right before, at and after the step of an event, in the middle of an epoch and at its end."""

@@ -20,4 +20,16 @@ from . import (  # noqa: F401 (each import fills the zoo)
 )
 from .entry import ZOO, Entry
 
-__all__ = ["ZOO", "Entry"]
+_TRANSFORMERS = """
+bert bit bloom convnextv2 deberta-v2 detr falcon fnet focalnet gpt-bigcode gpt2 llama mamba mixtral mpnet patchtst phi3
+t5 vilt vit xlnet
+""".split()
+FAST = [
+    name
+    for name, entry in ZOO.items()
+    if not entry.slow and (not name.startswith("hf/") or name.removeprefix("hf/") in _TRANSFORMERS)
+]
+"""Names of the networks in the fast tests: all traps and classics, and of those from transformers as few as call, with
+them, every operation that any network of the zoo calls (tests/test_zoo.py checks that)."""
+
+__all__ = ["FAST", "ZOO", "Entry"]

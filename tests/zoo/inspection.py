@@ -92,7 +92,7 @@ def malformed(model: nn.Module, groups: Sequence[ChannelGroup]) -> Iterator[Verd
 
 def unexplained(model: nn.Module, structure: Structure) -> list[str]:
     """Layers of more than one channel that are in no group and for which no reason is given."""
-    told = {member.name for group in structure.groups for member in group.members} | set(structure.refused)
+    named = {member.name for group in structure.groups for member in group.members} | set(structure.refused)
     first = {id(parameter): name for name, parameter in model.named_parameters()}
     kinds = (nn.Linear, nn.modules.conv._ConvNd, nn.Embedding, nn.EmbeddingBag, nn.Bilinear, nn.RNNBase, nn.RNNCellBase)
     silent = []
@@ -100,7 +100,7 @@ def unexplained(model: nn.Module, structure: Structure) -> list[str]:
         own = {first[id(parameter)] for parameter in module.parameters() if parameter.dim() > 1}
         names = own | {part for one in own for part in _prefixes(one)}
         single = 1 in [getattr(module, size, 0) for size in ("out_features", "out_channels", "embedding_dim")]
-        if isinstance(module, kinds) and own and not single and not names & told:
+        if isinstance(module, kinds) and own and not single and not names & named:
             silent.append(name)
     return silent
 

@@ -51,6 +51,16 @@ def grouped() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 12, 3), nn.ReLU(), nn.Conv2d(12, 18, 3, groups=3), nn.ReLU(), nn.Conv2d(18, 5, 1))
 
 
+@network(SMALL, must=("first",))
+def transposed_of_channels_last() -> nn.Module:
+    def forward(net: Net, x: Tensor) -> Tensor:
+        return net.last(net.up(net.first(x).contiguous(memory_format=torch.channels_last)).relu())
+
+    return Net(
+        forward, first=nn.Conv2d(3, 12, 3), up=nn.ConvTranspose2d(12, 8, 2, 2), last=nn.Conv2d(8, 5, 1)
+    )  # fmt: skip
+
+
 @network(SMALL, must=("0",))
 def depthwise() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 12, 3), nn.Conv2d(12, 12, 3, groups=12), nn.ReLU(), nn.Conv2d(12, 5, 1))

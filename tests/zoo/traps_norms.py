@@ -53,6 +53,12 @@ def group_norm() -> nn.Module:
 
 
 @network(SMALL, must=("3",))
+def group_norm_of_one_group() -> nn.Module:
+    """Its statistics run over all channels, so that none in front of it can go."""
+    return normed(nn.GroupNorm(1, 12))
+
+
+@network(SMALL, must=("3",))
 def group_norm_per_channel() -> nn.Module:
     return normed(nn.GroupNorm(12, 12))
 

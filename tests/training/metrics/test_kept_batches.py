@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from breadth import crossed
 from fitting import Classifier, mlp
 from lightning.pytorch.utilities import CombinedLoader
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
@@ -154,9 +155,7 @@ def fit(make_trainer, model, loaders, monitor=None, callback=None, **options):
     return model
 
 
-@pytest.mark.parametrize("monitor", [None, "score"])
-@pytest.mark.parametrize("loaders", LOADERS)
-@pytest.mark.parametrize("options", TRAINERS)
+@pytest.mark.parametrize(("loaders", "options", "monitor"), crossed(LOADERS, TRAINERS, [None, "score"]))
 @pytest.mark.filterwarnings("ignore:.*`IterableDataset`", "ignore:.*removed no channel")
 def test_the_latest_batches_are_kept(make_trainer, loaders, options, monitor):
     assert len(fit(make_trainer, Validated(), LOADERS[loaders](), monitor, **TRAINERS[options]).seen) > 0
