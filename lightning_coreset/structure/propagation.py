@@ -22,7 +22,6 @@ from lightning_coreset.structure.labels import (
 from lightning_coreset.structure.lazy_execution import LazyExecutor
 from lightning_coreset.structure.op_call import OpCall, tensors_among
 from lightning_coreset.structure.records import Layer, Norm, Step
-from lightning_coreset.structure.repetition import Repetition
 from lightning_coreset.structure.union_find import ChannelUnionFind
 from lightning_coreset.structure.weak_map import IdentityWeakMap
 
@@ -62,8 +61,6 @@ class Propagation(TorchDispatchMode):
         self.recording = True
         self.executor = LazyExecutor()
         self._known = IdentityWeakMap()
-        self._repetition = Repetition()
-        self._told_of: list[Tensor] = []  # by the rule that is being applied
         self._adopt(model)
         for (name, _), atoms in self.union_find.ranges.items():
             if name in refused:
@@ -108,11 +105,7 @@ class Propagation(TorchDispatchMode):
         if axes != carried.channel_labels:
             carried = carried.with_channel_labels(axes)
         self.grids += [axis for axis in axes if len(axis.dims) > 1]
-        self._tell(tensor, carried)
-
-    def _tell(self, tensor: Tensor, carried: TensorInfo) -> None:
         self._known[tensor] = carried
-        self._told_of.append(tensor)
 
     def channel_labels(self, tensor: Tensor, dim: int, reason: str) -> Tensor:
         """The labels of ``tensor`` along ``dim``, shape ``(tensor.shape[dim],)``, zeros where there are none."""
@@ -211,26 +204,11 @@ class Propagation(TorchDispatchMode):
         # The state before an in-place operation is what its rule needs; labels do not change by running it.
         result = self.executor.run(func, args, kwargs, tensors)
         if any(tensor in self._known for tensor in tensors):
-            self._follow(OpCall.read(func, args, kwargs, tensors, result))
+            self._apply(OpCall.read(func, args, kwargs, tensors, result))
         return result
 
-    def _follow(self, op: OpCall) -> None:
-        """Apply the rule of an operation, or what came of it in the first run."""
-        key = self._repetition.key(op, self._known.get)
-        became = None if self.recording or key is None else self._repetition.became(key)
-        if became is not None:
-            for result, carried in zip(op.results, became, strict=True):
-                if carried is not None:
-                    self._known[result] = carried
-            return
-        operands = [self._known.get(tensor) for tensor in op.tensors]
-        self._apply(op)
-        told_of, self._told_of = self._told_of, []
-        # A rule that told of other tensors has to do so again.
-        if key is not None and all(any(told is result for result in op.results) for told in told_of):
-            self._repetition.note(key, operands, [self._known.get(result) for result in op.results])
-
     def _apply(self, op: OpCall) -> None:
+        """Apply the rule of an operation."""
         rule = self.rules.get(op.name)
         if rule is None:
             names = [self.info(tensor).direct or "" for tensor in op.tensors]
@@ -247,7 +225,7 @@ class Propagation(TorchDispatchMode):
         for tensor in (*op.tensors, *op.results):
             self.block(tensor, reason)
             if tensor in self._known and not self.info(tensor).constant:
-                self._tell(tensor, UNLABELLED)
+                self._known[tensor] = UNLABELLED
 
 
 def _holds_values(tensor: Tensor) -> bool:

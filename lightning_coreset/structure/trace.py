@@ -16,16 +16,17 @@ from torch.nn.parameter import is_lazy
 from lightning_coreset.structure.example import Example, tensors_in
 from lightning_coreset.structure.ops import RULES
 from lightning_coreset.structure.propagation import Propagation
-from lightning_coreset.structure.training_flag import ALWAYS_EVALUATED, watched_training_flag
 from lightning_coreset.structure.unsupported import unsupported_parameters
+
+_ALWAYS_EVALUATED = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)
+"""Modules that keep statistics or draw random numbers; they stay in evaluation mode in both runs."""
 
 
 def trace(model: nn.Module, example: Example) -> Propagation:
     """Follow an example through ``model``, first as in evaluation, then as in training.
 
-    The second run shows what evaluation does not reach, such as auxiliary heads; it is spared where the first shows
-    that nothing depends on the mode. Modules that draw random numbers or keep statistics stay in evaluation mode.
-    Flags, buffers and random states are restored.
+    The second run shows what evaluation does not reach, such as auxiliary heads. Modules that draw random numbers or
+    keep statistics stay in evaluation mode. Flags, buffers and random states are restored.
 
     Args:
         model: The network whose parameters are followed.
@@ -42,10 +43,7 @@ def trace(model: nn.Module, example: Example) -> Propagation:
         engine = Propagation(model, RULES, unsupported_parameters(model))
         stack.enter_context(_watched_norms(model, engine))
         model.eval()
-        with watched_training_flag(model) as flag:
-            _run(engine, model, example)
-        if not flag.matters:
-            return engine
+        _run(engine, model, example)
         engine.recording = False
         _train_mode(model)
         try:
@@ -97,7 +95,7 @@ def _watched_norms(model: nn.Module, engine: Propagation) -> Iterator[None]:
 def _train_mode(model: nn.Module) -> None:
     model.train()
     for module in model.modules():
-        if isinstance(module, ALWAYS_EVALUATED):
+        if isinstance(module, _ALWAYS_EVALUATED):
             module.eval()
 
 

@@ -78,16 +78,14 @@ def _within_heads(source: Tensor, before: ChannelLabels, result: Tensor, after: 
     """Whether a view split channels into (heads, positions), or wrote a 1 for the heads, and only positions can go."""
     if result.dim() <= source.dim() or len(before.dims) != 1 or len(after.dims) != 1 or after.dims[0] == 0:
         return False
-    size, inner, outer = (
-        source.shape[before.dims[0]],
-        result.shape[after.dims[0]],
-        result.shape[after.dims[0] - 1],
-    )
+    (old,), (new,) = before.dims, after.dims
     # A 1 in front of everything is a batch of one sample, not the number of heads.
-    alone = before.dims[0] > 0 and inner == size and outer == 1 != source.shape[before.dims[0] - 1]
-    # Heads that were only merged with the batch repeat their atoms; channels of several heads are atoms of their own.
-    split = inner < size == inner * outer and len(before.labels.unique()) > inner
-    return alone or split
+    size = source.shape[old]
+    alone = old > 0 and result.shape[new] == size and result.shape[new - 1] == 1 != source.shape[old - 1]
+    # By the view itself: sizes may agree by chance, as where there are as many tokens as positions in a head.
+    split = (range(old, old + 1), range(new - 1, new + 1)) in _runs(source.shape, result.shape)
+    # Heads that were only merged with the batch repeat their labels; channels of several heads have labels of their own.
+    return alone or (split and len(before.labels.unique()) > result.shape[new])
 
 
 def _lone_where(axis: ChannelLabels, lone: bool) -> ChannelLabels:
