@@ -30,7 +30,7 @@ from lightning_coreset.planning.layer_pair import LayerPair, affine_behind, norm
 from lightning_coreset.planning.layout import NoCoresetForm, consumer_slices, to_cpu_float64
 from lightning_coreset.planning.moments import whole_input
 from lightning_coreset.planning.selection import Selection
-from lightning_coreset.structure import ChannelGroup
+from lightning_coreset.structure import ChannelGroup, StepKind
 
 _ASCENDED = 8
 _ENTRIES = 2**26
@@ -209,7 +209,7 @@ class _Change:
 
 
 def _pooled(form: LayerPair) -> bool:
-    return any(step.op == "max_pool" for step in form.path.steps)
+    return any(step.op == StepKind.MAX_POOL for step in form.path.steps)
 
 
 def _value(activation: Activation, at: float) -> float:

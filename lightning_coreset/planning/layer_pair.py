@@ -27,7 +27,7 @@ from lightning_coreset.planning.layout import (
 )
 from lightning_coreset.planning.norms import in_single_precision, kernel_squares, largest_slice_norms, row_norms
 from lightning_coreset.planning.selection import column_factors
-from lightning_coreset.structure import ChannelGroup, Norm, Path, Step
+from lightning_coreset.structure import ChannelGroup, Norm, Path, Step, StepKind
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,11 +174,11 @@ def _read(steps: Sequence[Step]) -> tuple[list[Norm], Activation, list[Norm]]:
     before: list[Norm] = []
     behind: list[Norm] = []
     for step in steps:
-        if step.op == "batch_norm" and step.norm is not None:
+        if step.op == StepKind.BATCH_NORM and step.norm is not None:
             if step.norm.running_mean is None:
                 raise NoCoresetForm("its BatchNorm keeps no running statistics")
             (before if activation is None else behind).append(step.norm)
-        elif step.op == "max_pool":
+        elif step.op == StepKind.MAX_POOL:
             continue  # treated as if it commuted with the sum; an approximation
         else:
             found = find_activation(step.op, step.args)

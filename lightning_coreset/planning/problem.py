@@ -18,7 +18,7 @@ from lightning_coreset.planning.moments import ActivationMoments
 from lightning_coreset.planning.reconstruct import error_curve
 from lightning_coreset.planning.request import Request
 from lightning_coreset.planning.select import producer_norms
-from lightning_coreset.structure import ChannelGroup, Structure
+from lightning_coreset.structure import ChannelGroup, StepKind, Structure
 from lightning_coreset.surgery import named_tensors
 
 
@@ -151,7 +151,7 @@ def prunable(model: nn.Module, structure: Structure, request: Request) -> tuple[
 def is_residual(group: ChannelGroup) -> bool:
     """Whether several layers' channels are added up, as on a residual stream."""
     several = len({member.name for member in group.by_role("producer")}) > 1
-    return several and any(step.op == "sum" for path in group.paths for step in path.steps)
+    return several and any(step.op == StepKind.SUM for path in group.paths for step in path.steps)
 
 
 def _ratios(makers: RuleMatcher, groups: Sequence[ChannelGroup], request: Request) -> dict[str, float]:

@@ -76,12 +76,14 @@ def analyse(model: nn.Module, example: Example | ExampleInputs) -> Structure:
     example = example if isinstance(example, Example) else Example.of(example)
     engine = trace(model, example)
     _decide_grids(engine)
-    atoms = engine.union_find if engine.heads or engine.counts or engine.products else engine.union_find.condensed()
+    atoms = (
+        engine.union_find if engine.heads or engine.counts or engine.records.products else engine.union_find.condensed()
+    )
     _block_whole_dimensions(atoms)
     classes = GroupBuilder(engine, atoms)
     groups = tuple(classes.groups())
     batch = max(example.batch_size, 1)
-    macs = {name: count // batch for name, count in engine.macs.items()}
+    macs = {name: count // batch for name, count in engine.records.macs.items()}
     products = {name: count / batch for name, count in classes.product_macs().items()}
     return Structure(groups, classes.refused(groups), macs, products)
 

@@ -9,6 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from lightning_coreset.structure.steps import Norm, Step
+
 Role = Literal["producer", "consumer", "channelwise"]
 
 
@@ -72,29 +74,6 @@ class Member:
         if self.one_each:
             return torch.ones(len(self.index), dtype=torch.int64)
         return (self.positions >= 0).sum(dim=1)
-
-
-@dataclass(frozen=True)
-class Norm:
-    """A BatchNorm met on a path: the qualified names of its tensors, ``None`` where it has none."""
-
-    weight: str | None
-    bias: str | None
-    running_mean: str | None
-    running_var: str | None
-    eps: float
-
-
-@dataclass(frozen=True)
-class Step:
-    """One operation between a producer and a consumer, by its aten name: ``Step("leaky_relu", (0.2,))``.
-
-    Movement (views, concatenation), dropout, casts and linear pooling leave no step.
-    """
-
-    op: str
-    args: tuple[float | str | None, ...] = ()
-    norm: Norm | None = None
 
 
 @dataclass(frozen=True)

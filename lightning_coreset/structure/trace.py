@@ -14,8 +14,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parameter import is_lazy
 
 from lightning_coreset.structure.example import Example, tensors_in
-from lightning_coreset.structure.ops import RULES
 from lightning_coreset.structure.propagation import Propagation
+from lightning_coreset.structure.registry import find_rule
 from lightning_coreset.structure.unsupported import unsupported_parameters
 
 _ALWAYS_EVALUATED = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)
@@ -40,11 +40,11 @@ def trace(model: nn.Module, example: Example) -> Propagation:
     with ExitStack() as stack:
         for context in (preserved(model), plain_execution()):
             stack.enter_context(context)
-        engine = Propagation(model, RULES, unsupported_parameters(model))
+        engine = Propagation(model, find_rule, unsupported_parameters(model))
         stack.enter_context(_watched_norms(model, engine))
         model.eval()
         _run(engine, model, example)
-        engine.recording = False
+        engine.records.recording = False
         _train_mode(model)
         try:
             _run(engine, model, example)
