@@ -78,7 +78,7 @@ def contract(
         kept.append(({spec.out.index(names[dim]) for dim in own if names[dim] in spec.out}, placed))
     if bias is not None:
         kept.append((varying(bias, out.dim()), propagation.info(bias).channel_labels))
-    axes = join(kept, out.dim(), propagation.union_find, "meets a tensor that cannot be cut in a product")
+    axes = join(kept, out.dim(), propagation.union_find, "meets a tensor of fixed size in a product")
     paths = _paths(propagation, tensors, spec, weight, bias, scaled)
     terms = math.prod([first.shape[spec.operands[0].index(letter)] for letter in spec.summed])
     propagation.count_macs(weight, out.numel() * terms, axes)
