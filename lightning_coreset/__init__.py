@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lightning_coreset.callback import CoresetPruningCallback
 from lightning_coreset.checkpoint import PrunedCheckpointMixin, load_pruned, make_plain, make_resizable
-from lightning_coreset.methods import Magnitude, Random, Reconstruction, Sensitivity
+from lightning_coreset.methods import Importance, Magnitude, Random, Reconstruction, Sensitivity
 from lightning_coreset.plan import GroupPlan, ParameterChange, PruningPlan
 from lightning_coreset.pruning import count_macs, plan_pruning, prune
 from lightning_coreset.scan import Scan, ScanRecord, sensitivity_scan
@@ -12,6 +12,7 @@ from lightning_coreset.scan import Scan, ScanRecord, sensitivity_scan
 __all__ = [
     "CoresetPruningCallback",
     "GroupPlan",
+    "Importance",
     "Magnitude",
     "ParameterChange",
     "PrunedCheckpointMixin",

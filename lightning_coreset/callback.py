@@ -12,8 +12,9 @@ import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_warn
 from torchmetrics import Metric
 
+from lightning_coreset._compat import state_key
 from lightning_coreset.checkpoint import make_resizable, store_metadata_as_item
-from lightning_coreset.methods import Method, MethodName, as_method
+from lightning_coreset.methods import MethodLike, as_method
 from lightning_coreset.plan import PruningPlan
 from lightning_coreset.planning import Allocation, Request, Rule, Unit
 from lightning_coreset.schedule import Interval, Schedule
@@ -124,7 +125,7 @@ class CoresetPruningCallback(pl.Callback):
         pruning_ratio: float | Mapping[Rule, float] = 0.5,
         *,
         unit: Unit = "params",
-        method: Method | MethodName = "reconstruction",
+        method: MethodLike = "reconstruction",
         allocation: Allocation = "uniform",
         schedule: Schedule = "cubic",
         start: int | float = 0.1,
@@ -190,8 +191,12 @@ class CoresetPruningCallback(pl.Callback):
         self._monitor = Monitor(metric, monitor, monitor_mode, eval_batches)
         self._guard = Guard(max_drop, recover_epochs, on_failure, self._monitor.mode, self._monitor.name)
         self._recalibration = Recalibration(recalibrate_batches)
-        self._state_key = self._generate_state_key(
-            unit=unit, order=order, ignore=list(map(str, self.request.ignore)), only=list(map(str, self.request.only))
+        self._state_key = state_key(
+            self,
+            unit=unit,
+            order=order,
+            ignore=list(map(str, self.request.ignore)),
+            only=list(map(str, self.request.only)),
         )
         told = settings(CoresetPruningCallback.__init__, locals() | {"pruning_ratio": self.request.pruning_ratio})
         self._reporter = Reporter(told, certify=certify, verbose=verbose, metric=self._monitor.name)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_coreset._compat import inner_optimizer, lbfgs_numel, set_lbfgs_numel
 from lightning_coreset.plan import ParameterChange
 
 _SCALARS = (bool, int, float, complex, str, type(None))
@@ -77,7 +78,7 @@ class StateSnapshot:
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self._layers = [
-            (layer, {key: copy(state) for key, state in layer.state.items()}, getattr(layer, "_numel_cache", None))
+            (layer, {key: copy(state) for key, state in layer.state.items()}, lbfgs_numel(layer))
             for layer in innermost_first(optimizer)
         ]
 
@@ -87,7 +88,7 @@ class StateSnapshot:
             layer.state.clear()
             layer.state.update(state)
             if isinstance(layer, torch.optim.LBFGS):
-                layer._numel_cache = numel
+                set_lbfgs_numel(layer, numel)
 
 
 def innermost_first(optimizer: Any) -> Iterator[Any]:
@@ -97,12 +98,7 @@ def innermost_first(optimizer: Any) -> Iterator[Any]:
     (Lookahead) keep a state of their own.
     """
     layers = [optimizer]
-    while True:
-        # As Lightning, most wrappers and torch's ZeroRedundancyOptimizer call what they wrap.
-        held = [getattr(layers[-1], name, None) for name in ("_optimizer", "optimizer", "optim")]
-        inner = next((each for each in held if hasattr(each, "param_groups")), None)
-        if inner is None:
-            break
+    while (inner := inner_optimizer(layers[-1])) is not None:
         layers.append(inner)
     seen: set[int] = set()
     for layer in reversed(layers):
@@ -116,7 +112,7 @@ def _reset_lbfgs(optimizer: torch.optim.LBFGS, changes: Mapping[Tensor, Paramete
     changed = [changes[p].name for group in optimizer.param_groups for p in group["params"] if p in changes]
     if not changed:
         return []
-    optimizer._numel_cache = None
+    set_lbfgs_numel(optimizer, None)
     had_state = bool(optimizer.state)
     optimizer.state.clear()
     return changed if had_state else []

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from lightning_coreset.methods import Method, MethodName, as_method, chooses_sizes
+from lightning_coreset.methods import MethodLike, as_method
 from lightning_coreset.plan import PruningPlan
 from lightning_coreset.planning import (
     Allocation,
@@ -31,7 +31,7 @@ def prune(
     pruning_ratio: PruningRatio = 0.5,
     *,
     unit: Unit = "params",
-    method: Method | MethodName = "reconstruction",
+    method: MethodLike = "reconstruction",
     allocation: Allocation = "uniform",
     ignore: Sequence[Rule] = (),
     only: Sequence[Rule] = (),
@@ -136,7 +136,7 @@ def plan_pruning(
     pruning_ratio: PruningRatio = 0.5,
     *,
     unit: Unit = "params",
-    method: Method | MethodName = "reconstruction",
+    method: MethodLike = "reconstruction",
     allocation: Allocation = "uniform",
     ignore: Sequence[Rule] = (),
     only: Sequence[Rule] = (),
@@ -202,7 +202,7 @@ def _planned(
         warnings.warn(message, stacklevel=3)
     inputs = measure_input_norms(model, example) if certify else None
     plan = make_plan(model, structure, request, inputs=inputs)
-    if plan.channels_removed == 0 and request.target > 0 and not chooses_sizes(request.method):
+    if plan.channels_removed == 0 and request.target > 0 and not request.method.chooses_sizes:
         warnings.warn(why_nothing_goes(model, structure, request), stacklevel=3)
     return plan
 

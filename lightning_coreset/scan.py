@@ -8,7 +8,7 @@ from numbers import Real
 
 from torch import nn
 
-from lightning_coreset.methods import Method, MethodName, as_method, chooses_sizes
+from lightning_coreset.methods import MethodLike, as_method
 from lightning_coreset.plan import PruningPlan, text_table
 from lightning_coreset.planning import PruningProblem, Request, Rule, make_plan
 from lightning_coreset.structure import ChannelGroup, Example, ExampleInputs, Structure, analyse, preserved
@@ -68,7 +68,7 @@ def sensitivity_scan(
     evaluate: Callable[[nn.Module], float],
     *,
     ratios: Sequence[float] = (0.25, 0.5, 0.75, 0.9),
-    method: Method | MethodName = "reconstruction",
+    method: MethodLike = "reconstruction",
     ignore: Sequence[Rule] = (),
     only: Sequence[Rule] = (),
     include_residual: bool = False,
@@ -127,7 +127,7 @@ def sensitivity_scan(
         raise ValueError(f"Expected evaluate to be a function of the network but got {type(evaluate).__name__}.")
     ratios = _checked_ratios(ratios)
     chosen = as_method(method)
-    if chooses_sizes(chosen):
+    if chosen.chooses_sizes:
         raise ValueError("Expected a method that prunes to a given size but got Sensitivity(epsilon=...).")
     request = Request(max(ratios), "params", chosen, ignore, include_residual, seed, only=only)
     structure, survey = _found(model, example_inputs, request, check=check)

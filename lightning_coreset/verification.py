@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from lightning_coreset._compat import BatchOrInstanceNorm, own_parameters
 from lightning_coreset.structure import ChannelGroup, Example, Structure, plain_execution, preserved_random, tensors_in
 from lightning_coreset.surgery import apply_changes, named_tensors, scale_counts, slice_members
 
@@ -219,10 +220,10 @@ def _some(group: ChannelGroup) -> set[int]:
 def _randomise(model: nn.Module, generator: torch.Generator) -> None:
     """Statistics and parameters that stand at one value, such as fresh biases, would hide a wrong index."""
     for module in model.modules():
-        for tensor in module._parameters.values():
-            if tensor is not None and tensor.is_floating_point() and (tensor.dim() < 2 or _is_constant(tensor)):
+        for tensor in own_parameters(module).values():
+            if tensor.is_floating_point() and (tensor.dim() < 2 or _is_constant(tensor)):
                 tensor.add_(0.1 * _noise(tensor, generator))
-        if isinstance(module, nn.modules.batchnorm._NormBase) and module.running_mean is not None:
+        if isinstance(module, BatchOrInstanceNorm) and module.running_mean is not None:
             module.running_mean.add_(0.1 * _noise(module.running_mean, generator))
             module.running_var.mul_((0.3 * _noise(module.running_var, generator)).exp())  # type: ignore[union-attr]
 

@@ -212,7 +212,7 @@ def as_argument(value: Any) -> str:
         (["schedule=square"], "one_shot.*linear.*cubic.*cosine"),
         (["schedule={1: 0.5, 2: 0.2}"], "Expected `schedule` never to decrease"),
         (["unit=flops"], "params.*macs.*channels"),
-        (["method=lightning_coreset.Magnitude", "method.p=3"], "1, 2"),
+        (["method=lightning_coreset.Magnitude", "method.p=3"], "1 or 2"),
         (["pruningratio=0.5"], "'pruningratio' is not accepted"),
         (["ignore=net.0"], "ignore"),
     ],

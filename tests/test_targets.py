@@ -48,7 +48,7 @@ def step_of(survey: PruningProblem) -> float:
     """The share of one channel, or of one ``round_to``, of the largest group."""
     unit, sizes = survey.request.unit, survey.original.widths
     steps = [
-        survey.cost_model.saved(ladder.group, ladder.sizes[0] - ladder.longest_step, sizes, unit)
+        survey.cost_model.saved(ladder.name, ladder.sizes[0] - ladder.longest_step, sizes, unit)
         for ladder in survey.allowed
     ]
     return max(steps) / getattr(survey.original, unit)

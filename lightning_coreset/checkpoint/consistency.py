@@ -6,13 +6,14 @@ from collections.abc import Iterator, Mapping
 
 from torch import nn
 
+from lightning_coreset._compat import BatchOrInstanceNorm, Convolution, own_tensors
 from lightning_coreset.surgery import ModelShapes, sizing_tensor, updated_sizes
 
 # The attribute that says how long a module's vectors are.
 _WIDTH: dict[type[nn.Module], str] = {
     nn.Linear: "out_features",
-    nn.modules.conv._ConvNd: "out_channels",
-    nn.modules.batchnorm._NormBase: "num_features",
+    Convolution: "out_channels",
+    BatchOrInstanceNorm: "num_features",
     nn.GroupNorm: "num_channels",
 }
 _VECTORS = ("weight", "bias", "running_mean", "running_var")
@@ -39,7 +40,7 @@ def inferred_sizes(model: nn.Module, original: ModelShapes, shapes: Mapping[str,
 def misfits_within_modules(model: nn.Module, original: ModelShapes, target: ModelShapes) -> Iterator[str]:
     """In words, where a target layout gives a module shapes and sizes that do not go together."""
     for prefix, module in _modules(model):
-        own = {name: target.shapes.get(prefix + name) for name in (*module._parameters, *module._buffers)}
+        own = {name: target.shapes.get(prefix + name) for name in own_tensors(module)}
         if all(shape == original.shapes.get(prefix + name) for name, shape in own.items()):
             continue
         sizes = _sizes_of(prefix, module, target)
@@ -49,13 +50,13 @@ def misfits_within_modules(model: nn.Module, original: ModelShapes, target: Mode
             if width is not None and shape is not None and len(shape) == 1 and shape != (width,):
                 yield f"{prefix + name!r} has shape {shape} where its module has {width} channels"
         weight = own.get("weight")
-        if isinstance(module, nn.modules.conv._ConvNd) and weight not in (None, _weight_shape(module, sizes)):
+        if isinstance(module, Convolution) and weight not in (None, _weight_shape(module, sizes)):
             yield f"{prefix + 'weight'!r} has shape {weight}, which does not make {sizes['groups']} groups"
         if isinstance(module, nn.GroupNorm) and sizes["num_channels"] % max(sizes["num_groups"], 1):
             yield f"{prefix + 'weight'!r} has shape {weight}, which does not make {sizes['num_groups']} groups"
 
 
-def _weight_shape(module: nn.modules.conv._ConvNd, sizes: Mapping[str, int]) -> tuple[int, ...] | None:
+def _weight_shape(module: Convolution, sizes: Mapping[str, int]) -> tuple[int, ...] | None:
     """The shape of the weight of a convolution of these sizes; ``None`` if there can be none."""
     inputs, outputs, groups = sizes["in_channels"], sizes["out_channels"], sizes["groups"]
     if groups < 1 or inputs % groups or outputs % groups:
@@ -71,7 +72,7 @@ def _modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 def _sizing_name(prefix: str, module: nn.Module) -> str | None:
     tensor = sizing_tensor(module)
-    names = (name for name, own in (*module._parameters.items(), *module._buffers.items()) if own is tensor)
+    names = (name for name, own in own_tensors(module).items() if own is tensor)
     return None if tensor is None else prefix + next(names)
 
 

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
+from lightning_coreset._compat import state_dict_hooks, without_compile_wrapper
 from lightning_coreset.checkpoint.metadata import KEY, PruningMetadata
 from lightning_coreset.checkpoint.resize import resize_to_state_dict
 from lightning_coreset.surgery import forget_original_shapes
@@ -64,7 +65,7 @@ def make_resizable(model: Model) -> Model:
         Linear(in_features=16, out_features=32, bias=True)
     """
     if not is_resizable(model):
-        inner = getattr(model, "_orig_mod", model)
+        inner = without_compile_wrapper(model)
         inner.register_state_dict_post_hook(_write_record)
         inner.register_load_state_dict_pre_hook(_fit)
     return model
@@ -95,8 +96,7 @@ def make_plain(model: Model) -> Model:
         False
     """
     for module in model.modules():
-        # Private, for torch takes hooks off only through the handle that it gave when they were put on.
-        for hooks in (module._state_dict_hooks, module._load_state_dict_pre_hooks):
+        for hooks in state_dict_hooks(module):
             for key, hook in list(hooks.items()):
                 if getattr(hook, "hook", hook) in (_write_record, _write_item, _fit):
                     del hooks[key]
@@ -107,7 +107,7 @@ def make_plain(model: Model) -> Model:
 def is_resizable(model: nn.Module) -> bool:
     """Whether :func:`make_resizable` was called on a model, or on what it is a copy of."""
     # Private, but a flag of our own would not tell whether the hooks are still there.
-    return _write_record in getattr(model, "_orig_mod", model)._state_dict_hooks.values()
+    return _write_record in state_dict_hooks(without_compile_wrapper(model))[0].values()
 
 
 def store_metadata_as_item(copy: Model) -> Model:
@@ -116,8 +116,8 @@ def store_metadata_as_item(copy: Model) -> Model:
     For the copies that Lightning's ``WeightAveraging`` keeps: it takes the items over into a plain dict, which has no
     metadata, and saves that as the model's. A resizable model that loads the item takes it for its record.
     """
-    inner = getattr(copy, "_orig_mod", copy)
-    if _write_item not in inner._state_dict_hooks.values():
+    inner = without_compile_wrapper(copy)
+    if _write_item not in state_dict_hooks(inner)[0].values():
         inner.register_state_dict_post_hook(_write_item)
     return copy
 

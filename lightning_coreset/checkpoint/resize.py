@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lightning_coreset._compat import loads_itself
 from lightning_coreset.checkpoint.consistency import inferred_sizes, misfits_within_modules
 from lightning_coreset.checkpoint.metadata import KEY, PruningMetadata
 from lightning_coreset.structure.unsupported import unsupported_parameters
@@ -74,7 +75,7 @@ def _loaded_shapes(
 
 def _loads_itself(model: nn.Module, name: str) -> bool:
     owner = model.get_submodule(name.rpartition(".")[0])
-    return not type(owner)._load_from_state_dict.__module__.startswith("torch.")
+    return loads_itself(owner)
 
 
 def _within(shape: tuple[int, ...], original: tuple[int, ...]) -> bool:

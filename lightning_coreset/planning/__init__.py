@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from lightning_coreset.planning.cost_model import CostModel, ModelCost, Unit, reached
-from lightning_coreset.planning.diagnostics import idle_rules, why_nothing_goes
-from lightning_coreset.planning.feasibility import check_reachable
+from lightning_coreset.planning.feasibility import check_reachable, idle_rules, why_nothing_goes
 from lightning_coreset.planning.input_norms import InputNorms, measure_input_norms
 from lightning_coreset.planning.layer_rules import Rule
 from lightning_coreset.planning.planner import bottom_up_sizes, final_sizes, make_plan, measure

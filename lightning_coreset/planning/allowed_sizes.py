@@ -1,4 +1,4 @@
-"""To which sizes a group may be cut."""
+"""The sizes to which a group may be cut."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ class AllowedSizes:
     Attributes:
         group: The group's name.
         original: Classes in the original model.
-        rungs: Sizes in classes, the present one first, then every smaller one that is allowed.
-        multiple: How many classes go at a time.
+        sizes: In classes, the present size first, then every smaller one that is allowed.
+        multiple: How many classes are removed at a time.
     """
 
-    group: str
+    name: str
     original: int
     sizes: tuple[int, ...]
     multiple: int = 1
 
     @classmethod
     def of(cls, group: ChannelGroup, request: Request, original: int) -> AllowedSizes:
-        """The ladder of a group as it is now, that had ``original`` classes."""
+        """The sizes of a group as it is now that had ``original`` classes."""
         multiple = _multiple(group, request.round_to)
         fewest = max(
             math.ceil(request.min_channels / _narrowest(group)),
@@ -43,12 +43,12 @@ class AllowedSizes:
 
     @property
     def smallest(self) -> int:
-        """The last rung."""
+        """The last size."""
         return self.sizes[-1]
 
     @property
     def longest_step(self) -> int:
-        """The most classes between two rungs; 0 where there is but one."""
+        """The most classes between two sizes; 0 where there is but one."""
         return max((above - below for above, below in self.steps()), default=0)
 
     def steps(self) -> Sequence[tuple[int, int]]:
@@ -56,24 +56,24 @@ class AllowedSizes:
         return list(zip(self.sizes, self.sizes[1:], strict=False))
 
     def nearest(self, size: float) -> int:
-        """The rung nearest to a size; the higher one of two."""
-        return min(self.sizes, key=lambda rung: (abs(rung - size), -rung))
+        """The allowed size nearest to a size; the larger one of two."""
+        return min(self.sizes, key=lambda allowed: (abs(allowed - size), -allowed))
 
 
 def _makers(group: ChannelGroup) -> Sequence[Member]:
-    """What makes the channels; consumers where a tied weight is both."""
+    """What computes the channels; consumers where a tied weight is both."""
     return group.by_role("producer") or group.by_role("consumer")
 
 
 def _narrowest(group: ChannelGroup) -> int:
-    """The fewest channels that one class is in a layer that makes it."""
+    """The fewest channels that one class is in a layer that computes it."""
     return max(1, min(1 if member.one_each else int(member.widths.min()) for member in _makers(group)))
 
 
 def _multiple(group: ChannelGroup, round_to: int) -> int:
-    """How many classes make up a multiple of ``round_to`` channels, in every layer that makes them.
+    """How many classes are a multiple of ``round_to`` channels, in every layer that computes them.
 
-    Where classes are of different widths no count of them does for all: then single classes go.
+    Where classes have different widths no number of them is: then single classes are removed.
     """
     if round_to == 1:
         return 1

@@ -18,19 +18,17 @@ Shapes as in ``layout``; J coordinates.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from lightning_coreset.coreset import Activation, certify, largest_found_error, largest_magnitude, output_radius
+from lightning_coreset.layers import GroupView, LayerPair, NoCoresetForm, single_channel_pairs
+from lightning_coreset.layers.layer_pair import to_cpu_float64
+from lightning_coreset.methods import Selection
 from lightning_coreset.planning.input_norms import InputNorms
-from lightning_coreset.planning.layer_pair import LayerPair, affine_behind, norm_of_outputs, single_channel_pairs
-from lightning_coreset.planning.layout import NoCoresetForm, consumer_slices, to_cpu_float64
-from lightning_coreset.planning.moments import whole_input
-from lightning_coreset.planning.selection import Selection
-from lightning_coreset.structure import ChannelGroup, StepKind
+from lightning_coreset.planning.working_weights import reweighted_consumers
 
 _ASCENDED = 8
 _ENTRIES = 2**26
@@ -73,24 +71,24 @@ class Certifier:
     rows: int | None = None
     _proven: dict[str, float] = field(default_factory=dict)
 
-    def certificate(self, group: ChannelGroup, selection: Selection, tensors: Mapping[str, Tensor]) -> GroupCertificate:
+    def certificate(self, view: GroupView, selection: Selection) -> GroupCertificate:
         """Bracket the worst error of a group's coreset.
 
         Args:
-            group: The group.
+            view: The group, with the tensors as the groups before left them and without this group's changes.
             selection: Its coreset.
-            tensors: Parameters and buffers by name, as the groups before left them and without this group's updates.
         """
         try:
-            forms = single_channel_pairs(group, tensors)
-            radius, source = self._radius(forms[0].path.producer.weight)
-            changes = [_Change.of(group, form, selection, tensors) for form in forms]
+            pairs = single_channel_pairs(view)
+            radius, source = self._radius(pairs[0].path.producer.weight)
+            changes = [_Change.of(pair, selection) for pair in pairs]
         except NoCoresetForm as reason:
             return GroupCertificate(None, None, None, f"none: {reason}")
         if source != "measured":
-            self._propagate(group, forms, selection, tensors, radius)
+            for pair in pairs:
+                self._propagate(pair, selection.kept, radius)
         brackets = [(0.0, 0.0)]
-        if len(selection.kept) < group.size:
+        if len(selection.kept) < view.size:
             brackets = [change.bracket(radius, self.rows, self.seed) for change in changes]
         certified, found = (max(values) for values in zip(*brackets, strict=True))
         return GroupCertificate(certified, found, radius, source)
@@ -108,31 +106,23 @@ class Certifier:
             raise NoCoresetForm(f"the inputs measured at {weight} have norm {radius}")
         return radius, "measured"
 
-    def _propagate(
-        self,
-        group: ChannelGroup,
-        forms: list[LayerPair],
-        selection: Selection,
-        tensors: Mapping[str, Tensor],
-        radius: float,
-    ) -> None:
-        """What the channels that stay can come to, at all positions that a consumer reads at once."""
-        for form in forms:
-            weight = form.path.consumer.weight
-            # A layer that is called several times may read something else as well.
-            if weight in self.inputs.repeated or whole_input(group, form, tensors) is None:
-                continue
-            rows = form.producers[selection.kept]
-            if _pooled(form):  # every channel from a position of its own
-                norms = rows.norm(dim=1) * math.sqrt(radius**2 + 1)
-                largest = float(largest_magnitude(form.activation, norms).norm())
-            else:
-                largest = output_radius(rows, form.activation, input_radius=radius)
-            scale, offset = (part[selection.kept] for part in affine_behind(group, form, tensors))
-            positions = math.prod(form.consumers.shape[2:])
-            proven = math.sqrt(positions) * (float(scale.abs().max()) * largest + float(offset.norm()))
-            if proven > 0 and math.isfinite(proven):
-                self._proven[weight] = max(proven, self._proven.get(weight, 0.0))
+    def _propagate(self, pair: LayerPair, kept: Tensor, radius: float) -> None:
+        """A bound on the norm of the channels that stay, at all positions that a consumer reads at once."""
+        weight = pair.path.consumer.weight
+        # A layer that is called several times may read something else as well.
+        if weight in self.inputs.repeated or pair.whole_input is None:
+            return
+        rows = pair.producers[kept]
+        if pair.max_pooled:  # every channel from a position of its own
+            norms = rows.norm(dim=1) * math.sqrt(radius**2 + 1)
+            largest = float(largest_magnitude(pair.activation, norms).norm())
+        else:
+            largest = output_radius(rows, pair.activation, input_radius=radius)
+        scale, offset = (part[kept] for part in pair.affine_behind)
+        positions = math.prod(pair.consumers.shape[2:])
+        proven = math.sqrt(positions) * (float(scale.abs().max()) * largest + float(offset.norm()))
+        if proven > 0 and math.isfinite(proven):
+            self._proven[weight] = max(proven, self._proven.get(weight, 0.0))
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,18 +144,19 @@ class _Change:
     pooled: bool
 
     @classmethod
-    def of(cls, group: ChannelGroup, form: LayerPair, selection: Selection, tensors: Mapping[str, Tensor]) -> _Change:
+    def of(cls, pair: LayerPair, selection: Selection) -> _Change:
+        view, tensors = pair.view, pair.view.tensors
         # In the dtype of the model: the certificate is about the weights that it will have.
-        updates = {name: value.to(tensors[name].dtype) for name, value in selection.rewritten(group, tensors).items()}
-        after = {**tensors, **updates}
-        kept = torch.zeros(group.size, dtype=torch.float64).index_fill_(0, selection.kept, 1.0)
-        new = consumer_slices(group, form.path.consumer, after) * kept[:, None, None]
-        difference = (form.consumers - new).permute(0, 2, 3, 1)  # (O, q, k, N)
-        scale, offset = affine_behind(group, form, tensors)
-        share = (_constants(form, tensors) - _constants(form, after)) / math.prod(difference.shape[1:3])
+        new = reweighted_consumers(view.group, selection, tensors)
+        rounded = {name: value.to(tensors[name].dtype) for name, value in new.items()}
+        after = pair.with_tensors({**tensors, **rounded})
+        kept = torch.zeros(view.size, dtype=torch.float64).index_fill_(0, selection.kept, 1.0)
+        difference = (pair.consumers - after.consumers * kept[:, None, None]).permute(0, 2, 3, 1)  # (O, q, k, N)
+        scale, offset = pair.affine_behind
+        share = (_constants(pair) - _constants(after)) / math.prod(difference.shape[1:3])
         constant = difference @ offset + share[:, None, None]
         return cls(
-            (difference * scale).flatten(0, 2), constant.flatten(), form.producers, form.activation, _pooled(form)
+            (difference * scale).flatten(0, 2), constant.flatten(), pair.producers, pair.activation, pair.max_pooled
         )
 
     def bracket(self, radius: float, rows: int | None, seed: int) -> tuple[float, float]:
@@ -208,18 +199,15 @@ class _Change:
         return float(found.max())
 
 
-def _pooled(form: LayerPair) -> bool:
-    return any(step.op == StepKind.MAX_POOL for step in form.path.steps)
-
-
 def _value(activation: Activation, at: float) -> float:
     return float(activation.function(torch.tensor(at, dtype=torch.float64)))
 
 
-def _constants(form: LayerPair, tensors: Mapping[str, Tensor]) -> Tensor:
-    """What is added to each output of the consumer, up to a constant that no plan changes, (O,)."""
-    constant = torch.zeros(len(form.consumers), dtype=torch.float64)
-    bias, norm = form.path.consumer.bias, norm_of_outputs(form, tensors)
+def _constants(pair: LayerPair) -> Tensor:
+    """The constant added to each output of the consumer, up to one that no plan changes, (O,)."""
+    tensors = pair.view.tensors
+    constant = torch.zeros(pair.outputs, dtype=torch.float64)
+    bias, norm = pair.path.consumer.bias, pair.output_norm
     if bias is not None and tensors[bias].numel() == len(constant):
         constant = constant + to_cpu_float64(tensors[bias]).reshape(-1)
     if norm is not None and norm.running_mean is not None:

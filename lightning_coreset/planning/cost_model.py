@@ -1,16 +1,20 @@
-"""What a model comes to when each group has so many channels, counted from shapes alone."""
+"""Parameters, MACs and channels of a model for any sizes of its groups, counted from shapes alone."""
 
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 from torch import Tensor, nn
 
 from lightning_coreset.plan import ParameterChange
 from lightning_coreset.structure import ChannelGroup
+
+if TYPE_CHECKING:
+    from lightning_coreset.planning.allowed_sizes import AllowedSizes
 
 Unit: TypeAlias = Literal["params", "macs", "channels"]
 
@@ -33,14 +37,16 @@ class ModelCost:
 
 
 class CostModel:
-    """Counts what a model comes to when each group has so many classes.
+    """Parameters, MACs and channels of a model as a function of how many classes each group has.
 
     Args:
         tensors: Parameters and buffers by qualified name.
         groups: The groups that may shrink.
         macs: Multiply-accumulates of one sample by qualified name of the weight.
-        settled: Groups of the original model that are down to one class and therefore no groups any more.
-        product_macs: Multiply-accumulates of products of activations that go with the classes of a group, by its name.
+        settled: Channels of the original model that are left outside of these groups: a group that is down to one class
+            is no group any more.
+        product_macs: Multiply-accumulates of products of activations that shrink with the classes of a group, by its
+            name.
     """
 
     def __init__(
@@ -54,13 +60,13 @@ class CostModel:
         self._shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         self._present = {group.name: group.size for group in groups}
         self._settled = settled
-        # What one element of each tensor counts for, and what no element accounts for.
-        self._worth: dict[Unit, dict[str, float]] = {
+        # What one element of each tensor counts for; products of activations belong to no tensor.
+        self._per_element: dict[Unit, dict[str, float]] = {
             "params": {name: 1.0 for name, tensor in tensors.items() if isinstance(tensor, nn.Parameter)},
             "macs": {name: macs[name] / max(math.prod(self._shapes[name]), 1) for name in macs if name in tensors},
         }
         self._products = sum(count for name, count in macs.items() if name not in tensors)
-        self._product_worth = {
+        self._per_class_products = {
             name: count / self._present[name] for name, count in (product_macs or {}).items() if name in self._present
         }
         # What one class of each group takes away from each dimension; the average where classes differ.
@@ -78,9 +84,37 @@ class CostModel:
 
     def gone(self, sizes: Mapping[str, float], original: ModelCost, unit: Unit) -> float:
         """The fraction of the original model that is gone with these sizes of all groups, which may be fractional."""
-        numel = {name: self._numel(name, sizes) for name in self._worth.get(unit, ())}
+        numel = {name: self._numel(name, sizes) for name in self._per_element.get(unit, ())}
         whole = getattr(original, unit)
         return 1.0 - self._sum(numel, sizes, unit) / whole if whole else 0.0
+
+    def sizes_at_ratio(
+        self, order: Tensor, allowed: Sequence[AllowedSizes], ratio: float, unit: Unit, original: ModelCost
+    ) -> dict[str, int]:
+        """Take so many steps of an order that the fraction removed is nearest to a ratio.
+
+        Args:
+            order: The number of the group that shrinks, step by step, (steps,); every step makes the model smaller.
+            allowed: The sizes of all groups.
+            ratio: The fraction of ``original`` to remove.
+            unit: What is counted.
+            original: The cost of the original model.
+
+        Returns:
+            Classes that stay, by group name.
+        """
+
+        def sizes(count: int) -> dict[str, int]:
+            taken = order[:count].bincount(minlength=len(allowed)).tolist()
+            return {group.name: group.sizes[steps] for group, steps in zip(allowed, taken, strict=True)}
+
+        def gone(count: int) -> float:
+            return self.gone(sizes(count), original, unit)
+
+        count = bisect_left(range(len(order)), ratio, key=gone)
+        if count > 0 and abs(gone(count - 1) - ratio) <= abs(gone(count) - ratio):
+            count -= 1
+        return sizes(count)
 
     def after(self, changes: Iterable[ParameterChange], sizes: Mapping[str, int]) -> ModelCost:
         """The totals that the shapes in a plan's changes lead to, exactly."""
@@ -88,27 +122,27 @@ class CostModel:
         return self._count(numel | {change.name: math.prod(change.new_shape) for change in changes}, sizes)
 
     def saved(self, group: str, size: int, sizes: Mapping[str, int], unit: Unit) -> float:
-        """What goes when one group shrinks to ``size``, all other groups having ``sizes``."""
+        """What is removed when one group shrinks to ``size``, all other groups having ``sizes``."""
         if unit == "channels":
             return sizes[group] - size
         smaller = {**sizes, group: size}
-        worth = self._worth[unit]
+        per_element = self._per_element[unit]
         products = self._product_macs(sizes) - self._product_macs(smaller) if unit == "macs" else 0.0
         return products + sum(
-            worth[name] * (self._numel(name, sizes) - self._numel(name, smaller))
+            per_element[name] * (self._numel(name, sizes) - self._numel(name, smaller))
             for name in self._touched[group]
-            if name in worth
+            if name in per_element
         )
 
     def holders(self, sizes: Mapping[str, int], unit: Unit) -> dict[str, float]:
-        """How much of a unit is where: by the module that owns a tensor, by group for channels."""
+        """How much of a unit each module holds, by its name; each group, for channels."""
         sizes = {**self._present, **sizes}
         if unit == "channels":
             return dict(sizes)
         held = {"products of activations": self._product_macs(sizes)} if unit == "macs" else {}
-        for name, worth in self._worth[unit].items():
+        for name, count in self._per_element[unit].items():
             module = name.rpartition(".")[0] or name
-            held[module] = held.get(module, 0.0) + worth * self._numel(name, sizes)
+            held[module] = held.get(module, 0.0) + count * self._numel(name, sizes)
         return held
 
     def _count(self, numel: Mapping[str, float], sizes: Mapping[str, int]) -> ModelCost:
@@ -119,11 +153,11 @@ class CostModel:
         if unit == "channels":
             return self._settled + sum(sizes.values())
         products = self._product_macs(sizes) if unit == "macs" else 0.0
-        return products + sum(worth * numel[name] for name, worth in self._worth[unit].items())
+        return products + sum(count * numel[name] for name, count in self._per_element[unit].items())
 
     def _product_macs(self, sizes: Mapping[str, float]) -> float:
-        """What products of activations cost, such as queries times keys: less where heads go."""
-        gone = (worth * (self._present[name] - sizes[name]) for name, worth in self._product_worth.items())
+        """What products of activations cost, such as queries times keys: less where heads are removed."""
+        gone = (count * (self._present[name] - sizes[name]) for name, count in self._per_class_products.items())
         return self._products - sum(gone)
 
     def _numel(self, name: str, sizes: Mapping[str, float]) -> float:

@@ -1,4 +1,4 @@
-"""What a request cannot have, told before anything is done."""
+"""Whether a request can be met, and which parts of it change nothing: checked before anything is changed."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import nn
 
-from lightning_coreset.methods import chooses_sizes
 from lightning_coreset.planning.cost_model import ModelCost
-from lightning_coreset.planning.problem import PruningProblem
+from lightning_coreset.planning.layer_rules import Rule, RuleMatcher, format_rule
+from lightning_coreset.planning.problem import PruningProblem, prunable
 from lightning_coreset.planning.request import Request
 from lightning_coreset.structure import Structure
 
@@ -22,67 +22,66 @@ _HOLDERS = 4
 def check_reachable(
     model: nn.Module, structure: Structure, request: Request, *, original: ModelCost | None = None
 ) -> None:
-    """Check that a request can be had: that no more is asked than can go.
+    """Check that a request can be met.
 
     Args:
         model: The network, only read.
         structure: What ``analyse`` found in it as it is now.
         request: What is asked, at the end of a schedule.
-        original: Totals of the model before any pruning; those of ``model`` by default.
+        original: Cost of the model before any pruning; that of ``model`` by default.
 
     Raises:
         ValueError: If even the smallest sizes that all rules and limits allow fall short of the ratio by more than one
             step (one channel, or one multiple of ``round_to``, of the largest group), with what holds the rest and the
             ways out; or for what :meth:`PruningProblem.of` raises.
     """
-    check_survey(model, structure, PruningProblem.of(model, structure, request, original))
+    check_feasible(model, structure, PruningProblem.of(model, structure, request, original))
 
 
-def check_survey(model: nn.Module, structure: Structure, survey: PruningProblem) -> None:
-    """:func:`check_reachable` for a model that was looked at already."""
-    request = survey.request
-    if chooses_sizes(request.method):
+def check_feasible(model: nn.Module, structure: Structure, problem: PruningProblem) -> None:
+    """:func:`check_reachable` for a request that was applied to the model already."""
+    if problem.request.method.chooses_sizes:
         return
-    if survey.ratios:
-        _check_each_group(survey)
+    if problem.ratios:
+        _check_each_group(problem)
         return
-    most = survey.gone(survey.smallest())
-    if most + _largest_step(survey) + _TOLERANCE < request.target:
-        raise ValueError(_too_much(survey, most, _ways_out(model, structure, survey, most)))
+    most, target = problem.gone(problem.smallest()), problem.request.target - _TOLERANCE
+    if most < target and most + _largest_step(problem) < target:
+        raise ValueError(_too_much(problem, most, _ways_out(model, structure, problem, most)))
 
 
-def _check_each_group(survey: PruningProblem) -> None:
-    """Rules say it group by group: none may fall short by more than a step of its own."""
-    for ladder in survey.allowed:
-        if survey.shortfall(ladder) > max(ladder.longest_step, ladder.multiple) + _TOLERANCE:
-            least = 1 - ladder.smallest / ladder.original
+def _check_each_group(problem: PruningProblem) -> None:
+    """Where rules give each group a ratio, none may fall short by more than a step of its own."""
+    for group in problem.allowed:
+        if problem.shortfall(group) > max(group.longest_step, group.multiple) + _TOLERANCE:
+            least = 1 - group.smallest / group.original
             raise ValueError(
-                f"Expected pruning_ratio to be at most {least:.4g} for group {ladder.group!r} but got "
-                f"{survey.ratios[ladder.group]:g}: {survey.request.limits()} leaves it {ladder.smallest} of "
-                f"{ladder.original} channels."
+                f"Expected pruning_ratio to be at most {least:.4g} for group {group.name!r} but got "
+                f"{problem.ratios[group.name]:g}: {problem.request.limits()} leaves it {group.smallest} of "
+                f"{group.original} channels."
             )
 
 
-def _largest_step(survey: PruningProblem) -> float:
-    """The largest share of the original model that one step takes."""
-    unit, sizes = survey.request.unit, survey.cost_model.totals().widths
-    whole = getattr(survey.original, unit)
+def _largest_step(problem: PruningProblem) -> float:
+    """The largest fraction of the original model that one step removes."""
+    unit, sizes = problem.request.unit, problem.cost_model.totals().widths
+    whole = getattr(problem.original, unit)
     steps = [
-        survey.cost_model.saved(ladder.group, ladder.sizes[0] - ladder.longest_step, sizes, unit)
-        for ladder in survey.allowed
+        problem.cost_model.saved(group.name, group.sizes[0] - group.longest_step, sizes, unit)
+        for group in problem.allowed
     ]
     return max(steps) / whole if whole else 0.0
 
 
-def _too_much(survey: PruningProblem, most: float, ways_out: Mapping[str, float]) -> str:
-    request, unit = survey.request, survey.request.unit
-    whole = max(getattr(survey.original, unit), 1)
-    smallest = survey.smallest()
-    held = survey.cost_model.holders(smallest, unit)
+def _too_much(problem: PruningProblem, most: float, ways_out: Mapping[str, float]) -> str:
+    request, unit = problem.request, problem.request.unit
+    whole = max(getattr(problem.original, unit), 1)
+    smallest = problem.smallest()
+    held = problem.cost_model.holders(smallest, unit)
     lines = []
     for name in sorted(held, key=lambda name: -held[name])[:_HOLDERS]:
         left = f"is down to {smallest[name]} channels" if name in smallest else ""
-        reason = survey.skipped.get(name, left)
+        reason = problem.skipped.get(name, left)
         lines.append(f"\n  {name} ({held[name] / whole:.1%})" + (f", which {reason}" if reason else ""))
     more = ", ".join(f"{change} (up to {share:.4f})" for change, share in ways_out.items())
     return (
@@ -93,8 +92,8 @@ def _too_much(survey: PruningProblem, most: float, ways_out: Mapping[str, float]
     )
 
 
-def _ways_out(model: nn.Module, structure: Structure, survey: PruningProblem, most: float) -> dict[str, float]:
-    """Which single change lets more go, and how much then."""
+def _ways_out(model: nn.Module, structure: Structure, problem: PruningProblem, most: float) -> dict[str, float]:
+    """Which single change allows a larger ratio, and how large then."""
     changes: dict[str, dict[str, Any]] = {
         "include_residual=True": {"include_residual": True},
         "ignore=()": {"ignore": ()},
@@ -105,8 +104,56 @@ def _ways_out(model: nn.Module, structure: Structure, survey: PruningProblem, mo
     }
     found = {}
     for text, change in changes.items():
-        relaxed = PruningProblem.of(model, structure, replace(survey.request, **change))
+        relaxed = PruningProblem.of(model, structure, replace(problem.request, **change))
         share = relaxed.gone(relaxed.smallest())
         if share > most + _TOLERANCE:
             found[text] = share
     return found
+
+
+def idle_rules(model: nn.Module, structure: Structure, request: Request) -> list[str]:
+    """Warnings about rules that match modules and yet change nothing, each with the reason."""
+    groups, skipped = prunable(model, structure, request)
+    matcher, messages = RuleMatcher(model), []
+    rules = {"pruning_ratio": tuple(request.pruning_ratio) if isinstance(request.pruning_ratio, Mapping) else ()}
+    for argument, given in (rules | {"only": request.only, "ignore": request.ignore}).items():
+        able = structure.groups if argument == "ignore" else groups
+        for rule in given:
+            if any(any(matcher.named([rule], group)) for group in able):
+                continue
+            held = {group.name for group in structure.groups if any(matcher.named([rule], group))}
+            reasons = [f"{name} {why}" for name, why in skipped.items() if name in held or matcher.means(rule, name)]
+            if argument == "ignore" and reasons:
+                continue  # it stays, as was asked
+            messages.append(
+                f"The rule {format_rule(rule)} of {argument} names no group of channels that can be pruned: "
+                + ("; ".join(reasons[:5]) or _no_makers(model, matcher, rule))
+                + "."
+            )
+    return messages
+
+
+def why_nothing_goes(model: nn.Module, structure: Structure, request: Request) -> str:
+    """Why the plan of a ratio above zero removes nothing, in a sentence with the numbers."""
+    problem = PruningProblem.of(model, structure, request)
+    unit, whole = request.unit, getattr(problem.original, request.unit)
+    steps = {
+        group.name: problem.cost_model.saved(group.name, group.sizes[1], problem.original.widths, unit)
+        for group in problem.allowed
+        if len(group.sizes) > 1
+    }
+    if not steps:
+        return f"No channel goes: no group can become smaller with {request.limits()}. Lower these limits."
+    group = min(steps, key=lambda name: steps[name])
+    return (
+        f"No channel goes: {problem.requested():.2%} of {whole:,} {unit} is {problem.requested() * whole:,.1f}, and "
+        f"the smallest step, {request.limits() or 'one channel'} of {group}, is {steps[group]:,.0f}. Ask for a larger "
+        "ratio."
+    )
+
+
+def _no_makers(model: nn.Module, matcher: RuleMatcher, rule: Rule) -> str:
+    modules = matcher.modules(rule)
+    inner = next((name for name in modules if any(model.get_submodule(name).children())), None)
+    names = ", ".join(modules[:3])
+    return f"{names} makes no channels itself" + (f" ({inner + '.*'!r} names what is inside)" if inner else "")

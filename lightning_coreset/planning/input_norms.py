@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from lightning_coreset._compat import Convolution, TransposedConvolution
 from lightning_coreset.structure import Example, plain_execution, preserved
 
 
@@ -90,7 +90,7 @@ def _weight(module: nn.Module) -> Tensor | None:
 
 def _squares(module: nn.Module, inputs: Tensor) -> Tensor:
     """The squared norms of the rows or patches that a layer reads."""
-    if not isinstance(module, _ConvNd):
+    if not isinstance(module, Convolution):
         return inputs.square().sum(dim=-1)
     # A convolution of the squares with a kernel of ones: it knows strides, paddings and dilations by itself.
     squares = inputs.square()
@@ -100,11 +100,22 @@ def _squares(module: nn.Module, inputs: Tensor) -> Tensor:
     ones = squares.new_ones(module.groups, 1, *module.kernel_size)
     options = {"stride": module.stride, "dilation": module.dilation, "groups": module.groups}
     convolve: Callable[..., Tensor]
-    if isinstance(module, _ConvTransposeNd):
+    if isinstance(module, TransposedConvolution):
         convolve = getattr(functional, f"conv_transpose{len(module.kernel_size)}d")
         return convolve(squares, ones, padding=module.padding, output_padding=module.output_padding, **options)
     convolve = getattr(functional, f"conv{len(module.kernel_size)}d")
     if module.padding_mode == "zeros":
         return convolve(squares, ones, padding=module.padding, **options)
-    padded = functional.pad(squares, module._reversed_padding_repeated_twice, mode=module.padding_mode)
+    padded = functional.pad(squares, _padding_of_each_side(module), mode=module.padding_mode)
     return convolve(padded, ones, **options)
+
+
+def _padding_of_each_side(module: Convolution) -> list[int]:
+    """The padding of a convolution as ``functional.pad`` takes it: before and after, from the last dimension on."""
+    kernel, dilation, padding = module.kernel_size, module.dilation, module.padding
+    if padding == "same":
+        total = [step * (size - 1) for step, size in zip(dilation, kernel, strict=True)]
+        sides = [(both // 2, both - both // 2) for both in total]
+    else:
+        sides = [(0, 0) if padding == "valid" else (int(size), int(size)) for size in padding]
+    return [size for pair in reversed(sides) for size in pair]

@@ -1,31 +1,30 @@
-"""Make a plan: groups, mathematics and a target come together; the model is only read."""
+"""Make a plan from groups, a method and a target; the model is only read."""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from lightning_coreset.methods import Reconstruction, chooses_sizes
+from lightning_coreset.layers import GroupView, PlanState
+from lightning_coreset.methods import Method, Selection
 from lightning_coreset.plan import GroupPlan, ParameterChange, PruningPlan
 from lightning_coreset.planning.certificates import Certifier, GroupCertificate
 from lightning_coreset.planning.cost_model import ModelCost, reached
-from lightning_coreset.planning.feasibility import check_survey
+from lightning_coreset.planning.feasibility import check_feasible
 from lightning_coreset.planning.input_norms import InputNorms
 from lightning_coreset.planning.problem import PruningProblem
 from lightning_coreset.planning.request import Request
-from lightning_coreset.planning.select import Selector
-from lightning_coreset.planning.selection import Selection
 from lightning_coreset.planning.working_weights import WorkingWeights
 from lightning_coreset.structure import ChannelGroup, Structure
 from lightning_coreset.surgery import scale_counts, slice_members
 
 
 def measure(model: nn.Module, structure: Structure, request: Request) -> ModelCost:
-    """What a model comes to, for plans that count against it later.
+    """Parameters, MACs and channels of a model, for plans that count against it later.
 
     Raises:
         ValueError: If nothing in it can be pruned.
@@ -34,7 +33,7 @@ def measure(model: nn.Module, structure: Structure, request: Request) -> ModelCo
 
 
 def final_sizes(model: nn.Module, structure: Structure, request: Request) -> dict[str, int]:
-    """Classes that are left in each group when all that is asked of this model is gone, in network order."""
+    """Classes that are left in each group once the request's ratio is reached, in network order."""
     return PruningProblem.of(model, structure, request).sizes()
 
 
@@ -62,35 +61,36 @@ def make_plan(
         structure: What ``analyse`` found in it as it is now.
         request: What is asked.
         original: Totals of the model before any pruning; those of ``model`` by default.
-        sizes: Classes to keep by group name, instead of what the request comes to; groups without a size stay whole.
+        sizes: Classes to keep by group name, instead of those that follow from the request; groups without one stay
+            whole.
         inputs: What ``measure_input_norms`` measured: every group gets a certificate, and the plan is the same
             otherwise.
-        strict: Whether to refuse what :func:`check_reachable` does. An event in the middle of a schedule does what can
-            still be done.
+        strict: Whether to refuse what :func:`check_reachable` refuses. An event in the middle of a schedule goes as far
+            as it can.
         progress: Called at every group with its name, its number from 1, and how many there are.
 
     Raises:
-        ValueError: If a rule matches nothing, two rules fight over a group, nothing can be pruned, or (``strict``) more
-            is asked than can go.
+        ValueError: If a rule matches nothing, two rules give a group different ratios, nothing can be pruned, the
+            method returns something that does not fit a group, or (``strict``) the ratio cannot be reached.
     """
-    survey = PruningProblem.of(model, structure, request, original)
+    problem = PruningProblem.of(model, structure, request, original)
     if strict and sizes is None:
-        check_survey(model, structure, survey)
+        check_feasible(model, structure, problem)
     if sizes is None:
-        sizes = dict.fromkeys(survey.smallest(), 1) if chooses_sizes(request.method) else survey.sizes()
+        sizes = dict.fromkeys(problem.smallest(), 1) if request.method.chooses_sizes else problem.sizes()
     certifier = None if inputs is None else Certifier(inputs, request.input_radius, request.seed)
-    choices, changes = _choose(survey, sizes, certifier, progress)
+    choices, changes = _choose(problem, sizes, certifier, progress)
     kept = [(choice.group, choice.selection.kept.tolist()) for choice in choices]
-    before = survey.cost_model.totals()
-    after = survey.cost_model.after(changes, {group.name: len(classes) for group, classes in kept})
+    before = problem.cost_model.totals()
+    after = problem.cost_model.after(changes, {group.name: len(classes) for group, classes in kept})
     return PruningPlan(
-        groups=_reports(survey, choices, before, after),
+        groups=_reports(problem, choices, before, after),
         changes=changes,
-        skipped=survey.skipped,
-        requested=survey.requested(),
-        reached=reached(after, survey.original, request.unit),
+        skipped=problem.skipped,
+        requested=problem.requested(),
+        reached=reached(after, problem.original, request.unit),
         unit=request.unit,
-        params_original=survey.original.params,
+        params_original=problem.original.params,
         params_before=before.params,
         params_after=after.params,
         macs_before=before.macs,
@@ -123,9 +123,9 @@ class _Choice:
 
 
 def _reports(
-    survey: PruningProblem, choices: Sequence[_Choice], before: ModelCost, after: ModelCost
+    problem: PruningProblem, choices: Sequence[_Choice], before: ModelCost, after: ModelCost
 ) -> tuple[GroupPlan, ...]:
-    """Every group with what goes by its cut, the cuts below it being made: together exactly what goes in all."""
+    """Every group with what its cut removes once the cuts below it are made; they add up to exactly what is removed."""
     cut = [choice.group.name for choice in choices if len(choice.selection.kept) < choice.group.size]
     sizes, params, macs = dict(before.widths), float(before.params), float(before.macs)
     reports = []
@@ -133,8 +133,8 @@ def _reports(
         name, left = choice.group.name, (round(params), round(macs))
         if name in cut:
             size = len(choice.selection.kept)
-            params -= survey.cost_model.saved(name, size, sizes, "params")
-            macs -= survey.cost_model.saved(name, size, sizes, "macs")
+            params -= problem.cost_model.saved(name, size, sizes, "params")
+            macs -= problem.cost_model.saved(name, size, sizes, "macs")
             sizes[name] = size
             if name == cut[-1]:  # the meter goes by averages where classes differ; the last one makes up for it
                 params, macs = float(after.params), float(after.macs)
@@ -143,35 +143,62 @@ def _reports(
 
 
 def _choose(
-    survey: PruningProblem,
+    problem: PruningProblem,
     sizes: Mapping[str, int],
     certifier: Certifier | None,
     progress: Callable[[str, int, int], None] | None,
 ) -> tuple[list[_Choice], tuple[ParameterChange, ...]]:
     """Select bottom to top on working copies, in which removed columns are gone and kept ones reweighted."""
-    request = survey.request
-    selector = Selector(request.method, torch.Generator().manual_seed(request.seed))
-    # The laws of inputs, which reconstruction carries along, tell of every channel that a layer had.
-    working = WorkingWeights(survey.tensors, survey.groups, cut=not isinstance(request.method, Reconstruction))
+    method, count = problem.request.method, len(problem.groups)
+    working = WorkingWeights(problem.tensors, problem.groups, cut=not method.reads_full_width)
+    state = PlanState(torch.Generator().manual_seed(problem.request.seed))
     choices = []
-    for position, group in enumerate(survey.groups, start=1):
+    for position, group in enumerate(problem.groups, start=1):
         if progress is not None:
-            progress(group.name, position, len(survey.groups))
-        try:
-            selection = selector.select(group, sizes.get(group.name, group.size), working)
-        except (ValueError, RuntimeError):  # of which a matrix that cannot be factorised is one
-            _check_finite(group, working)
-            raise
-        certificate = None if certifier is None else certifier.certificate(group, selection, working)
+            progress(group.name, position, count)
+        view = GroupView(group, working, state)
+        selection = _select(method, view, sizes.get(group.name, group.size), problem.tensors)
+        certificate = None if certifier is None else certifier.certificate(view, selection)
         choices.append(_Choice(group, selection, certificate))
-        working.put(group, selection)
-    if selector.clipped:
-        warnings.warn(
-            f"The bound is vacuous for {', '.join(selector.clipped)}: the theorem asks for at least as many draws as "
-            "there are channels, so all of them stay. Ask for a larger epsilon.",
-            stacklevel=5,  # to whoever called `prune`
-        )
-    return choices, _changes(survey.tensors, working, choices)
+        working.apply(group, selection)
+    for message in method.warnings({choice.group.name: choice.selection for choice in choices}):
+        warnings.warn(message, stacklevel=5)  # to whoever called `prune`
+    return choices, _changes(problem.tensors, working, choices)
+
+
+def _select(method: Method, view: GroupView, size: int, originals: Mapping[str, Tensor]) -> Selection:
+    """Ask the method, and check its answer: it may be anybody's."""
+    for member in view.group.by_role("consumer"):  # about to change
+        view.state.filter_norms.pop(member.name, None)
+    try:
+        selection = method.select(view, size)
+    except (ValueError, RuntimeError):  # of which a matrix that cannot be factorised is one
+        _check_finite(view.group, view.tensors)
+        raise
+    wrong = _misfit(view.group, selection, originals if method.reads_full_width else {})
+    if wrong is not None:
+        raise ValueError(f"Expected {method.label} to return {wrong[0]} for group {view.name!r} but got {wrong[1]}.")
+    return selection if selection.method else replace(selection, method=method.label)
+
+
+def _misfit(group: ChannelGroup, selection: Selection, rewritable: Mapping[str, Tensor]) -> tuple[str, object] | None:
+    """What a selection should be to fit its group, and what it is instead; ``None`` if it fits."""
+    if not isinstance(selection, Selection):
+        return "a Selection", repr(selection)
+    kept = selection.kept
+    if kept.dtype != torch.int64 or kept.dim() != 1 or not 0 < len(kept) <= group.size:
+        return f"1 to {group.size} kept channels as int64", f"{tuple(kept.shape)} of {kept.dtype}"
+    if not bool((kept.diff() > 0).all()) or int(kept[0]) < 0 or int(kept[-1]) >= group.size:
+        return f"ascending channels below {group.size}", kept.tolist()
+    if selection.weights is not None and selection.weights.shape != kept.shape:
+        return f"a weight for each of {len(kept)} kept channels", tuple(selection.weights.shape)
+    if selection.updates and not rewritable:
+        return "no updates, since its reads_full_width is False,", f"some of {sorted(selection.updates)}"
+    for name, value in selection.updates.items():
+        if name not in rewritable or value.shape != rewritable[name].shape:
+            shape = tuple(rewritable[name].shape) if name in rewritable else None
+            return f"a new {name!r} of its present shape {shape}", tuple(value.shape)
+    return None
 
 
 def _check_finite(group: ChannelGroup, tensors: Mapping[str, Tensor]) -> None:
@@ -187,7 +214,7 @@ def _check_finite(group: ChannelGroup, tensors: Mapping[str, Tensor]) -> None:
 def _changes(
     tensors: Mapping[str, Tensor], working: WorkingWeights, choices: Sequence[_Choice]
 ) -> tuple[ParameterChange, ...]:
-    shapes = {name: tuple(tensors[name].shape) for name in working.reweighted}
+    shapes = {name: tuple(tensors[name].shape) for name in working.changed}
     by_name = {name: ParameterChange(name, shape, shape, {}) for name, shape in shapes.items()}
     slices = slice_members(tensors, [(choice.group, choice.selection.kept) for choice in choices])
     by_name |= {change.name: change for change in slices}

@@ -1,40 +1,36 @@
-"""A model as a request sees it: what may shrink, what may not and why, and how far each group goes."""
+"""What a request means for a model: which groups may shrink, which may not and why, and to which size each goes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from lightning_coreset.methods import Magnitude, Reconstruction
-from lightning_coreset.planning.allocation import error_steps, ranked_steps, solve, uniform_steps
+from lightning_coreset.layers import GroupView, NoCoresetForm, PlanState
+from lightning_coreset.planning.allocation import error_steps, ranked_steps, uniform_steps
 from lightning_coreset.planning.allowed_sizes import AllowedSizes
 from lightning_coreset.planning.cost_model import CostModel, ModelCost
 from lightning_coreset.planning.layer_rules import Rule, RuleMatcher, format_rule
-from lightning_coreset.planning.layout import NoCoresetForm
-from lightning_coreset.planning.moments import ActivationMoments
-from lightning_coreset.planning.reconstruct import error_curve
-from lightning_coreset.planning.request import Request
-from lightning_coreset.planning.select import producer_norms
+from lightning_coreset.planning.request import PruningRatio, Request
 from lightning_coreset.structure import ChannelGroup, StepKind, Structure
 from lightning_coreset.surgery import named_tensors
 
 
 @dataclass(frozen=True, eq=False)
 class PruningProblem:
-    """A model with what may shrink in it, and how far.
+    """A request for one model: which groups may shrink, and how far.
 
     Attributes:
         request: What is asked.
         tensors: Parameters and buffers by name.
         groups: The groups that may shrink, in network order.
         skipped: The layers that may not, each with the reason.
-        ratios: Where rules say it, the fraction of its original classes that each group loses.
-        ladders: The sizes that each group may have.
-        meter: Counts the model.
-        original: What the original model came to.
+        ratios: Where rules name groups, the fraction of its original classes that each loses.
+        allowed: The sizes that each group may have.
+        cost_model: Counts the model.
+        original: The cost of the original model.
     """
 
     request: Request
@@ -50,98 +46,97 @@ class PruningProblem:
     def of(
         cls, model: nn.Module, structure: Structure, request: Request, original: ModelCost | None = None
     ) -> PruningProblem:
-        """Look at a model.
+        """Apply a request to a model.
 
         Args:
             model: The network, only read.
             structure: What ``analyse`` found in it as it is now.
             request: What is asked.
-            original: Totals of the model before any pruning; those of ``model`` by default.
+            original: Cost of the model before any pruning; that of ``model`` by default.
 
         Raises:
-            ValueError: If a rule matches nothing, two rules fight over a group, or nothing may shrink.
+            ValueError: If a rule matches nothing, two rules give a group different ratios, or nothing may shrink.
         """
         request.check_rules(model)
-        groups, skipped = prunable(model, structure, request)
+        matcher = RuleMatcher(model)
+        groups, skipped = _prunable(matcher, structure, request)
         if not groups:
             raise ValueError(_nothing_to_prune(skipped))
         tensors = named_tensors(model)
         widths = {} if original is None else original.widths
         sizes = {group.name: group.size for group in structure.groups}
         settled = sum(sizes.get(name, 1) for name in widths.keys() - {group.name for group in groups})
-        meter = CostModel(tensors, groups, structure.macs, settled, structure.product_macs)
+        cost_model = CostModel(tensors, groups, structure.macs, settled, structure.product_macs)
         # A group that is new under its name may be wider than the one that had it.
-        ladders = [AllowedSizes.of(group, request, max(widths.get(group.name, 0), group.size)) for group in groups]
-        ratios = _ratios(RuleMatcher(model), groups, request)
-        return cls(request, tensors, groups, skipped, ratios, ladders, meter, original or meter.totals())
+        allowed = [AllowedSizes.of(group, request, max(widths.get(group.name, 0), group.size)) for group in groups]
+        ratios = _ratios(matcher, groups, request.pruning_ratio)
+        return cls(request, tensors, groups, skipped, ratios, allowed, cost_model, original or cost_model.totals())
 
     def sizes(self) -> dict[str, int]:
-        """The classes that stay in each group, as the request's ratio, rules and limits have it."""
+        """The classes that stay in each group, by the request's ratio, rules and limits."""
         if self.ratios:
-            return {ladder.group: ladder.nearest(self._wanted(ladder)) for ladder in self.allowed}
-        ratio = self.request.target
-        return solve(self._steps(), self.allowed, self.cost_model, ratio, self.request.unit, self.original)
+            return {group.name: group.nearest(self._wanted(group)) for group in self.allowed}
+        ratio, unit = self.request.target, self.request.unit
+        return self.cost_model.sizes_at_ratio(self._steps(), self.allowed, ratio, unit, self.original)
 
     def smallest(self) -> dict[str, int]:
-        """The least classes that each group may have."""
-        return {ladder.group: ladder.smallest for ladder in self.allowed}
+        """The fewest classes that each group may have."""
+        return {group.name: group.sizes[-1] for group in self.allowed}
 
     def gone(self, sizes: Mapping[str, float]) -> float:
         """The fraction of the original model that is gone with these sizes, which may be fractional."""
         return self.cost_model.gone(sizes, self.original, self.request.unit)
 
     def requested(self) -> float:
-        """The fraction that is asked for: of rules, what they come to with fractions of channels."""
+        """The fraction that is asked for; with rules, the one that follows from fractions of channels."""
         if not self.ratios:
             return self.request.target
-        return self.gone({ladder.group: self._wanted(ladder) for ladder in self.allowed})
+        return self.gone({group.name: self._wanted(group) for group in self.allowed})
 
-    def shortfall(self, ladder: AllowedSizes) -> float:
+    def shortfall(self, group: AllowedSizes) -> float:
         """By how many classes a group cannot become as small as its rule says."""
-        return ladder.smallest - self._wanted(ladder)
+        return group.smallest - self._wanted(group)
 
-    def _wanted(self, ladder: AllowedSizes) -> float:
-        return ladder.original * (1 - self.ratios[ladder.group])
+    def _wanted(self, group: AllowedSizes) -> float:
+        return group.original * (1 - self.ratios[group.name])
 
     def _steps(self) -> Tensor:
         if self.request.allocation == "error":
-            return error_steps(self.allowed, dict(self._curves()), self.cost_model, self.request.unit)
+            curves = dict(self._ask_each_group(self.request.method.error_curve))
+            return error_steps(self.allowed, curves, self.cost_model, self.request.unit)
         if self.request.allocation == "global":
-            return ranked_steps(self.allowed, self._scores())
+            return ranked_steps(self.allowed, dict(self._ask_each_group(self.request.method.scores)))
         return uniform_steps(self.allowed)
 
-    def _curves(self) -> Iterator[tuple[str, Tensor]]:
-        method = self.request.method if isinstance(self.request.method, Reconstruction) else Reconstruction()
-        laws: dict[str, ActivationMoments] = {}
+    def _ask_each_group(self, question: Callable[[GroupView], Tensor]) -> Iterator[tuple[str, Tensor]]:
+        """A method's answer for each group of the model as it is, where it has one."""
+        state = PlanState(torch.Generator().manual_seed(self.request.seed))
         for group in self.groups:
             try:
-                yield group.name, error_curve(group, method, self.tensors, laws)
+                yield group.name, question(GroupView(group, self.tensors, state))
             except NoCoresetForm:
-                continue  # it goes along with the others
-
-    def _scores(self) -> dict[str, Tensor]:
-        """Norms over the mean of their group: layers have filters of very different sizes."""
-        if isinstance(self.request.method, Magnitude):
-            norms = {group.name: producer_norms(group, self.tensors, self.request.method.p) for group in self.groups}
-            return {name: norm / norm.mean().clamp_min(1e-12) for name, norm in norms.items()}
-        generator = torch.Generator().manual_seed(self.request.seed)
-        return {group.name: torch.rand(group.size, generator=generator) for group in self.groups}
+                continue  # it goes at the pace of the others
 
 
 def prunable(model: nn.Module, structure: Structure, request: Request) -> tuple[list[ChannelGroup], dict[str, str]]:
     """The groups that may shrink, and the layers that may not, each with the reason."""
-    makers = RuleMatcher(model)
+    return _prunable(RuleMatcher(model), structure, request)
+
+
+def _prunable(
+    matcher: RuleMatcher, structure: Structure, request: Request
+) -> tuple[list[ChannelGroup], dict[str, str]]:
     rules = tuple(request.pruning_ratio) if isinstance(request.pruning_ratio, Mapping) else None
     groups, skipped = [], dict(structure.refused)
     for group in structure.groups:
-        ignored = next(makers.named(request.ignore, group), None)
+        ignored = next(matcher.named(request.ignore, group), None)
         if ignored is not None:
             skipped[group.name] = f"is ignored by {format_rule(ignored[0])}"
-        elif request.only and not any(makers.named(request.only, group)):
+        elif request.only and not any(matcher.named(request.only, group)):
             skipped[group.name] = "is named by no rule of only"
         elif not request.include_residual and is_residual(group):
             skipped[group.name] = "is coupled with other layers by an addition (include_residual=True prunes it)"
-        elif rules is not None and not any(makers.named(rules, group)):
+        elif rules is not None and not any(matcher.named(rules, group)):
             skipped[group.name] = "is named by no rule of pruning_ratio"
         else:
             groups.append(group)
@@ -154,26 +149,25 @@ def is_residual(group: ChannelGroup) -> bool:
     return several and any(step.op == StepKind.SUM for path in group.paths for step in path.steps)
 
 
-def _ratios(makers: RuleMatcher, groups: Sequence[ChannelGroup], request: Request) -> dict[str, float]:
-    """The ratio of each group where rules say it.
+def _ratios(matcher: RuleMatcher, groups: Sequence[ChannelGroup], rules: PruningRatio) -> dict[str, float]:
+    """The ratio of each group where rules name them.
 
     Raises:
         ValueError: If two rules with different ratios name one group.
     """
-    rules = request.pruning_ratio
     if not isinstance(rules, Mapping):
         return {}
     ratios: dict[str, float] = {}
     for group in groups:
-        (first, through), *others = makers.named(tuple(rules), group)
+        (first, through), *others = matcher.named(tuple(rules), group)
         for rule, name in others:
             if rules[rule] != rules[first]:
-                raise ValueError(_fight(group, {first: through, rule: name}, rules))
+                raise ValueError(_conflict(group, {first: through, rule: name}, rules))
         ratios[group.name] = rules[first]
     return ratios
 
 
-def _fight(group: ChannelGroup, through: Mapping[Rule, str], ratios: Mapping[Rule, float]) -> str:
+def _conflict(group: ChannelGroup, through: Mapping[Rule, str], ratios: Mapping[Rule, float]) -> str:
     named = " and ".join(
         f"{format_rule(rule)} says {ratios[rule]:g} (through {name})" for rule, name in through.items()
     )

@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias, get_args
 
 from torch import nn
 
-from lightning_coreset.methods import Magnitude, Method, Random, Reconstruction, chooses_sizes
+from lightning_coreset.methods import Method, Reconstruction
 from lightning_coreset.planning.cost_model import Unit
 from lightning_coreset.planning.layer_rules import Rule, as_rules, check_matches, check_rule, format_rule
 
@@ -91,22 +91,22 @@ class Request:
 
     def _check_harmony(self) -> None:
         """Refuse options that would silently do nothing beside others."""
-        if self.allocation == "global" and not isinstance(self.method, Magnitude | Random):
+        if self.allocation == "global" and not self.method.ranks_channels:
             raise ValueError(
-                "Expected a method that ranks channels, 'magnitude' or 'random', with allocation='global' but got "
-                f"{type(self.method).__name__}. With it, use allocation='error'."
+                "Expected a method that ranks channels, such as 'magnitude' or 'random', with allocation='global' but "
+                f"got {type(self.method).__name__}. With it, use allocation='error'."
             )
         if isinstance(self.pruning_ratio, Mapping) and self.allocation != "uniform":
             raise ValueError(
                 f"Expected pruning_ratio to be a number with allocation={self.allocation!r} but got a mapping, which "
                 "says itself how much each group loses."
             )
-        if chooses_sizes(self.method):
+        if self.method.chooses_sizes:
             given = [name for name, value in _SIZE_OPTIONS.items() if getattr(self, name) != value]
             if given:
                 raise ValueError(
-                    f"Expected {', '.join(given)} to be left alone with Sensitivity(epsilon=...), which chooses all "
-                    "sizes by the error."
+                    f"Expected {', '.join(given)} to be left alone with {type(self.method).__name__}(...), which "
+                    "chooses all sizes by itself."
                 )
 
     @property

@@ -1,28 +1,29 @@
-"""The tensors of a model while a plan is made: as the groups chosen so far leave them."""
+"""The tensors of a model while a plan is made, as the groups chosen so far leave them."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import ItemsView, Iterator, KeysView, Mapping, Sequence, ValuesView
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from lightning_coreset.methods import Selection
 from lightning_coreset.plan import ParameterChange
-from lightning_coreset.planning.selection import Selection, column_factors
-from lightning_coreset.structure import ChannelGroup
+from lightning_coreset.structure import ChannelGroup, Member
 from lightning_coreset.surgery import index_dims, scale_dims_, staying_positions
 
 
 @dataclass(frozen=True, eq=False)
-class _Cut:
+class _ColumnUpdate:
     """What a chosen group does to a tensor that reads it.
 
     Attributes:
         dim: The dimension of the tensor along which the group lies.
-        left: Positions that stay, or ``None`` if what goes is to be zero instead.
-        factors: By what to multiply every position, float64, zero where it goes.
+        left: Positions that stay, or ``None`` if what goes is set to zero instead.
+        factors: The multiplier of every position, float64, zero where it goes.
     """
 
     dim: int
@@ -35,62 +36,88 @@ class _Cut:
         return scale_dims_(index_dims(tensor, {self.dim: self.left}), {self.dim: self.factors[self.left]})
 
 
-class WorkingWeights(Mapping[str, Tensor]):
-    """A model's parameters and buffers by name, as they are by now; the model's own are only read.
+class WorkingWeights(dict[str, Tensor]):
+    """A model's parameters and buffers by name, as the groups chosen so far leave them; the model's own are only read.
 
-    What reads a class that goes is zero in them, or cut away already where ``cut`` allows it and no other group lies
-    along the same dimension. A tensor that is never looked at again is never made.
+    Weights that read a removed channel are zero in them, or removed already where ``cut`` allows it and no other group
+    lies along the same dimension. A tensor is updated when it is looked up: one that nobody reads again never is. Until
+    then it is missing from the underlying dict, so that looking up any other tensor costs nothing.
 
     Args:
         tensors: Parameters and buffers by name.
         groups: All groups of the plan.
-        cut: Whether what reads a group may become narrower; not where the laws of its inputs are known channel by
-            channel.
+        cut: Whether consumers may become narrower; not where a method needs them at their full width.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor], groups: Sequence[ChannelGroup], *, cut: bool) -> None:
+        super().__init__(tensors)
         self._original = tensors
-        self._tensors = dict(tensors)
-        self._to_cut: defaultdict[str, list[_Cut]] = defaultdict(list)
+        self._pending: dict[str, tuple[Tensor, list[_ColumnUpdate]]] = {}
         self._factors: defaultdict[str, dict[int, Tensor]] = defaultdict(dict)
         self._rewritten: set[str] = set()
-        lying = Counter((member.name, member.dim) for group in groups for member in group.members)
-        self._lonely = {where for where, count in lying.items() if count == 1} if cut else set()
+        groups_along = Counter((member.name, member.dim) for group in groups for member in group.members)
+        self._may_narrow = {where for where, count in groups_along.items() if count == 1} if cut else set()
 
-    def __getitem__(self, name: str) -> Tensor:
-        for cut in self._to_cut.pop(name, ()):
-            self._tensors[name] = cut(self._tensors[name].detach())
-        return self._tensors[name]
+    def __missing__(self, name: str) -> Tensor:
+        tensor, updates = self._pending.pop(name)  # a KeyError for a name that does not exist, as of any dict
+        for update in updates:
+            tensor = update(tensor.detach())
+        self[name] = tensor
+        return tensor
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._original
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The tensor of this name, or the default."""
+        return self[name] if name in self else default  # noqa: SIM401 - this is `get`
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
+        return iter(self._original)
 
     def __len__(self) -> int:
-        return len(self._tensors)
+        return len(self._original)
 
-    def put(self, group: ChannelGroup, selection: Selection) -> None:
-        """Go on from what was chosen for a group."""
+    def keys(self) -> KeysView[str]:
+        """All names."""
+        return KeysView(self)
+
+    def values(self) -> ValuesView[Tensor]:
+        """All tensors, up to date."""
+        return ValuesView(self)
+
+    def items(self) -> ItemsView[str, Tensor]:
+        """All names and tensors, up to date."""
+        return ItemsView(self)
+
+    def apply(self, group: ChannelGroup, selection: Selection) -> None:
+        """Go on from the selection of a group."""
         for name, value in selection.updates.items():
-            self._tensors[name] = value
-            self._to_cut.pop(name, None)  # what it was computed from was cut already
+            self._pending.pop(name, None)  # the new value was computed from the updated one
+            self[name] = value
             self._rewritten.add(name)
         if selection.updates or (selection.weights is None and len(selection.kept) == group.size):
             return
-        factor = selection.factor(group)
+        factors = selection.factors(group.size)
         stays = torch.zeros(group.size, dtype=torch.bool).index_fill_(0, selection.kept, True)
         for member in group.by_role("consumer"):
-            name, dim = member.name, member.dim
-            length = self._original[name].shape[dim]
-            factors = column_factors(member, factor, length)
-            if selection.weights is not None:
-                known = self._factors[name].get(dim)
-                self._factors[name][dim] = factors if known is None else known * factors
-            lonely = (name, dim) in self._lonely
-            left = staying_positions(member, stays, length).nonzero().squeeze(1) if lonely else None
-            self._to_cut[name].append(_Cut(dim, left, factors))
+            self._update_columns(member, factors, stays, reweighted=selection.weights is not None)
+
+    def _update_columns(self, member: Member, factors: Tensor, stays: Tensor, *, reweighted: bool) -> None:
+        name, dim = member.name, member.dim
+        length = self._original[name].shape[dim]
+        columns = member.at_positions(factors, length)
+        if reweighted:
+            known = self._factors[name].get(dim)
+            self._factors[name][dim] = columns if known is None else known * columns
+        narrow = (name, dim) in self._may_narrow
+        left = staying_positions(member, stays, length).nonzero().squeeze(1) if narrow else None
+        if name not in self._pending:
+            self._pending[name] = (self.pop(name), [])
+        self._pending[name][1].append(_ColumnUpdate(dim, left, columns))
 
     @property
-    def reweighted(self) -> set[str]:
+    def changed(self) -> set[str]:
         """Tensors whose content changes by more than a slice."""
         return self._rewritten | self._factors.keys()
 
@@ -101,3 +128,17 @@ class WorkingWeights(Mapping[str, Tensor]):
             return replace(change, value=index_dims(self[name], kept).to(self._original[name].dtype))
         factors = self._factors.get(name, {})
         return replace(change, factors={dim: own[kept[dim]] if dim in kept else own for dim, own in factors.items()})
+
+
+def reweighted_consumers(
+    group: ChannelGroup, selection: Selection, tensors: Mapping[str, Tensor]
+) -> Mapping[str, Tensor]:
+    """New contents of whole tensors by name, whether the selection has them as ``updates`` or as ``weights``."""
+    if selection.weights is None:
+        return selection.updates
+    factors = selection.factors(group.size)
+    scaled: dict[str, Tensor] = {}
+    for member in group.by_role("consumer"):
+        tensor = scaled.setdefault(member.name, tensors[member.name].detach().clone())
+        scale_dims_(tensor, {member.dim: member.at_positions(factors, tensor.shape[member.dim])})
+    return scaled

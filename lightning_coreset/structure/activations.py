@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from lightning_coreset import coreset
+from lightning_coreset._compat import schema_of
 from lightning_coreset.structure.op_call import OpCall, name_of
 from lightning_coreset.structure.registry import Registration, overload_of, register_rule
 from lightning_coreset.structure.rule_kinds import Elementwise
@@ -59,7 +60,7 @@ def register_activation(
             is not set, or if the numbers do not fit the function.
     """
     overload = overload_of(op)
-    names = [argument.name for argument in overload._schema.arguments]
+    names = [argument.name for argument in schema_of(overload).arguments]
     if len(names) != 1 + len(arguments):
         raise ValueError(
             f"Expected {overload} to take one tensor and {len(arguments)} more arguments, as many as arguments has "

@@ -9,7 +9,8 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+
+from lightning_coreset._compat import tree_map
 
 ExampleInputs: TypeAlias = Tensor | tuple[Any, ...] | Mapping[str, Any]
 """A tensor, a tuple of positional arguments or a mapping of keyword arguments for ``model.forward``."""

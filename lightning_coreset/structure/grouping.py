@@ -8,13 +8,14 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from lightning_coreset._compat import Convolution
 from lightning_coreset.structure.places import ClassPositions, Dim
 from lightning_coreset.structure.propagation import Propagation
 from lightning_coreset.structure.records import ChannelGroup, Count, Member, Path, Role, one_each
 from lightning_coreset.structure.union_find import FIXED, ChannelUnionFind
 
 _LAYERS = (
-    *(nn.Linear, nn.modules.conv._ConvNd, nn.Embedding, nn.EmbeddingBag, nn.Bilinear, nn.RNNBase, nn.RNNCellBase),
+    *(nn.Linear, Convolution, nn.Embedding, nn.EmbeddingBag, nn.Bilinear, nn.RNNBase, nn.RNNCellBase),
     nn.MultiheadAttention,
 )
 HEAD_COUNTS = (

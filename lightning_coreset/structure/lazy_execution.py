@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import _disable_current_modes
 
+from lightning_coreset._compat import can_defer, outside_of_modes, schema_of
 from lightning_coreset.structure.output_meta import empty_result, is_large_product
 from lightning_coreset.structure.references import PLAIN_TYPES, held_elsewhere, storage_of
 
@@ -65,7 +65,7 @@ class _Kind(NamedTuple):
 
 @cache
 def _kind(function: Any) -> _Kind:
-    tags, arguments = function.tags, function._schema.arguments
+    tags, arguments = function.tags, schema_of(function).arguments
     foreign = function.namespace != "aten"
     return _Kind(
         function.is_view and torch.Tag.inplace_view not in tags and not foreign,
@@ -87,6 +87,7 @@ class LazyExecutor:
 
     def __init__(self) -> None:
         self.materialized = 0
+        self._torch_can_defer = can_defer()
         self._tape: list[_Call] = []
         # Tensors without values yet, by identity, and their storages. Both numbers stay theirs as long as the tensors
         # are kept alive here.
@@ -103,7 +104,7 @@ class LazyExecutor:
         """The result of an operation on ``tensors``, now or later."""
         if self._tape and any(map(self._is_pending, tensors)):
             return self._continue(function, args, kwargs, tensors)
-        if is_large_product(function, tensors) and all(map(_is_plain, tensors)):
+        if self._torch_can_defer and is_large_product(function, tensors) and all(map(_is_plain, tensors)):
             return self._defer(function, args, kwargs, tensors)
         if self._tape and _kind(function).writes:
             self.materialize()  # what it writes into may be read by what stands on the tape
@@ -163,7 +164,7 @@ class LazyExecutor:
         self.forget()
         self.materialized += len(tape)
         # A read of values comes from outside of the engine, which is not to see these operations a second time.
-        with _disable_current_modes(), torch.no_grad():
+        with outside_of_modes(), torch.no_grad():
             for call in tape:
                 found = call.function(*call.args, **call.kwargs)
                 values = (one for one in _each(found) if isinstance(one, Tensor))

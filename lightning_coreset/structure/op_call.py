@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
+from lightning_coreset._compat import schema_of
+
 
 @dataclass(frozen=True)
 class _Signature:
@@ -31,7 +33,7 @@ class _Signature:
 
 @cache
 def _signature(function: Any) -> _Signature:
-    arguments = function._schema.arguments
+    arguments = schema_of(function).arguments
     qualified: str = function.name()
     name = qualified.removesuffix(".default")
     if function.namespace == "aten":

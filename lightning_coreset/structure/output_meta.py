@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
+
+from lightning_coreset._compat import tree_map
 
 WORTHWHILE = 1 << 20
 """Multiply-accumulates of a product that is large: below, its arithmetic costs less than the books on it."""

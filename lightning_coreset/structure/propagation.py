@@ -9,9 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map
 
+from lightning_coreset._compat import DispatchMode, own_tensors, tree_map
 from lightning_coreset.structure.labels import (
     UNLABELLED,
     ChannelLabels,
@@ -23,13 +22,13 @@ from lightning_coreset.structure.labels import (
 from lightning_coreset.structure.layer_records import LayerRecords, Paths
 from lightning_coreset.structure.lazy_execution import LazyExecutor
 from lightning_coreset.structure.op_call import OpCall, tensors_among
-from lightning_coreset.structure.references import storage_of
+from lightning_coreset.structure.references import address_of
 from lightning_coreset.structure.steps import Norm, Step, StepKind
 from lightning_coreset.structure.union_find import ChannelUnionFind
 from lightning_coreset.structure.weak_map import IdentityWeakMap
 
 
-class Propagation(TorchDispatchMode):
+class Propagation(DispatchMode):
     """Follows every operation of a run and keeps what is known of each tensor.
 
     An operator without a rule blocks all labels that enter it. A rule that fails does so too: the engine may refuse
@@ -70,7 +69,7 @@ class Propagation(TorchDispatchMode):
         self._find_rule = find_rule
         self._unsupported = unsupported
         self._known = IdentityWeakMap()
-        self._views: dict[int, list[weakref.ref[Tensor]]] = {}  # by the memory that they show
+        self._views: dict[int, list[weakref.ref[Tensor]]] = {}  # by the address of the memory that they show
         self._adopt()
 
     def _adopt(self) -> None:
@@ -78,8 +77,8 @@ class Propagation(TorchDispatchMode):
         own = {
             f"{prefix}.{name}" if prefix else name: (module, tensor)
             for prefix, module in self.modules.items()
-            for name, tensor in (*module._parameters.items(), *module._buffers.items())
-            if tensor is not None and _holds_values(tensor)
+            for name, tensor in own_tensors(module).items()
+            if _holds_values(tensor)
         }
         self.union_find.reserve(sum(size for _, tensor in own.values() for size in tensor.shape))
         for name, (module, tensor) in own.items():
@@ -193,11 +192,6 @@ class Propagation(TorchDispatchMode):
 
     # ---- running
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """Run without the import of dynamo, which takes over three seconds; ``trace`` runs compiled code eagerly."""
-        return False
-
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operation, then follow it."""
         kwargs = kwargs or {}
@@ -216,7 +210,8 @@ class Propagation(TorchDispatchMode):
         self._apply_rule(call)
         if call.function.is_view:
             for tensor in (*call.tensors, *call.results):
-                self._views.setdefault(storage_of(tensor), []).append(weakref.ref(tensor))
+                if address := address_of(tensor):
+                    self._views.setdefault(address, []).append(weakref.ref(tensor))
 
     def _apply_rule(self, call: OpCall) -> None:
         rule = self._find_rule(call.function)
@@ -237,7 +232,7 @@ class Propagation(TorchDispatchMode):
     def _note_write(self, call: OpCall) -> None:
         """Other views of memory that is written into keep their labels, and have other values from now on."""
         for written in call.written:
-            others = [reference() for reference in self._views.get(storage_of(written), ())]
+            others = [reference() for reference in self._views.get(address_of(written), ())]
             for other in {id(other): other for other in others if other is not None and other is not written}.values():
                 info = self.info(other)
                 paths = self.producer_paths([other], Step(StepKind.WRITTEN))

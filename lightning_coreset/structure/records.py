@@ -75,6 +75,28 @@ class Member:
             return torch.ones(len(self.index), dtype=torch.int64)
         return (self.positions >= 0).sum(dim=1)
 
+    def by_class(self, tensor: Tensor, dim: int = 0) -> Tensor:
+        """One dimension of a tensor, laid out as this member's, as two ``(N, q)``: the positions of each class.
+
+        Classes with fewer positions than others are filled up with zeros.
+        """
+        if self.one_each and len(self.index) == tensor.shape[dim]:
+            return tensor.unsqueeze(dim + 1)
+        index = self.positions
+        shape = list(tensor.shape)
+        shape[dim] = 1
+        padded = torch.cat([tensor, tensor.new_zeros(shape)], dim=dim)
+        return padded.index_select(dim, index.flatten() % padded.shape[dim]).unflatten(dim, index.shape)
+
+    def at_positions(self, values: Tensor, length: int) -> Tensor:
+        """The value of every class ``(N,)`` at its positions along a dimension, ones elsewhere, ``(length,)``."""
+        if self.one_each and len(values) == length:
+            return values
+        # One number more at the end, where classes with fewer positions than others have their -1.
+        spread = torch.ones(length + 1, dtype=torch.float64)
+        spread[self.positions] = values[:, None]
+        return spread[:-1]
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -148,3 +170,7 @@ class ChannelGroup:
     def by_role(self, role: Role) -> tuple[Member, ...]:
         """The members of one role, in network order."""
         return tuple(member for member in self.members if member.role == role)
+
+    def member_at(self, name: str | None, dim: int | None) -> Member | None:
+        """The member on one dimension of a tensor, if the group lies there."""
+        return next((member for member in self.members if member.name == name and member.dim == dim), None)

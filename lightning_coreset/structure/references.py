@@ -21,13 +21,20 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
+from lightning_coreset._compat import storage_number, storage_users, view_base
+
 PLAIN_TYPES = (Tensor, nn.Parameter, nn.Buffer)
 """Classes of tensors without behaviour of their own."""
 
 
 def storage_of(tensor: Tensor) -> int:
     """A number for the storage that a tensor lies on; 0 where it has none of its own."""
-    return tensor.untyped_storage()._cdata if type(tensor) in PLAIN_TYPES and tensor.layout is torch.strided else 0
+    return storage_number(tensor) if type(tensor) in PLAIN_TYPES and tensor.layout is torch.strided else 0
+
+
+def address_of(tensor: Tensor) -> int:
+    """Where the memory of a tensor begins, which its views share; 0 where it has none."""
+    return tensor.untyped_storage().data_ptr() if type(tensor) in PLAIN_TYPES and tensor.layout is torch.strided else 0
 
 
 def held_elsewhere(tensors: Sequence[Tensor], references: Iterable[Tensor]) -> bool:
@@ -39,18 +46,13 @@ def held_elsewhere(tensors: Sequence[Tensor], references: Iterable[Tensor]) -> b
     """
     on_storage = Counter(map(storage_of, tensors))
     single = torch.empty(1)
-    unseen = _storage_users(storage_of(single)) - 1  # what torch counts beside tensors
-    if any(_storage_users(storage) - unseen > count for storage, count in on_storage.items()):
+    unseen = storage_users(storage_of(single)) - 1  # what torch counts beside tensors
+    if any(storage_users(storage) - unseen > count for storage, count in on_storage.items()):
         return True
     known = Counter(map(id, references))
-    viewed = {id(one._base) for one in tensors if one._base is not None}
+    viewed = {id(base) for one in tensors if (base := view_base(one)) is not None}
     usual = _usual_references()
     return any(sys.getrefcount(one) - known[id(one)] > usual[id(one) in viewed] for one in tensors)
-
-
-def _storage_users(storage: int) -> int:
-    """How many tensors lie on a storage, and whatever else torch counts."""
-    return torch._C._storage_Use_Count(storage)
 
 
 def _usual_references() -> tuple[int, int]:

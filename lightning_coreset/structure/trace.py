@@ -6,19 +6,27 @@ import random
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parameter import is_lazy
 
+from lightning_coreset._compat import (
+    BatchOrInstanceNorm,
+    Dropout,
+    InstanceNorm,
+    eager_execution,
+    registered_buffers,
+    set_registered_buffers,
+)
 from lightning_coreset.structure.example import Example, tensors_in
 from lightning_coreset.structure.propagation import Propagation
 from lightning_coreset.structure.registry import find_rule
 from lightning_coreset.structure.unsupported import unsupported_parameters
 
-_ALWAYS_EVALUATED = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)
+_ALWAYS_EVALUATED = (BatchOrInstanceNorm, Dropout)
 """Modules that keep statistics or draw random numbers; they stay in evaluation mode in both runs."""
 
 
@@ -81,9 +89,7 @@ def _watched_norms(model: nn.Module, engine: Propagation) -> Iterator[None]:
     handles = [
         module.register_forward_pre_hook(watcher(name))
         for name, module in model.named_modules()
-        if isinstance(module, nn.modules.instancenorm._InstanceNorm)
-        and module.weight is None
-        and module.running_mean is None
+        if isinstance(module, InstanceNorm) and module.weight is None and module.running_mean is None
     ]
     try:
         yield
@@ -114,17 +120,10 @@ def plain_execution() -> Iterator[None]:
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.inference_mode(False), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), _eager():
+        with torch.inference_mode(False), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), eager_execution():
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
-
-
-@contextmanager
-def _eager() -> Iterator[None]:
-    # Nothing is compiled where dynamo was never imported, and its import takes over a second.
-    with torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext():
-        yield
 
 
 @contextmanager
@@ -132,7 +131,7 @@ def preserved(model: nn.Module) -> Iterator[None]:
     """Restore training flags, buffers (values and objects) and random states."""
     modules = list(model.modules())
     flags = [(module, module.training) for module in modules]
-    buffers = [(module, dict(module._buffers)) for module in modules]
+    buffers = [(module, registered_buffers(module)) for module in modules]
     values = [(buffer, buffer.clone()) for buffer in model.buffers()]
     try:
         with preserved_random(model):
@@ -141,8 +140,7 @@ def preserved(model: nn.Module) -> Iterator[None]:
         for module, training in flags:
             module.training = training
         for module, own in buffers:
-            module._buffers.clear()
-            module._buffers.update(own)
+            set_registered_buffers(module, own)
         with torch.no_grad():
             for buffer, value in values:
                 buffer.copy_(value)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from torch import nn
 from torch.nn.utils import parametrize
 
+from lightning_coreset._compat import own_buffers, own_parameters
+
 
 def unsupported_parameters(model: nn.Module) -> dict[str, str]:
     """Qualified names of parameters and buffers that may not change, each with the reason."""
@@ -26,8 +28,8 @@ def _reason(module: nn.Module) -> str | None:
         return "belongs to nn.MultiheadAttention, which takes its heads to be as wide together as the model"
     if parametrize.is_parametrized(module):
         return "is parametrized (remove the parametrization first: torch.nn.utils.parametrize.remove_parametrizations)"
-    own = module._parameters
-    if any(name.endswith("_orig") and f"{name[:-5]}_mask" in module._buffers for name in own):
+    own = own_parameters(module)
+    if any(name.endswith("_orig") and f"{name[:-5]}_mask" in own_buffers(module) for name in own):
         return "carries a pruning mask (make it permanent first: torch.nn.utils.prune.remove)"
     if "weight_g" in own or "weight_orig" in own:
         return "has an old-style weight_norm or spectral_norm (remove it first)"

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from lightning_coreset._compat import non_persistent_buffers
+
 _ATTRIBUTE = "_coreset_originals"
 
 
@@ -35,7 +37,7 @@ class ModelShapes:
         for path, module in model.named_modules(remove_duplicate=False):
             prefix = f"{path}." if path else ""
             sizes |= {prefix + name: value for name, value in vars(module).items() if type(value) is int}
-            names = [prefix + name for name in module._non_persistent_buffers_set]
+            names = [prefix + name for name in non_persistent_buffers(module)]
             constants |= {name: tensors[name].data for name in names if name in tensors}
         return cls({name: tuple(tensor.shape) for name, tensor in tensors.items()}, sizes, constants)
 

@@ -7,6 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lightning_coreset._compat import BatchOrInstanceNorm, Convolution, own_buffers, own_parameters
+
 
 def update_module_sizes(model: nn.Module, changed: set[int]) -> None:
     """Set the sizes that modules remember to those of their tensors, where these have changed."""
@@ -19,9 +21,9 @@ def update_module_sizes(model: nn.Module, changed: set[int]) -> None:
 def sizing_tensor(module: nn.Module) -> Tensor | None:
     """The tensor that a module's sizes follow: its weight, or the statistics of a BatchNorm without one."""
     # Not ``module.weight``: a parametrized one is computed anew, and in training mode that has side effects.
-    own = module._parameters.get("weight")
-    if own is None and isinstance(module, nn.modules.batchnorm._NormBase):
-        return module._buffers.get("running_mean")
+    own = own_parameters(module).get("weight")
+    if own is None and isinstance(module, BatchOrInstanceNorm):
+        return own_buffers(module).get("running_mean")
     return own
 
 
@@ -35,9 +37,9 @@ def updated_sizes(module: nn.Module, sizes: Mapping[str, Any], shape: tuple[int,
     """
     if isinstance(module, nn.Linear):
         return {"out_features": shape[0], "in_features": shape[1]}
-    if isinstance(module, nn.modules.conv._ConvNd):
+    if isinstance(module, Convolution):
         return _mended_convolution(module.transposed, sizes, *shape[:2])
-    if isinstance(module, nn.modules.batchnorm._NormBase):
+    if isinstance(module, BatchOrInstanceNorm):
         return {"num_features": shape[0]}
     if isinstance(module, nn.GroupNorm):
         return {"num_channels": shape[0], "num_groups": shape[0] * sizes["num_groups"] // sizes["num_channels"]}

@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import EarlyStopping
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from lightning_coreset._compat import averaged_model
 from lightning_coreset.plan import ParameterChange, PruningPlan
 from lightning_coreset.surgery import apply_changes, index_dims, named_tensors
 
@@ -22,7 +23,7 @@ def averaged_copies(trainer: pl.Trainer) -> list[nn.Module]:
     keeps there, such as a copy of a part of the model, is not taken for one.
     """
     callbacks: Iterable[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    kept = [getattr(callback, "_average_model", None) for callback in callbacks]
+    kept = [averaged_model(callback) for callback in callbacks]
     models = [model.module if isinstance(model, AveragedModel) else model for model in kept]
     return [model for model in models if isinstance(model, type(trainer.lightning_module))]
 
@@ -89,5 +90,5 @@ def average_again(trainer: pl.Trainer, pl_module: pl.LightningModule, *, before:
     """
     callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
     for callback in callbacks[: callbacks.index(before)]:
-        if isinstance(getattr(callback, "_average_model", None), AveragedModel):
+        if isinstance(averaged_model(callback), AveragedModel):
             callback.on_train_end(trainer, pl_module)

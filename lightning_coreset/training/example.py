@@ -12,8 +12,8 @@ from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
 
+from lightning_coreset._compat import methods_before_compile, tree_leaves, tree_map
 from lightning_coreset.structure import Example, ExampleInputs
 from lightning_coreset.training.metrics.isolation import isolated
 from lightning_coreset.training.metrics.recorder import ForwardRecorder, map_tensors
@@ -139,9 +139,7 @@ def _few(batch: Any) -> Any:
 
 def _run_as_written(pl_module: pl.LightningModule) -> None:
     """Give a LightningModule that was compiled as a whole its own methods back: a copy's compiled ones would run it."""
-    compiled = pl_module._compiler_ctx
-    if compiled is not None:
-        vars(pl_module).update({name: compiled[f"original_{name}"] for name in ("forward", "training_step")})
+    vars(pl_module).update(methods_before_compile(pl_module))
 
 
 def training_step(module: nn.Module, batch: Any) -> Any:

@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from lightning_coreset._compat import ignored_by_ddp
 from lightning_coreset.plan import PruningPlan
 from lightning_coreset.training.strategies import gathered
 
@@ -55,7 +56,7 @@ def fingerprint(plan: PruningPlan) -> str:
 
 def fingerprints(pl_module: pl.LightningModule) -> dict[str, int]:
     """A checksum of every parameter that DDP keeps equal, by its name."""
-    ignored = getattr(pl_module, "_ddp_params_and_buffers_to_ignore", ())
+    ignored = ignored_by_ddp(pl_module)
     return {name: _checksum(tensor) for name, tensor in pl_module.named_parameters() if name not in ignored}
 
 

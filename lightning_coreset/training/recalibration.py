@@ -10,9 +10,9 @@ import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 
+from lightning_coreset._compat import BatchNorm
 from lightning_coreset.training.example import recorded_calls, training_step
 from lightning_coreset.training.metrics.isolation import isolated
 from lightning_coreset.training.metrics.recorder import ForwardRecorder, copied, map_tensors
@@ -88,14 +88,14 @@ def _on_cpu(tree: Any) -> Any:
     return move_data_to_device(map_tensors(lambda tensor: tensor.to("cpu", copy=True), tree), "cpu")
 
 
-def _follows_batches(module: nn.Module) -> TypeGuard[_BatchNorm]:
-    if not isinstance(module, _BatchNorm) or not module.training or not module.track_running_stats:
+def _follows_batches(module: nn.Module) -> TypeGuard[BatchNorm]:
+    if not isinstance(module, BatchNorm) or not module.training or not module.track_running_stats:
         return False
     return module.running_mean is not None and not is_lazy(module.running_mean)
 
 
 def _sums(
-    trainer: pl.Trainer, pl_module: pl.LightningModule, norms: Sequence[_BatchNorm], batches: Sequence[Any]
+    trainer: pl.Trainer, pl_module: pl.LightningModule, norms: Sequence[BatchNorm], batches: Sequence[Any]
 ) -> list[Tensor]:
     """For every BatchNorm ``(2 C + 1,)``: means and variances, summed over batches, and the number of batches."""
     run = training_step if pl_module.automatic_optimization else recorded_calls
@@ -108,13 +108,13 @@ def _sums(
         return [_sum(norm) for norm in norms]
 
 
-def _sum(norm: _BatchNorm) -> Tensor:
+def _sum(norm: BatchNorm) -> Tensor:
     mean, variance, count = _statistics(norm)
     # In double precision multiplying by a small integer and dividing again gives the same number.
     return torch.cat([mean.double() * count, variance.double() * count, count.double()[None]])
 
 
-def _set_average(norm: _BatchNorm, total: Tensor, ranks: int) -> None:
+def _set_average(norm: BatchNorm, total: Tensor, ranks: int) -> None:
     count = total[-1]
     if count == 0:  # not a part of the training step
         return
@@ -122,7 +122,7 @@ def _set_average(norm: _BatchNorm, total: Tensor, ranks: int) -> None:
         buffer.data = value.to(buffer)  # new memory: an event that fails after this goes back to the old one
 
 
-def _statistics(norm: _BatchNorm) -> tuple[Tensor, Tensor, Tensor]:
+def _statistics(norm: BatchNorm) -> tuple[Tensor, Tensor, Tensor]:
     """The running mean, the running variance and the number of batches that they come from."""
     return norm.running_mean, norm.running_var, norm.num_batches_tracked  # type: ignore[return-value]
 

@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import EarlyStopping
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from lightning_coreset._compat import averaged_model, set_lbfgs_numel
 from lightning_coreset.optimizers import innermost_first
 from lightning_coreset.surgery import ModelShapes, named_tensors, resize
 from lightning_coreset.training.averaged_models import averaged_copies
@@ -103,7 +104,7 @@ def _counters(trainer: pl.Trainer) -> list[Tensor | None]:
     """How many models each average is made of; ``None`` for SWA before it starts."""
     counters: list[Tensor | None] = []
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        average = getattr(callback, "_average_model", None)
+        average = averaged_model(callback)
         if average is not None:
             counters.append(getattr(average if isinstance(average, AveragedModel) else callback, "n_averaged", None))
     return counters
@@ -139,7 +140,7 @@ def _put_state(layer: Any, state: Mapping[int | str, Any]) -> None:
         parameter, group = parameters[key] if isinstance(key, int) else (key, {})
         layer.state[parameter] = _placed(value, parameter, group) if isinstance(parameter, Tensor) else value
     if isinstance(layer, torch.optim.LBFGS):
-        layer._numel_cache = None
+        set_lbfgs_numel(layer, None)
 
 
 def _parameters(layer: Any) -> list[tuple[Tensor, Mapping[str, Any]]]:

@@ -11,13 +11,17 @@ import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
-from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 from lightning.pytorch.strategies.single_xla import SingleDeviceXLAStrategy
 from lightning.pytorch.strategies.xla import XLAStrategy
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils._pytree import tree_map
 
+from lightning_coreset._compat import (
+    communication_state,
+    repeat_static_graph_delay,
+    starts_by_multiprocessing,
+    tree_map,
+)
 from lightning_coreset.checkpoint import is_resizable
 
 T = TypeVar("T")
@@ -50,7 +54,7 @@ def check_strategy(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
             "each rank has its own between two averagings: a plan made from those of one rank fits no other. Use "
             "another ddp_comm_hook, or none."
         )
-    if isinstance(strategy.launcher, _MultiProcessingLauncher) and not is_resizable(pl_module):
+    if starts_by_multiprocessing(strategy.launcher) and not is_resizable(pl_module):
         raise MisconfigurationException(
             f"Expected the module to be resizable but got {type(pl_module).__name__} as it was built. Processes that "
             "are spawned or forked prune copies of the module, and at the end the main process loads theirs into its "
@@ -71,6 +75,7 @@ def unwrapped(trainer: pl.Trainer) -> Iterator[None]:
     if not isinstance(strategy, DDPStrategy) or not isinstance(strategy.model, DistributedDataParallel):
         yield
         return
+    repeat_static_graph_delay(strategy)
     strategy.model = strategy.lightning_module
     gc.collect()  # the old reducer's hooks sit on the parameters until it is gone
     failure: Exception | None = None
@@ -78,9 +83,6 @@ def unwrapped(trainer: pl.Trainer) -> Iterator[None]:
         yield
     except Exception as error:
         failure = error
-    # Private, but with static_graph=True and manual optimization the first iteration's delayed all-reduce is
-    # otherwise never run again, and the ranks drift apart silently.
-    strategy._pl_static_graph_delay_done = False
     _reset_powersgd(strategy)
     strategy.configure_ddp()
     if failure is not None:
@@ -91,7 +93,7 @@ def _averages_models(strategy: DDPStrategy) -> bool:
     # Not at the top: torch may be built without distributed.
     from torch.distributed.algorithms.ddp_comm_hooks.post_localSGD_hook import PostLocalSGDState
 
-    return isinstance(strategy._ddp_comm_state, PostLocalSGDState)
+    return communication_state(strategy, PostLocalSGDState) is not None
 
 
 def _reset_powersgd(strategy: DDPStrategy) -> None:
@@ -101,8 +103,8 @@ def _reset_powersgd(strategy: DDPStrategy) -> None:
     """
     from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState
 
-    state = strategy._ddp_comm_state
-    if isinstance(state, PowerSGDState):
+    state = communication_state(strategy, PowerSGDState)
+    if state is not None:
         for memory in (state.error_dict, state.p_memory_dict, state.q_memory_dict):
             memory.clear()
         state.iter = max(0, min(state.iter, state.start_powerSGD_iter - 2))

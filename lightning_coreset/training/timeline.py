@@ -11,6 +11,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging
 from lightning.pytorch.utilities import rank_zero_warn
 
+from lightning_coreset._compat import batches_that_stepped, epochs_before_batch_norm_update
 from lightning_coreset.schedule import Interval, Schedule, check_schedule, pruning_events
 
 
@@ -39,8 +40,7 @@ class Timeline:
         """Where training is: the epoch, or the number of batches that led to an optimizer step."""
         if self.interval == "epoch":
             return trainer.current_epoch
-        # Private, but the axis of all that Lightning logs: `global_step` counts the steps of every optimizer.
-        return trainer.fit_loop.epoch_loop._batches_that_stepped
+        return batches_that_stepped(trainer)
 
     def events(self, trainer: pl.Trainer) -> dict[int, float]:
         """Epochs (steps) and pruning ratios of this fit, known once the loaders are (``on_train_start``).
@@ -131,9 +131,9 @@ def _max_epochs(trainer: pl.Trainer) -> int | None:
     if trainer.max_epochs is None or trainer.max_epochs <= 0:
         return None
     # For a network with BatchNorm this callback adds an epoch that only runs the data through, and swaps the averaged
-    # weights in before it: too late for an event. Private, the epochs without that one; set in `on_fit_start`.
+    # weights in before it: too late for an event.
     averaging = [callback for callback in _callbacks(trainer) if isinstance(callback, StochasticWeightAveraging)]
-    return min([trainer.max_epochs, *(getattr(callback, "_max_epochs", trainer.max_epochs) for callback in averaging)])
+    return min([trainer.max_epochs, *(epochs_before_batch_norm_update(trainer, callback) for callback in averaging)])
 
 
 def _max_stepping_batches(trainer: pl.Trainer) -> int:

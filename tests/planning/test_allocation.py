@@ -95,7 +95,7 @@ class Step(NamedTuple):
 def steps(ladders: list[AllowedSizes], order: Tensor) -> list[Step]:
     """An order, with the sizes to which its steps lead."""
     left = [list(ladder.sizes[1:]) for ladder in ladders]
-    return [Step(ladders[number].group, left[number].pop(0)) for number in order.tolist()]
+    return [Step(ladders[number].name, left[number].pop(0)) for number in order.tolist()]
 
 
 def test_uniform_steps_keep_pace_with_the_original():
@@ -127,7 +127,7 @@ class Naive:
         unit: Unit,
         sizes: dict[str, int],
     ) -> list[Step]:
-        left = {ladder.group: list(zip(ladder.steps(), slopes[ladder.group], strict=True)) for ladder in ladders}
+        left = {ladder.name: list(zip(ladder.steps(), slopes[ladder.name], strict=True)) for ladder in ladders}
         order = []
         while any(left.values()):
             prices = {
@@ -151,10 +151,10 @@ def test_error_steps_are_the_greedy_ones(name, round_to, unit):
     for ladder in ladders:
         added = torch.rand(ladder.original, generator=generator, dtype=torch.float64).sort().values
         added[0] = 0.0
-        curves[ladder.group] = added.cumsum(0)
-        at = {size: curves[ladder.group][ladder.original - size] for size in ladder.sizes}
-        slopes[ladder.group] = [float(at[below] - at[above]) for above, below in ladder.steps()]
-    sizes = {ladder.group: ladder.original for ladder in ladders}
+        curves[ladder.name] = added.cumsum(0)
+        at = {size: curves[ladder.name][ladder.original - size] for size in ladder.sizes}
+        slopes[ladder.name] = [float(at[below] - at[above]) for above, below in ladder.steps()]
+    sizes = {ladder.name: ladder.original for ladder in ladders}
     order = Naive.steps(ladders, slopes, meter, unit, sizes)
     assert steps(ladders, error_steps(ladders, curves, meter, unit)) == order
 

@@ -16,11 +16,11 @@ from torch.nn import functional
 
 from lightning_coreset import CoresetPruningCallback, prune
 from lightning_coreset.coreset import certify, find_activation, output_radius
+from lightning_coreset.layers import GroupView
 from lightning_coreset.methods import Magnitude, Method, Random, Reconstruction, Sensitivity
 from lightning_coreset.plan import GroupPlan, PruningPlan
 from lightning_coreset.planning import InputNorms, Request, make_plan, measure_input_norms
 from lightning_coreset.planning.certificates import Certifier
-from lightning_coreset.planning.select import Selector
 from lightning_coreset.structure import Example, analyse
 from lightning_coreset.surgery import apply_changes, named_tensors
 
@@ -236,10 +236,10 @@ def test_several_consumers_the_worst_counts():
 @pytest.mark.parametrize(("name", "number"), [("mlp", 0), ("vgg", 1), ("vgg", 2), ("resnet", 0)])
 def test_any_number_of_sharp_rows_is_valid(name, number, method):
     model, x = make(name)
-    group, tensors = structure_of(name).groups[number], named_tensors(model)
-    selection = Selector(method, torch.Generator().manual_seed(0)).select(group, group.size // 2, tensors)
+    view = GroupView(structure_of(name).groups[number], named_tensors(model))
+    selection = method.select(view, view.size // 2)
     inputs = measure_input_norms(model, Example.of(x))
-    brackets = [Certifier(inputs, rows=rows).certificate(group, selection, tensors) for rows in (0, 1, 5, 64, 10_000)]
+    brackets = [Certifier(inputs, rows=rows).certificate(view, selection) for rows in (0, 1, 5, 64, 10_000)]
     bounds = [bracket.certified_error for bracket in brackets]
     assert None not in bounds
     assert all(one >= other * (1 - 1e-9) for one, other in pairwise(bounds))  # type: ignore[operator]

@@ -13,7 +13,7 @@ from networks import NETWORKS, make, structure_of
 from torch import nn
 
 from lightning_coreset.planning import CostModel, ModelCost, Request, Unit, make_plan, measure, reached
-from lightning_coreset.planning.allocation import solve, uniform_steps
+from lightning_coreset.planning.allocation import uniform_steps
 from lightning_coreset.planning.allowed_sizes import AllowedSizes
 from lightning_coreset.pruning import count_macs
 from lightning_coreset.structure import ChannelGroup, Structure, analyse, find_groups
@@ -33,7 +33,7 @@ def uniform_sizes(
     groups: Sequence[ChannelGroup], meter: CostModel, ratio: float, unit: Unit, original: ModelCost
 ) -> dict[str, int]:
     ladders = [AllowedSizes.of(group, Request(ratio), group.size) for group in groups]
-    return solve(uniform_steps(ladders), ladders, meter, ratio, unit, original)
+    return meter.sizes_at_ratio(uniform_steps(ladders), ladders, ratio, unit, original)
 
 
 @pytest.mark.parametrize("unit", UNITS)

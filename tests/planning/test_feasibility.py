@@ -30,9 +30,9 @@ def most_of(name: str, **options: object) -> tuple[float, float]:
     """The most that can go, and the largest step, from the sizes of the parts."""
     survey = PruningProblem.of(make(name)[0], structure_of(name), Request(0.5, **options))
     unit, whole = survey.request.unit, getattr(survey.original, survey.request.unit)
-    sizes = {ladder.group: ladder.sizes[0] for ladder in survey.allowed}
+    sizes = {ladder.name: ladder.sizes[0] for ladder in survey.allowed}
     steps = [
-        survey.cost_model.saved(ladder.group, sizes[ladder.group] - ladder.longest_step, sizes, unit)
+        survey.cost_model.saved(ladder.name, sizes[ladder.name] - ladder.longest_step, sizes, unit)
         for ladder in survey.allowed
     ]
     return survey.gone(survey.smallest()), max(steps) / whole

@@ -9,10 +9,10 @@ import torch
 from networks import NETWORKS, assert_same_random, assert_untouched, make, random_states, snapshot, structure_of
 from torch import nn
 
+from lightning_coreset.layers import LayerPair
 from lightning_coreset.methods import Magnitude, Method, Random, Reconstruction, Sensitivity
 from lightning_coreset.plan import ParameterChange, PruningPlan
 from lightning_coreset.planning import Request, bottom_up_sizes, final_sizes, is_residual, make_plan, measure, prunable
-from lightning_coreset.planning.layer_pair import LayerPair
 from lightning_coreset.structure import analyse
 from lightning_coreset.surgery import apply_changes, named_tensors, new_value
 
@@ -366,14 +366,13 @@ def test_filters_known_from_before_are_those_of_the_cut_weight(monkeypatch, dtyp
     known: list[str] = []
     norms = LayerPair.producer_norms
 
-    def noted(form: LayerPair, filters: torch.Tensor | None = None) -> torch.Tensor:
-        read = norms(form)
-        if filters is not None:
-            known.append(form.path.producer.weight)
-            torch.testing.assert_close(
-                norms(form, filters), read, rtol=1e-2 if dtype == torch.bfloat16 else 1e-5, atol=0
-            )
-        return read
+    def noted(pair: LayerPair) -> torch.Tensor:
+        found = norms(pair)
+        if pair.view.state.filter_norms.pop(pair.path.producer.weight, None) is not None:
+            known.append(pair.path.producer.weight)
+            rtol = 1e-2 if dtype == torch.bfloat16 else 1e-5
+            torch.testing.assert_close(found, norms(pair), rtol=rtol, atol=0)
+        return found
 
     monkeypatch.setattr(LayerPair, "producer_norms", noted)
     make_plan(model, structure, request)

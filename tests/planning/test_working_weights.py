@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_coreset import Sensitivity, plan_pruning
-from lightning_coreset.planning.selection import Selection, scale_consumers
-from lightning_coreset.planning.working_weights import WorkingWeights
+from lightning_coreset.methods import Selection
+from lightning_coreset.planning.working_weights import WorkingWeights, reweighted_consumers
 from lightning_coreset.structure import find_groups
 from lightning_coreset.surgery import apply_changes, index_dims, named_tensors, slice_members
 
@@ -41,8 +41,8 @@ def test_tensors_are_those_of_cutting_at_once(cut, look):
     for group in groups:
         selection = some(group.size)
         choices.append((group, selection.kept.tolist()))
-        eager |= scale_consumers(group, selection.factor(group), eager)
-        working.put(group, selection)
+        eager |= reweighted_consumers(group, selection, eager)
+        working.apply(group, selection)
         if look:
             assert dict(working).keys() == eager.keys()
     slices = slice_members(tensors, choices)

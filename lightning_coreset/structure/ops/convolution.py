@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 
-from torch import Tensor, nn
+from torch import Tensor
 
+from lightning_coreset._compat import Convolution
 from lightning_coreset.structure.labels import ChannelLabels, TensorInfo
 from lightning_coreset.structure.ops.einsum import FIXED_INPUT
 from lightning_coreset.structure.propagation import OpCall, Propagation, Rule
@@ -64,7 +65,7 @@ def _depthwise(propagation: Propagation, inputs: Tensor, weight: Tensor, transpo
     """One filter (or several) for each channel: labels pass through."""
     channels = propagation.channel_labels(inputs, 1, FIXED_INPUT)
     owner = propagation.owners.get(propagation.info(weight).direct or "")
-    if not isinstance(owner, nn.modules.conv._ConvNd):
+    if not isinstance(owner, Convolution):
         propagation.union_find.block(channels, "passes a depthwise convolution whose group count cannot be mended")
     filters = propagation.channel_labels(weight, 0, FIXED_INPUT)
     if transposed:

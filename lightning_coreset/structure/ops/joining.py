@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from lightning_coreset._compat import view_base
 from lightning_coreset.structure.labels import ChannelLabels, TensorInfo, add, join, varying
 from lightning_coreset.structure.propagation import OpCall, Propagation, Rule
 from lightning_coreset.structure.steps import Step
@@ -117,7 +118,7 @@ def write(propagation: Propagation, call: OpCall) -> None:
 
 def _write_into_room(propagation: Propagation, target: Tensor, source: Tensor) -> bool:
     """Whether channels went into positions without labels of a tensor that lies around them along one dimension."""
-    room, axes = target._base, propagation.info(source).channel_labels
+    room, axes = view_base(target), propagation.info(source).channel_labels
     if room is None or len(axes) != 1 or len(axes[0].dims) != 1 or propagation.info(target).channel_labels:
         return False
     dim = axes[0].dims[0]

@@ -12,8 +12,8 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
+from lightning_coreset._compat import tree_map
 from lightning_coreset.structure.labels import ChannelLabels, TensorInfo, compress
 from lightning_coreset.structure.ops.views import reshape_labels, splits_heads
 from lightning_coreset.structure.propagation import OpCall, Propagation, Rule

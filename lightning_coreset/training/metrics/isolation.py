@@ -14,6 +14,8 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
+from lightning_coreset._compat import own_tensors, trainer_of
+
 
 @contextmanager
 def isolated(module: pl.LightningModule) -> Iterator[None]:
@@ -92,9 +94,8 @@ class _Snapshot:
             if not nn.parameter.is_lazy(value) and not value.is_meta:
                 self._restorers.append(partial(_restore_tensor, value, value.detach().clone()))
         elif isinstance(value, nn.Module):
-            tensors: list[Any] = [*value._parameters.values(), *value._buffers.values()]
-            if any(map(nn.parameter.is_lazy, tensors)):
-                return value._modules.values()  # the first call makes it another class, which cannot be undone
+            if any(map(nn.parameter.is_lazy, own_tensors(value).values())):
+                return value.children()  # the first call makes it another class, which cannot be undone
             return (vars(value),)
         elif isinstance(value, dict):
             self._restorers.append(partial(_restore_dict, value, dict(value)))
@@ -158,7 +159,7 @@ def _random_numbers(module: nn.Module) -> Iterator[None]:
 @contextmanager
 def _silent_loggers(module: pl.LightningModule) -> Iterator[None]:
     # `LightningModule.logger` is a property, which nothing in the module's own dict can shadow: it asks the Trainer.
-    trainer: Any = module._trainer  # the property of that name raises where there is none
+    trainer: Any = trainer_of(module)
     if trainer is None:
         yield
         return

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import lightning.pytorch as pl
 from lightning.fabric.utilities.data import sized_len
-from torch.utils._pytree import tree_leaves
+
+from lightning_coreset._compat import tree_leaves
 
 
 def first_of_latest(trainer: pl.Trainer, count: int) -> int:

@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torchmetrics import Metric
 
+from lightning_coreset._compat import trainer_of
 from lightning_coreset.training.metrics.classifier import Classifier
 from lightning_coreset.training.metrics.isolation import isolated
 from lightning_coreset.training.metrics.prediction import Prediction
@@ -179,7 +180,7 @@ class AccuracyProbe:
         self._kept.clear()
 
     def _replay(self, pl_module: pl.LightningModule, count: Metric) -> None:
-        trainer: Any = pl_module._trainer  # the property of that name raises where there is none
+        trainer: Any = trainer_of(pl_module)
         precision = nullcontext() if trainer is None else trainer.precision_plugin.forward_context()
         with isolated(pl_module), precision, torch.no_grad():
             pl_module.eval()

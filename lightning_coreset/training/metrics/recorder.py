@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._dynamo import OptimizedModule
-from torch.nn.modules.loss import _Loss
 from torch.utils.hooks import RemovableHandle
 from torchmetrics import Metric, MetricCollection
+
+from lightning_coreset._compat import in_backward, is_compiled_in_place, is_torch_loss, without_compile_wrapper
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -124,7 +124,7 @@ class ForwardRecorder:
         self.stop()
 
     def _before(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if _in_backward() or _is_redirected(module):
+        if in_backward() or _is_redirected(module):
             return
         call = _Running(module, None)
         if not self._running and not isinstance(module, Metric | MetricCollection):
@@ -233,16 +233,13 @@ def _called_from_python(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """
     hidden: set[nn.Module] = set()
     for name, each in module.named_modules():
-        if isinstance(each, OptimizedModule):
-            hidden.update(each._orig_mod.modules())
-        elif each._compiled_call_impl is not None or getattr(each, "_compiler_ctx", None) is not None:
+        inner = without_compile_wrapper(each)
+        if inner is not each:
+            hidden.update(inner.modules())
+        elif is_compiled_in_place(each):
             hidden.update(each.modules())
         if each not in hidden:
             yield name, each
-
-
-def _in_backward() -> bool:
-    return torch._C._current_graph_task_id() != -1  # as torch.utils.module_tracker tells
 
 
 def _is_redirected(module: nn.Module) -> bool:
@@ -251,5 +248,5 @@ def _is_redirected(module: nn.Module) -> bool:
 
 
 def _is_loss(module: nn.Module, output: Any) -> bool:
-    returns_loss = isinstance(module, _Loss) or all(tensor.ndim == 0 for tensor in named_tensors(output).values())
+    returns_loss = is_torch_loss(module) or all(tensor.ndim == 0 for tensor in named_tensors(output).values())
     return returns_loss and next(module.parameters(), None) is None

@@ -12,8 +12,15 @@ from inspect import signature
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.fabric.utilities.logger import _add_prefix, _convert_params, _flatten_dict, _sanitize_params
 from lightning.pytorch.loggers import TensorBoardLogger
+
+from lightning_coreset._compat import (
+    add_summaries,
+    as_logged,
+    logged_hyperparameters,
+    logs_default_metric,
+    with_logger_prefix,
+)
 
 _ALWAYS = {"pruning_ratio", "method", "schedule"}  # TensorBoard shows five at first: leave room for the user's own
 _NEVER = {"self", "example_inputs", "verbose"}
@@ -58,8 +65,8 @@ def trainers_hyperparameters(trainer: pl.Trainer) -> dict[str, Any]:
     logged: dict[str, Any] = {}
     if getattr(trainer, "enable_autolog_hparams", True):
         for source in sources:
-            if source is not None and getattr(source, "_log_hyperparams", False):
-                logged |= _convert_params(source.hparams_initial)
+            if source is not None:
+                logged |= logged_hyperparameters(source)
     return {name: value for name, value in logged.items() if name != "_class_path"}
 
 
@@ -76,10 +83,9 @@ def write_hyperparameters(logger: TensorBoardLogger, users: Mapping[str, Any], o
     """
     from torch.utils.tensorboard.summary import hparams  # takes seconds where TensorFlow is installed
 
-    params = _sanitize_params(_flatten_dict({**users, **{f"coreset/{name}": value for name, value in ours.items()}}))
+    params = as_logged({**users, **{f"coreset/{name}": value for name, value in ours.items()}})
     tags: dict[str, Any] = dict.fromkeys(_METRICS, 0.0)
-    metrics = dict(_add_prefix(tags, logger._prefix, logger.LOGGER_JOIN_CHAR))  # only the names are written
-    if users and logger._default_hp_metric:
+    metrics = with_logger_prefix(logger, tags)  # only the names are written
+    if users and logs_default_metric(logger):
         metrics = {"hp_metric": -1.0} | metrics
-    for summary in hparams(params, metrics):
-        logger.experiment._get_file_writer().add_summary(summary)
+    add_summaries(logger.experiment, hparams(params, metrics))

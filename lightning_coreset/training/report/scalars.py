@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 import lightning.pytorch as pl
 
+from lightning_coreset._compat import batches_that_stepped
 from lightning_coreset.planning import ModelCost
 from lightning_coreset.training.report.history import EventRecord
 
@@ -96,10 +97,9 @@ def event_scalars(record: EventRecord) -> dict[str, float]:
 def logged_step(trainer: pl.Trainer) -> int:
     """Where Lightning itself logs now: the number of batches that led to an optimizer step.
 
-    Private, but the axis of all that Lightning logs (see its LearningRateMonitor): ``global_step`` counts the steps of
-    every optimizer, so that with two of them the curves would drift apart.
+    The axis of all that Lightning logs (see its LearningRateMonitor).
     """
-    return trainer.fit_loop.epoch_loop._batches_that_stepped
+    return batches_that_stepped(trainer)
 
 
 def log_scalars(trainer: pl.Trainer, scalars: Mapping[str, float], step: int | None = None) -> None:

@@ -11,6 +11,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_warn
 from PIL import Image
 
+from lightning_coreset._compat import logs_default_metric
 from lightning_coreset.plan import PruningPlan
 from lightning_coreset.training.report.charts import accuracy_chart, widths_chart
 from lightning_coreset.training.report.history import History
@@ -115,7 +116,7 @@ class TensorBoardPages:
         self._for_each(trainer, write)
 
     def _written_by_trainer(self, logger: TensorBoardLogger) -> bool:
-        return bool(self._users) and logger._default_hp_metric
+        return bool(self._users) and logs_default_metric(logger)
 
     def _for_each(self, trainer: pl.Trainer, write: Callable[[TensorBoardLogger], None]) -> None:
         if self._failed or not trainer.is_global_zero:

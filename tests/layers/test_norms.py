@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_coreset.planning import norms
-from lightning_coreset.planning.norms import class_norms, largest_class_norms, largest_slice_norms, row_norms
+from lightning_coreset.layers import norms
+from lightning_coreset.layers.norms import class_norms, largest_class_norms, largest_slice_norms, row_norms
 from lightning_coreset.structure import Member
 
 ONE_EACH = tuple((place,) for place in range(6))

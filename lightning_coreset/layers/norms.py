@@ -7,13 +7,12 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from lightning_coreset.planning.layout import by_class
 from lightning_coreset.structure import Member
 
 _RANGE = (1e-16, 1e16)
-"""Norms whose squares are at home in single precision."""
+"""Norms whose squares neither overflow nor underflow in single precision."""
 _PIECE = 1 << 17
-"""Numbers in a piece of a weight, so that what is made of it stays in a core's cache."""
+"""Numbers in a piece of a weight, so that its squares stay in a core's cache."""
 
 
 def row_norms(matrix: Tensor, p: int = 2) -> Tensor:
@@ -23,7 +22,7 @@ def row_norms(matrix: Tensor, p: int = 2) -> Tensor:
 
 
 def _norms_of_columns(matrix: Tensor, p: int, *, dim: int, dtype: torch.dtype) -> Tensor:
-    """``vector_norm`` for rows that lie in memory as columns do, which it is slow at."""
+    """``vector_norm`` of the rows of a matrix in column-major order, for which torch's own is slow."""
     if p != 2:
         return torch.linalg.vector_norm(matrix, p, dim=dim, dtype=dtype)
     return torch.stack([squares.sum(0) for squares in _squares(matrix.t(), dtype)]).sum(0).sqrt()
@@ -55,7 +54,7 @@ def largest_slice_norms(
         known = None if squares is None or squares.dtype != dtype else [squares]
         factors, first, largest = scale.to(dtype).square()[:, None], 0, []
         for piece in known or _added_up(weight, dtype):
-            read = by_class(piece, member, dim=1)
+            read = member.by_class(piece, dim=1)
             read = read[:, :, 0] if read.shape[2] == 1 else read.sum(dim=2)
             largest.append((read * factors[first : first + len(piece)]).amax(dim=0))
             first += len(piece)
@@ -67,7 +66,7 @@ def largest_slice_norms(
 def class_norms(tensor: Tensor, member: Member, p: int = 2) -> Tensor:
     """The norm of every class's part of a tensor, float64 (N,)."""
     rows = tensor.movedim(member.dim, 0)
-    return torch.linalg.vector_norm(by_class(row_norms(rows.reshape(len(rows), -1), p), member), p, dim=1)
+    return torch.linalg.vector_norm(member.by_class(row_norms(rows.reshape(len(rows), -1), p)), p, dim=1)
 
 
 def largest_class_norms(tensor: Tensor, member: Member) -> Tensor:
@@ -88,7 +87,7 @@ def _added_up(weight: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
 
 
 def _squares(tensor: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
-    """The squares of one piece of a tensor after the other, each where the last one was: fresh memory is dear."""
+    """The squares of one piece of a tensor after the other, all in one buffer, since allocation would dominate."""
     rows = max(_PIECE // max(tensor[0].numel(), 1), 1)
     room = torch.empty((min(rows, len(tensor)), *tensor.shape[1:]), dtype=dtype)
     for piece in tensor.split(rows):
@@ -97,14 +96,15 @@ def _squares(tensor: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
 
 
 def in_single_precision(norms: Tensor) -> bool:
-    """Whether norms are of a size whose squares are at home in single precision."""
+    """Whether norms are of a size whose squares neither overflow nor underflow in single precision."""
     return bool(((norms > _RANGE[0]) & (norms < _RANGE[1])).all())
 
 
 def _as_precise_as_needed(weight: Tensor, norms: Callable[[Tensor, torch.dtype], Tensor]) -> Tensor:
-    """Norms of a weight as float64, on the CPU, where they come out the same for every device.
+    """Norms of a weight as float64, on the CPU, where they are the same for every device.
 
-    Computed in single precision: that is several times as fast, and 1e-6 of a norm moves nothing that follows from it.
+    Computed in single precision, which is several times as fast: a relative error of 1e-6 changes no choice that
+    depends on them.
     """
     weight = weight.detach().cpu()
     found = norms(weight, torch.promote_types(weight.dtype, torch.float32))

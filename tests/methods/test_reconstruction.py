@@ -20,9 +20,9 @@ from lightning_coreset.coreset import (
     linear_preactivations,
     spatial_correlation,
 )
+from lightning_coreset.layers import GroupView, PlanState
+from lightning_coreset.methods import Selection
 from lightning_coreset.planning import Request, make_plan
-from lightning_coreset.planning.select import Selector
-from lightning_coreset.planning.selection import Selection
 from lightning_coreset.structure import ChannelGroup, analyse
 from lightning_coreset.surgery import apply_changes, named_tensors
 
@@ -40,9 +40,9 @@ def setting(model: nn.Module, x: Tensor) -> tuple[dict[str, ChannelGroup], dict[
 
 
 def reconstructed(
-    group: ChannelGroup, size: int, tensors: Mapping[str, Tensor], selector: Selector | None = None
+    group: ChannelGroup, size: int, tensors: Mapping[str, Tensor], state: PlanState | None = None
 ) -> Selection:
-    return (selector or Selector(Reconstruction(), generator())).select(group, size, tensors)
+    return Reconstruction().select(GroupView(group, tensors, state or PlanState()), size)
 
 
 def mix_by_hand(moment: Tensor, kept: Tensor, ridge: float = 1e-3) -> Tensor:
@@ -91,10 +91,10 @@ def test_linear_layers(size):
 
 def test_a_chain_carries_the_law_of_the_layer_below():
     groups, tensors = setting(*make("mlp"))
-    selector = Selector(Reconstruction(), generator())
-    first = reconstructed(groups["0"], 10, tensors, selector)
+    state = PlanState()
+    first = reconstructed(groups["0"], 10, tensors, state)
     after = {**tensors, **first.updates}
-    second = reconstructed(groups["2"], 6, after, selector)
+    second = reconstructed(groups["2"], 6, after, state)
     below = activation_moments(RELU, linear_preactivations(rows_of(tensors, "0")))
     law = linear_preactivations(rows_of(after, "2"), below.mean, below.covariance)
     expected = tensors["4.weight"] @ mix_by_hand(activation_moments(RELU, law).second, second.kept)

@@ -10,9 +10,9 @@ from networks import NETWORKS, make, structure_of
 from torch import Tensor, nn
 
 from lightning_coreset.coreset import draw_distinct, draw_fixed, draw_pps
-from lightning_coreset.methods import Magnitude, Method, Random, Reconstruction, Sensitivity
-from lightning_coreset.planning.select import Selector
-from lightning_coreset.planning.selection import Selection, scale_consumers
+from lightning_coreset.layers import GroupView, PlanState
+from lightning_coreset.methods import Magnitude, Method, Random, Reconstruction, Selection, Sensitivity
+from lightning_coreset.planning.working_weights import reweighted_consumers
 from lightning_coreset.structure import ChannelGroup, analyse
 from lightning_coreset.surgery import named_tensors
 
@@ -29,7 +29,7 @@ def setting(name: str, number: int = 0) -> tuple[ChannelGroup, Mapping[str, Tens
 
 
 def select(group: ChannelGroup, size: int, method: Method, tensors: Mapping[str, Tensor], seed: int = 0) -> Selection:
-    return Selector(method, generator(seed)).select(group, size, tensors)
+    return method.select(GroupView(group, tensors, PlanState(generator(seed))), size)
 
 
 METHODS = [
@@ -59,7 +59,7 @@ def test_what_stays_is_ordered_and_of_the_right_size(name, number, method):
             assert 1 <= len(kept) <= max(size, 1)
         else:
             assert len(kept) == max(size, 1)
-        for key, value in selection.rewritten(group, tensors).items():
+        for key, value in reweighted_consumers(group, selection, tensors).items():
             assert value.shape == tensors[key].shape
             assert value.isfinite().all()
     for key, tensor in tensors.items():
@@ -91,7 +91,7 @@ def test_sensitivity_equals_the_formula(network, sampler, radius):
     assert selection.kept.tolist() == sample.kept.tolist()
     factor = torch.zeros(group.size, dtype=torch.float64)
     factor[sample.kept] = sample.weights
-    rewritten = selection.rewritten(group, tensors)
+    rewritten = reweighted_consumers(group, selection, tensors)
     assert rewritten.keys() == {reader}
     torch.testing.assert_close(rewritten[reader], (columns * factor[:, None]).flatten(1), rtol=1e-12, atol=0)
     assert selection.method == f"sensitivity ({sampler})"
@@ -192,8 +192,9 @@ def test_reconstruction_needs_half_of_what_is_there_twice(name):
         unchanged = {
             name: value for name, value in tensors.items() if name not in {m.name for m in group.by_role("consumer")}
         }
-        factor = torch.zeros(group.size, dtype=torch.float64).index_fill_(0, selection.kept, 1.0)
-        sliced = torch.func.functional_call(model, {**unchanged, **scale_consumers(group, factor, tensors)}, x)
+        ones = torch.ones(len(selection.kept), dtype=torch.float64)
+        zeroed = reweighted_consumers(group, Selection(selection.kept, weights=ones), tensors)
+        sliced = torch.func.functional_call(model, {**unchanged, **zeroed}, x)
     torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(sliced, before, rtol=1e-2, atol=1e-2)
 
@@ -239,7 +240,7 @@ def test_a_norm_that_serves_two_layers_is_left_alone(number):
 def test_scaled_consumers_by_hand():
     group, tensors = setting("lenet", 1)
     factor = torch.arange(group.size, dtype=torch.float64)
-    scaled = scale_consumers(group, factor, tensors)
+    scaled = reweighted_consumers(group, Selection(torch.arange(group.size), weights=factor), tensors)
     assert scaled.keys() == {"6.weight"}
     torch.testing.assert_close(scaled["6.weight"], tensors["6.weight"].detach() * factor.repeat_interleave(4))
     assert scaled["6.weight"].dtype == torch.float64

@@ -8,8 +8,8 @@ from networks import Autoencoder, Gated, Mobilenet, Resnet, Siblings, make, rand
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lightning_coreset.planning.layer_pair import LayerPair, layer_pairs, output_scale, weighted_norms
-from lightning_coreset.planning.layout import NoCoresetForm, consumer_matrix, put_consumer
+from lightning_coreset.layers import GroupView, LayerPair, NoCoresetForm, layer_pairs
+from lightning_coreset.layers.layer_pair import consumer_matrix, put_consumer
 from lightning_coreset.structure import ChannelGroup, analyse
 from lightning_coreset.surgery import named_tensors
 
@@ -18,10 +18,12 @@ def prepared(*layers: nn.Module) -> nn.Sequential:
     return randomised(nn.Sequential(*layers).eval(), torch.Generator().manual_seed(1)).double()
 
 
-def found(model: nn.Module, shape: tuple[int, ...], number: int = 0) -> tuple[ChannelGroup, list[LayerPair], Tensor]:
+def found(
+    model: nn.Module, shape: tuple[int, ...], number: int = 0
+) -> tuple[ChannelGroup, tuple[LayerPair, ...], Tensor]:
     x = torch.randn(shape, dtype=torch.float64)
     group = analyse(model, x).groups[number]
-    return group, layer_pairs(group, named_tensors(model)), x
+    return group, layer_pairs(GroupView(group, named_tensors(model))), x
 
 
 def patches(x: Tensor, convolution: nn.Conv2d) -> Tensor:
@@ -192,9 +194,8 @@ def test_norms_behind_scale_what_selection_sees():
     _, (form,), _ = found(model, (2, 5))
     behind, after = (norm.weight.abs() / (norm.running_var + norm.eps).sqrt() for norm in (model[2], model[4]))
     expected = model[3].weight * behind * after[:, None]
-    tensors = named_tensors(model)
-    torch.testing.assert_close(weighted_norms(form, tensors), expected.detach().abs().amax(dim=0))
-    torch.testing.assert_close(output_scale(form, tensors), after.detach())
+    torch.testing.assert_close(form.normalised_consumer_norms(), expected.detach().abs().amax(dim=0))
+    torch.testing.assert_close(form.output_scale, after.detach())
 
 
 class Consumed(nn.Module):
@@ -307,4 +308,4 @@ def test_an_embedding_is_no_sum():
     model = nn.Sequential(nn.Embedding(7, 6), nn.ReLU(), nn.Linear(6, 2))
     (group,) = analyse(model, torch.tensor([[1, 2]])).groups
     with pytest.raises(NoCoresetForm, match="an embedding makes its channels"):
-        layer_pairs(group, named_tensors(model))
+        layer_pairs(GroupView(group, named_tensors(model)))

@@ -1,0 +1,445 @@
+"""Every private name of torch and Lightning that the package uses, and what is done where one is missing.
+
+A private name may change in any release, or be missing in one build: torch 2.6 and 2.7 have ``_storage_Use_Count`` only
+where they are built with CUDA. So no other file of the package uses one (``tests/test_compat.py``). Here each has one
+accessor that looks for the name when it is called, and takes a slower or more careful way where there is none. Where no
+other way is safe, the accessor raises an error that says so.
+
+The lower floors must not import Lightning: its objects are handed in, and its modules are imported by name, in
+functions that only ``training`` calls.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from contextlib import contextmanager, nullcontext
+from copy import copy
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
+    from torch.nn.modules.batchnorm import _NormBase as BatchOrInstanceNorm
+    from torch.nn.modules.conv import _ConvNd as Convolution
+    from torch.nn.modules.conv import _ConvTransposeNd as TransposedConvolution
+    from torch.nn.modules.dropout import _DropoutNd as Dropout
+    from torch.nn.modules.instancenorm import _InstanceNorm as InstanceNorm
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import tree_leaves, tree_map
+
+T = TypeVar("T")
+
+
+TESTED = {"torch": "2.6 to 2.13", "lightning": "2.5 to 2.6"}
+"""The versions that the tests were run with."""
+
+
+def unsupported(name: str, purpose: str) -> RuntimeError:
+    """The error for a private name that is missing and cannot be done without.
+
+    Args:
+        name: The name with its module.
+        purpose: What it is needed for, as the end of a sentence.
+    """
+    package = name.partition(".")[0]
+    version = getattr(sys.modules.get(package), "__version__", "of unknown version")
+    return RuntimeError(
+        f"Expected {package} to have {name} but {package} {version} does not, and lightning_coreset cannot {purpose} "
+        f"without it. Install {package} {TESTED[package]}, or a newer lightning_coreset."
+    )
+
+
+def _found(module: str, name: str) -> Any:
+    """A name of a module; ``None`` where either is missing."""
+    try:
+        return getattr(importlib.import_module(module), name, None)
+    except ImportError:
+        return None
+
+
+# ---- torch: types of modules. A tuple of the public ones stands in for a base class, in ``isinstance``.
+
+if not TYPE_CHECKING:
+    TransposedConvolution = _found("torch.nn.modules.conv", "_ConvTransposeNd") or (
+        *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+    )
+    Convolution = _found("torch.nn.modules.conv", "_ConvNd") or (
+        *(nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
+    )
+    BatchNorm = _found("torch.nn.modules.batchnorm", "_BatchNorm") or (
+        *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm),
+    )
+    InstanceNorm = _found("torch.nn.modules.instancenorm", "_InstanceNorm") or (
+        *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
+    )
+    BatchOrInstanceNorm = _found("torch.nn.modules.batchnorm", "_NormBase") or (BatchNorm, InstanceNorm)
+    Dropout = _found("torch.nn.modules.dropout", "_DropoutNd") or (
+        *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout),
+    )
+
+
+def is_torch_loss(module: nn.Module) -> bool:
+    """Whether a module is one of torch's losses, or of a class made from one."""
+    return any(base.__module__ == "torch.nn.modules.loss" for base in type(module).__mro__)
+
+
+# ---- torch: what a module holds. By the methods of ``nn.Module`` itself, since wrappers override them.
+
+
+def own_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters of a module itself, by attribute, without computing parametrized ones."""
+    return dict(nn.Module.named_parameters(module, recurse=False, remove_duplicate=False))
+
+
+def own_buffers(module: nn.Module) -> dict[str, Tensor]:
+    """The buffers of a module itself, by attribute."""
+    return dict(nn.Module.named_buffers(module, recurse=False, remove_duplicate=False))
+
+
+def own_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """The parameters and buffers of a module itself, by attribute."""
+    return {**own_parameters(module), **own_buffers(module)}
+
+
+def registered_buffers(module: nn.Module) -> dict[str, Tensor | None]:
+    """The buffers of a module itself, with those that are ``None`` at present."""
+    return dict(getattr(module, "_buffers", own_buffers(module)))
+
+
+def set_registered_buffers(module: nn.Module, buffers: Mapping[str, Tensor | None]) -> None:
+    """Give a module the buffers that :func:`registered_buffers` returned, the same objects in the same order."""
+    registered = getattr(module, "_buffers", None)
+    if registered is not None:
+        registered.clear()
+        registered.update(buffers)
+        return
+    for name in own_buffers(module):
+        if name not in buffers:
+            delattr(module, name)
+    for name, buffer in buffers.items():
+        setattr(module, name, buffer)
+
+
+def non_persistent_buffers(module: nn.Module) -> set[str]:
+    """The buffers of a module itself that no state dict holds."""
+    names = getattr(module, "_non_persistent_buffers_set", None)
+    return {name for name in own_buffers(module) if name not in module.state_dict()} if names is None else set(names)
+
+
+def state_dict_hooks(module: nn.Module) -> tuple[MutableMapping[int, Any], MutableMapping[int, Any]]:
+    """The hooks after ``state_dict`` and before ``load_state_dict``: torch removes them only by a handle, once given.
+
+    Raises:
+        RuntimeError: If torch keeps them elsewhere.
+    """
+    names = ("_state_dict_hooks", "_load_state_dict_pre_hooks")
+    for name in names:
+        if not hasattr(module, name):
+            raise unsupported(f"torch.nn.Module.{name}", "see which hooks a module has")
+    return getattr(module, names[0]), getattr(module, names[1])
+
+
+def loads_itself(module: nn.Module) -> bool:
+    """Whether a module has a way of its own to load tensors. ``False``, hence strict about shapes, if it is unknown."""
+    load = getattr(type(module), "_load_from_state_dict", None)
+    return load is not None and not load.__module__.startswith("torch.")
+
+
+# ---- torch: compiled code
+
+
+def without_compile_wrapper(module: nn.Module) -> nn.Module:
+    """The module inside of ``torch.compile(module)``; any other module itself."""
+    # Not imported for this, which takes seconds: what is not there has compiled nothing.
+    wrapper = getattr(sys.modules.get("torch._dynamo"), "OptimizedModule", None)
+    if wrapper is None:
+        return getattr(module, "_orig_mod", module)
+    return next(nn.Module.children(module)) if isinstance(module, wrapper) else module
+
+
+def is_compiled_in_place(module: nn.Module) -> bool:
+    """Whether ``module.compile()`` was called, or Lightning compiled a LightningModule as a whole."""
+    return any(getattr(module, name, None) is not None for name in ("_compiled_call_impl", "_compiler_ctx"))
+
+
+def methods_before_compile(pl_module: nn.Module) -> dict[str, Callable[..., Any]]:
+    """The methods of its own that a LightningModule had before it was compiled as a whole; empty if it was not."""
+    compiled = getattr(pl_module, "_compiler_ctx", None) or {}
+    names = ("forward", "training_step")
+    return {name: compiled[f"original_{name}"] for name in names if f"original_{name}" in compiled}
+
+
+@contextmanager
+def eager_execution() -> Iterator[None]:
+    """Run compiled modules as they were written."""
+    # Nothing is compiled where dynamo was never imported, and its import takes over a second.
+    with torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext():
+        yield
+
+
+# ---- torch: operations and tensors
+
+if not TYPE_CHECKING:
+    TorchDispatchMode = _found("torch.utils._python_dispatch", "TorchDispatchMode")
+    if TorchDispatchMode is None:
+        raise unsupported("torch.utils._python_dispatch.TorchDispatchMode", "see the operations of a network")
+
+
+class DispatchMode(TorchDispatchMode):
+    """Sees every operation that torch runs in it; without the import of dynamo, which takes over three seconds."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
+
+@contextmanager
+def outside_of_modes() -> Iterator[None]:
+    """Run operations that no :class:`DispatchMode` sees; only where :func:`can_defer` says so."""
+    disable = _found("torch.utils._python_dispatch", "_disable_current_modes")
+    with disable() if disable is not None else nullcontext():
+        yield
+
+
+def can_defer() -> bool:
+    """Whether torch has all that it takes to put operations off: without it, each has to be run at once.
+
+    One must see which tensors share memory (``_cdata``, ``_base``) and whether anybody still holds one
+    (``_storage_Use_Count``), and run operations afterwards that no mode sees.
+    """
+    return (
+        hasattr(torch._C, "_storage_Use_Count")
+        and hasattr(torch.UntypedStorage, "_cdata")
+        and hasattr(Tensor, "_base")
+        and _found("torch.utils._python_dispatch", "_disable_current_modes") is not None
+    )
+
+
+def storage_number(tensor: Tensor) -> int:
+    """A number that tells the memory of a tensor from all other memory that is in use."""
+    return tensor.untyped_storage()._cdata
+
+
+def storage_users(number: int) -> int:
+    """How many tensors lie on the memory of that :func:`storage_number`, and whatever else torch counts."""
+    return torch._C._storage_Use_Count(number)
+
+
+def view_base(tensor: Tensor) -> Tensor | None:
+    """The tensor that this one is a view of; ``None`` if it is none, or that is not known."""
+    return getattr(tensor, "_base", None)
+
+
+def schema_of(operator: Any) -> Any:
+    """The schema of an operator (``OpOverload``): its name and its arguments.
+
+    Raises:
+        RuntimeError: If the operator has none.
+    """
+    if not hasattr(operator, "_schema"):
+        raise unsupported("torch._ops.OpOverload._schema", "read the arguments of operations")
+    return operator._schema
+
+
+def in_backward() -> bool:
+    """Whether this thread is in a backward pass, where activation checkpointing runs modules a second time."""
+    task = getattr(torch._C, "_current_graph_task_id", None)
+    if task is not None:
+        return task() != -1
+    # As slow as the stack is deep. A thread of the autograd engine has no frame of ``backward``, only checkpoint's.
+    functions = {"torch.autograd": ("backward", "grad"), "torch.utils.checkpoint": ("unpack_hook", "backward")}
+    frame = sys._getframe()
+    while (frame := frame.f_back) is not None:
+        if frame.f_code.co_name in functions.get(frame.f_globals.get("__name__", ""), ()):
+            return True
+    return False
+
+
+def _children(tree: Any) -> list[Any] | None:
+    """What a container holds; ``None`` for anything else."""
+    if isinstance(tree, MutableMapping):
+        return list(tree.values())
+    return list(tree) if isinstance(tree, tuple | list) else None
+
+
+def _tree_map(function: Callable[[Any], Any], tree: Any) -> Any:
+    children = _children(tree)
+    if children is None:
+        return function(tree)
+    mapped = [_tree_map(function, child) for child in children]
+    if isinstance(tree, MutableMapping):
+        result = copy(tree)
+        result.update(zip(tree, mapped, strict=True))
+        return result
+    return type(tree)(*mapped) if hasattr(tree, "_fields") else type(tree)(mapped)
+
+
+def _tree_leaves(tree: Any) -> list[Any]:
+    children = _children(tree)
+    return [tree] if children is None else [leaf for child in children for leaf in _tree_leaves(child)]
+
+
+if not TYPE_CHECKING:
+    # torch's know containers that other packages registered as well.
+    tree_map = _found("torch.utils._pytree", "tree_map") or _tree_map
+    tree_leaves = _found("torch.utils._pytree", "tree_leaves") or _tree_leaves
+
+
+# ---- torch: optimizers
+
+
+def lbfgs_numel(optimizer: Any) -> int | None:
+    """The number of elements of all parameters, which LBFGS counts once."""
+    return getattr(optimizer, "_numel_cache", None)
+
+
+def inner_optimizer(optimizer: Any) -> Any:
+    """The optimizer that another one wraps; ``None`` if it wraps none."""
+    # As Lightning, most wrappers and torch's ZeroRedundancyOptimizer call what they wrap.
+    held = [getattr(optimizer, name, None) for name in ("_optimizer", "optimizer", "optim")]
+    return next((each for each in held if hasattr(each, "param_groups")), None)
+
+
+def set_lbfgs_numel(optimizer: torch.optim.LBFGS, numel: int | None) -> None:
+    """Let LBFGS know that number, or with ``None`` count anew; one that does not keep it always does."""
+    if hasattr(optimizer, "_numel_cache"):
+        optimizer._numel_cache = numel
+
+
+# ---- Lightning: the Trainer and its callbacks
+
+
+def trainer_of(pl_module: Any) -> Any:
+    """The Trainer of a LightningModule; ``None`` if it has none, where ``pl_module.trainer`` raises."""
+    if hasattr(pl_module, "_trainer"):
+        return pl_module._trainer
+    try:
+        return pl_module.trainer
+    except RuntimeError:
+        return None
+
+
+def batches_that_stepped(trainer: Any) -> int:
+    """Batches that led to a step of an optimizer: the axis of all that Lightning logs.
+
+    ``global_step``, which is public, counts the steps of every optimizer: with two of them, curves would drift apart.
+    """
+    count = getattr(trainer.fit_loop.epoch_loop, "_batches_that_stepped", None)
+    return trainer.global_step // max(1, len(trainer.optimizers)) if count is None else count
+
+
+def epochs_before_batch_norm_update(trainer: Any, averaging: Any) -> int:
+    """Epochs of a fit without the one that ``StochasticWeightAveraging`` adds to update BatchNorms."""
+    epochs = getattr(averaging, "_max_epochs", None)  # set in `on_fit_start`
+    return getattr(averaging, "swa_end", trainer.max_epochs - 1) + 1 if epochs is None else epochs
+
+
+def averaged_model(callback: Any) -> Any:
+    """The averaged copy of a model that a callback keeps: EMA, weight averaging, SWA, or a user's of their kind."""
+    if hasattr(callback, "_average_model"):
+        return callback._average_model
+    if not type(callback).__module__.startswith("lightning."):
+        return None
+    return next((held for held in vars(callback).values() if isinstance(held, nn.Module)), None)
+
+
+def state_key(callback: Any, **settings: Any) -> str:
+    """The name under which a checkpoint keeps a callback's state, in Lightning's form."""
+    generate = getattr(callback, "_generate_state_key", None)
+    return f"{type(callback).__qualname__}{settings!r}" if generate is None else generate(**settings)
+
+
+# ---- Lightning: DDP
+
+
+def starts_by_multiprocessing(launcher: Any) -> bool:
+    """Whether a strategy's launcher spawns or forks processes, which train copies of the module."""
+    kind = _found("lightning.pytorch.strategies.launchers", "_MultiProcessingLauncher")
+    if kind is not None:
+        return isinstance(launcher, kind)
+    return launcher is not None and "Subprocess" not in type(launcher).__name__
+
+
+def communication_state(strategy: Any, kind: type[T]) -> T | None:
+    """The state of a DDP strategy's communication hook, if it is of a kind."""
+    held = vars(strategy).values() if not hasattr(strategy, "_ddp_comm_state") else (strategy._ddp_comm_state,)
+    return next((state for state in held if isinstance(state, kind)), None)
+
+
+def repeat_static_graph_delay(strategy: Any) -> None:
+    """Let a DDP strategy treat the next iteration as its first.
+
+    With ``static_graph=True`` and manual optimization the first iteration's delayed all-reduce is otherwise never run
+    again, and the ranks drift apart silently.
+
+    Raises:
+        RuntimeError: If that is so, and the strategy does not say where it keeps this.
+    """
+    if hasattr(strategy, "_pl_static_graph_delay_done"):
+        strategy._pl_static_graph_delay_done = False
+    elif getattr(strategy.model, "static_graph", False) and not strategy.lightning_module.automatic_optimization:
+        raise unsupported("lightning.pytorch.strategies.DDPStrategy._pl_static_graph_delay_done", "prune under it")
+
+
+def ignored_by_ddp(pl_module: nn.Module) -> tuple[str, ...]:
+    """Parameters and buffers that DDP was told not to keep equal."""
+    return tuple(getattr(pl_module, "_ddp_params_and_buffers_to_ignore", ()))
+
+
+# ---- Lightning: hyperparameters in TensorBoard
+
+
+def logged_hyperparameters(source: Any) -> dict[str, Any]:
+    """What the Trainer is about to log of a module or datamodule, as its ``hparams`` are."""
+    if not getattr(source, "_log_hyperparams", True):
+        return {}
+    initial = source.hparams_initial
+    return dict(initial if isinstance(initial, Mapping) else vars(initial))
+
+
+def as_logged(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Hyperparameters in the form in which Lightning's loggers write them: one level deep, numbers and strings."""
+    logger = "lightning.fabric.utilities.logger"
+    flatten, sanitize = _found(logger, "_flatten_dict") or _flatten, _found(logger, "_sanitize_params") or _sanitize
+    return sanitize(flatten(dict(params)))
+
+
+def _flatten(params: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in params.items():
+        flat |= _flatten(value, f"{prefix}{key}/") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _sanitize(params: Mapping[str, Any]) -> dict[str, Any]:
+    plain = (bool, int, float, str)
+    return {name: value if type(value) in plain else str(value) for name, value in params.items()}
+
+
+def with_logger_prefix(logger: Any, tags: Mapping[str, Any]) -> dict[str, Any]:
+    """Tags as a logger with a prefix of its own writes them."""
+    prefix, join = getattr(logger, "_prefix", ""), getattr(logger, "LOGGER_JOIN_CHAR", "-")
+    return {f"{prefix}{join}{tag}" if prefix else tag: value for tag, value in tags.items()}
+
+
+def logs_default_metric(logger: Any) -> bool:
+    """Whether a TensorBoardLogger writes ``hp_metric`` beside hyperparameters."""
+    return getattr(logger, "_default_hp_metric", True)
+
+
+def add_summaries(writer: Any, summaries: Iterable[Any]) -> None:
+    """Write summaries of TensorBoard as they are, with a ``SummaryWriter``, which has no public way to do so."""
+    if hasattr(writer, "_get_file_writer"):
+        for summary in summaries:
+            writer._get_file_writer().add_summary(summary)
+        return
+    from torch.utils.tensorboard.writer import FileWriter
+
+    file = FileWriter(writer.log_dir)  # TensorBoard reads all files of a folder as one run
+    for summary in summaries:
+        file.add_summary(summary)
+    file.close()

@@ -1,0 +1,24 @@
+"""One group's layers as the matrices of the mathematics: what a pruning method sees."""
+
+from __future__ import annotations
+
+from lightning_coreset.layers.consumer_set import ConsumerSet, consumer_sets, main_set
+from lightning_coreset.layers.group_view import GroupView, NoCoresetForm
+from lightning_coreset.layers.layer_pair import LayerPair
+from lightning_coreset.layers.new_weights import write_updates
+from lightning_coreset.layers.pairing import layer_pairs, single_channel_pairs
+from lightning_coreset.layers.plan_state import ActivationMoments, PlanState
+
+__all__ = [
+    "ActivationMoments",
+    "ConsumerSet",
+    "GroupView",
+    "LayerPair",
+    "NoCoresetForm",
+    "PlanState",
+    "consumer_sets",
+    "layer_pairs",
+    "main_set",
+    "single_channel_pairs",
+    "write_updates",
+]

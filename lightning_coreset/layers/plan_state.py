@@ -1,0 +1,43 @@
+"""What is known of a network while a plan is made, beside its tensors; handed on from group to group."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class ActivationMoments:
+    """First and second moments of a layer's input channels.
+
+    Attributes:
+        mean: (C,).
+        covariance: (C, C), centred.
+        positions: How many inputs of the layer one channel becomes, beside its kernel: several behind a Flatten.
+    """
+
+    mean: Tensor
+    covariance: Tensor
+    positions: int
+
+
+def _seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+@dataclass(eq=False)
+class PlanState:
+    """What the groups of one plan share.
+
+    Attributes:
+        generator: The source of random numbers, on the CPU.
+        input_moments: The moments of the inputs of layers, by the name of their weight, as far as they are known.
+        filter_norms: Norms of the filters of layers, by the name of their weight, where they are known without another
+            look at it: float64 (rows,).
+    """
+
+    generator: torch.Generator = field(default_factory=_seeded)
+    input_moments: dict[str, ActivationMoments] = field(default_factory=dict)
+    filter_norms: dict[str, Tensor] = field(default_factory=dict)
