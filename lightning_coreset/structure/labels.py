@@ -48,6 +48,11 @@ class ChannelLabels:
         labels = self.labels.reshape(-1)
         return int(labels[0]), int(labels[-1])
 
+    @cached_property
+    def flat(self) -> Tensor:
+        """All labels in one dimension."""
+        return self.labels.reshape(-1)
+
     def with_labels(self, labels: Tensor) -> ChannelLabels:
         """The axis with other labels, which it may have anyway."""
         return self if labels is self.labels else ChannelLabels(labels, self.sources, self.from_layer, self.single_head)
@@ -163,8 +168,10 @@ def labels_along(axis: ChannelLabels | None, dim: int, size: int, atoms: Channel
     """The labels along one dimension, shape ``(size,)``, zeros without an axis; its other dimensions are pinned."""
     if axis is None:
         return torch.zeros(size, dtype=torch.int64)
+    if axis.dims == (dim,):
+        return axis.flat
     others = [other for other in axis.dims if other != dim]
-    return unite_along(axis, others, atoms, reason).labels.reshape(-1).expand(size)
+    return unite_along(axis, others, atoms, reason).flat.expand(size)
 
 
 def merge(first: ChannelLabels, second: ChannelLabels, atoms: ChannelUnionFind, reason: str) -> ChannelLabels:

@@ -60,6 +60,7 @@ class OpCall:
     """One call of an operator, with its result.
 
     Attributes:
+        signature: What the schema says.
         name: What identifies the operator: ``"relu"`` for ``torch.ops.aten.relu`` and its in-place twin, whatever the
             overload; ``"house::relu"`` for an operator of any other namespace, ``"house::relu.scaled"`` for its
             overload ``scaled``. No operator of another namespace has the name of one of aten's.
@@ -70,7 +71,7 @@ class OpCall:
         results: All tensors among the results; what the operator writes into where it returns nothing.
     """
 
-    name: str
+    signature: _Signature
     function: Any
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
@@ -82,10 +83,15 @@ class OpCall:
         cls, function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], tensors: list[Tensor], result: Any
     ) -> OpCall:
         """Take the call, in which ``tensors`` were found, apart by the schema of ``function``."""
-        call = cls(_signature(function).name, function, args, kwargs, tensors, tensors_among((result,)))
-        if not call.results and call.written:
+        call = cls(_signature(function), function, args, kwargs, tensors, tensors_among((result,)))
+        if not call.results:
             call.results.extend(call.written)
         return call
+
+    @property
+    def name(self) -> str:
+        """What identifies the operator, see the class."""
+        return self.signature.name
 
     @property
     def title(self) -> str:
@@ -95,23 +101,23 @@ class OpCall:
     @property
     def inplace(self) -> bool:
         """Whether it writes into its first argument."""
-        return _signature(self.function).inplace
+        return self.signature.inplace
 
     @property
     def has_out(self) -> bool:
         """Whether it writes its result into a tensor that was given as ``out=``."""
-        return _signature(self.function).has_out
+        return self.signature.has_out
 
     @property
     def written(self) -> list[Tensor]:
         """The tensors that it writes into."""
-        names = _signature(self.function).written
+        names = self.signature.written
         return tensors_among([self.arguments[name] for name in names]) if names else []
 
     @cached_property
     def arguments(self) -> Mapping[str, Any]:
         """All arguments by the names of the operator's schema, with defaults."""
-        defaults = _signature(self.function).defaults
+        defaults = self.signature.defaults
         return {**defaults, **dict(zip(defaults, self.args, strict=False)), **self.kwargs}
 
     @property

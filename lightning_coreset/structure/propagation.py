@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lightning_coreset._compat import DispatchMode, own_tensors, tree_map
+from lightning_coreset._compat import DispatchMode, tree_map
 from lightning_coreset.structure.labels import (
     UNLABELLED,
     ChannelLabels,
@@ -74,20 +74,30 @@ class Propagation(DispatchMode):
 
     def _adopt(self) -> None:
         """Give every index of every dimension of every parameter and buffer its label; whole numbers are indices."""
-        own = {
-            f"{prefix}.{name}" if prefix else name: (module, tensor)
-            for prefix, module in self.modules.items()
-            for name, tensor in own_tensors(module).items()
-            if _holds_values(tensor)
-        }
-        self.union_find.reserve(sum(size for _, tensor in own.values() for size in tensor.shape))
-        for name, (module, tensor) in own.items():
+        own = dict(self._own_tensors())
+        self.union_find.reserve(sum(size for tensor in own.values() for size in tensor.shape))
+        for name, tensor in own.items():
             if tensor not in self._known:  # the first of several names
-                self.owners[name] = module
+                self.owners[name] = self.modules[name.rpartition(".")[0]]
                 self._adopt_tensor(name, tensor)
         for (name, _), labels in self.union_find.ranges.items():
             if name in self._unsupported:
                 self.union_find.block(torch.arange(labels.start, labels.stop), self._unsupported[name])
+
+    def _own_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Parameters and buffers with values, module by module; a module that stands in two places only once."""
+        # By the methods of nn.Module itself, since wrappers override them; for the whole network at once, since asking
+        # every module is slow.
+        model = self.modules[""]
+        by_module: dict[str, list[tuple[str, Tensor]]] = {prefix: [] for prefix in self.modules}
+        for name, tensor in (
+            *nn.Module.named_parameters(model, remove_duplicate=False),
+            *nn.Module.named_buffers(model, remove_duplicate=False),
+        ):
+            if _holds_values(tensor):
+                by_module.get(name.rpartition(".")[0], []).append((name, tensor))
+        for own in by_module.values():
+            yield from own
 
     def _adopt_tensor(self, name: str, tensor: Tensor) -> None:
         axes = []
@@ -205,7 +215,7 @@ class Propagation(DispatchMode):
         return result
 
     def _follow(self, call: OpCall) -> None:
-        if call.inplace and call.name != "copy":  # whose rule looks at what it writes into
+        if call.inplace and self._views and call.name != "copy":  # whose rule looks at what it writes into
             self._note_write(call)
         self._apply_rule(call)
         if call.function.is_view:

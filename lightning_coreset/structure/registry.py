@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from types import TracebackType
 from typing import Any
 
@@ -94,15 +95,18 @@ def register_rule(op: Any, rule: Rule, *, override: bool = False) -> Registratio
         )
     rules = _REGISTERED.setdefault(op, [])
     rules.append(rule)
+    find_rule.cache_clear()
 
     def undo() -> None:
         del rules[next(place for place, own in enumerate(rules) if own is rule)]
+        find_rule.cache_clear()
 
     return Registration(undo)
 
 
+@cache
 def find_rule(function: Any) -> Rule | None:
-    """The rule of an overload as it is called, ``None`` where there is none."""
+    """The rule of an overload as it is called, ``None`` where there is none. Remembered until another is registered."""
     packet = function.overloadpacket
     for op in (function, packet):
         rules = _REGISTERED.get(op)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lightning_coreset import coreset
 from lightning_coreset.structure import (
     Contraction,
     Elementwise,
@@ -22,6 +23,7 @@ from lightning_coreset.structure import (
     StepKind,
     TensorInfo,
     analyse,
+    register_activation,
     register_rule,
 )
 from lightning_coreset.verification import failing_groups
@@ -502,3 +504,62 @@ def test_a_slice_at_an_unaligned_position_is_no_piece():
     assert group.size == 4
     structure = analyse(Sliced(1), torch.randn(2, 6))
     assert (structure.groups, structure.refused["a"]) == ((), "is cut into unequal pieces by aten.slice")
+
+
+# ---- activations
+
+
+@pytest.fixture
+def mathematics(monkeypatch) -> dict[str, Any]:
+    """What the mathematics was told, by the name of the operator."""
+    told: dict[str, Any] = {}
+
+    class Handle:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def remove(self) -> None:
+            del told[self.name]
+
+    def register(name: str, function: Any, **details: Any) -> Handle:
+        if details.get("lipschitz") == -1:
+            raise ValueError("Expected a Lipschitz constant")
+        told[name] = function, details
+        return Handle(name)
+
+    monkeypatch.setattr(coreset, "register_activation", register, raising=False)
+    return told
+
+
+def test_an_activation_is_elementwise_and_known_to_the_mathematics(mathematics):
+    function = lambda z: torch.relu(z).square()  # noqa: E731
+    with register_activation(house.relu.default, function, turning_points=(0.0,)):
+        assert mathematics == {"house::relu": (function, {"lipschitz": None, "turning_points": (0.0,)})}
+        assert found(Net(house.relu)) == {"a": 8}
+        assert steps(Net(house.relu)) == ["house::relu"]
+        assert "has no rule" in reason(Net(lambda x: house.relu(x, 2.0)))
+    assert mathematics == {}
+    assert "has no rule" in reason(Net(house.relu))
+
+
+def test_an_activation_with_other_arguments_is_another_function(mathematics):
+    with register_activation(house.softcap, lambda z: 2 * torch.tanh(z / 2), arguments=(2.0,)):
+        assert steps(Net(lambda x: house.softcap(x, 2.0))) == ["house::softcap"]
+        (other,) = steps(Net(lambda x: house.softcap(x, 3.0)))
+    assert other not in ("house::softcap", "softcap")
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "words"),
+    [
+        (lambda: register_activation(house.relu, torch.relu), ValueError, "Expected one overload of house.relu but"),
+        (lambda: register_activation(house.softcap, torch.tanh), ValueError, "to take one tensor and 0 more arguments"),
+        (lambda: register_activation(house.sum, "relu"), TypeError, "Expected a function of a tensor"),
+        (lambda: register_activation(house.sum, torch.relu, lipschitz=-1), ValueError, "Expected a Lipschitz constant"),
+    ],
+)
+def test_activations_that_are_refused_leave_nothing_behind(mathematics, make, error, words):
+    with pytest.raises(error, match=words):
+        make()
+    assert mathematics == {}
+    assert "house::sum, which has no rule" in reason(Net(house.sum))
