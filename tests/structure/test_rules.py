@@ -20,6 +20,7 @@ from lightning_coreset.structure import (
     OpCall,
     Pinned,
     Propagation,
+    Step,
     StepKind,
     TensorInfo,
     analyse,
@@ -302,11 +303,12 @@ def test_a_function_of_ones_own(registered):
     def rule(propagation: Propagation, call: OpCall) -> None:
         (source,), (result,) = call.tensors, call.results
         labels = propagation.info(source).channel_labels
-        paths = propagation.producer_paths([source])
+        paths = propagation.producer_paths([source], Step(call.name))
         propagation.set_info(result, TensorInfo(labels, producer_paths=paths))
 
     registered(house.relu, rule)
     assert found(Net(house.relu)) == {"a": 8}
+    assert steps(Net(house.relu)) == ["house::relu"]
 
 
 # ---- the registration
