@@ -1,4 +1,4 @@
-"""Elementwise operators that the mathematics of coresets is told: the one place where structure knows of coreset."""
+"""Operators registered as activations: the one place where ``structure`` calls ``coreset``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Classes of united atoms, and the groups that are formed by those which may be removed."""
+"""Classes of united labels, and the groups that are formed by those which may be removed."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ HEAD_COUNTS = (
 
 
 class GroupBuilder:
-    """The classes of atoms once the whole network was followed, each known by its root.
+    """The classes of labels once the whole network was followed, each known by its root.
 
-    There are as many atoms as all dimensions of all tensors are long together, so what concerns every atom is done on
+    There are as many labels as all dimensions of all tensors are long together, so what concerns every label is done on
     whole tensors; only groups and their members are walked one by one.
 
     Args:
         engine: What has followed the network.
-        atoms: Its atoms, or what they are condensed to.
+        union_find: Its union-find, or what that is condensed to.
     """
 
-    def __init__(self, engine: Propagation, atoms: ChannelUnionFind) -> None:
+    def __init__(self, engine: Propagation, union_find: ChannelUnionFind) -> None:
         self.engine = engine
-        self.atoms = atoms
-        self.roots = atoms.all_roots()
-        self._reasons = atoms.reasons()  # by root
+        self.union_find = union_find
+        self.roots = union_find.all_roots()
+        self._reasons = union_find.reasons()  # by root
         self.group_of = self._partition()
         self._names: dict[int, str] = {}
         layers = {name: contraction.layer for name, contraction in engine.records.layers.items()}
@@ -49,7 +49,7 @@ class GroupBuilder:
 
     def roots_of(self, where: Dim) -> Tensor:
         """The roots along one dimension of a tensor, int64 ``(size,)``."""
-        own = self.atoms.ranges[where]
+        own = self.union_find.ranges[where]
         return self.roots[own.start : own.stop]
 
     def groups(self) -> list[ChannelGroup]:
@@ -58,7 +58,7 @@ class GroupBuilder:
         count = int(self.group_of.max()) + 1
         if not count:
             return []
-        places = ClassPositions(self.atoms.ranges, self.roots, self.group_of)
+        places = ClassPositions(self.union_find.ranges, self.roots, self.group_of)
         dims = places.dims(count)
         makers = [min((order[where], where) for where in own if where in order) for own in dims]
         ranked = sorted(range(count), key=lambda number: (makers[number][0], number))
@@ -124,7 +124,7 @@ class GroupBuilder:
         """The group of this number."""
         lengths = {where: len(self.engine.union_find.ranges[where]) for where in sorted(dims, key=self._network_order)}
         condensed = (
-            self.atoms is not self.engine.union_find
+            self.union_find is not self.engine.union_find
         )  # then all classes lie as the first two do: one after the other
         members = tuple(
             Member(
@@ -213,7 +213,7 @@ class GroupBuilder:
         numbers = self._reasons[self.roots_of(where)]
         blocked = numbers[numbers >= 0]
         if len(blocked):
-            return self.atoms.reason(int(blocked[0]))
+            return self.union_find.reason(int(blocked[0]))
         if where in self.engine.records.producers:
             return "is consumed by no layer whose weights could be cut"
         return "is not run by the example inputs"

@@ -1,4 +1,4 @@
-"""What following a network tells about its layers: which weights make and read channels, paths, BatchNorms, MACs."""
+"""What is learnt of layers when a network is followed: which weights make and read channels, paths, MACs."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ class _Call(NamedTuple):
 
 
 class _Kind(NamedTuple):
-    """What an operator is, as far as its schema tells.
+    """What the schema says of an operator.
 
     Attributes:
         is_view: Whether its result is a view.

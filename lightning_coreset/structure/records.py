@@ -33,7 +33,7 @@ class Member:
             embedding, is a consumer before a producer before channelwise.
         index: For every class of the group, the positions of the class along ``dim``. Empty where the tensor does not
             carry the class; several where one channel became several positions (a Flatten, a grouped convolution).
-        length: Size of ``dim`` when the group was found, by which a group that is out of date is told; ``None`` if
+        length: Size of ``dim`` when the group was found, to recognise a group that is out of date; ``None`` if
             unknown.
     """
 

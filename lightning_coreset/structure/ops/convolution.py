@@ -66,7 +66,7 @@ def _depthwise(propagation: Propagation, inputs: Tensor, weight: Tensor, transpo
     channels = propagation.channel_labels(inputs, 1, FIXED_INPUT)
     owner = propagation.owners.get(propagation.info(weight).direct or "")
     if not isinstance(owner, Convolution):
-        propagation.union_find.block(channels, "passes a depthwise convolution whose group count cannot be mended")
+        propagation.union_find.block(channels, "passes a depthwise convolution whose group count cannot be updated")
     filters = propagation.channel_labels(weight, 0, FIXED_INPUT)
     if transposed:
         propagation.pin_dims(weight, [1], "is a channel multiplier")

@@ -9,7 +9,8 @@ from functools import cache
 
 from torch import Tensor
 
-from lightning_coreset.structure.labels import ChannelLabels, TensorInfo, join, pin_dims, varying
+from lightning_coreset.structure.label_merging import join, varying
+from lightning_coreset.structure.labels import ChannelLabels, TensorInfo, pin_dims
 from lightning_coreset.structure.layer_records import Paths
 from lightning_coreset.structure.propagation import Propagation
 from lightning_coreset.structure.steps import Step, StepKind

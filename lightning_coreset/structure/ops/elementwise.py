@@ -6,7 +6,8 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
-from lightning_coreset.structure.labels import ChannelLabels, TensorInfo, join, unite_along, varying
+from lightning_coreset.structure.label_merging import join, varying
+from lightning_coreset.structure.labels import ChannelLabels, TensorInfo, unite_along
 from lightning_coreset.structure.propagation import OpCall, Propagation, Rule
 from lightning_coreset.structure.steps import Step, StepKind
 

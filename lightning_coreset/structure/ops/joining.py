@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from lightning_coreset._compat import view_base
-from lightning_coreset.structure.labels import ChannelLabels, TensorInfo, add, join, varying
+from lightning_coreset.structure.label_merging import add, join, varying
+from lightning_coreset.structure.labels import ChannelLabels, TensorInfo
 from lightning_coreset.structure.propagation import OpCall, Propagation, Rule
 from lightning_coreset.structure.steps import Step
 

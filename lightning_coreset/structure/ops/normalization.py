@@ -45,7 +45,7 @@ def layer_norm(propagation: Propagation, call: OpCall) -> None:
 
 
 def group_norm(propagation: Propagation, call: OpCall) -> None:
-    """Statistics over groups of channels: whole groups may go, if the module's group count can be mended."""
+    """Statistics over groups of channels: whole groups may go, if the module's group count is updated with them."""
     source, out = call.args[0], call.results[0]
     groups = int(call.arguments.get("group", call.arguments.get("num_groups", 1)))
     reason = "is normalised over groups of channels"
