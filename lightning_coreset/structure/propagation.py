@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -22,9 +21,9 @@ from lightning_coreset.structure.labels import (
 from lightning_coreset.structure.layer_records import LayerRecords, Paths
 from lightning_coreset.structure.lazy_execution import LazyExecutor
 from lightning_coreset.structure.op_call import OpCall, tensors_among
-from lightning_coreset.structure.references import address_of
 from lightning_coreset.structure.steps import Norm, Step, StepKind
 from lightning_coreset.structure.union_find import ChannelUnionFind
+from lightning_coreset.structure.views import SharedMemory
 from lightning_coreset.structure.weak_map import IdentityWeakMap
 
 
@@ -69,7 +68,7 @@ class Propagation(DispatchMode):
         self._find_rule = find_rule
         self._unsupported = unsupported
         self._known = IdentityWeakMap()
-        self._views: dict[int, list[weakref.ref[Tensor]]] = {}  # by the address of the memory that they show
+        self._shared_memory = SharedMemory()
         self._adopt()
 
     def _adopt(self) -> None:
@@ -215,13 +214,11 @@ class Propagation(DispatchMode):
         return result
 
     def _follow(self, call: OpCall) -> None:
-        if call.inplace and self._views and call.name != "copy":  # whose rule looks at what it writes into
+        if call.inplace and call.name != "copy":  # whose rule looks at what it writes into
             self._note_write(call)
         self._apply_rule(call)
         if call.function.is_view:
-            for tensor in (*call.tensors, *call.results):
-                if address := address_of(tensor):
-                    self._views.setdefault(address, []).append(weakref.ref(tensor))
+            self._shared_memory.add((*call.tensors, *call.results))
 
     def _apply_rule(self, call: OpCall) -> None:
         rule = self._find_rule(call.function)
@@ -242,8 +239,7 @@ class Propagation(DispatchMode):
     def _note_write(self, call: OpCall) -> None:
         """Other views of memory that is written into keep their labels, and have other values from now on."""
         for written in call.written:
-            others = [reference() for reference in self._views.get(address_of(written), ())]
-            for other in {id(other): other for other in others if other is not None and other is not written}.values():
+            for other in self._shared_memory.others(written):
                 info = self.info(other)
                 paths = self.producer_paths([other], Step(StepKind.WRITTEN))
                 self._known[other] = replace(info, direct=None, producer_paths=paths)
