@@ -20,7 +20,7 @@ class _Signature:
         name: See ``OpCall``.
         defaults: All arguments in their order, with their default values.
         written: The arguments that the operator writes into.
-        inplace: Whether the first argument is one of these, and not an ``out=``.
+        inplace: Whether the first argument is one of these.
         has_out: Whether the result goes into an argument ``out=``.
     """
 
@@ -45,7 +45,7 @@ def _signature(function: Any) -> _Signature:
         name,
         {argument.name: argument.default_value for argument in arguments},
         tuple(argument.name for argument in written),
-        bool(written) and written[0].name == arguments[0].name and not written[0].kwarg_only,
+        bool(written) and written[0].name == arguments[0].name,
         any(argument.kwarg_only for argument in written),
     )
 

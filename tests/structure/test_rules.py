@@ -423,6 +423,7 @@ def test_the_steps_are_what_changes_values(between, expected):
     ("product", "expected"),
     {
         "scaled": (lambda net, h: torch.addmm(net.b.bias, h, net.b.weight.t(), alpha=2), [StepKind.DERIVED_WEIGHT]),
+        "scaled bias": (lambda net, h: torch.addmm(net.b.bias, h, net.b.weight.t(), beta=2), [StepKind.DERIVED_WEIGHT]),
         "plain": (lambda net, h: torch.addmm(net.b.bias, h, net.b.weight.t()), []),
         "weight written in place": (
             lambda net, h: (w := net.b.weight.t().clone(), w.mul_(2), h @ w)[2],
