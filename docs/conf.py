@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 project = "lightning-coreset"
-release = version = re.search(r'^version = "(.+)"', (ROOT / "pyproject.toml").read_text(), re.M)[1]
+release = version = re.search(r'^__version__ = "(.+)"', (ROOT / "lightning_coreset/__init__.py").read_text(), re.M)[1]
 html_show_copyright = False
 
 extensions = [

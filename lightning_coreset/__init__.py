@@ -9,6 +9,8 @@ from lightning_coreset.plan import GroupPlan, ParameterChange, PruningPlan
 from lightning_coreset.pruning import count_macs, plan_pruning, prune
 from lightning_coreset.scan import Scan, ScanRecord, sensitivity_scan
 
+__version__ = "0.1.0"
+
 __all__ = [
     "CoresetPruningCallback",
     "GroupPlan",

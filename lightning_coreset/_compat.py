@@ -370,19 +370,23 @@ def communication_state(strategy: Any, kind: type[T]) -> T | None:
     return next((state for state in held if isinstance(state, kind)), None)
 
 
+def loses_first_static_iteration(strategy: Any) -> bool:
+    """Whether a DDP strategy with ``static_graph=True`` and manual optimization never reduces its first gradients.
+
+    Lightning reduces them from 2.6 on, and keeps in this attribute whether it has.
+    """
+    static = getattr(strategy, "_ddp_kwargs", {}).get("static_graph", False)
+    return static and not hasattr(strategy, "_pl_static_graph_delay_done")
+
+
 def repeat_static_graph_delay(strategy: Any) -> None:
-    """Let a DDP strategy treat the next iteration as its first.
+    """Let a DDP strategy treat the next iteration as its first: a new wrapper delays its all-reduce as the first did.
 
-    With ``static_graph=True`` and manual optimization the first iteration's delayed all-reduce is otherwise never run
-    again, and the ranks drift apart silently.
-
-    Raises:
-        RuntimeError: If that is so, and the strategy does not say where it keeps this.
+    Without this, with ``static_graph=True`` and manual optimization, it is never run again, and the ranks drift apart
+    silently.
     """
     if hasattr(strategy, "_pl_static_graph_delay_done"):
         strategy._pl_static_graph_delay_done = False
-    elif getattr(strategy.model, "static_graph", False) and not strategy.lightning_module.automatic_optimization:
-        raise unsupported("lightning.pytorch.strategies.DDPStrategy._pl_static_graph_delay_done", "prune under it")
 
 
 def ignored_by_ddp(pl_module: nn.Module) -> tuple[str, ...]:

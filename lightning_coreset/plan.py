@@ -1,4 +1,4 @@
-"""The hinge of the package: what a pruning event does, as frozen records that speak by qualified name.
+"""What a pruning event does, as frozen records by qualified name: the plan that every part of the package uses.
 
 A plan knows nothing of how it was made (structure, mathematics) nor of how it is applied (surgery, optimizers). It is
 made once, broadcast, applied, logged and saved.
@@ -37,7 +37,7 @@ class ParameterChange:
 
 @dataclass(frozen=True)
 class AttributeChange:
-    """How one integer attribute of a module changes that no tensor's shape tells, such as a number of heads."""
+    """How an integer attribute of a module changes that follows from no tensor's shape, such as a number of heads."""
 
     module: str
     name: str
@@ -56,7 +56,7 @@ class GroupPlan:
         kept: The classes that stay, ascending, as positions among those before the event.
         method: How they were chosen, with the reason where a group fell back to another method.
         expected_error: The expected squared error of the next layer's outputs over their expected square, under the
-            Gaussian law of the activations; ``None`` where the method does not tell it.
+            Gaussian distribution of the activations; ``None`` where the method does not compute it.
         certified_error: A proven bound on what the plan changes in any coordinate of the next layer's outputs, for
             every input of norm at most ``input_radius``; ``None`` unless certificates were asked for and there is one.
             A coordinate is an output of a Linear; the output of a convolution adds one for each kernel position.
@@ -85,12 +85,12 @@ class GroupPlan:
 
 @dataclass(frozen=True, eq=False)
 class PruningPlan:
-    """Everything one pruning event does to a model, and what it comes to.
+    """Everything one pruning event does to a model, with the sizes before and after.
 
     Attributes:
         groups: What happens to each group, in network order; groups that keep all their channels included.
         changes: What happens to each parameter and buffer.
-        attributes: What happens to attributes of modules, beside those that follow from the shapes.
+        attributes: What happens to attributes of modules that do not follow from the shapes.
         skipped: Layers that cannot be pruned, by qualified name, each with the reason in words.
         requested: The pruning ratio asked for, as a fraction of the original model's ``unit``.
         reached: The pruning ratio that whole channels allow.
@@ -177,7 +177,7 @@ class PruningPlan:
         return [heads, *cells]
 
     def totals(self) -> list[str]:
-        """What the event comes to, one sentence a line."""
+        """The sizes before and after the event, one sentence a line."""
         return [
             f"{self.unit} removed: {self.reached:.2%} of the original (requested {self.requested:.2%})",
             f"params {self.params_before:,} -> {self.params_after:,}, sparsity {self.sparsity:.2%}",

@@ -103,7 +103,9 @@ def training() -> dict[str, Any]:
             enable_model_summary=False,
         )
         trainer.fit(model, data)
-        saved = torch.load(next(Path(folder).rglob("*.ckpt")), weights_only=True)
+        saved = torch.load(
+            next(Path(folder).rglob("*.ckpt")), weights_only=False
+        )  # SWALR of torch 2.6 holds a function
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
         events = EventAccumulator(folder).Reload()

@@ -114,6 +114,7 @@ def outcomes() -> dict[str, Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)  # the fixture is part of the first test
 @pytest.mark.parametrize("missing", TAKEN_AWAY)
 def test_without_a_private_name_the_result_is_the_same_or_an_error_says_so(
     outcomes: dict[str, Any], missing: str
@@ -128,6 +129,7 @@ def test_without_a_private_name_the_result_is_the_same_or_an_error_says_so(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_the_complete_outcome_is_that_of_pruning(outcomes: dict[str, Any]) -> None:
     plain, training = outcomes[""]["plain_pruning"], outcomes[""]["training"]
 
@@ -181,17 +183,15 @@ def test_communication_state_is_found_under_any_name() -> None:
     assert _compat.communication_state(strategy, PowerSGDState) is state
 
 
-def test_static_graph_is_refused_where_the_strategy_does_not_say_whether_its_delay_is_done() -> None:
-    module = SimpleNamespace(automatic_optimization=False)
-    strategy: Any = SimpleNamespace(model=SimpleNamespace(static_graph=True), lightning_module=module)
-    with pytest.raises(RuntimeError, match=r"lightning .* does not, and lightning_coreset cannot prune under it"):
+def test_static_graph_is_reduced_first_only_where_the_strategy_says_so() -> None:
+    for static in (False, True):
+        strategy = DDPStrategy(static_graph=static)
+        vars(strategy).pop("_pl_static_graph_delay_done", None)
+        assert _compat.loses_first_static_iteration(strategy) == static
+        strategy._pl_static_graph_delay_done = True
+        assert not _compat.loses_first_static_iteration(strategy)
         _compat.repeat_static_graph_delay(strategy)
-
-    strategy.model.static_graph = False
-    _compat.repeat_static_graph_delay(strategy)
-    strategy._pl_static_graph_delay_done = True
-    _compat.repeat_static_graph_delay(strategy)
-    assert strategy._pl_static_graph_delay_done is False
+        assert strategy._pl_static_graph_delay_done is False
 
 
 def test_averaged_model_of_lightning_is_found_under_any_name() -> None:

@@ -20,10 +20,12 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+import lightning_coreset
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "lightning_coreset"
 RUNTIME = {"torch", "lightning", "torchmetrics", "tensorboard"}
-# What tensorboard itself requires, for the pictures drawn for it; and what is used in a terminal if it is there.
+# For the pictures drawn for TensorBoard; and what is used in a terminal if it is there.
 DRAWING = {"numpy", "PIL"}
 OPTIONAL = {"rich"}
 MODULES = sorted(PACKAGE.rglob("*.py"))
@@ -67,11 +69,13 @@ for module in [lightning_coreset, *map(importlib.import_module, names)]:
     assert result.returncode == 0, result.stderr
 
 
-def test_metadata_names_the_four_runtime_dependencies_and_the_extras(metadata: Message) -> None:
+def test_metadata_names_the_runtime_dependencies_and_the_extras(metadata: Message) -> None:
     required = [text for text in metadata.get_all("Requires-Dist", []) if "extra ==" not in text]
-    assert {re.split(r"[^\w-]", text)[0] for text in required} == RUNTIME
+    assert {re.split(r"[^\w-]", text)[0] for text in required} == RUNTIME | {"numpy", "pillow"}
     assert set(metadata.get_all("Provides-Extra", [])) == {"test", "examples", "benchmarks", "docs", "dev"}
     assert metadata["Name"] == "lightning-coreset"
+    assert metadata["Version"] == lightning_coreset.__version__
+    assert metadata.get_all("Project-URL") == ["Paper, https://arxiv.org/abs/2008.08316"]
     assert metadata["Requires-Python"] == ">=3.10"
     assert metadata["License-Expression"] == "Apache-2.0"
 
@@ -82,6 +86,10 @@ def imported(path: Path) -> set[str]:
     names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     names |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module}
     return {name.partition(".")[0] for name in names}
+
+
+def test_citation_names_the_version() -> None:
+    assert f"\nversion: {lightning_coreset.__version__}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
 
 
 # import-linter can forbid an outside package by its name, but it cannot allow only the ones listed: that is here.

@@ -6,13 +6,9 @@ Nothing here knows of a model, a trainer or a logger. Computations run in float6
 
 from lightning_coreset._deprecated import deprecated_names
 from lightning_coreset.coreset.absolute_sum import largest_absolute_sum
-from lightning_coreset.coreset.activations import (
-    Activation,
-    PiecewiseLinear,
-    find_activation,
-    largest_magnitude,
-    value_range,
-)
+from lightning_coreset.coreset.activation_registry import ActivationRegistration, register_activation
+from lightning_coreset.coreset.activation_table import find_activation
+from lightning_coreset.coreset.activations import Activation, PiecewiseLinear, largest_magnitude, value_range
 from lightning_coreset.coreset.certificate import Certificate, certify, largest_found_error, output_radius
 from lightning_coreset.coreset.elimination import compress_rows, eliminate, elimination_curve
 from lightning_coreset.coreset.gaussian_moments import (
@@ -43,6 +39,7 @@ from lightning_coreset.coreset.sensitivity import sensitivities, sensitivities_f
 
 __all__ = [
     "Activation",
+    "ActivationRegistration",
     "Certificate",
     "Gaussian",
     "LeastSquaresFit",
@@ -73,6 +70,7 @@ __all__ = [
     "paper_error_bound",
     "paper_sample_size",
     "reconstruct",
+    "register_activation",
     "sample_size",
     "sampling_complexity",
     "sensitivities",

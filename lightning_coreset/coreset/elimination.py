@@ -26,7 +26,7 @@ def eliminate(
     ridge: float = 1e-3,
     classes: Tensor | None = None,
 ) -> Tensor:
-    r"""Drop the channels that the others can best stand in for, until ``size`` are left.
+    r"""Drop the channels that the others can best replace, until ``size`` are left.
 
     With :math:`Q = (C_{AA} + \lambda I)^{-1}` and the consumers re-solved on the channels alive,
     :math:`B = W C_{:A} Q`, dropping the set :math:`D` raises the expected squared error by exactly
@@ -35,7 +35,7 @@ def eliminate(
 
     Rounds shrink the channels geometrically. The cheapest candidates of a round, twice as many as have to go, are taken
     out one at a time with their costs kept exact; :math:`Q` and :math:`B` of the others follow once a round by a block
-    downdate. Without that inner loop a round would drop both of two channels that stand in for each other.
+    downdate. Without that inner loop a round would drop both of two channels that replace each other.
 
     Args:
         moment: The moments :math:`C` of the activations, centred or not, ``(N, N)``. Computed in its dtype, except that
@@ -47,7 +47,7 @@ def eliminate(
             1e-3 keeps the new weights small.
         classes: Labels ``(N,)`` of channels that must stay or go together, such as the groups of a grouped
             convolution. The cost of a class is that of dropping it whole, not the sum over its channels, which would
-            call two of them free because each can stand in for the other. Costs are compared per channel.
+            call two of them free because each can replace the other. Costs are compared per channel.
 
     Returns:
         The positions that stay, int64, ascending, exactly ``size`` of them, or with ``classes`` whole classes of at

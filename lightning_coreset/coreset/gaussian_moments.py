@@ -24,7 +24,7 @@ def matrix_dtype(channels: int) -> torch.dtype:
 
 @dataclass(frozen=True, eq=False)
 class Gaussian:
-    r"""The law :math:`z \sim N(m, \mathrm{diag}(s) R \, \mathrm{diag}(s))` of the pre-activations.
+    r"""The distribution :math:`z \sim N(m, \mathrm{diag}(s) R \, \mathrm{diag}(s))` of the pre-activations.
 
     Attributes:
         mean: The means :math:`m`, float64 ``(N,)``.
@@ -56,7 +56,7 @@ class Moments:
         return torch.addr(self.second, mean, mean, alpha=-1)
 
 
-def activation_moments(activation: Activation, law: Gaussian, *, terms: int = 13) -> Moments:
+def activation_moments(activation: Activation, gaussian: Gaussian, *, terms: int = 13) -> Moments:
     r"""The moments :math:`E[\phi(z_p) \phi(z_q)]` by Mehler's expansion.
 
     .. math:: K = \sum_{k \le n} a_k a_k^T \circ R^{\circ k} + t t^T \circ R^{\circ (n + 1)},
@@ -67,23 +67,23 @@ def activation_moments(activation: Activation, law: Gaussian, *, terms: int = 13
 
     Args:
         activation: The function :math:`\phi`.
-        law: The law of the pre-activations.
+        gaussian: The distribution of the pre-activations.
         terms: The highest power :math:`n` before the remainder. At 13 ReLU is within 7e-5 of the arc-cosine kernel.
 
     Returns:
-        The moments, the matrix in the dtype of ``law.correlation``.
+        The moments, the matrix in the dtype of ``gaussian.correlation``.
 
     Example:
         >>> from lightning_coreset.coreset import find_activation
-        >>> law = linear_preactivations(torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]))
-        >>> activation_moments(find_activation("relu"), law).second * 2 * torch.pi
+        >>> gaussian = linear_preactivations(torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]))
+        >>> activation_moments(find_activation("relu"), gaussian).second * 2 * torch.pi
         tensor([[3.1416, 1.0000],
                 [1.0000, 3.1416]], dtype=torch.float64)
 
     """
-    a, second = hermite_coefficients(activation, law.mean, law.scale, terms)
+    a, second = hermite_coefficients(activation, gaussian.mean, gaussian.scale, terms)
     remainder = (second - a.square().sum(dim=0)).clamp_min(0).sqrt()
-    R = law.correlation
+    R = gaussian.correlation
     # Horner's scheme: one N x N buffer, two passes a term.
     columns = [remainder, *a.flip(0)]
     K = torch.zeros_like(R)
@@ -97,7 +97,7 @@ def linear_preactivations(
     mean: Tensor | None = None,
     covariance: float | Tensor | tuple[Tensor, Tensor] = 1.0,
 ) -> Gaussian:
-    r"""The law of :math:`z = A x + b` for an input :math:`x` with the given mean and covariance.
+    r"""The distribution of :math:`z = A x + b` for an input :math:`x` with the given mean and covariance.
 
     Args:
         producers: The rows ``(N, d + 1)`` of :math:`A` with :math:`b` last.
@@ -106,14 +106,14 @@ def linear_preactivations(
             covariance ``(C, C)`` and a spatial correlation ``(T, T)`` whose Kronecker product it is (never formed).
 
     Returns:
-        The law of the pre-activations.
+        The distribution of the pre-activations.
 
     Raises:
         ValueError: If the shapes do not fit.
 
     Example:
-        >>> law = linear_preactivations(torch.tensor([[3.0, 4.0, 1.0]]), torch.tensor([1.0, 0.0]), 4.0)
-        >>> law.mean, law.scale
+        >>> gaussian = linear_preactivations(torch.tensor([[3.0, 4.0, 1.0]]), torch.tensor([1.0, 0.0]), 4.0)
+        >>> gaussian.mean, gaussian.scale
         (tensor([4.], dtype=torch.float64), tensor([10.], dtype=torch.float64))
 
     """
@@ -131,7 +131,7 @@ def batchnorm_preactivations(
     scale: Tensor,
     covariance: float | Tensor | tuple[Tensor, Tensor] = 1.0,
 ) -> Gaussian:
-    r"""The law that a BatchNorm leaves in the model: mean :math:`\beta_p`, deviation :math:`|\gamma_p|`.
+    r"""The distribution that a BatchNorm leaves in the model: mean :math:`\beta_p`, deviation :math:`|\gamma_p|`.
 
     Args:
         producers: The rows ``(N, d + 1)`` with the BatchNorm folded in. Only their directions count.
@@ -140,12 +140,12 @@ def batchnorm_preactivations(
         covariance: The input's covariance as in :func:`linear_preactivations`.
 
     Returns:
-        The law of the pre-activations.
+        The distribution of the pre-activations.
 
     Example:
         >>> folded = torch.tensor([[2.0, 0.0, 0.1], [-0.5, 0.0, 0.2]])
-        >>> law = batchnorm_preactivations(folded, torch.tensor([0.1, 0.2]), torch.tensor([1.5, -0.7]))
-        >>> law.scale, law.correlation[0, 1]
+        >>> gaussian = batchnorm_preactivations(folded, torch.tensor([0.1, 0.2]), torch.tensor([1.5, -0.7]))
+        >>> gaussian.scale, gaussian.correlation[0, 1]
         (tensor([1.5000, 0.7000], dtype=torch.float64), tensor(-1., dtype=torch.float64))
 
     """

@@ -60,7 +60,7 @@ def reconstruct(
         classes: As in :func:`eliminate`.
 
     Returns:
-        The coreset. Its ``error`` is exact under the Gaussian law that the moments come from.
+        The coreset. Its ``error`` is exact under the Gaussian distribution that the moments come from.
 
     Raises:
         ValueError: If the shapes do not fit, or ``size`` or ``rounds`` is below 1.
@@ -140,7 +140,7 @@ def expected_error(moment: Tensor, change: Tensor) -> float:
 
 
 def variance_ratios(moment: Tensor, consumers: Tensor, kept: Tensor, weights: Tensor, correlation: Tensor) -> Tensor:
-    r"""How much the variance of each output shrinks: what a BatchNorm after the consumer must be told.
+    r"""The factors by which the variance of each output shrinks, for a BatchNorm after the consumer.
 
     The variance of output :math:`o` is :math:`\sum_{k,l} \rho_{kl} \, w_{ok}^T C \, w_{ol}` for channels correlated by
     :math:`C` and positions by :math:`\rho`; the ratio of new to old multiplies ``running_var``.

@@ -147,7 +147,7 @@ def inclusion_probabilities(sensitivity: Tensor, size: int) -> Tensor:
 def draw_pps(sensitivity: Tensor, size: int, generator: torch.Generator) -> Sample:
     r"""Draw exactly ``size`` distinct channels, each with its inclusion probability: unbiased and of low variance.
 
-    The random-order pivotal method (Deville and Tille, 1998): two undecided channels at a time fight over their joint
+    The random-order pivotal method (Deville and Tille, 1998): two undecided channels at a time compete for their joint
     probability until one of them is decided. The weights are :math:`1 / \pi_q`.
 
     Args:

@@ -118,7 +118,7 @@ def paper_sample_size(
     r"""The paper's sample size :math:`c \frac{t}{\epsilon^2} (d \log t + \log \frac{1}{\delta})`.
 
     Mussay et al., arXiv 2008.08316, from Braverman, Feldman and Lang (2016). The constant is not stated there, so this
-    tells how the size scales and guarantees nothing.
+    shows how the size scales and guarantees nothing.
 
     Args:
         total_sensitivity: The paper's :math:`t`. Below 1 its logarithm is taken as zero.

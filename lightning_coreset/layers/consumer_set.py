@@ -5,7 +5,9 @@ Shapes: N channels; O outputs of a consumer, q inputs that one channel becomes, 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from math import isqrt, prod
 
 import torch
@@ -42,9 +44,12 @@ def consumer_sets(view: GroupView) -> list[ConsumerSet]:
     readers = [pair.path.consumer.weight for pair in pairs]
     if len(set(readers)) != len(readers):
         raise NoCoresetForm("one weight reads its channels in two ways")
+    # A bias of several consumers cannot take a constant that is meant for one of them.
+    targets = Counter(pair.constant_target for pair in pairs)
     alike: dict[tuple[Step, ...], list[LayerPair]] = {}
     for pair in pairs:
-        alike.setdefault(pair.path.steps, []).append(pair)
+        own = replace(pair, constant_target=None) if targets[pair.constant_target] > 1 else pair
+        alike.setdefault(pair.path.steps, []).append(own)
     sets = [ConsumerSet(same) for same in alike.values()]
     for one in sets:
         view.state.input_moments.update(one.carried_moments())

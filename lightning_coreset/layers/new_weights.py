@@ -5,9 +5,6 @@ Shapes: N channels, m kept; O outputs of a consumer, q inputs that one channel b
 
 from __future__ import annotations
 
-from collections import ChainMap
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 
@@ -21,7 +18,7 @@ _OUTPUT_NEIGHBOURS = 0.7
 
 
 def write_updates(readers: ConsumerSet, kept: Tensor, mix: Tensor, updates: dict[str, Tensor]) -> None:
-    """Add new consumers, biases and statistics to ``updates``, by name, on top of what is there already.
+    """Add new consumers, biases and statistics to ``updates``, by name.
 
     Args:
         readers: The consumers.
@@ -37,34 +34,32 @@ def write_updates(readers: ConsumerSet, kept: Tensor, mix: Tensor, updates: dict
         gone = pair.consumers[:, dropped]
         new = pair.consumers[:, kept] + torch.einsum("onqk,nm->omqk", gone, mix[dropped].to(gone))
         constant = torch.einsum("onqk,n->o", pair.consumers, offset.to(pair.consumers))
-        # Two consumers may share a bias or a BatchNorm: the second adds to what the first has written.
-        present: Mapping[str, Tensor] = ChainMap(updates, pair.view.tensors)  # type: ignore[arg-type]
         updates |= {
             pair.path.consumer.weight: _with_columns(pair, kept, new),
-            **_shifted(pair, constant, present),
-            **_rescaled_variance(pair, readers.covariance, kept, new, present),
+            **_shifted(pair, constant),
+            **_rescaled_variance(pair, readers.covariance, kept, new),
         }
 
 
-def _rescaled_variance(
-    pair: LayerPair, covariance: Tensor, kept: Tensor, new: Tensor, tensors: Mapping[str, Tensor]
-) -> dict[str, Tensor]:
+def _rescaled_variance(pair: LayerPair, covariance: Tensor, kept: Tensor, new: Tensor) -> dict[str, Tensor]:
     """The running variance of a BatchNorm behind the consumer, whose output varies less with fewer channels."""
     norm, places = pair.output_norm, pair.whole_input
     if norm is None or norm.running_var is None or places is None or places.shape[1] > 1:
         return {}
+    tensors = pair.view.tensors
     kernel = tuple(tensors[pair.path.consumer.weight].shape[2:]) or (1,)
     correlation = spatial_correlation(kernel, _OUTPUT_NEIGHBOURS)
     ratios = variance_ratios(covariance, pair.consumers.flatten(2), kept, new.flatten(2), correlation)
     return {norm.running_var: to_cpu_float64(tensors[norm.running_var]) * ratios}
 
 
-def _shifted(pair: LayerPair, constant: Tensor, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _shifted(pair: LayerPair, constant: Tensor) -> dict[str, Tensor]:
     """The tensor that takes a constant (O,) added to the consumer's outputs."""
     if pair.constant_target is None or not constant.any():
         return {}
     name, sign = pair.constant_target
-    return {name: to_cpu_float64(tensors[name]) + sign * constant.reshape(tensors[name].shape)}
+    tensor = pair.view.tensors[name]
+    return {name: to_cpu_float64(tensor) + sign * constant.reshape(tensor.shape)}
 
 
 def _with_columns(pair: LayerPair, kept: Tensor, new: Tensor) -> Tensor:

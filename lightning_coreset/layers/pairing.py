@@ -31,6 +31,13 @@ def layer_pairs(view: GroupView) -> tuple[LayerPair, ...]:
     return tuple(_layer_pair(view, path) for path in group.paths)
 
 
+def check_ranges(pairs: Sequence[LayerPair]) -> None:
+    """Raise ``NoCoresetForm`` unless the range of every activation is known, which a bound for all inputs needs."""
+    for pair in pairs:
+        if pair.activation.turning_points is None:
+            raise NoCoresetForm(f"the turning points of its activation {pair.activation.name} are not known")
+
+
 def single_channel_pairs(view: GroupView) -> tuple[LayerPair, ...]:
     """:func:`layer_pairs` of a group of single channels, each of which every output of its consumers may read.
 

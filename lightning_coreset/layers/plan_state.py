@@ -1,4 +1,4 @@
-"""What is known of a network while a plan is made, beside its tensors; handed on from group to group."""
+"""What is known of a network while a plan is made, in addition to its tensors; passed on from group to group."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ class ActivationMoments:
     Attributes:
         mean: (C,).
         covariance: (C, C), centred.
-        positions: How many inputs of the layer one channel becomes, beside its kernel: several behind a Flatten.
+        positions: How many inputs of the layer one channel becomes, not counting kernel positions: several behind a
+            Flatten.
     """
 
     mean: Tensor

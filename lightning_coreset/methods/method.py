@@ -84,7 +84,7 @@ class Method(ABC):
         For ``allocation="error"``. By default that of the reconstruction, whatever chooses the channels.
 
         Raises:
-            NoCoresetForm: If nothing is known of this group; it goes at the pace of the others then.
+            NoCoresetForm: If nothing is known of this group; it then shrinks at the pace of the others.
         """
         return expected_error_curve(group)
 

@@ -36,6 +36,6 @@ class Selection:
         return cls(torch.arange(size), method, {}, 0.0)
 
     def factors(self, size: int) -> Tensor:
-        """The multiplier of all weights that read each of ``size`` channels, zero where it goes, float64 (N,)."""
+        """The multiplier of all weights that read each of ``size`` channels, zero for removed ones, float64 (N,)."""
         weights = torch.ones(len(self.kept), dtype=torch.float64) if self.weights is None else self.weights.cpu()
         return torch.zeros(size, dtype=torch.float64).index_copy_(0, self.kept, weights.double())

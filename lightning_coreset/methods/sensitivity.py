@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_coreset.coreset import draw_distinct, draw_fixed, draw_pps, sample_size, sensitivities_from_norms
-from lightning_coreset.layers import GroupView, LayerPair, NoCoresetForm, layer_pairs
+from lightning_coreset.layers import GroupView, LayerPair, NoCoresetForm, check_ranges, layer_pairs
 from lightning_coreset.methods.method import Method
 from lightning_coreset.methods.ranking import rank_by_norms
 from lightning_coreset.methods.selection import Selection
@@ -88,6 +88,7 @@ class Sensitivity(Method):
 
     def _sample(self, group: GroupView, size: int) -> Selection:
         pairs = layer_pairs(group)
+        check_ranges(pairs)
         scores = [
             sensitivities_from_norms(
                 pair.producer_norms(),
@@ -109,12 +110,16 @@ class Sensitivity(Method):
 
     def _guarantee(self, group: GroupView, epsilon: float) -> Selection:
         """As many draws as the theorem asks for; the whole group if it has no more channels than that."""
-        bounds = [_PairBound.of(pair, self.input_radius) for pair in layer_pairs(group)]
+        pairs = layer_pairs(group)
+        check_ranges(pairs)
+        bounds = [_PairBound.of(pair, self.input_radius) for pair in pairs]
         scores = torch.stack([bound.scores for bound in bounds]).amax(dim=0)
         drawn = scores > 0
         squares = torch.stack([(bound.slopes[drawn].square() / scores[drawn]).sum() for bound in bounds])
         complexity = math.sqrt(float(scores.sum() * squares.amax()))
         coordinates = sum(bound.coordinates for bound in bounds)
+        if not math.isfinite(complexity):  # an activation without a Lipschitz constant
+            return Selection.whole(group.size, _VACUOUS)
         draws = sample_size(float(scores.sum()), epsilon, coordinates, self.delta, complexity=complexity)
         if draws >= group.size:
             return Selection.whole(group.size, _VACUOUS)
@@ -156,5 +161,6 @@ class _PairBound:
         scale, offset = pair.affine_behind
         norms, weights = pair.producer_norms(), pair.consumer_norms()
         scores = sensitivities_from_norms(norms, weights, pair.activation, input_radius=input_radius)
-        slopes = weights * scale.abs() * pair.activation.lipschitz * norms * math.sqrt(input_radius**2 + 1)
+        slopes = weights * scale.abs() * norms * math.sqrt(input_radius**2 + 1)
+        slopes = torch.where(slopes > 0, slopes * pair.activation.lipschitz, 0.0)  # an infinite constant times 0 is NaN
         return cls(scale.abs() * scores + weights * offset.abs(), slopes, pair.coordinates)

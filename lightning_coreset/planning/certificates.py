@@ -7,7 +7,7 @@ itself; the output of a convolution adds as many coordinates as its kernel has p
 so that its error is at most that number times the coordinate's. A constant that went into the consumer's bias, or out
 of the running mean behind it, is shared equally among the coordinates of its output.
 
-What a certificate does not speak of: several layers together, fine-tuning, and the repaired variance of a BatchNorm
+A certificate does not cover several layers together, fine-tuning, and the rescaled running variance of a BatchNorm
 behind the consumer, which rescales its output. A sum over positions (``x.sum((2, 3))``) multiplies errors. Average
 pooling does no harm; behind max pooling, where every channel may come from another position, the triangle bound alone
 counts, and the error found is that of positions which are all alike.
@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from lightning_coreset.coreset import Activation, certify, largest_found_error, largest_magnitude, output_radius
-from lightning_coreset.layers import GroupView, LayerPair, NoCoresetForm, single_channel_pairs
+from lightning_coreset.layers import GroupView, LayerPair, NoCoresetForm, check_ranges, single_channel_pairs
 from lightning_coreset.layers.layer_pair import to_cpu_float64
 from lightning_coreset.methods import Selection
 from lightning_coreset.planning.input_norms import InputNorms
@@ -80,6 +80,7 @@ class Certifier:
         """
         try:
             pairs = single_channel_pairs(view)
+            check_ranges(pairs)
             radius, source = self._radius(pairs[0].path.producer.weight)
             changes = [_Change.of(pair, selection) for pair in pairs]
         except NoCoresetForm as reason:

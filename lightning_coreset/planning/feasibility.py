@@ -143,12 +143,12 @@ def why_nothing_goes(model: nn.Module, structure: Structure, request: Request) -
         if len(group.sizes) > 1
     }
     if not steps:
-        return f"No channel goes: no group can become smaller with {request.limits()}. Lower these limits."
+        return f"No channel is removed: no group can become smaller with {request.limits()}. Lower these limits."
     group = min(steps, key=lambda name: steps[name])
     return (
-        f"No channel goes: {problem.requested():.2%} of {whole:,} {unit} is {problem.requested() * whole:,.1f}, and "
-        f"the smallest step, {request.limits() or 'one channel'} of {group}, is {steps[group]:,.0f}. Ask for a larger "
-        "ratio."
+        f"No channel is removed: {problem.requested():.2%} of {whole:,} {unit} is {problem.requested() * whole:,.1f}, "
+        f"and the smallest step, {request.limits() or 'one channel'} of {group}, is {steps[group]:,.0f}. Ask for "
+        "a larger ratio."
     )
 
 

@@ -1,4 +1,4 @@
-"""How large the inputs of layers are, measured on an example: the radius of the ball that a certificate speaks of."""
+"""Norms of the inputs of layers, measured on an example: the radius of the ball of inputs that a certificate covers."""
 
 from __future__ import annotations
 

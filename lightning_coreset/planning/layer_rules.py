@@ -154,7 +154,8 @@ class RuleMatcher:
                 makers[module] = self._modules.get(module)
             if not module or parameter != "weight":
                 makers[member.name] = self._modules.get(module)
-        # Its own name tells groups of one module apart, and is all there is where what makes it is a consumer, too.
+        # The group's own name distinguishes several groups of one module, and is the only one where its producer is a
+        # consumer, too.
         base = _NUMBER.sub("", group.name)
         makers[group.name] = self._modules.get(base, self._modules.get(base.rpartition(".")[0]))
         return makers

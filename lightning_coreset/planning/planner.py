@@ -136,7 +136,9 @@ def _reports(
             params -= problem.cost_model.saved(name, size, sizes, "params")
             macs -= problem.cost_model.saved(name, size, sizes, "macs")
             sizes[name] = size
-            if name == cut[-1]:  # the meter goes by averages where classes differ; the last one makes up for it
+            if (
+                name == cut[-1]
+            ):  # where classes differ the cost model uses averages: the last group takes the difference
                 params, macs = float(after.params), float(after.macs)
         reports.append(choice.report(left[0] - round(params), left[1] - round(macs)))
     return tuple(reports)
@@ -150,7 +152,7 @@ def _choose(
 ) -> tuple[list[_Choice], tuple[ParameterChange, ...]]:
     """Select bottom to top on working copies, in which removed columns are gone and kept ones reweighted."""
     method, count = problem.request.method, len(problem.groups)
-    working = WorkingWeights(problem.tensors, problem.groups, cut=not method.reads_full_width)
+    working = WorkingWeights(problem.tensors, problem.groups, cut=True)
     state = PlanState(torch.Generator().manual_seed(problem.request.seed))
     choices = []
     for position, group in enumerate(problem.groups, start=1):
@@ -168,8 +170,6 @@ def _choose(
 
 def _select(method: Method, view: GroupView, size: int, originals: Mapping[str, Tensor]) -> Selection:
     """Ask the method, and check its answer: it may be anybody's."""
-    for member in view.group.by_role("consumer"):  # about to change
-        view.state.filter_norms.pop(member.name, None)
     try:
         selection = method.select(view, size)
     except (ValueError, RuntimeError):  # of which a matrix that cannot be factorised is one

@@ -115,7 +115,7 @@ class PruningProblem:
             try:
                 yield group.name, question(GroupView(group, self.tensors, state))
             except NoCoresetForm:
-                continue  # it goes at the pace of the others
+                continue  # it shrinks at the pace of the others
 
 
 def prunable(model: nn.Module, structure: Structure, request: Request) -> tuple[list[ChannelGroup], dict[str, str]]:

@@ -90,7 +90,7 @@ class Request:
         self._check_harmony()
 
     def _check_harmony(self) -> None:
-        """Refuse options that would silently do nothing beside others."""
+        """Refuse options that would have no effect in combination with others."""
         if self.allocation == "global" and not self.method.ranks_channels:
             raise ValueError(
                 "Expected a method that ranks channels, such as 'magnitude' or 'random', with allocation='global' but "
@@ -119,7 +119,7 @@ class Request:
         """The same request on its way: at a fraction of every ratio.
 
         Args:
-            fraction: From 0 (nothing goes) to 1 (all that is asked).
+            fraction: From 0 (nothing is removed) to 1 (all that is asked).
             seed: Another seed, if any.
         """
         ratio = self.pruning_ratio

@@ -22,8 +22,8 @@ class _ColumnUpdate:
 
     Attributes:
         dim: The dimension of the tensor along which the group lies.
-        left: Positions that stay, or ``None`` if what goes is set to zero instead.
-        factors: The multiplier of every position, float64, zero where it goes.
+        left: Positions that stay, or ``None`` if the others are set to zero instead.
+        factors: The multiplier of every position, float64, zero for removed ones.
     """
 
     dim: int

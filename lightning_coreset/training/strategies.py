@@ -18,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lightning_coreset._compat import (
     communication_state,
+    loses_first_static_iteration,
     repeat_static_graph_delay,
     starts_by_multiprocessing,
     tree_map,
@@ -36,8 +37,8 @@ def check_strategy(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
 
     Raises:
         MisconfigurationException: For a strategy that is neither of a single device nor DDP; for post-local SGD, whose
-            ranks have weights of their own; for processes that are spawned or forked with a module that the main
-            process could not load their result into.
+            ranks have weights of their own; before Lightning 2.6 for a static graph under manual optimization; for
+            processes that are spawned or forked with a module that the main process could not load their result into.
     """
     strategy = trainer.strategy
     # These are subclasses of what can follow.
@@ -53,6 +54,13 @@ def check_strategy(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
             "Expected a DDP communication hook that keeps the ranks' weights equal but got post-local SGD, with which "
             "each rank has its own between two averagings: a plan made from those of one rank fits no other. Use "
             "another ddp_comm_hook, or none."
+        )
+    by_hand = not pl_module.automatic_optimization
+    if isinstance(strategy, DDPStrategy) and by_hand and loses_first_static_iteration(strategy):
+        raise MisconfigurationException(
+            "Expected Lightning 2.6 or newer for manual optimization under DDP with static_graph=True but got an older "
+            "one, which does not reduce the gradients of the first iteration, nor of the first after an event: the "
+            "ranks drift apart. Install a newer Lightning, or train without static_graph=True."
         )
     if starts_by_multiprocessing(strategy.launcher) and not is_resizable(pl_module):
         raise MisconfigurationException(

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from fractions import Fraction
 
 import pytest
 import torch
@@ -185,3 +186,37 @@ def test_impossible_requests_are_refused(change, producers, radius):
         certify(change, producers, relu, input_radius=radius)
     with pytest.raises(ValueError, match="Expected"):
         largest_found_error(change, producers, relu, input_radius=radius, generator=_generator())
+
+
+# ---- rounding: bounds against exact rational arithmetic
+
+
+def exact(tensor: torch.Tensor) -> list[Fraction]:
+    return [Fraction(value) for value in tensor.flatten().tolist()]
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+@pytest.mark.parametrize(("channels", "columns"), [(1, 1), (7, 1), (40, 1), (7, 3), (3, 7)])
+def test_no_rounding_takes_the_absolute_sum_below_the_truth(channels, columns, scale):
+    """With one column of producers that is not zero the supremum is a plain sum, known exactly."""
+    generator = torch.Generator().manual_seed(channels + columns)
+    for _ in range(40):
+        weights = scale * torch.rand(1, channels, dtype=torch.float64, generator=generator)
+        producers = torch.zeros(channels, columns, dtype=torch.float64)
+        producers[:, 0] = torch.randn(channels, dtype=torch.float64, generator=generator)
+        truth = sum(w * abs(p) for w, p in zip(exact(weights), exact(producers[:, 0]), strict=True))
+        bound = Fraction(float(largest_absolute_sum(weights, producers)))
+        assert truth <= bound <= truth * Fraction(1001, 1000)
+
+
+@pytest.mark.parametrize("inputs", [2, 3, 10])
+def test_no_rounding_takes_an_error_found_above_the_truth(inputs):
+    """Of one linear channel the largest error is known: the radius times the norm of its row."""
+    identity, generator = find_activation(""), torch.Generator().manual_seed(inputs)
+    for _ in range(40):
+        row = torch.randn(1, inputs + 1, dtype=torch.float64, generator=generator)
+        row[:, -1] = 0.0
+        change = torch.ones(1, 1, dtype=torch.float64)
+        found = largest_found_error(change, row, identity, input_radius=3.0, generator=generator, starts=2, steps=3)
+        assert Fraction(float(found)) ** 2 <= 9 * sum(value**2 for value in exact(row))
+        assert float(found) == pytest.approx(3 * float(row.norm()), rel=1e-9)

@@ -305,3 +305,65 @@ def test_a_norm_behind_a_flatten_is_no_affine_map_of_channels():
     groups, tensors = setting(model, torch.randn(4, 2, 4, 4).double())
     selection = reconstructed(groups["0"], 3, tensors)
     assert selection.method.startswith("rank (a BatchNorm behind its activation treats the positions")
+
+
+# ---- what is carried, and what takes a constant
+
+
+class Flattened(nn.Module):
+    """Positions of one channel side by side, or with ``last`` channels of one position."""
+
+    def __init__(self, last: bool) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.last = nn.Conv2d(2, 4, 1), nn.Linear(36, 8), nn.Linear(8, 2), last
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x).relu()
+        return self.c(self.b((x.permute(0, 2, 3, 1) if self.last else x).flatten(1)).relu())
+
+
+@pytest.mark.parametrize("last", [True, False])
+def test_moments_are_carried_only_where_a_channel_lies_in_one_piece(last):
+    groups, tensors = setting(Flattened(last).double(), torch.randn(2, 2, 3, 3, dtype=torch.float64))
+    state = PlanState()
+    reconstructed(groups["a"], 2, tensors, state)
+    assert set(state.input_moments) == (set() if last else {"b.weight"})
+
+
+class TiedBias(nn.Module):
+    """Two consumers of one group, with a bias each or the same one."""
+
+    def __init__(self, tied: bool) -> None:
+        super().__init__()
+        self.a, self.norm, self.b, self.c = nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Linear(8, 2), nn.Linear(8, 2)
+        if tied:
+            self.c.bias = self.b.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.a(x)).relu()
+        return torch.cat([self.b(x), self.c(x)], dim=1)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_bias_of_two_consumers_takes_no_constant(tied):
+    groups, tensors = setting(randomised(TiedBias(tied).eval(), generator()).double(), torch.randn(2, 3).double())
+    updates = reconstructed(groups["a"], 4, tensors).updates
+    assert set(updates) == {"b.weight", "c.weight"} | (set() if tied else {"b.bias", "c.bias"})
+
+
+class ReadTwice(nn.Module):
+    """One layer reads the channels behind two activations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        return self.b(x.relu()) + self.b(x.tanh())
+
+
+def test_a_weight_that_reads_in_two_ways_gets_no_new_content():
+    groups, tensors = setting(ReadTwice().double(), torch.randn(2, 3).double())
+    selection = reconstructed(groups["a"], 4, tensors)
+    assert (selection.method, dict(selection.updates)) == ("rank (one weight reads its channels in two ways)", {})

@@ -366,3 +366,11 @@ def test_a_layer_of_zeros_is_ranked():
     for allocation, method in ALLOCATIONS:
         survey = PruningProblem.of(model, structure, Request(0.5, allocation=allocation, method=method))
         assert survey.gone(survey.sizes()) == pytest.approx(0.5, abs=0.05)
+
+
+@pytest.mark.parametrize(("ratio", "left"), [(0.374, 3), (0.375, 3), (0.376, 2), (0.625, 2), (0.626, 1)])
+def test_of_two_sizes_equally_near_the_larger_stays(ratio, left):
+    """Four channels: 0.375 lies half-way between one and two of them."""
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    plan = make_plan(model, analyse(model, torch.randn(1, 3)), Request(ratio, "channels"))
+    assert plan.groups[0].channels_after == left

@@ -156,7 +156,7 @@ def test_methods_that_choose_sizes_ask_for_no_ratio():
 def test_why_nothing_goes(request_, expected):
     model, structure = make("mlp")[0], structure_of("mlp")
     message = why_nothing_goes(model, structure, request_)
-    assert message.startswith("No channel goes: ")
+    assert message.startswith("No channel is removed: ")
     assert re.search(expected, message), message
 
 

@@ -70,3 +70,34 @@ def test_what_no_later_group_looks_at_is_never_made(monkeypatch):
     plan = plan_pruning(model, torch.randn(2, 4), 0.5, method=Sensitivity())
     assert plan.channels_removed
     assert made == []
+
+
+def test_new_contents_replace_an_update_that_nobody_looked_at():
+    model = Siblings().double()
+    tensors, groups = named_tensors(model), find_groups(model, torch.randn(2, 4, dtype=torch.float64))
+    one, two = groups[1], groups[2]
+    working = WorkingWeights(tensors, groups, cut=False)
+    new = torch.randn(3, 11, dtype=torch.float64)
+    working.apply(one, some(one.size))
+    working.apply(two, Selection(torch.arange(two.size - 1), updates={"out.weight": new}))
+    torch.testing.assert_close(working["out.weight"], new, rtol=0, atol=0)
+
+    working.apply(one, Selection(torch.arange(one.size), weights=torch.full((one.size,), 2.0)))
+    expected = torch.cat([2 * new[:, : one.size], new[:, one.size :]], dim=1)
+    torch.testing.assert_close(working["out.weight"], expected, rtol=0, atol=0)
+
+
+def test_it_is_a_mapping_with_every_name_at_any_time():
+    model = Siblings()
+    tensors, groups = named_tensors(model), find_groups(model, torch.randn(2, 4))
+    working = WorkingWeights(tensors, groups, cut=True)
+    working.apply(groups[0], some(8))  # one.weight and two.weight wait
+    assert "one.weight" in working
+    assert len(working) == len(tensors)
+    assert list(working) == list(working.keys()) == list(tensors)
+    assert working.get("one.weight").shape == (6, 4)
+    assert dict(working.items())["two.weight"].shape == (5, 4)
+    assert [tensor.shape for tensor in working.values()] == [working[name].shape for name in tensors]
+    assert working.get("three.weight") is None
+    with pytest.raises(KeyError):
+        working["three.weight"]

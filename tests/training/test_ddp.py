@@ -4,7 +4,6 @@ import pytest
 import torch
 from fitting import assert_same
 from lightning.fabric.plugins.environments.lightning import find_free_network_port
-from lightning.pytorch.strategies import DDPStrategy
 from training.ddp_script import VARIANTS, train
 from training.launching import HERE, TORCHRUN, finish, seen_by_ranks, start
 
@@ -55,8 +54,6 @@ def accuracies(seen):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_ranks_are_identical_and_equal_one_process(ranks, variant):
-    if variant == "static_graph_by_hand" and not hasattr(DDPStrategy(), "_pl_static_graph_delay_done"):
-        pytest.skip("this Lightning does not keep the ranks in step itself")
     first, second = (seen[variant] for seen in ranks)
 
     check(first, second, train(variant), exact=VARIANTS[variant].exact)

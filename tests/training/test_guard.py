@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from inspect import signature
 
 import lightning.pytorch as pl
 import pytest
@@ -101,7 +102,8 @@ def pruning(**options):
 def fit(make_trainer, module, *callbacks, epochs=8, ckpt_path=None, **options):
     saves = any(isinstance(callback, ModelCheckpoint) for callback in callbacks)
     trainer = make_trainer(*callbacks, max_epochs=epochs, enable_checkpointing=saves, **options)
-    trainer.fit(module, make_loader(*SHAPE), make_loader(*SHAPE), ckpt_path=ckpt_path, weights_only=True)
+    safely = {"weights_only": True} if "weights_only" in signature(pl.Trainer.fit).parameters else {}
+    trainer.fit(module, make_loader(*SHAPE), make_loader(*SHAPE), ckpt_path=ckpt_path, **safely)
     return trainer
 
 

@@ -66,6 +66,19 @@ def test_ranks_with_weights_of_their_own_are_refused():
     refuse(DDPStrategy(ddp_comm_state=state, model_averaging_period=4), Classifier(), "post-local SGD.*or none")
 
 
+def test_a_static_graph_by_hand_is_refused_where_lightning_does_not_reduce_its_first_gradients():
+    module = Classifier()
+    module.automatic_optimization = False
+    strategy = DDPStrategy(static_graph=True)
+    vars(strategy).pop("_pl_static_graph_delay_done", None)  # as before Lightning 2.6
+
+    refuse(strategy, module, "Lightning 2.6 or newer.*without static_graph=True")
+
+    check_strategy(having(strategy), Classifier())
+    strategy._pl_static_graph_delay_done = False
+    check_strategy(having(strategy), module)
+
+
 @pytest.mark.parametrize("stage", ["validate", "test", "predict"])
 def test_whatever_does_not_train_is_not_refused(stage):
     CoresetPruningCallback().setup(having(object.__new__(FSDPStrategy)), Classifier(), stage)
