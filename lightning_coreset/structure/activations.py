@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,6 @@ from typing import Any
 from torch import Tensor
 
 from lightning_coreset import coreset
-from lightning_coreset._compat import schema_of
 from lightning_coreset.structure.op_call import OpCall, name_of
 from lightning_coreset.structure.registry import Registration, overload_of, register_rule
 from lightning_coreset.structure.rule_kinds import Elementwise
@@ -18,22 +18,20 @@ from lightning_coreset.structure.steps import Step
 
 @dataclass(frozen=True)
 class _Activation(Elementwise):
-    """The rule of an operator whose function is known for some values of its arguments beside the tensor."""
-
-    arguments: tuple[Any, ...] = ()
+    """The rule of an operator whose function is known for one tensor and numbers."""
 
     def step(self, call: OpCall) -> Step:
-        """The step of a call, by which the mathematics knows the function."""
-        given = tuple(call.arguments.values())[1:]
-        return Step(call.name, call.numbers) if given == self.arguments else Step(f"{call.name}{given}")
+        """The step of a call, by which the mathematics finds the function."""
+        if len(call.tensors) == 1 and len(call.numbers) == len(call.arguments) - 1:
+            return Step(call.name, call.numbers)
+        return Step(f"{call.name} of further arguments")
 
 
 def register_activation(
     op: Any,
-    function: Callable[[Tensor], Tensor],
+    function: Callable[..., Tensor],
     *,
-    arguments: tuple[Any, ...] = (),
-    lipschitz: float | None = None,
+    lipschitz: float = math.inf,
     turning_points: Sequence[float] | None = None,
     override: bool = False,
 ) -> Registration:
@@ -43,12 +41,11 @@ def register_activation(
 
     Args:
         op: The operator, ``torch.ops.house.swish``, or the overload of it that computes the function.
-        function: The same function for tensors of any shape, in double precision. The mathematics calls it; networks
-            go on calling the operator.
-        arguments: The values of the operator's further arguments, all of them and in the order of its schema, with
-            which it computes ``function``. Called with others it is an unknown function.
+        function: The same function for float64 tensors of any shape. The mathematics calls it; networks go on calling
+            the operator. Where that has numbers among its arguments, they are passed on: ``function(z, *numbers)``.
         lipschitz: See ``lightning_coreset.coreset.register_activation``, as for the next one.
-        turning_points: Where the function turns from rising to falling or back.
+        turning_points: Where the function has its local extrema; ``()`` for a monotone one. Without them there are no
+            bounds, and so no certificates.
         override: As for ``register_rule``.
 
     Returns:
@@ -56,19 +53,33 @@ def register_activation(
 
     Raises:
         TypeError: If ``op`` is not an operator or ``function`` is not callable.
-        ValueError: If the operator has several overloads or takes other arguments, if it has a rule and ``override``
-            is not set, or if the numbers do not fit the function.
+        ValueError: If the operator has several overloads, if it has a rule and ``override`` is not set, or if what is
+            claimed of the function is not so.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from lightning_coreset import plan_pruning
+        >>> from lightning_coreset.structure import register_activation
+        >>> @torch.library.custom_op("office::squared_relu", mutates_args=())
+        ... def squared_relu(x: torch.Tensor) -> torch.Tensor:
+        ...     return torch.relu(x).square()
+        >>> class Net(nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 2)
+        ...
+        ...     def forward(self, x):
+        ...         return self.b(squared_relu(self.a(x)))
+        >>> function = lambda z: torch.relu(z).square()
+        >>> with register_activation(torch.ops.office.squared_relu, function, turning_points=()):
+        ...     plan_pruning(Net(), torch.randn(4, 4), 0.5, check=False).groups[0].method
+        'reconstruction'
     """
     overload = overload_of(op)
-    names = [argument.name for argument in schema_of(overload).arguments]
-    if len(names) != 1 + len(arguments):
-        raise ValueError(
-            f"Expected {overload} to take one tensor and {len(arguments)} more arguments, as many as arguments has "
-            f"values, but it takes {', '.join(names)}."
-        )
     if not callable(function):
         raise TypeError(f"Expected a function of a tensor for {overload} but got {function!r}.")
-    rule = register_rule(overload, _Activation(tuple(arguments)), override=override)
+    rule = register_rule(overload, _Activation(), override=override)
     try:
         mathematics = coreset.register_activation(
             name_of(overload), function, lipschitz=lipschitz, turning_points=turning_points

@@ -512,57 +512,46 @@ def test_a_slice_at_an_unaligned_position_is_no_piece():
 # ---- activations
 
 
-@pytest.fixture
-def mathematics(monkeypatch) -> dict[str, Any]:
-    """What the mathematics was told, by the name of the operator."""
-    told: dict[str, Any] = {}
-
-    class Handle:
-        def __init__(self, name: str) -> None:
-            self.name = name
-
-        def remove(self) -> None:
-            del told[self.name]
-
-    def register(name: str, function: Any, **details: Any) -> Handle:
-        if details.get("lipschitz") == -1:
-            raise ValueError("Expected a Lipschitz constant")
-        told[name] = function, details
-        return Handle(name)
-
-    monkeypatch.setattr(coreset, "register_activation", register, raising=False)
-    return told
-
-
-def test_an_activation_is_elementwise_and_known_to_the_mathematics(mathematics):
-    function = lambda z: torch.relu(z).square()  # noqa: E731
-    with register_activation(house.relu.default, function, turning_points=(0.0,)):
-        assert mathematics == {"house::relu": (function, {"lipschitz": None, "turning_points": (0.0,)})}
+def test_an_activation_is_elementwise_and_known_to_the_mathematics():
+    with register_activation(house.relu.default, lambda z: torch.relu(z).square(), turning_points=()):
+        activation = coreset.find_activation(*steps(Net(house.relu)))
+        assert activation is not None
+        assert activation.function(torch.tensor([-1.0, 3.0]).double()).tolist() == [0.0, 9.0]
         assert found(Net(house.relu)) == {"a": 8}
-        assert steps(Net(house.relu)) == ["house::relu"]
         assert "has no rule" in reason(Net(lambda x: house.relu(x, 2.0)))
-    assert mathematics == {}
+    assert coreset.find_activation("house::relu") is None
     assert "has no rule" in reason(Net(house.relu))
 
 
-def test_an_activation_with_other_arguments_is_another_function(mathematics):
-    with register_activation(house.softcap, lambda z: 2 * torch.tanh(z / 2), arguments=(2.0,)):
-        assert steps(Net(lambda x: house.softcap(x, 2.0))) == ["house::softcap"]
-        (other,) = steps(Net(lambda x: house.softcap(x, 3.0)))
-    assert other not in ("house::softcap", "softcap")
+def test_the_numbers_of_an_activation_are_passed_on():
+    with register_activation(house.softcap, lambda z, cap=1.0: cap * torch.tanh(z / cap)):
+        (group,) = analyse(Net(lambda x: house.softcap(x, 3.0)), torch.randn(3, 4)).groups
+        (step,) = group.paths[0].steps
+        activation = coreset.find_activation(step.op, step.args)
+        assert activation is not None
+        assert float(activation.function(torch.tensor(1e3).double())) == 3.0
+
+
+def test_an_activation_of_two_tensors_is_no_scalar_function():
+    with register_activation(house.slope, torch.relu):
+        (step,) = steps(Net(lambda x: house.slope(x, torch.tensor(0.5))))
+        assert coreset.find_activation(step) is None
 
 
 @pytest.mark.parametrize(
     ("make", "error", "words"),
     [
         (lambda: register_activation(house.relu, torch.relu), ValueError, "Expected one overload of house.relu but"),
-        (lambda: register_activation(house.softcap, torch.tanh), ValueError, "to take one tensor and 0 more arguments"),
         (lambda: register_activation(house.sum, "relu"), TypeError, "Expected a function of a tensor"),
-        (lambda: register_activation(house.sum, torch.relu, lipschitz=-1), ValueError, "Expected a Lipschitz constant"),
+        (
+            lambda: register_activation(house.sum, torch.relu, lipschitz=-1),
+            ValueError,
+            "Expected the lipschitz constant",
+        ),
     ],
 )
-def test_activations_that_are_refused_leave_nothing_behind(mathematics, make, error, words):
+def test_activations_that_are_refused_leave_nothing_behind(make, error, words):
     with pytest.raises(error, match=words):
         make()
-    assert mathematics == {}
+    assert coreset.find_activation("house::sum") is None
     assert "house::sum, which has no rule" in reason(Net(house.sum))
