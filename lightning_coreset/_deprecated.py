@@ -23,7 +23,12 @@ def deprecated_names(module: str, renamed: Mapping[str, str]) -> Callable[[str],
     def find(name: str) -> Any:
         if name not in renamed:
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
-        warnings.warn(f"{module}.{name} was renamed: use {renamed[name]}.", DeprecationWarning, stacklevel=2)
+        warn_renamed(module, name, renamed[name], stacklevel=3)
         return getattr(sys.modules[module], renamed[name])
 
     return find
+
+
+def warn_renamed(owner: str, old: str, new: str, *, stacklevel: int = 3) -> None:
+    """Warn that a module's or a class's name was renamed; by default at the line that calls the caller."""
+    warnings.warn(f"{owner}.{old} was renamed: use {new}.", DeprecationWarning, stacklevel=stacklevel)

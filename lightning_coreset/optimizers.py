@@ -1,4 +1,4 @@
-"""Carry an optimizer's state over to parameters that have lost channels, so that training goes on undisturbed."""
+"""Slice an optimizer's state with its parameters, so that training goes on undisturbed."""
 
 from __future__ import annotations
 
@@ -20,23 +20,22 @@ def slice_optimizer_state(
 ) -> tuple[str, ...]:
     """Slice the state of an optimizer the way its parameters have been sliced.
 
-    Nothing but ``optimizer.state`` changes: the optimizer, its parameter groups and whatever learning-rate scheduler
-    points at them stay the objects they were. For every optimizer of torch that works element by element, the next step
-    then equals the step of the unpruned network on the elements that stay. A reweighted consumer keeps its sliced
-    state too, in the coordinates that stay.
+    Only ``optimizer.state`` changes: the optimizer, its parameter groups and the learning-rate schedulers that refer to
+    them stay the same objects. For every optimizer of torch that works element by element, the next step then equals
+    the step of the unpruned network on the elements that stay. A reweighted consumer keeps its sliced state as well.
 
-    A scalar of the state is kept (the number of steps), and so is a tensor of one element. A tensor is carried if each
-    of its dimensions has the size that the parameter's had (then it is sliced) or 1 (then it is kept: Adafactor's
-    factored variances). State that holds anything else is not understood, and is dropped whole for that parameter
-    alone: the optimizer starts it anew. LBFGS keeps one history for all its parameters together, which is reset.
+    Scalars of the state are kept (the number of steps), and so are tensors of one element. A tensor is kept if each of
+    its dimensions has the size that the parameter's had (then it is sliced) or 1 (then that dimension stays, as of
+    Adafactor's factored variances). If the state of a parameter holds anything else, all state of that parameter is
+    reset: the optimizer starts it anew. LBFGS has one history for all its parameters together, which is reset.
 
     Args:
         optimizer: The optimizer, also when wrapped in another one that has it as ``optimizer``.
-        changes: What was done to each parameter that changed, by the parameter itself. Its ``data`` has the new shape
-            already. Parameters that the optimizer does not hold are passed over.
+        changes: The change of each parameter that changed, by the parameter itself, whose ``data`` has the new shape
+            already. Parameters of other optimizers are ignored.
 
     Returns:
-        The names of the parameters whose state was reset, for the caller to warn of; empty if all state was carried.
+        The names of the parameters whose state was reset, for the caller to warn about; empty if all state was kept.
 
     Raises:
         ValueError: If a parameter does not have the new shape yet. No state has changed then.
@@ -68,9 +67,9 @@ def slice_optimizer_state(
 
 
 class StateSnapshot:
-    """The state of an optimizer, to go back to after :func:`slice_optimizer_state`.
+    """The state of an optimizer, to undo :func:`slice_optimizer_state`.
 
-    The tensors are held, not copied: slicing makes new ones.
+    The tensors are referred to, not copied, since slicing makes new ones.
 
     Args:
         optimizer: The optimizer, also when wrapped in another one.
@@ -83,7 +82,7 @@ class StateSnapshot:
         ]
 
     def restore(self) -> None:
-        """Put the state back; the objects that hold it stay."""
+        """Restore the state in the same dict."""
         for layer, state, numel in self._layers:
             layer.state.clear()
             layer.state.update(state)
@@ -94,8 +93,8 @@ class StateSnapshot:
 def innermost_first(optimizer: Any) -> Iterator[Any]:
     """Yield an optimizer and the optimizers that wrap it, each state once.
 
-    Duck-typed, for Lightning's wrapper imitates the class of what it wraps and hands out its state, while others
-    (Lookahead) keep a state of their own.
+    Duck-typed, since Lightning's wrapper imitates the class and returns the state of what it wraps, while others
+    (Lookahead) have a state of their own.
     """
     layers = [optimizer]
     while (inner := inner_optimizer(layers[-1])) is not None:
@@ -121,7 +120,7 @@ def _reset_lbfgs(optimizer: torch.optim.LBFGS, changes: Mapping[Tensor, Paramete
 def _slice_by_parameter(optimizer: torch.optim.Optimizer, changes: Mapping[Tensor, ParameterChange]) -> list[str]:
     reset = []
     for parameter, change in changes.items():
-        # The state is a defaultdict: asking for what is not there would put it there.
+        # The state is a defaultdict: reading an absent key would add it.
         if not change.kept or parameter not in optimizer.state:
             continue
         state = optimizer.state[parameter]
@@ -135,7 +134,7 @@ def _slice_by_parameter(optimizer: torch.optim.Optimizer, changes: Mapping[Tenso
 
 
 def _slice_state(state: Any, parameter: Tensor, change: ParameterChange) -> dict[Any, Any] | None:
-    """Slice all of one parameter's state, or return ``None`` if any of it is not understood."""
+    """Slice all of one parameter's state, or return ``None`` if any of it has an unknown form."""
     if not isinstance(state, dict):
         return None
     sliced = {}
@@ -151,7 +150,7 @@ def _slice_state(state: Any, parameter: Tensor, change: ParameterChange) -> dict
 
 
 def _slice_tensor(value: Tensor, parameter: Tensor, change: ParameterChange) -> Tensor | None:
-    if value.numel() == 1 and value.ndim != len(change.old_shape):
+    if value.numel() == 1:
         return value
     if value.ndim != len(change.old_shape):
         return None
@@ -166,5 +165,5 @@ def _slice_tensor(value: Tensor, parameter: Tensor, change: ParameterChange) -> 
             return value
         if sliced.shape != parameter.shape:
             return sliced
-        # Laid out in memory like the parameter, as the optimizer would have made it: fused kernels walk both in step.
+        # In the parameter's memory format, as the optimizer would have made it: fused kernels read both by one index.
         return torch.empty_like(parameter, dtype=value.dtype, device=value.device).copy_(sliced)

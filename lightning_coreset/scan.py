@@ -1,4 +1,4 @@
-"""How much each group of channels matters: prune one after the other, alone, and look at what the network is worth."""
+"""How much each group of channels matters: prune every group alone, and evaluate the network each time."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from lightning_coreset.verification import verified
 
 @dataclass(frozen=True)
 class ScanRecord:
-    """What a network is worth with one group pruned to one size; plain numbers, as a data frame or CSV file wants them.
+    """The value of a network with one group pruned to one size; plain numbers, for a data frame or a CSV file.
 
     Attributes:
         group: The group's name.
-        requested: The fraction of the group's channels that was to go.
-        reached: The fraction that went, in whole channels.
+        requested: The fraction of the group's channels that was to be removed.
+        reached: The fraction that was removed, in whole channels.
         channels_before: Classes of the group before.
-        channels_after: Classes that stayed.
-        keep_ratio: The fraction of the group's channels that stayed, ``1 - reached``.
-        params_removed: Parameters of the whole model that went along.
-        macs_removed: Multiply-accumulates of one sample that went along.
-        value: What ``evaluate`` said of the network pruned so.
-        baseline: What it said of the whole network.
+        channels_after: Classes that are left.
+        keep_ratio: The fraction of the group's channels that is left, ``1 - reached``.
+        params_removed: Parameters of the whole model that were removed.
+        macs_removed: Multiply-accumulates of one sample that were removed.
+        value: What ``evaluate`` returned for the pruned network.
+        baseline: What it returned for the whole network.
     """
 
     group: str
@@ -77,44 +77,44 @@ def sensitivity_scan(
 ) -> Scan:
     """Prune every group of channels alone, to several sizes, and evaluate the network each time.
 
-    The answer to "which layers can be pruned hard, and which not": groups whose value hardly falls can take a higher
-    ratio in ``prune(..., pruning_ratio={...})``, groups whose value falls at once belong into ``ignore``.
+    It shows which layers can be pruned hard: groups whose value hardly falls can have a higher ratio in
+    ``prune(..., pruning_ratio={...})``, groups whose value falls immediately belong in ``ignore``.
 
-    The network is evaluated once as it is and once for each group and size; so with ten groups and the default ratios
+    The network is evaluated once as it is and once for each group and size; with ten groups and the default ratios
     ``evaluate`` is called 41 times. Every call starts from the same random state.
 
     Args:
-        model: Any network. After every evaluation, and also if one raises, it is as it was: the same parameters and
-            buffers, their contents, gradients and ``requires_grad``, training flags, sizes that modules remember, and
-            the random states. So ``evaluate`` may switch modes, recompute BatchNorm statistics, move the network or
-            train it. It may not exchange parameters or modules for others. Takes the memory of one copy of the model.
+        model: Any network. After every evaluation, also if one raises, it is as before: the same parameters and
+            buffers, their contents, gradients and ``requires_grad``, training flags, sizes that modules store, and the
+            random states. So ``evaluate`` may switch modes, recompute BatchNorm statistics, move the network or train
+            it. It may not replace parameters or modules. This takes the memory of one copy of the model.
         example_inputs: A tensor, a tuple of positional arguments or a dict of keyword arguments for ``model``, on its
-            device; a small batch is enough. Only the structure is learnt from it, once.
+            device; a small batch is enough. It is used once, to read the structure.
         evaluate: Takes the pruned network and returns a number, such as the accuracy on validation data.
-        ratios: The fractions of a group's channels that go, in (0, 1). At least one channel stays.
+        ratios: The fractions of a group's channels that are removed, in (0, 1). At least one channel is left.
         method: How channels are chosen, as for :func:`lightning_coreset.prune`. ``Sensitivity(epsilon=...)``, which
-            chooses sizes itself, cannot be scanned.
-        ignore: Rules for layers that are left out, as for :func:`lightning_coreset.prune`.
+            chooses sizes itself, is refused.
+        ignore: Rules for layers that are not scanned, as for :func:`lightning_coreset.prune`.
         only: Rules for the only layers that are scanned.
         include_residual: Whether channels coupled by residual additions are scanned as well.
         seed: Seed of the random choices of channels, the same for every group.
-        check: Whether to try beforehand on a copy that every group can be removed; those that cannot are left out with
-            a warning.
+        check: Whether to test on a copy first that channels of every group can be removed; groups that fail are not
+            scanned, with a warning.
 
     Returns:
         A list of :class:`ScanRecord`, by group in network order, then by ratio as given. ``print`` shows a table;
-        ``[asdict(record) for record in scan]`` is what data frames are made of.
+        ``[asdict(record) for record in scan]`` is input for a data frame.
 
     Raises:
         ValueError: If an argument is of another type or out of its range, a rule matches no module, there is nothing to
-            prune, or ``evaluate`` returns no number. The model is unchanged then.
+            prune, or ``evaluate`` does not return a number. The model is unchanged then.
 
     Example:
         >>> import torch
         >>> from torch import nn
         >>> from lightning_coreset import sensitivity_scan
         >>> model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 2))
-        >>> def parameters(network):  # the accuracy on validation data, as a rule
+        >>> def parameters(network):  # usually the accuracy on validation data
         ...     return sum(parameter.numel() for parameter in network.parameters())
         >>> print(sensitivity_scan(model, torch.randn(1, 8), parameters, ratios=(0.25, 0.5)))
         group  channels  -25%  -50%
@@ -130,18 +130,18 @@ def sensitivity_scan(
     if chosen.chooses_sizes:
         raise ValueError("Expected a method that prunes to a given size but got Sensitivity(epsilon=...).")
     request = Request(max(ratios), "params", chosen, ignore, include_residual, seed, only=only)
-    structure, survey = _found(model, example_inputs, request, check=check)
-    trial = _Trial(model, evaluate, Snapshot(model, copy=True))
-    baseline = trial.value()
+    structure, problem = _structure_and_problem(model, example_inputs, request, check=check)
+    evaluation = _Evaluation(model, evaluate, Snapshot(model, copy=True))
+    baseline = evaluation.value()
     scan = Scan()
-    for group, ladder in zip(survey.groups, survey.allowed, strict=True):
-        known: dict[int, tuple[PruningPlan, float]] = {}  # two ratios of a small group may be one size
+    for group, allowed in zip(problem.groups, problem.allowed, strict=True):
+        results: dict[int, tuple[PruningPlan, float]] = {}  # by size: two ratios of a small group may be one
         for ratio in ratios:
-            size = ladder.nearest(group.size * (1 - ratio))
-            if size not in known:
+            size = allowed.nearest(group.size * (1 - ratio))
+            if size not in results:
                 plan = make_plan(model, _up_to(structure, group), request, sizes={group.name: size})
-                known[size] = plan, trial.value(plan)
-            scan.append(_record(group, ratio, *known[size], baseline))
+                results[size] = plan, evaluation.value(plan)
+            scan.append(_record(group, ratio, *results[size], baseline))
     return scan
 
 
@@ -157,12 +157,12 @@ def _checked_ratios(ratios: Sequence[float]) -> tuple[float, ...]:
     return tuple(map(float, ratios))
 
 
-def _found(
+def _structure_and_problem(
     model: nn.Module, example_inputs: ExampleInputs, request: Request, *, check: bool
 ) -> tuple[Structure, PruningProblem]:
     """The structure, and the groups in it that are to be scanned."""
     example = Example.of(example_inputs)
-    request.check_rules(model)  # before the model is run for it
+    request.check_rules(model)  # before the model is run
     structure = analyse(model, example)
     if check:
         structure = verified(model, structure, example)
@@ -170,20 +170,20 @@ def _found(
 
 
 def _up_to(structure: Structure, group: ChannelGroup) -> Structure:
-    """The structure as far as a plan for this group depends on it: the layers before tell the law of its inputs."""
+    """What a plan for this group depends on: earlier layers give the moments of its inputs."""
     return replace(structure, groups=structure.groups[: structure.groups.index(group) + 1])
 
 
 @dataclass(frozen=True)
-class _Trial:
-    """Evaluates a model as it is or pruned, and goes back."""
+class _Evaluation:
+    """Evaluates a model as it is or pruned, and restores it."""
 
     model: nn.Module
     evaluate: Callable[[nn.Module], float]
     before: Snapshot
 
     def value(self, plan: PruningPlan | None = None) -> float:
-        """What the model is worth with a plan carried out."""
+        """What ``evaluate`` returns for the model after a plan, if any."""
         with preserved(self.model):
             try:
                 if plan is not None:

@@ -12,7 +12,7 @@ Schedule: TypeAlias = Literal["one_shot", "linear", "cubic", "cosine"] | Mapping
 Interval: TypeAlias = Literal["epoch", "step"]
 
 # Progress t in (0, 1] -> fraction of the final pruning ratio. Cubic is the schedule of Zhu and Gupta (2017): it removes
-# most at first, while there is much to remove and much training left to heal.
+# most at first, when much is redundant and much training is left to recover in.
 _CURVES: dict[str, Callable[[float], float]] = {
     "one_shot": lambda t: 1.0,
     "linear": lambda t: t,
@@ -20,9 +20,9 @@ _CURVES: dict[str, Callable[[float], float]] = {
     "cosine": lambda t: (1.0 - math.cos(math.pi * t)) / 2.0,
 }
 
-# Unless told otherwise, so many events between the first and the last step; by epochs, one an epoch.
+# The default number of events between the first and the last step; in epochs there is one at every epoch.
 _EVENTS_BY_STEP = 10
-_A = {"epoch": "an epoch", "step": "a step"}
+_WITH_ARTICLE = {"epoch": "an epoch", "step": "a step"}
 
 # 0.29 * 100 is 28.999999999999996, and a user's curve may end at 1.0000000000000002.
 _ROUNDING = 1e-9
@@ -38,31 +38,30 @@ def pruning_events(
     length: int,
     interval: Interval = "epoch",
 ) -> dict[int, float]:
-    """Lay out the pruning events of a training run, at starts of epochs or between optimizer steps.
+    """Compute the pruning events of a training run, at starts of epochs or between optimizer steps.
 
-    Events lie at the first epoch (or step), then at every ``every``-th one, and always at the last one. The k-th of n
-    events has progress k / n: the first one removes something and the last one reaches ``pruning_ratio`` exactly.
+    There is an event at the first epoch (or step), then at every ``every``-th one, and always at the last one. The k-th
+    of n events has progress k / n: the first one removes something and the last one reaches ``pruning_ratio`` exactly.
 
     Args:
         schedule: The name of a curve (``"one_shot"`` prunes once, at ``start``); or a mapping from epoch (step) to the
-            pruning ratio to be reached there, to which the other arguments do not apply; or a callable that takes the
-            progress in (0, 1] and returns the fraction of ``pruning_ratio`` to be reached, in [0, 1] and never
-            decreasing.
-        pruning_ratio: Fraction of the original model that is gone at the end, in [0, 1). 0 means no event.
+            pruning ratio to be reached there, which replaces ``pruning_ratio``, ``start``, ``end`` and ``every``; or a
+            callable that takes the progress in (0, 1] and returns the fraction of ``pruning_ratio`` to be reached, in
+            [0, 1] and never decreasing.
+        pruning_ratio: Fraction of the original model that is removed in the end, in [0, 1). 0 means no event.
         start: First event: a float is a fraction of training, an int is an epoch (a step), counted from 0.
-        end: Last event, likewise. Fractions are rounded inwards to whole epochs, and never leave training, so that one
-            epoch of training still has one event.
+        end: Last event, likewise. Fractions are rounded inwards to whole epochs and clipped to the length of training,
+            so that one epoch of training still has one event.
         every: Epochs (steps) between two events; by default every epoch, or a tenth of the steps from first to last.
         length: Epochs (steps) of training.
-        interval: What all these numbers count.
+        interval: The unit of all these numbers.
 
     Returns:
         For every event its epoch (step) and the pruning ratio to be reached at its start, both increasing. An event
         that would not exceed the one before is left out.
 
     Raises:
-        ValueError: If an argument is out of its range, ``start`` comes after ``end``, or no event falls within
-            ``length``.
+        ValueError: If an argument is out of its range, ``start`` is after ``end``, or no event is within ``length``.
 
     Example:
         >>> pruning_events("linear", 0.5, start=0.2, end=0.6, length=10)
@@ -81,10 +80,10 @@ def pruning_events(
             "the schedule knows how long training is."
         )
     if isinstance(schedule, Mapping):
-        wanted = max(schedule.values())
+        target = max(schedule.values())
         ratios = {epoch: float(schedule[epoch]) for epoch in sorted(schedule) if epoch < length}
     else:
-        wanted = pruning_ratio
+        target = pruning_ratio
         first, last = _first_and_last(start, end, length, interval, single=schedule == "one_shot")
         if every is None:
             every = 1 if interval == "epoch" else max(1, math.ceil((last - first) / _EVENTS_BY_STEP))
@@ -92,7 +91,7 @@ def pruning_events(
         fractions = _fractions(schedule, [k / len(times) for k in range(1, len(times) + 1)])
         ratios = {epoch: pruning_ratio * fraction for epoch, fraction in zip(times, fractions, strict=True)}
     events = _increasing(ratios)
-    if wanted > 0 and not events:
+    if target > 0 and not events:
         raise ValueError(
             f"Expected `schedule` to prune within the {length} {interval}s of training (0 to {length - 1}) but got "
             f"{schedule!r}, which never does. Move its {interval}s forward or train longer."
@@ -109,12 +108,10 @@ def check_schedule(
     every: int | None,
     interval: Interval = "epoch",
 ) -> None:
-    """Check whatever can be checked before the length of training is known.
-
-    Takes the arguments of :func:`pruning_events`.
+    """Check the arguments of :func:`pruning_events` as far as possible without the length of training.
 
     Raises:
-        ValueError: If an argument is out of its range, or ``start`` comes after ``end`` where that can be told.
+        ValueError: If an argument is out of its range, or ``start`` is after ``end`` and both are of one type.
 
     Example:
         >>> check_schedule("cubic", 0.5, start=0.1, end=0.7, every=1)
@@ -139,7 +136,7 @@ pruning ratio, or a callable from progress to fraction but got 'square'.
     if isinstance(schedule, str) and schedule in _CURVES:
         pass
     elif callable(schedule):
-        _fractions(schedule, [1.0])  # the last event always has progress 1, whatever training will be
+        _fractions(schedule, [1.0])  # the last event always has progress 1, whatever the length
     else:
         raise ValueError(
             f"Expected `schedule` to be one of {', '.join(map(repr, _CURVES))}, a mapping from {interval} to pruning "
@@ -158,7 +155,7 @@ def _first_and_last(
         return first, first
     last = _whole(end, math.floor(end * length + _ROUNDING), "end", length, interval)
     if not isinstance(start, Integral) and not isinstance(end, Integral):
-        last = max(first, last)  # start=0.5, end=0.6 of 3 epochs: no epoch begins between them
+        last = max(first, last)  # with start=0.5, end=0.6 and 3 epochs no epoch begins between the two
     if first > last:
         raise ValueError(
             f"Expected `start` not to come after `end` but got start={start!r} and end={end!r}, which are "
@@ -190,8 +187,8 @@ def _fractions(schedule: str | Callable[[float], float], progress: list[float]) 
     for t, (before, after) in zip(progress[1:], pairwise(fractions), strict=True):
         if after < before - _ROUNDING:
             raise ValueError(
-                f"Expected `schedule` never to decrease, for channels do not grow back, but it falls from {before} to "
-                f"{after} at progress {t:.3g}."
+                f"Expected `schedule` never to decrease, since removed channels do not come back, but it falls from "
+                f"{before} to {after} at progress {t:.3g}."
             )
     return [min(max(fraction, 0.0), 1.0) for fraction in fractions]
 
@@ -214,11 +211,11 @@ def _check_time(time: int | float, name: str, interval: Interval) -> None:
     if isinstance(time, bool) or not isinstance(time, Real):
         raise ValueError(f"Expected `{name}` to be an int ({interval}) or a float (fraction) but got {time!r}.")
     if isinstance(time, Integral) and time < 0:
-        raise ValueError(f"Expected `{name}` to be {_A[interval]}, counted from 0, but got {time!r}.")
+        raise ValueError(f"Expected `{name}` to be {_WITH_ARTICLE[interval]}, counted from 0, but got {time!r}.")
     if not isinstance(time, Integral) and not 0 <= time <= 1:
         raise ValueError(
             f"Expected `{name}`, a float, to be a fraction of training within [0, 1] but got {time!r}. To mean "
-            f"{_A[interval]}, give an int."
+            f"{_WITH_ARTICLE[interval]}, give an int."
         )
 
 
@@ -234,6 +231,6 @@ def _check_mapping(schedule: Mapping[int, float], interval: Interval) -> None:
     for before, after in pairwise(sorted(schedule)):
         if schedule[after] < schedule[before]:
             raise ValueError(
-                "Expected `schedule` never to decrease, for channels do not grow back, but got "
+                "Expected `schedule` never to decrease, since removed channels do not come back, but got "
                 f"{schedule[before]!r} at {interval} {before} and {schedule[after]!r} at {interval} {after}."
             )

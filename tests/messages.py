@@ -72,6 +72,9 @@ class Module:
 
     def messages(self) -> Iterator[Message]:
         """The messages that are made here; one without any fixed part is an error of the test's."""
+        for node in ast.walk(self.tree):  # the table of module types
+            if isinstance(node, ast.keyword) and node.arg == "unsupported" and isinstance(node.value, ast.Constant):
+                yield Message(self.path, plain(node.value.value))
         for function in self.functions:
             for said, must in (*self._spoken(function), *((reason, False) for reason in self._reasons(function))):
                 for text in self.templates(said, function):

@@ -215,14 +215,14 @@ def test_fractions_of_training_without_end_are_an_error():
     assert module.losses == []
 
 
-def test_a_stopped_training_says_what_was_missed():
+def test_training_that_stops_early_warns_of_missed_events():
     stop = EarlyStopping("loss", stopping_threshold=1e9, check_on_train_epoch_end=True)
 
     with pytest.warns(UserWarning, match=r"ended before the pruning events of epochs \[2, 4\]; the last ratio reached"):
         fit(Classifier(), Pruning(schedule={0: 0.2, 2: 0.3, 4: 0.5}), stop)
 
 
-def test_a_mapping_that_training_does_not_reach_is_warned_of():
+def test_epochs_of_a_mapping_after_the_end_of_training_cause_a_warning():
     module = Classifier()
 
     with pytest.warns(UserWarning, match=r"Training has 3 epochs: .*epochs \[3, 7\] will not happen"):
@@ -262,7 +262,7 @@ def test_rules_count_against_the_original(arguments, expected, order):
     assert (widths(module)["net.0"][1], widths(module)["net.2"][1]) == expected
 
 
-def test_a_rule_that_names_nothing_that_can_go_is_told_of():
+def test_a_rule_that_names_nothing_prunable_causes_a_warning():
     with pytest.warns(UserWarning, match=r"net\.4"):  # its outputs are the network's
         fit(Classifier(), Pruning({"net.0": 0.5, "net.4": 0.5}))
 

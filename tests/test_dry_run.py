@@ -28,19 +28,19 @@ def untouched(module, before):
 
 @pytest.mark.parametrize("order", ["together", "bottom_up"])
 @pytest.mark.parametrize("unit", ["params", "macs", "channels"])
-def test_it_tells_the_sizes_that_training_will_have(order, unit):
+def test_it_shows_the_sizes_that_training_will_have(order, unit):
     module = WithExample()
     before = copy.deepcopy(module.state_dict())
     callback = CoresetPruningCallback(0.6, unit=unit, order=order, method="magnitude", verbose=False)
     trainer = make_trainer(callback, max_epochs=6)
 
-    told = callback.dry_run(trainer, module)
+    dry = callback.dry_run(trainer, module)
 
     assert untouched(module, before)
     assert callback.plans == []
     trainer.fit(module, make_loader(8))
-    assert list(told.plans) == list(callback._progress.done)
-    for plan, done in zip(told.plans.values(), callback.plans, strict=True):
+    assert list(dry.plans) == list(callback._run.progress.done)
+    for plan, done in zip(dry.plans.values(), callback.plans, strict=True):
         assert [group.channels_after for group in plan.groups] == [group.channels_after for group in done.groups]
         assert (plan.reached, plan.params_after, plan.macs_after) == (done.reached, done.params_after, done.macs_after)
     assert count_params(module) == callback.plans[-1].params_after
@@ -49,14 +49,14 @@ def test_it_tells_the_sizes_that_training_will_have(order, unit):
 def test_it_prints_a_table_for_every_event():
     callback = CoresetPruningCallback(0.5, schedule={1: 0.2, 3: 0.5})
 
-    told = str(callback.dry_run(make_trainer(max_epochs=5), WithExample()))
+    text = str(callback.dry_run(make_trainer(max_epochs=5), WithExample()))
 
-    assert "epoch 1:" in told
-    assert "epoch 3:" in told
-    assert "requested 20.00%" in told
-    assert "requested 50.00%" in told
-    assert told.count("net.0") == 2
-    assert told.count("not pruned: net.4") == 1
+    assert "epoch 1:" in text
+    assert "epoch 3:" in text
+    assert "requested 20.00%" in text
+    assert "requested 50.00%" in text
+    assert text.count("net.0") == 2
+    assert text.count("not pruned: net.4") == 1
 
 
 @pytest.mark.parametrize(
@@ -70,9 +70,9 @@ def test_it_runs_the_training_step_where_there_is_no_example(module, batch):
     module = module()
     before = copy.deepcopy(module.state_dict())
 
-    told = CoresetPruningCallback(0.5).dry_run(make_trainer(max_epochs=5), module, batch)
+    dry = CoresetPruningCallback(0.5).dry_run(make_trainer(max_epochs=5), module, batch)
 
-    assert next(reversed(told.plans.values())).reached == pytest.approx(0.5, abs=0.03)
+    assert next(reversed(dry.plans.values())).reached == pytest.approx(0.5, abs=0.03)
     assert untouched(module, before)
     assert module.losses == []
 
@@ -105,12 +105,12 @@ def test_steps():
     callback = CoresetPruningCallback(0.5, interval="step", schedule="linear", start=2, end=10, every=4, verbose=False)
     trainer, module = make_trainer(callback, max_steps=12), WithExample()
 
-    told = callback.dry_run(trainer, module)
+    dry = callback.dry_run(trainer, module)
 
-    assert list(told.plans) == [2, 6, 10]
-    assert str(told).startswith("step 2:")
+    assert list(dry.plans) == [2, 6, 10]
+    assert str(dry).startswith("step 2:")
     trainer.fit(module, make_loader(8))
-    assert list(callback._progress.done) == [2, 6, 10]
+    assert list(callback._run.progress.done) == [2, 6, 10]
 
 
 def test_a_module_that_knows_its_trainer_keeps_it():

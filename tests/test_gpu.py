@@ -27,7 +27,7 @@ from torch.distributed.algorithms.ddp_comm_hooks import default_hooks
 from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
 
 from lightning_coreset import CoresetPruningCallback, prune
-from lightning_coreset.training.cuda_graphs import check_not_captured
+from lightning_coreset.training.requirements import check_not_captured
 
 EVENTS = {1: 0.3, 2: 0.5}
 Pruning = partial(CoresetPruningCallback, schedule=EVENTS, verbose=False)

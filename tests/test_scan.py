@@ -272,7 +272,7 @@ def test_the_model_comes_back_from_an_error(at, error):
     setting.check()
 
 
-def test_a_model_that_was_pruned_before_still_knows_what_it_was():
+def test_a_model_that_was_pruned_before_keeps_its_original_shapes():
     model, x = make("vgg")
     whole = original_shapes(model).shapes
     prune(model, x, 0.3)

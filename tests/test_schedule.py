@@ -82,11 +82,11 @@ def test_steps_of_events(start, end, every, steps, expected):
 
 
 @pytest.mark.parametrize("length", range(1, 400, 7))
-def test_by_steps_there_are_eleven_events_at_most_unless_told_otherwise(length):
+def test_by_steps_there_are_at_most_eleven_events_by_default(length):
     assert len(pruning_events("linear", 0.5, start=0.0, end=1.0, length=length, interval="step")) <= 11
 
 
-def test_one_shot_heeds_only_start():
+def test_one_shot_uses_only_start():
     assert pruning_events("one_shot", 0.5, start=0.9, end=0.1, length=10) == {9: 0.5}
     assert pruning_events("one_shot", 0.5, start=4, end=99, length=10) == {4: 0.5}
 

@@ -416,6 +416,26 @@ def test_channels_may_come_as_a_tensor():
     assert model[0].out_features == 4
 
 
+@pytest.mark.parametrize(
+    ("shape", "dims"),
+    [((5, 4, 6), (0, 1)), ((5, 4, 6), (0, 2)), ((5, 4, 6), (1, 2)), ((5, 4, 6), (0, 1, 2)), ((3, 4, 1 << 16), (0, 1))],
+)
+def test_positions_of_several_dimensions(shape, dims):
+    """The last one has rows that are longer than what is copied at a time."""
+    tensor, kept = torch.randn(shape), {dim: torch.tensor([2, 0]) for dim in dims}
+    expected = tensor
+    for dim, positions in kept.items():
+        expected = expected[(slice(None),) * dim + (positions,)]
+    assert torch.equal(index_dims(tensor, kept), expected)
+
+
+def test_a_member_without_a_length_must_fit_by_its_positions():
+    model = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 2))
+    group = ChannelGroup("made up", (Member("0.weight", 0, "producer", ((0,), (6,))),))
+    with pytest.raises(ValueError, match=r"'0\.weight' to have at least 7 positions along dimension 0"):
+        remove_channels(model, group, [0])
+
+
 @pytest.mark.parametrize("copied", [False, True])
 def test_a_snapshot_undoes_surgery(copied):
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3))
@@ -441,8 +461,8 @@ def test_a_snapshot_with_copies_undoes_training():
     before = copy.deepcopy(model.state_dict())
     snapshot = Snapshot(model, copy=True)
     (group,) = find_groups(model, torch.randn(2, 3))
-    for step in range(2):
-        if step:
+    for step in range(3):
+        if step == 1:
             remove_channels(model, group, [0])
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         model(torch.randn(4, 3)).sum().backward()
@@ -453,3 +473,25 @@ def test_a_snapshot_with_copies_undoes_training():
         assert all(parameter.grad is None for parameter in model.parameters())
         for name, tensor in model.state_dict().items():
             assert torch.equal(tensor, before[name]), name
+
+
+def test_what_is_restored_is_a_copy_that_may_change_as_well():
+    model = nn.Linear(3, 2)
+    model(torch.randn(4, 3)).sum().backward()
+    model.bias.requires_grad_(False)
+    snapshot, gradient = Snapshot(model, copy=True), model.weight.grad.clone()
+    for _ in range(2):
+        model.requires_grad_(True)
+        model(torch.randn(4, 3)).sum().backward()  # adds to the gradient in place
+        snapshot.restore()
+        assert torch.equal(model.weight.grad, gradient)
+        assert (model.weight.requires_grad, model.bias.requires_grad) == (True, False)
+
+
+def test_a_snapshot_takes_back_what_surgery_records_on_a_model():
+    model = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 2))
+    snapshot, attributes = Snapshot(model), vars(model).keys() | set()
+    remove_channels(model, find_groups(model, torch.randn(1, 3))[0], [1])
+    assert vars(model).keys() != attributes
+    snapshot.restore()
+    assert vars(model).keys() == attributes

@@ -1,68 +1,82 @@
-"""What the shapes of a module's tensors tell about its sizes, and whether they go together."""
+"""Which sizes of modules follow from the shapes of their tensors, and whether both agree."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from torch import nn
 
-from lightning_coreset._compat import BatchOrInstanceNorm, Convolution, own_tensors
-from lightning_coreset.surgery import ModelShapes, sizing_tensor, updated_sizes
+from lightning_coreset._compat import own_tensors
+from lightning_coreset.module_specs import ModuleSpec, module_spec, sizing_tensor, updated_sizes
+from lightning_coreset.surgery import ModelShapes
 
-# The attribute that says how long a module's vectors are.
-_WIDTH: dict[type[nn.Module], str] = {
-    nn.Linear: "out_features",
-    Convolution: "out_channels",
-    BatchOrInstanceNorm: "num_features",
-    nn.GroupNorm: "num_channels",
-}
-_VECTORS = ("weight", "bias", "running_mean", "running_var")
+Shape = tuple[int, ...]
 
 
-def inferred_sizes(model: nn.Module, original: ModelShapes, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
+def inferred_sizes(model: nn.Module, original: ModelShapes, shapes: Mapping[str, Shape]) -> dict[str, int]:
     """The sizes of modules that follow from new shapes, by qualified name.
 
-    They follow from the original layout, not from what the model is now: a depthwise convolution that was left with
-    one channel looks like any other.
+    They follow from the original shapes and sizes, not from what the model is now: a depthwise convolution that was
+    left with one channel looks like any other.
     """
     inferred: dict[str, int] = {}
     for prefix, module in _modules(model):
-        weight = _sizing_name(prefix, module)
-        if weight is None or weight not in shapes:
+        found = sizing_tensor(module)
+        name = None if found is None else prefix + found[0]
+        if name is None or name not in shapes:
             continue
         sizes = _sizes_of(prefix, module, original)
-        mended = updated_sizes(module, sizes, shapes[weight])
-        same = shapes[weight] == original.shapes[weight]
-        inferred |= {prefix + name: sizes[name] if same else size for name, size in mended.items()}
+        same = shapes[name] == original.shapes[name]
+        updated = _try_updated_sizes(module, sizes, shapes[name])
+        inferred |= {
+            prefix + attribute: sizes[attribute] if same else size
+            for attribute, size in updated.items()
+            if attribute in sizes
+        }
     return inferred
 
 
-def misfits_within_modules(model: nn.Module, original: ModelShapes, target: ModelShapes) -> Iterator[str]:
-    """In words, where a target layout gives a module shapes and sizes that do not go together."""
+def mismatches(model: nn.Module, original: ModelShapes, target: ModelShapes) -> Iterator[str]:
+    """In words, where a model of the target's shapes and sizes would have modules in which they do not agree."""
     for prefix, module in _modules(model):
-        own = {name: target.shapes.get(prefix + name) for name in own_tensors(module)}
-        if all(shape == original.shapes.get(prefix + name) for name, shape in own.items()):
+        found = sizing_tensor(module)
+        names = {*own_tensors(module), *(() if found is None else found[:1])}
+        shapes = {name: target.shapes.get(prefix + name) for name in names}
+        if all(shape == original.shapes.get(prefix + name) for name, shape in shapes.items()):
             continue
-        sizes = _sizes_of(prefix, module, target)
-        width = next((sizes[name] for kind, name in _WIDTH.items() if isinstance(module, kind)), None)
-        for name in _VECTORS:
-            shape = own.get(name)
+        spec, attributes = module_spec(module), {**vars(module), **_sizes_of(prefix, module, target)}
+        width = attributes.get(spec.width) if spec.width is not None else None
+        for name in spec.vectors:
+            shape = shapes.get(name)
             if width is not None and shape is not None and len(shape) == 1 and shape != (width,):
                 yield f"{prefix + name!r} has shape {shape} where its module has {width} channels"
-        weight = own.get("weight")
-        if isinstance(module, Convolution) and weight not in (None, _weight_shape(module, sizes)):
-            yield f"{prefix + 'weight'!r} has shape {weight}, which does not make {sizes['groups']} groups"
-        if isinstance(module, nn.GroupNorm) and sizes["num_channels"] % max(sizes["num_groups"], 1):
-            yield f"{prefix + 'weight'!r} has shape {weight}, which does not make {sizes['num_groups']} groups"
+        shape = None if found is None else shapes[found[0]]
+        if found is not None and shape is not None and not _fits(spec, attributes, shape):
+            yield f"{prefix + found[0]!r} has shape {shape}, which does not fit {_in_words(spec, attributes, shape)}"
 
 
-def _weight_shape(module: Convolution, sizes: Mapping[str, int]) -> tuple[int, ...] | None:
-    """The shape of the weight of a convolution of these sizes; ``None`` if there can be none."""
-    inputs, outputs, groups = sizes["in_channels"], sizes["out_channels"], sizes["groups"]
-    if groups < 1 or inputs % groups or outputs % groups:
-        return None
-    channels = (inputs, outputs // groups) if module.transposed else (outputs, inputs // groups)
-    return (*channels, *module.kernel_size)
+def _fits(spec: ModuleSpec, attributes: Mapping[str, Any], shape: Shape) -> bool:
+    try:
+        return spec.fits(attributes, shape)
+    except Exception:  # a function of the user's that knows no module of such a shape
+        return False
+
+
+def _in_words(spec: ModuleSpec, attributes: Mapping[str, Any], shape: Shape) -> str:
+    try:
+        names = {*spec.updated_sizes(attributes, shape)}
+    except Exception:
+        names = set()
+    names |= {name for name in (spec.width, spec.groups) if name is not None}
+    return ", ".join(f"{name}={attributes[name]}" for name in sorted(names) if name in attributes) or "its module"
+
+
+def _try_updated_sizes(module: nn.Module, sizes: Mapping[str, int], shape: Shape) -> dict[str, int]:
+    try:
+        return updated_sizes(module, sizes, shape)
+    except Exception:  # `mismatches` finds that the shape is impossible
+        return {}
 
 
 def _modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -70,12 +84,6 @@ def _modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         yield (f"{path}." if path else ""), module
 
 
-def _sizing_name(prefix: str, module: nn.Module) -> str | None:
-    tensor = sizing_tensor(module)
-    names = (name for name, own in own_tensors(module).items() if own is tensor)
-    return None if tensor is None else prefix + next(names)
-
-
-def _sizes_of(prefix: str, module: nn.Module, layout: ModelShapes) -> dict[str, int]:
-    """What a layout says of the sizes that a module itself remembers, by attribute."""
-    return {name: layout.sizes[prefix + name] for name in vars(module) if prefix + name in layout.sizes}
+def _sizes_of(prefix: str, module: nn.Module, shapes: ModelShapes) -> dict[str, int]:
+    """The sizes of one module, by attribute."""
+    return {name: shapes.sizes[prefix + name] for name in vars(module) if prefix + name in shapes.sizes}

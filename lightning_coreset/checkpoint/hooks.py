@@ -1,4 +1,4 @@
-"""A model that follows what it loads, by two hooks on it, and how to take them off."""
+"""Two hooks by which a model takes on the sizes of what it loads, and how to remove them."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ from lightning_coreset.surgery import forget_original_shapes
 
 Model = TypeVar("Model", bound=nn.Module)
 
-# torch does not tell its hooks whether loading is strict; who knows it says so here.
+# torch does not pass to its hooks whether loading is strict; a caller that knows sets it here.
 _STRICT: ContextVar[bool | None] = ContextVar("strict", default=None)
 
 
 def make_resizable(model: Model) -> Model:
-    """Let a model's ``state_dict`` tell how it was pruned, and its ``load_state_dict`` take checkpoints of other sizes.
+    """Let a model's ``state_dict`` say how it was pruned, and its ``load_state_dict`` accept other sizes.
 
     ``CoresetPruningCallback`` does this to the module it prunes. Call it yourself to load or save a pruned model
     without that callback, and before ``trainer.fit`` with a strategy that spawns processes (``"ddp_spawn"``,
     notebooks), where the main process loads what the others trained.
 
-    From then on ``state_dict`` says in its metadata how the model was pruned, such as to how many heads, which shapes
-    do not tell; that of a model that is not pruned is as before. ``load_state_dict`` first checks that the tensors can
-    be those of this model, pruned or not, then gives each ``Parameter``, which stays the same object, the shape that
-    is to be loaded, smaller or larger. Where no size differs it does nothing. Copies and pickles of the model do the
-    same. Where sizes differ all names must match, unless ``model.strict_loading`` is ``False``, which LightningModules
-    have for it.
+    From then on the metadata of ``state_dict`` says how the model was pruned, including what shapes do not show, such
+    as numbers of heads; that of a model that is not pruned is unchanged. ``load_state_dict`` first checks that the
+    tensors can be those of this model, pruned or not. Then it gives each ``Parameter``, which stays the same object,
+    the shape that is to be loaded, smaller or larger. Where no size differs it does nothing. Copies and pickles of the
+    model do the same. Where sizes differ all names must match, unless ``model.strict_loading`` is ``False``, which is
+    the attribute of LightningModules for this.
 
-    A dict of tensors without metadata (``dict(state_dict)``, safetensors) works as well where shapes tell all: the
-    channels of layers, but not the heads of an attention.
+    A dict of tensors without metadata (``dict(state_dict)``, safetensors) works as well where all sizes follow from
+    shapes: the channels of layers, but not the heads of an attention.
 
     Args:
-        model: Any module, pruned already or not; a compiled one stands for the module inside. Calling this twice is no
-            error.
+        model: Any module, pruned already or not; of a compiled one, the module inside is meant. Calling this twice is
+            no error.
 
     Returns:
         The model itself.
@@ -72,15 +72,15 @@ def make_resizable(model: Model) -> Model:
 
 
 def make_plain(model: Model) -> Model:
-    """Take everything that this package put on a model off it: what is left is an ordinary, smaller model.
+    """Remove everything that this package put on a model: what is left is an ordinary, smaller model.
 
     For ``torch.save(model)`` of a whole model that is to be loaded where this package is not installed. Weights alone,
-    and what ``torch.export`` and the like make of a model, never need it. It undoes :func:`make_resizable`, and what
-    the model was before pruning is forgotten: from now on its ``state_dict`` does not tell how it was pruned, and it
-    loads checkpoints of its own sizes only. So do this when training is over, or to a copy.
+    and exported models (``torch.export``, ONNX), never need it. It undoes :func:`make_resizable`, and what the model
+    was before pruning is forgotten: from now on its ``state_dict`` does not say how it was pruned, and it loads
+    checkpoints of its own sizes only. So do this when training is over, or to a copy.
 
     Args:
-        model: Any module, pruned or not; its submodules are freed as well. Calling this twice is no error.
+        model: Any module, pruned or not, with its submodules. Calling this twice is no error.
 
     Returns:
         The model itself, with the same tensors.
@@ -106,15 +106,15 @@ def make_plain(model: Model) -> Model:
 
 def is_resizable(model: nn.Module) -> bool:
     """Whether :func:`make_resizable` was called on a model, or on what it is a copy of."""
-    # Private, but a flag of our own would not tell whether the hooks are still there.
+    # A flag of our own would not show whether the hooks are still there.
     return _write_record in state_dict_hooks(without_compile_wrapper(model))[0].values()
 
 
 def store_metadata_as_item(copy: Model) -> Model:
-    """Let the state dict of a model that wraps this resizable one hold its record as an item, too, if it is pruned.
+    """Let the state dict of a model that wraps this resizable one hold its metadata as an item, too, if it is pruned.
 
-    For the copies that Lightning's ``WeightAveraging`` keeps: it takes the items over into a plain dict, which has no
-    metadata, and saves that as the model's. A resizable model that loads the item takes it for its record.
+    For the copies that Lightning's ``WeightAveraging`` keeps: it copies the items into a plain dict, which has no
+    metadata, and saves that as the model's. A resizable model that loads the item reads it as its metadata.
     """
     inner = without_compile_wrapper(copy)
     if _write_item not in state_dict_hooks(inner)[0].values():
@@ -124,7 +124,7 @@ def store_metadata_as_item(copy: Model) -> Model:
 
 @contextmanager
 def strictness(strict: bool) -> Iterator[None]:
-    """Have models that are loaded in the body know whether all names must match."""
+    """Tell models that are loaded in the block whether all names must match."""
     token = _STRICT.set(strict)
     try:
         yield
@@ -132,31 +132,31 @@ def strictness(strict: bool) -> Iterator[None]:
         _STRICT.reset(token)
 
 
-# Functions of the file, not methods: these would drag their object along when the model is copied or pickled.
+# Functions of the module, not methods, since a method would take its object along when the model is copied or pickled.
+# A pickled model refers to them by these names: do not rename them.
 
 
 def _write_record(module: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any]) -> None:
-    record = PruningMetadata.of(module)
-    if record is not None:
-        local_metadata[KEY] = record.to_dict()
+    metadata = PruningMetadata.of(module)
+    if metadata is not None:
+        local_metadata[KEY] = metadata.to_dict()
 
 
 def _write_item(module: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any]) -> None:
     # In a wrapper's state dict only: the copy's own has metadata.
-    record = PruningMetadata.of(module) if prefix else None
-    if record is not None:
-        state_dict[prefix + KEY] = record.to_dict()
+    metadata = PruningMetadata.of(module) if prefix else None
+    if metadata is not None:
+        state_dict[prefix + KEY] = metadata.to_dict()
 
 
 def _fit(
     module: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *_: object
 ) -> None:
     item = state_dict.pop(prefix + KEY, None)  # out of torch's own copy of the dict
-    record = local_metadata.get(KEY, item)
+    plain = local_metadata.get(KEY, item)
     state = {name[len(prefix) :]: value for name, value in state_dict.items() if name.startswith(prefix)}
     strict = _STRICT.get()
     if strict is None:
-        strict = getattr(module, "strict_loading", True)  # what the Trainer goes by
-    resize_to_state_dict(
-        module, state, record=None if record is None else PruningMetadata.from_dict(record), strict=strict
-    )
+        strict = getattr(module, "strict_loading", True)  # as the Trainer does
+    metadata = None if plain is None else PruningMetadata.from_dict(plain)
+    resize_to_state_dict(module, state, metadata=metadata, strict=strict)

@@ -27,16 +27,16 @@ def load_pruned(
 ) -> Model:
     """Load a model, pruned or not, from a checkpoint, without a Trainer.
 
-    The model comes as :func:`make_resizable` leaves it, so that it can be saved and loaded again.
+    The model is resizable (:func:`make_resizable`), so that it can be saved and loaded again.
 
     Args:
         cls: For a checkpoint of Lightning, the LightningModule's class, or for one of LightningCLI a base class of it,
             as for ``cls.load_from_checkpoint``. For a file made by ``torch.save(model.state_dict(), path)``, the class
-            of any module, whose state dict tells how it was pruned if :func:`make_resizable` was called on it.
-        path: The file, or an open one. An address that Lightning can read will do for a checkpoint of Lightning.
+            of any module, whose state dict says how it was pruned if :func:`make_resizable` was called on it.
+        path: The file, or an open one. For a checkpoint of Lightning also a URL that Lightning can read.
         strict: Whether all names must match; by default they must, unless the LightningModule says otherwise.
-        weights_only: Whether to read nothing but tensors and plain data. Reading anything else runs code that the file
-            brings along: say ``False`` only to files that you trust.
+        weights_only: Whether to read nothing but tensors and plain data. Reading anything else runs code in the file:
+            pass ``False`` only for files that you trust.
         **kwargs: Arguments of ``cls`` beside those that a checkpoint of Lightning holds, or in their place, and those
             of ``cls.load_from_checkpoint``, such as ``map_location``.
 
@@ -63,7 +63,7 @@ def load_pruned(
     if load is not None and (content is None or "state_dict" in content):
         if "weights_only" in inspect.signature(load).parameters:
             kwargs["weights_only"] = weights_only
-        elif weights_only and content is None:  # an older Lightning; a file has been read safely by now, to the end
+        elif weights_only and content is None:  # an older Lightning; a local file has been read safely by now
             raise ValueError(
                 f"Expected a local file, but this version of Lightning would unpickle {path!r}. Fetch it first."
             )
@@ -83,9 +83,9 @@ def load_pruned(
 
 
 class PrunedCheckpointMixin(nn.Module):
-    """A base class whose models take checkpoints of pruned models, as after :func:`make_resizable`.
+    """A base class whose models load checkpoints of pruned models, as after :func:`make_resizable`.
 
-    With it plain ``Model.load_from_checkpoint(path)`` works, too.
+    With it, plain ``Model.load_from_checkpoint(path)`` works, too.
 
     Example:
         >>> import lightning.pytorch as pl
@@ -107,13 +107,13 @@ class PrunedCheckpointMixin(nn.Module):
         make_resizable(self)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Follow the sizes of the state dict and load it; see :func:`make_resizable`."""
+        """Take on the sizes of the state dict and load it; see :func:`make_resizable`."""
         with strictness(strict):
             return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
 
 def _peek(path: File, weights_only: bool) -> Mapping[str, Any] | None:
-    """What is in a file, of which tensors are not read before they are used; ``None`` if it is remote."""
+    """The content of a file, whose tensors are read only when they are used; ``None`` if it is remote."""
     options: dict[str, Any] = {"map_location": "cpu", "weights_only": weights_only}
     try:
         if not isinstance(path, (str, os.PathLike)):
@@ -130,8 +130,8 @@ def _peek(path: File, weights_only: bool) -> Mapping[str, Any] | None:
         reason = str(error).strip().partition("\n")[0]
         raise ValueError(
             f"Expected a checkpoint in {path!r} but cannot read it. Either it is damaged or cut short, or it holds "
-            "objects other than tensors and plain data: these are read with weights_only=False, which runs code that "
-            f"the file brings along, so do it only if you trust the file. torch says: {reason}"
+            "objects other than tensors and plain data: these are read with weights_only=False, which runs code in the "
+            f"file, so use it only if you trust the file. torch says: {reason}"
         ) from error
     states = content.get("state_dict", content) if isinstance(content, Mapping) else None
     if not isinstance(states, Mapping) or not any(isinstance(value, Tensor) for value in states.values()):
@@ -141,9 +141,9 @@ def _peek(path: File, weights_only: bool) -> Mapping[str, Any] | None:
 
 @contextmanager
 def _resizable(cls: type[nn.Module]) -> Iterator[None]:
-    """Have all instances of a class resizable when they load, for a while.
+    """In the block, make all instances of a class resizable when they load.
 
-    Lightning makes the instance and loads it in one go, with no place in between but this method.
+    Lightning makes the instance and loads it in one call: this method is the only place in between.
     """
     with _PATCHING:
         patched = vars(cls).get("load_state_dict")

@@ -1,4 +1,4 @@
-"""What a state dict says about a pruned model beside its tensors: plain data in its metadata."""
+"""What the metadata of a state dict says about the pruning of its model, as plain data."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class PruningMetadata:
 
     @classmethod
     def of(cls, model: nn.Module) -> PruningMetadata | None:
-        """The record of a model; ``None`` if it is not pruned."""
+        """The metadata of a model; ``None`` if it is not pruned."""
         present = ModelShapes.of(model)
         original = recorded_shapes(model).restrict(present).difference(present)
         return cls(original, present.restrict(original)) if original.differs_from(present) else None
@@ -47,16 +47,16 @@ class PruningMetadata:
             return cls(_from_dict(plain["original"]), _from_dict(plain["pruned"]))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(
-                f"Expected the record of a pruned model under {KEY!r} in the state dict's metadata but cannot read it "
-                f"({error!r}). Is it damaged, or from a newer lightning_coreset?"
+                f"Expected how a model was pruned under {KEY!r} in the state dict's metadata but cannot read it "
+                f"({error!r}). The file is damaged, or was written by a newer lightning_coreset."
             ) from error
 
 
-def _to_dict(layout: ModelShapes) -> dict[str, Any]:
-    shapes = {name: list(shape) for name, shape in layout.shapes.items()}
-    # Clones: the state dict of a model that is trained on must not change under the hands of an asynchronous writer.
-    constants = {name: value.clone() for name, value in layout.constants.items()}
-    return {"shapes": shapes, "sizes": dict(layout.sizes), "constants": constants}
+def _to_dict(model_shapes: ModelShapes) -> dict[str, Any]:
+    shapes = {name: list(shape) for name, shape in model_shapes.shapes.items()}
+    # Clones: training may go on while an asynchronous writer saves the state dict.
+    constants = {name: value.clone() for name, value in model_shapes.constants.items()}
+    return {"shapes": shapes, "sizes": dict(model_shapes.sizes), "constants": constants}
 
 
 def _from_dict(plain: Mapping[str, Any]) -> ModelShapes:

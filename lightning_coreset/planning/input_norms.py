@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lightning_coreset._compat import Convolution, TransposedConvolution
+from lightning_coreset.module_specs import module_spec, sizing_tensor
 from lightning_coreset.structure import Example, plain_execution, preserved
 
 
@@ -78,19 +78,19 @@ class _Watch:
         own = inputs.untyped_storage().data_ptr() == self._origin.data_ptr()
         (self.repeated if name in self.seen else self.seen).add(name)
         (self.first if own else self.deep).add(name)
-        if inputs.is_floating_point() and inputs.numel() > 0 and not isinstance(module, nn.Embedding):
+        if inputs.is_floating_point() and inputs.numel() > 0 and module_spec(module).reads != "indices":
             radius = float(_squares(module, inputs.detach().double()).clamp_min(0).amax().sqrt())
             self.radii[name] = max(self.radii.get(name, 0.0), radius)
 
 
 def _weight(module: nn.Module) -> Tensor | None:
-    weight = getattr(module, "weight", None)
-    return weight if isinstance(weight, Tensor) and weight.dim() > 1 else None
+    found = sizing_tensor(module)
+    return found[1] if found is not None and found[1].dim() > 1 else None
 
 
-def _squares(module: nn.Module, inputs: Tensor) -> Tensor:
+def _squares(module: Any, inputs: Tensor) -> Tensor:
     """The squared norms of the rows or patches that a layer reads."""
-    if not isinstance(module, Convolution):
+    if module_spec(module).reads != "patches":
         return inputs.square().sum(dim=-1)
     # A convolution of the squares with a kernel of ones: it knows strides, paddings and dilations by itself.
     squares = inputs.square()
@@ -100,7 +100,7 @@ def _squares(module: nn.Module, inputs: Tensor) -> Tensor:
     ones = squares.new_ones(module.groups, 1, *module.kernel_size)
     options = {"stride": module.stride, "dilation": module.dilation, "groups": module.groups}
     convolve: Callable[..., Tensor]
-    if isinstance(module, TransposedConvolution):
+    if module.transposed:
         convolve = getattr(functional, f"conv_transpose{len(module.kernel_size)}d")
         return convolve(squares, ones, padding=module.padding, output_padding=module.output_padding, **options)
     convolve = getattr(functional, f"conv{len(module.kernel_size)}d")
@@ -110,7 +110,7 @@ def _squares(module: nn.Module, inputs: Tensor) -> Tensor:
     return convolve(padded, ones, **options)
 
 
-def _padding_of_each_side(module: Convolution) -> list[int]:
+def _padding_of_each_side(module: Any) -> list[int]:
     """The padding of a convolution as ``functional.pad`` takes it: before and after, from the last dimension on."""
     kernel, dilation, padding = module.kernel_size, module.dilation, module.padding
     if padding == "same":

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_coreset import coreset
 from lightning_coreset.structure.op_call import OpCall, name_of
-from lightning_coreset.structure.registry import Registration, overload_of, register_rule
+from lightning_coreset.structure.registry import RuleRegistration, overload_of, register_rule
 from lightning_coreset.structure.rule_kinds import Elementwise
 from lightning_coreset.structure.steps import Step
 
@@ -34,7 +34,7 @@ def register_activation(
     lipschitz: float = math.inf,
     turning_points: Sequence[float] | None = None,
     override: bool = False,
-) -> Registration:
+) -> RuleRegistration:
     """Say which scalar function an elementwise operator computes, so that channels behind it get coresets.
 
     Also registers ``Elementwise`` for the operator.
@@ -92,4 +92,4 @@ def register_activation(
         rule.remove()
         mathematics.remove()
 
-    return Registration(undo)
+    return RuleRegistration(undo)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from lightning_coreset._compat import tree_map
+from lightning_coreset.nested import map_tensors, tensors_in
 
 ExampleInputs: TypeAlias = Tensor | tuple[Any, ...] | Mapping[str, Any]
 """A tensor, a tuple of positional arguments or a mapping of keyword arguments for ``model.forward``."""
@@ -55,47 +54,25 @@ class Example:
         Inference tensors, which cannot be followed, are copied.
         """
         with torch.inference_mode(False):
-            inputs = tree_map(lambda leaf: leaf.clone() if _is_inference(leaf) else leaf, example_inputs)
+            inputs = map_tensors(lambda tensor: tensor.clone() if tensor.is_inference() else tensor, example_inputs)
         batch = next((tensor.shape[0] for tensor in tensors_in(inputs) if tensor.dim() > 0), 1)
         return cls(inputs, batch_size=batch)
 
     def other(self, generator: torch.Generator) -> Example:
         """An example of the same shapes with other floating values; whole numbers (tokens, targets) stay."""
 
-        def redraw(leaf: Any) -> Any:
-            if not isinstance(leaf, Tensor) or not leaf.is_floating_point() or leaf.numel() < 2:
-                return leaf
-            noise = torch.randn(leaf.shape, generator=generator).to(leaf.device, leaf.dtype)
-            return leaf.flip(0) + leaf.std() * noise
+        def redraw(tensor: Tensor) -> Tensor:
+            if not tensor.is_floating_point() or tensor.numel() < 2:
+                return tensor
+            noise = torch.randn(tensor.shape, generator=generator).to(tensor.device, tensor.dtype)
+            return tensor.flip(0) + tensor.std() * noise
 
-        return replace(self, inputs=tree_map(redraw, self.inputs))
+        return replace(self, inputs=map_tensors(redraw, self.inputs))
 
     def to(self, dtype: torch.dtype) -> Example:
         """The example with its floating tensors in another precision."""
-        floating = tree_map(lambda leaf: leaf.to(dtype) if _is_floating(leaf) else leaf, self.inputs)
-        return replace(self, inputs=floating)
 
+        def convert(tensor: Tensor) -> Tensor:
+            return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
-def tensors_in(value: Any, depth: int = 6) -> Iterator[Tensor]:
-    """All tensors in nested containers, dataclasses and plain objects."""
-    if isinstance(value, Tensor):
-        yield value
-    elif depth == 0 or isinstance(value, (str, bytes, int, float, bool, nn.Module, type(None))):
-        return
-    elif isinstance(value, Mapping):
-        for one in value.values():
-            yield from tensors_in(one, depth - 1)
-    elif isinstance(value, (list, tuple, set)):
-        for one in value:
-            yield from tensors_in(one, depth - 1)
-    elif dataclasses.is_dataclass(value) or hasattr(value, "__dict__"):
-        for one in vars(value).values():
-            yield from tensors_in(one, depth - 1)
-
-
-def _is_floating(leaf: Any) -> bool:
-    return isinstance(leaf, Tensor) and leaf.is_floating_point()
-
-
-def _is_inference(leaf: Any) -> bool:
-    return isinstance(leaf, Tensor) and leaf.is_inference()
+        return replace(self, inputs=map_tensors(convert, self.inputs))

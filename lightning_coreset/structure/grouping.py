@@ -6,23 +6,13 @@ from collections import defaultdict
 from functools import cached_property
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lightning_coreset._compat import Convolution
+from lightning_coreset.module_specs import COMMON_HEAD_COUNTS, module_spec
 from lightning_coreset.structure.places import ClassPositions, Dim
 from lightning_coreset.structure.propagation import Propagation
 from lightning_coreset.structure.records import ChannelGroup, Count, Member, Path, Role, one_each
 from lightning_coreset.structure.union_find import FIXED, ChannelUnionFind
-
-_LAYERS = (
-    *(nn.Linear, Convolution, nn.Embedding, nn.EmbeddingBag, nn.Bilinear, nn.RNNBase, nn.RNNCellBase),
-    nn.MultiheadAttention,
-)
-HEAD_COUNTS = (
-    *("num_heads", "num_attention_heads", "n_heads", "n_head", "nhead", "heads", "num_key_value_heads"),
-    *("num_kv_heads", "n_kv_heads", "all_head_size", "split_size", "inner_dim"),
-)
-"""Names under which attention modules keep how many heads they have, or how wide these are together."""
 
 
 class GroupBuilder:
@@ -141,7 +131,7 @@ class GroupBuilder:
             weights = [member.name for member in members if member.role != "channelwise"]
             # The weight's own module where it is a parameter of the attention itself, else that module's parent.
             holders = {prefix for name in weights for prefix in _prefixes(name, 2)}
-            named += [(holder, name) for holder in sorted(holders) for name in HEAD_COUNTS]
+            named += [(holder, name) for holder in sorted(holders) for name in self._head_counts(holder)]
         size = len(members[0].index)
         counts = []
         for module, name in dict.fromkeys(named):
@@ -149,6 +139,11 @@ class GroupBuilder:
             if isinstance(value, int) and value and value % size == 0:
                 counts.append(Count(module, name, value // size))
         return tuple(counts)
+
+    def _head_counts(self, path: str) -> tuple[str, ...]:
+        """Names of the attributes by which a module may count its heads."""
+        module = self.engine.modules.get(path)
+        return COMMON_HEAD_COUNTS if module is None else (*COMMON_HEAD_COUNTS, *module_spec(module).head_counts)
 
     @cached_property
     def _with_heads(self) -> set[int]:
@@ -202,7 +197,7 @@ class GroupBuilder:
             if not layer:  # the model is a layer itself, which goes by the name of its weight
                 layer = "weight" if "weight" in self.engine.owners else name
             if (
-                isinstance(self.engine.modules.get(layer, owner), _LAYERS)
+                module_spec(self.engine.modules.get(layer, owner)).is_layer
                 and name not in told
                 and (name, 0) in self.engine.union_find.ranges
             ):

@@ -14,7 +14,7 @@ _REGISTERED: dict[Any, list[Rule]] = {}
 """By overload or packet; the last rule of each counts, and comes before aten's own."""
 
 
-class Registration:
+class RuleRegistration:
     """A registration that can be undone, by ``remove()`` or at the end of a ``with`` block.
 
     Args:
@@ -30,7 +30,7 @@ class Registration:
         if undo is not None:
             undo()
 
-    def __enter__(self) -> Registration:
+    def __enter__(self) -> RuleRegistration:
         return self
 
     def __exit__(
@@ -39,7 +39,7 @@ class Registration:
         self.remove()
 
 
-def register_rule(op: Any, rule: Rule, *, override: bool = False) -> Registration:
+def register_rule(op: Any, rule: Rule, *, override: bool = False) -> RuleRegistration:
     """Say what an operator does to channels, so that networks that use it can be pruned through it.
 
     Without a rule, no channel that enters an operator can be removed. A wrong rule gives wrong groups, which the
@@ -101,7 +101,7 @@ def register_rule(op: Any, rule: Rule, *, override: bool = False) -> Registratio
         del rules[next(place for place, own in enumerate(rules) if own is rule)]
         find_rule.cache_clear()
 
-    return Registration(undo)
+    return RuleRegistration(undo)
 
 
 @cache

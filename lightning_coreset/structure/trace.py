@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -13,21 +13,13 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parameter import is_lazy
 
-from lightning_coreset._compat import (
-    BatchOrInstanceNorm,
-    Dropout,
-    InstanceNorm,
-    eager_execution,
-    registered_buffers,
-    set_registered_buffers,
-)
-from lightning_coreset.structure.example import Example, tensors_in
+from lightning_coreset._compat import eager_execution, registered_buffers, set_registered_buffers
+from lightning_coreset.module_specs import check_module_sizes, module_spec, sizing_tensor
+from lightning_coreset.nested import tensors_in
+from lightning_coreset.structure.example import Example
 from lightning_coreset.structure.propagation import Propagation
 from lightning_coreset.structure.registry import find_rule
 from lightning_coreset.structure.unsupported import unsupported_parameters
-
-_ALWAYS_EVALUATED = (BatchOrInstanceNorm, Dropout)
-"""Modules that keep statistics or draw random numbers; they stay in evaluation mode in both runs."""
 
 
 def trace(model: nn.Module, example: Example) -> Propagation:
@@ -41,15 +33,16 @@ def trace(model: nn.Module, example: Example) -> Propagation:
         example: How the network is run; what that returns counts as its output.
 
     Raises:
-        ValueError: If a parameter is not initialised yet.
+        ValueError: If a parameter is not initialised yet, or a module differs from its registered ``ModuleSpec``.
         Exception: What the network raises in evaluation mode.
     """
     _check_initialised(model)
+    check_module_sizes(model)
     with ExitStack() as stack:
         for context in (preserved(model), plain_execution()):
             stack.enter_context(context)
         engine = Propagation(model, find_rule, unsupported_parameters(model))
-        stack.enter_context(_watched_norms(model, engine))
+        stack.enter_context(_watched_inputs(model, engine))
         model.eval()
         _run(engine, model, example)
         engine.records.recording = False
@@ -77,19 +70,21 @@ def _run(engine: Propagation, model: nn.Module, example: Example) -> None:
 
 
 @contextmanager
-def _watched_norms(model: nn.Module, engine: Propagation) -> Iterator[None]:
-    """See what passes InstanceNorms that own no tensor: only their ``num_features`` has to follow the channels."""
+def _watched_inputs(model: nn.Module, engine: Propagation) -> Iterator[None]:
+    """Note which sizes of modules follow the channels of an input, since the module has no tensor to follow."""
 
-    def watcher(name: str) -> Callable[..., None]:
+    def watcher(name: str, sizes: Mapping[str, int]) -> Callable[..., None]:
         def see(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-            engine.counts.append((engine.channel_labels(inputs[0], 1, "is normalised"), name, "num_features"))
+            for attribute, dim in sizes.items():
+                own = dim % inputs[0].dim()
+                engine.counts.append((engine.channel_labels(inputs[0], own, "is normalised"), name, attribute))
 
         return see
 
     handles = [
-        module.register_forward_pre_hook(watcher(name))
+        module.register_forward_pre_hook(watcher(name, module_spec(module).input_sizes))
         for name, module in model.named_modules()
-        if isinstance(module, InstanceNorm) and module.weight is None and module.running_mean is None
+        if module_spec(module).input_sizes and sizing_tensor(module) is None
     ]
     try:
         yield
@@ -101,7 +96,7 @@ def _watched_norms(model: nn.Module, engine: Propagation) -> Iterator[None]:
 def _train_mode(model: nn.Module) -> None:
     model.train()
     for module in model.modules():
-        if isinstance(module, _ALWAYS_EVALUATED):
+        if module_spec(module).always_eval:
             module.eval()
 
 

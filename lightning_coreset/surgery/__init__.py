@@ -1,4 +1,4 @@
-"""Change a model in place: slice its tensors, keep its ``Parameter`` objects, mend what its modules remember."""
+"""Change a model in place: slice its tensors, keep its ``Parameter`` objects, update the sizes in its modules."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from lightning_coreset.surgery.model_shapes import (
     original_shapes,
     recorded_shapes,
 )
-from lightning_coreset.surgery.modules import sizing_tensor, updated_sizes
 from lightning_coreset.surgery.removal import remove_channels
 from lightning_coreset.surgery.resizing import resize
 from lightning_coreset.surgery.slicing import (
@@ -40,8 +39,6 @@ __all__ = [
     "resize",
     "scale_counts",
     "scale_dims_",
-    "sizing_tensor",
     "slice_members",
     "staying_positions",
-    "updated_sizes",
 ]

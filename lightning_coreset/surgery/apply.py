@@ -1,15 +1,15 @@
-"""Put the changes of a plan in place: all or nothing, ``Parameter`` objects kept."""
+"""Apply the changes of a plan in place: all or nothing, ``Parameter`` objects kept."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from lightning_coreset.module_specs import new_sizes, sizing_tensor
 from lightning_coreset.plan import AttributeChange, ParameterChange
 from lightning_coreset.surgery.model_shapes import record_original_shapes
-from lightning_coreset.surgery.modules import update_module_sizes
 from lightning_coreset.surgery.slicing import index_dims, named_tensors, new_value
 
 
@@ -18,13 +18,14 @@ def apply_changes(
 ) -> dict[Tensor, ParameterChange]:
     """Apply the changes of a plan in place, all or nothing.
 
-    All new tensors are made before the first is put in place, so running out of memory changes nothing.
+    All new tensors are made before the first one replaces an old one, so running out of memory changes nothing.
 
     Returns:
         The changed ``Parameter`` objects (the same as before, smaller) with their change.
 
     Raises:
-        ValueError: If a change does not fit the model; nothing is changed then.
+        ValueError: If a change does not fit the model, or a module does not agree with its registered ``ModuleSpec``.
+            Nothing is changed then.
     """
     with torch.inference_mode(False):  # its tensors could not be trained
         return _apply(model, list(changes), list(attributes))
@@ -47,26 +48,43 @@ def _apply(
         value = new_value(change, tensor)
         grad = None if tensor.grad is None else index_dims(tensor.grad, change.kept)
         ready.append((tensor, value, grad, change))
+    sizes = list(_module_sizes(model, {id(tensor): change.new_shape for tensor, _, _, change in ready}))
     with record_original_shapes(model):
         for tensor, value, grad, _ in ready:
             replace_data(tensor, value, grad)
-        update_module_sizes(model, {id(tensor) for tensor, *_ in ready})
+        update_module_sizes(sizes)
         for attribute in attributes:
             setattr(model.get_submodule(attribute.module), attribute.name, attribute.new)
     return {tensor: change for tensor, _, _, change in ready if isinstance(tensor, nn.Parameter)}
 
 
 def replace_data(tensor: Tensor, value: Tensor, grad: Tensor | None = None) -> None:
-    """Give a tensor new data of any shape; the object, and all that refer to it, stay.
+    """Give a tensor new data of any shape; the object stays, and with it every reference to it.
 
-    The flip through another dtype drops autograd's cached gradient accumulator, which remembers the old shape: a
-    graph kept from before would otherwise raise "invalid gradient".
+    Setting data of another dtype in between makes autograd drop its cached gradient accumulator, which stores the old
+    shape: a graph built before would otherwise raise "invalid gradient".
     """
     tensor.grad = None
-    flipped = torch.float32 if tensor.dtype == torch.float64 else torch.float64
-    tensor.data = torch.empty(0, dtype=flipped, device=tensor.device)
+    other_dtype = torch.float32 if tensor.dtype == torch.float64 else torch.float64
+    tensor.data = torch.empty(0, dtype=other_dtype, device=tensor.device)
     tensor.data = value
     tensor.grad = grad
+
+
+def update_module_sizes(sizes: Iterable[tuple[nn.Module, Mapping[str, int]]]) -> None:
+    """Set sizes that were computed before the tensors were replaced."""
+    for module, updated in sizes:
+        vars(module).update(updated)
+
+
+def _module_sizes(
+    model: nn.Module, new_shapes: Mapping[int, tuple[int, ...]]
+) -> Iterator[tuple[nn.Module, dict[str, int]]]:
+    """The sizes of modules that follow the tensors with these ids."""
+    for path, module in model.named_modules():
+        found = sizing_tensor(module)
+        if found is not None and id(found[1]) in new_shapes:
+            yield module, new_sizes(path, module, new_shapes[id(found[1])])
 
 
 def _check_attributes(model: nn.Module, attributes: Sequence[AttributeChange]) -> None:

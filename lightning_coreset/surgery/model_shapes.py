@@ -10,18 +10,19 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from lightning_coreset._compat import non_persistent_buffers
+from lightning_coreset.module_specs import is_size
 
 _ATTRIBUTE = "_coreset_originals"
 
 
 @dataclass(frozen=True, eq=False)
 class ModelShapes:
-    """What surgery can change about a model beside the contents of its tensors; of all of it or of a part.
+    """What surgery can change about a model beside the contents of its tensors; of the whole model or a part of it.
 
     Attributes:
         shapes: Shapes of parameters and buffers by qualified name; of a tied tensor, under each of its names.
-        sizes: Integers that modules remember by qualified name, such as ``"encoder.attention.num_heads"``.
-        constants: Contents of the buffers that no state dict holds (``persistent=False``).
+        sizes: Integer attributes of modules by qualified name, such as ``"encoder.attention.num_heads"``.
+        constants: Contents of the buffers that are in no state dict (``persistent=False``).
     """
 
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
@@ -30,36 +31,36 @@ class ModelShapes:
 
     @classmethod
     def of(cls, model: nn.Module) -> ModelShapes:
-        """The layout of a model as it is now; its constants are held, not copied."""
+        """The shapes of a model as it is now; its constants are referred to, not copied."""
         tensors = all_tensors(model)
         sizes: dict[str, int] = {}
         constants: dict[str, Tensor] = {}
         for path, module in model.named_modules(remove_duplicate=False):
             prefix = f"{path}." if path else ""
-            sizes |= {prefix + name: value for name, value in vars(module).items() if type(value) is int}
+            sizes |= {prefix + name: int(value) for name, value in vars(module).items() if is_size(value)}
             names = [prefix + name for name in non_persistent_buffers(module)]
             constants |= {name: tensors[name].data for name in names if name in tensors}
         return cls({name: tuple(tensor.shape) for name, tensor in tensors.items()}, sizes, constants)
 
     def __or__(self, other: ModelShapes) -> ModelShapes:
-        """This layout with another one over it."""
+        """Both, with the entries of the other one where both have a name."""
         return ModelShapes(
             {**self.shapes, **other.shapes}, {**self.sizes, **other.sizes}, {**self.constants, **other.constants}
         )
 
     def difference(self, other: ModelShapes) -> ModelShapes:
-        """The part of this layout in which another one of the same model differs."""
+        """The entries that are others in another one of the same model."""
         shapes = {name: shape for name, shape in self.shapes.items() if other.shapes.get(name, shape) != shape}
         sizes = {name: size for name, size in self.sizes.items() if other.sizes.get(name, size) != size}
         return ModelShapes(shapes, sizes, {name: value for name, value in self.constants.items() if name in shapes})
 
     def differs_from(self, other: ModelShapes) -> bool:
-        """Whether another layout of the same model has other shapes or sizes."""
-        part = self.difference(other)
-        return bool(part.shapes or part.sizes)
+        """Whether another one of the same model has other shapes or sizes."""
+        difference = self.difference(other)
+        return bool(difference.shapes or difference.sizes)
 
     def restrict(self, names: ModelShapes) -> ModelShapes:
-        """The part of this layout that has the names of another one."""
+        """The entries whose names another one has, too."""
         return ModelShapes(
             {name: shape for name, shape in self.shapes.items() if name in names.shapes},
             {name: size for name, size in self.sizes.items() if name in names.sizes},
@@ -67,7 +68,7 @@ class ModelShapes:
         )
 
     def with_prefix(self, path: str) -> ModelShapes:
-        """The same layout of the model that holds this one as its submodule ``path``."""
+        """The same for a model that has this one as its submodule ``path``."""
         prefix = f"{path}." if path else ""
         return ModelShapes(
             {prefix + name: shape for name, shape in self.shapes.items()},
@@ -77,39 +78,39 @@ class ModelShapes:
 
 
 def all_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """All parameters and buffers that have a shape by now, by qualified name; a tied one under each of its names."""
+    """All initialised parameters and buffers, by qualified name; a tied one under each of its names."""
     named = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
     return {name: tensor for name, tensor in named if not is_lazy(tensor)}
 
 
 @contextmanager
 def record_original_shapes(model: nn.Module) -> Iterator[None]:
-    """Remember on the model what its layout was before the surgery in the body, where that changes it.
+    """Record on the model what its shapes were before the surgery in the block, where that changes them.
 
-    Kept by name on the model itself: there it is copied and pickled along, and survives that modules are exchanged, as
-    for SyncBatchNorm.
+    Kept by name on the model itself, so that it is copied and pickled with it, and stays when modules are replaced, as
+    when BatchNorms are converted to SyncBatchNorm.
     """
     before = ModelShapes.of(model)
     yield
     known = recorded_shapes(model)
-    # Not ``setattr``: a compiled model would pass it on to the model inside, whose names are others.
+    # Not ``setattr``: a compiled model would set it on the model inside, which has other names.
     vars(model)[_ATTRIBUTE] = before.difference(ModelShapes.of(model)) | known
 
 
 def recorded_shapes(model: nn.Module) -> ModelShapes:
-    """What surgery changed about a model or its submodules so far, as it was before the first time."""
-    layout = ModelShapes()
-    for path, module in model.named_modules():  # the outermost first, which knows best
-        layout = vars(module).get(_ATTRIBUTE, ModelShapes()).with_prefix(path) | layout
-    return layout
+    """What surgery has changed about a model or its submodules, as it was before the first change."""
+    recorded = ModelShapes()
+    for path, module in model.named_modules():  # the outermost first: its record is the most complete
+        recorded = vars(module).get(_ATTRIBUTE, ModelShapes()).with_prefix(path) | recorded
+    return recorded
 
 
 def forget_original_shapes(model: nn.Module) -> None:
-    """Take what is remembered off a model and its submodules: as they are now, they count as the original."""
+    """Delete the records of a model and its submodules: as they are now, they count as the original."""
     for module in model.modules():
         vars(module).pop(_ATTRIBUTE, None)
 
 
 def original_shapes(model: nn.Module) -> ModelShapes:
-    """The layout that a model had before all surgery."""
+    """The shapes of a model before all surgery."""
     return ModelShapes.of(model) | recorded_shapes(model)

@@ -21,8 +21,8 @@ def remove_channels(
     """Physically remove channels from every tensor that carries them.
 
     ``Parameter`` objects keep their identity, ties, ``requires_grad``, dtype, device and memory format; ``.grad`` is
-    sliced along; ``in_features``, ``num_features`` and their kin are mended. No weight is adjusted: what the network
-    computes afterwards equals what it computed with the consumers' columns of these channels set to zero.
+    sliced as well; ``in_features``, ``num_features`` and similar attributes are updated. No weight is adjusted: the
+    network computes afterwards what it computed with the consumers' columns of these channels set to zero.
 
     Args:
         model: The network the group was found in, not changed since.
@@ -30,11 +30,12 @@ def remove_channels(
         channels: The classes to remove, from ``0`` to ``group.size - 1``; at least one class must stay.
 
     Returns:
-        What happened to each tensor.
+        The change of each tensor.
 
     Raises:
-        ValueError: If a channel does not exist, none would stay, or the model does not fit the group (it was pruned
-            since the group was found). The model is unchanged then.
+        ValueError: If a channel does not exist, none would stay, the model does not fit the group (it was pruned since
+            the group was found), or a module does not agree with its registered ``ModuleSpec``. The model is unchanged
+            then.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""Give a model another layout, smaller or larger, for contents that come from elsewhere."""
+"""Give a model other shapes, smaller or larger, for contents that are loaded afterwards."""
 
 from __future__ import annotations
 
@@ -10,20 +10,19 @@ from lightning_coreset.surgery.model_shapes import ModelShapes, all_tensors, rec
 from lightning_coreset.surgery.slicing import match_memory_format
 
 
-def resize(model: nn.Module, layout: ModelShapes) -> None:
-    """Give the tensors and modules of a model the shapes and sizes of a layout, in place, all or nothing.
+def resize(model: nn.Module, target: ModelShapes) -> None:
+    """Give the tensors and modules of a model other shapes and sizes, in place, all or nothing.
 
     ``Parameter`` objects keep their identity, ties, ``requires_grad``, dtype, device and memory format. A tensor that
-    changes is zero afterwards, for its contents are about to be loaded, and has lost its ``.grad``; the constants of
-    the layout are put in place. All new tensors are made before the first is put in place, so running out of memory
-    changes nothing.
+    changes is zero afterwards, since its contents are about to be loaded, and has no ``.grad``; constants are set. All
+    new tensors are made before the first one replaces an old one, so running out of memory changes nothing.
 
     Args:
-        model: The model; what is not in the layout stays.
-        layout: For a copy of a model, ``ModelShapes.of(model)``.
+        model: The model; what the target does not name stays.
+        target: The new shapes and sizes; to make a copy of a model follow it, ``ModelShapes.of(model)``.
 
     Raises:
-        ValueError: If the layout has a name that the model has not, or two shapes for one tied tensor. The model is
+        ValueError: If the target has a name that the model has not, or two shapes for one tied tensor. The model is
             unchanged then.
 
     Example:
@@ -36,37 +35,37 @@ def resize(model: nn.Module, layout: ModelShapes) -> None:
         >>> twin[0]
         Linear(in_features=4, out_features=4, bias=True)
     """
-    _check(model, layout)
+    _check(model, target)
     tensors = all_tensors(model)
     with record_original_shapes(model), torch.inference_mode(False):  # its tensors could not be trained
         ready: dict[int, tuple[Tensor, Tensor]] = {}  # by id, since a tied tensor comes more than once
-        for name, shape in layout.shapes.items():
+        for name, shape in target.shapes.items():
             tensor = tensors[name]
             if tuple(tensor.shape) != shape and id(tensor) not in ready:
                 ready[id(tensor)] = (tensor, match_memory_format(tensor.detach().new_zeros(shape), tensor))
         for tensor, value in ready.values():
             replace_data(tensor, value)
         with torch.no_grad():
-            for name, value in layout.constants.items():
+            for name, value in target.constants.items():
                 if id(tensors[name]) in ready:
                     tensors[name].copy_(value)
-        for name, size in layout.sizes.items():
+        for name, size in target.sizes.items():
             path, _, attribute = name.rpartition(".")
             setattr(model.get_submodule(path), attribute, size)
 
 
-def _check(model: nn.Module, layout: ModelShapes) -> None:
+def _check(model: nn.Module, target: ModelShapes) -> None:
     present = ModelShapes.of(model)
     foreign = [
-        *(name for name in layout.shapes if name not in present.shapes),
-        *(name for name in layout.sizes if name not in present.sizes),
-        *(name for name in layout.constants if name not in present.constants),
+        *(name for name in target.shapes if name not in present.shapes),
+        *(name for name in target.sizes if name not in present.sizes),
+        *(name for name in target.constants if name not in present.constants),
     ]
     if foreign:
-        raise ValueError(f"Expected the layout of {type(model).__name__} but got one with {foreign[:4]}.")
+        raise ValueError(f"Expected names of {type(model).__name__} but got {foreign[:4]}, which it does not have.")
     shapes: dict[int, tuple[int, ...]] = {}
     for name, tensor in all_tensors(model).items():
-        shape = layout.shapes.get(name, tuple(tensor.shape))
+        shape = target.shapes.get(name, tuple(tensor.shape))
         if shapes.setdefault(id(tensor), shape) != shape:
             raise ValueError(
                 f"Expected one shape for the tied tensor {name!r} but got {shapes[id(tensor)]} and {shape}."

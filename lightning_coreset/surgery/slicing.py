@@ -1,4 +1,4 @@
-"""What to slice off each tensor when classes of a group go; reads shapes only."""
+"""The slice of each tensor when classes of a group are removed; reads shapes only."""
 
 from __future__ import annotations
 
@@ -39,17 +39,18 @@ def slice_members(
                 of_tensor = stays.setdefault(member.name, {})
                 known = of_tensor.get(member.dim)
                 of_tensor[member.dim] = own if known is None else known & own
-    alike = {id(own): own for dims in stays.values() for own in dims.values()}  # most dimensions of a group are
-    left = {number: own.nonzero().squeeze(1) for number, own in alike.items()}
+    # Most dimensions of a group share one mask: its positions are computed once.
+    masks = {id(own): own for dims in stays.values() for own in dims.values()}
+    kept_positions = {number: mask.nonzero().squeeze(1) for number, mask in masks.items()}
     changes = (
-        _slice_change(name, tensors[name], {dim: left[id(own)] for dim, own in sorted(dims.items())})
+        _slice_change(name, tensors[name], {dim: kept_positions[id(own)] for dim, own in sorted(dims.items())})
         for name, dims in stays.items()
     )
     return tuple(change for change in changes if change.kept)
 
 
-def _slice_change(name: str, tensor: Tensor, left: Mapping[int, Tensor]) -> ParameterChange:
-    kept = {dim: positions for dim, positions in left.items() if len(positions) < tensor.shape[dim]}
+def _slice_change(name: str, tensor: Tensor, positions_of: Mapping[int, Tensor]) -> ParameterChange:
+    kept = {dim: positions for dim, positions in positions_of.items() if len(positions) < tensor.shape[dim]}
     new_shape = [len(kept[dim]) if dim in kept else size for dim, size in enumerate(tensor.shape)]
     return ParameterChange(name, tuple(tensor.shape), tuple(new_shape), kept)
 
@@ -71,55 +72,55 @@ def staying_positions(member: Member, staying: Tensor, length: int) -> Tensor:
     """Whether each position along the member's dimension stays, bool (length,)."""
     if member.one_each and length == len(staying):
         return staying
-    goes = member.positions[~staying]
+    removed = member.positions[~staying]
     stays = torch.ones(length, dtype=torch.bool)
-    stays[goes[goes >= 0]] = False  # classes with fewer positions than others are filled up with -1
+    stays[removed[removed >= 0]] = False  # classes with fewer positions than others are padded with -1
     return stays
 
 
 def index_dims(tensor: Tensor, kept: Mapping[int, Tensor]) -> Tensor:
     """Copy the kept positions along each dimension, in the memory format of ``tensor``."""
-    taken = tensor.detach()
+    result = tensor.detach()
     kept = {dim: positions.to(tensor.device) for dim, positions in kept.items()}
     if not kept:
-        taken = taken.clone()
+        result = result.clone()
     elif len(kept) == 2 and 0 in kept and not tensor.is_cuda:
-        taken = _take_two(taken, *(kept[dim] for dim in sorted(kept)), dim=max(kept))
+        result = _index_rows_and_dim(result, *(kept[dim] for dim in sorted(kept)), dim=max(kept))
     else:
         for dim, positions in kept.items():
-            taken = taken.index_select(dim, positions)
-    return match_memory_format(taken, tensor)
+            result = result.index_select(dim, positions)
+    return match_memory_format(result, tensor)
 
 
-_PIECE = 1 << 17
-"""Numbers that are copied twice at a time, so that they stay in a core's cache and need no new memory."""
+_CHUNK = 1 << 17
+"""Elements of the intermediate result at a time: they stay in a core's cache, and their memory is reused."""
 
 
-def _take_two(tensor: Tensor, rows: Tensor, positions: Tensor, *, dim: int) -> Tensor:
-    """The kept rows, and of them the kept positions along another dimension, piece by piece.
+def _index_rows_and_dim(tensor: Tensor, rows: Tensor, positions: Tensor, *, dim: int) -> Tensor:
+    """The kept rows, and of them the kept positions along another dimension, in chunks of rows.
 
-    In one go, what is in between is twice as large as the result, and fresh memory costs more than copying.
+    Without chunks the intermediate result is about twice as large as the final one, and allocating it dominates.
     """
     shape = list(tensor.shape)
     shape[0], shape[dim] = len(rows), len(positions)
-    taken = tensor.new_empty(shape)
-    pieces = max(_PIECE // max(tensor[0].numel(), 1), 1)
-    for part, into in zip(rows.split(pieces), taken.split(pieces), strict=True):
-        torch.index_select(tensor.index_select(0, part), dim, positions, out=into)
-    return taken
+    result = tensor.new_empty(shape)
+    rows_at_a_time = max(_CHUNK // max(tensor[0].numel(), 1), 1)
+    for chunk, into in zip(rows.split(rows_at_a_time), result.split(rows_at_a_time), strict=True):
+        torch.index_select(tensor.index_select(0, chunk), dim, positions, out=into)
+    return result
 
 
 def scale_dims_(tensor: Tensor, factors: Mapping[int, Tensor]) -> Tensor:
-    """Multiply a tensor, in place, at every position along some dimensions by its factor."""
-    for dim, own in factors.items():
+    """Multiply a tensor in place: along each of these dimensions, every position by its factor."""
+    for dim, along in factors.items():
         shape = [1] * tensor.dim()
         shape[dim] = -1
-        tensor.mul_(own.reshape(shape).to(tensor.device, tensor.dtype))
+        tensor.mul_(along.reshape(shape).to(tensor.device, tensor.dtype))
     return tensor
 
 
 def new_value(change: ParameterChange, tensor: Tensor) -> Tensor:
-    """What a change makes of a tensor, in memory of its own."""
+    """The tensor after a change, in new memory."""
     if change.value is None:
         return scale_dims_(index_dims(tensor, change.kept), change.factors)
     return match_memory_format(change.value.detach().to(tensor.device, tensor.dtype, copy=True).contiguous(), tensor)
@@ -134,12 +135,14 @@ def match_memory_format(new: Tensor, like: Tensor) -> Tensor:
 
 
 def scale_counts(model: nn.Module, kept: Sequence[tuple[ChannelGroup, Collection[int]]]) -> tuple[AttributeChange, ...]:
-    """What happens to the attributes that count classes, when only some classes of each group are kept."""
+    """The changes of attributes that count classes, such as heads, when only some classes of each group are kept."""
     old: dict[tuple[str, str], int] = {}
-    lost: dict[tuple[str, str], int] = {}
+    removed: dict[tuple[str, str], int] = {}
     for group, classes in kept:
         for count in group.counts:
             where = (count.module, count.name)
             old[where] = getattr(model.get_submodule(count.module), count.name)
-            lost[where] = lost.get(where, 0) + count.per_class * (group.size - len(classes))
-    return tuple(AttributeChange(*where, old[where], old[where] - gone) for where, gone in lost.items() if gone)
+            removed[where] = removed.get(where, 0) + count.per_class * (group.size - len(classes))
+    return tuple(
+        AttributeChange(*where, old[where], old[where] - number) for where, number in removed.items() if number
+    )

@@ -1,4 +1,4 @@
-"""Go back to a model as it was before surgery."""
+"""Undo surgery: a model as it was before."""
 
 from __future__ import annotations
 
@@ -7,21 +7,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_coreset.module_specs import is_size
 from lightning_coreset.surgery.apply import replace_data
 from lightning_coreset.surgery.model_shapes import ModelShapes
 from lightning_coreset.surgery.slicing import named_tensors
 
 
 class Snapshot:
-    """A model's tensors, gradients, flags and the sizes that its modules remember, to go back to.
+    """A model's tensors, gradients, ``requires_grad`` and integer attributes, to be restored after surgery.
 
-    The objects stay: going back gives the same parameters and buffers their old shapes and contents, precision and
-    device. What surgery notes on the model for checkpoints is taken back as well.
+    The objects stay: the same parameters and buffers get their old shapes, contents, dtype and device back. What
+    surgery records on the model for checkpoints is restored as well.
 
     Args:
         model: The model as it is now.
-        copy: Whether to copy all tensors, so that the model may even be trained before going back. Without it the old
-            tensors are only held: that costs nothing until surgery replaces them, and undoes no more than surgery.
+        copy: Whether to copy all tensors, so that the model may even be trained before it is restored. Without copies,
+            references to the old tensors are kept: that costs nothing until surgery replaces them, and undoes only
+            surgery.
 
     Example:
         >>> from lightning_coreset import prune
@@ -38,25 +40,32 @@ class Snapshot:
         self._tensors = [
             (
                 tensor,
-                _held(tensor.data, copy),
-                None if tensor.grad is None else _held(tensor.grad, copy),
+                _copied_if(tensor.data, copy),
+                None if tensor.grad is None else _copied_if(tensor.grad, copy),
                 tensor.requires_grad,
             )
             for tensor in named_tensors(model).values()
         ]
         self._attributes: list[tuple[nn.Module, dict[str, Any]]] = [
-            (module, {name: value for name, value in vars(module).items() if isinstance(value, (int, ModelShapes))})
+            (
+                module,
+                {
+                    name: value
+                    for name, value in vars(module).items()
+                    if is_size(value) or isinstance(value, (bool, ModelShapes))
+                },
+            )
             for module in model.modules()
         ]
 
     @torch.inference_mode(False)  # its tensors could not be trained
     @torch.no_grad()
     def restore(self) -> None:
-        """Put everything back; may be done again later."""
+        """Restore everything; may be called again later."""
         for tensor, value, grad, requires_grad in self._tensors:
-            grad = None if grad is None else _held(grad, self._copy)
-            if not _laid_out_alike(tensor, value):
-                replace_data(tensor, _held(value, self._copy), grad)
+            grad = None if grad is None else _copied_if(grad, self._copy)
+            if not _same_layout(tensor, value):
+                replace_data(tensor, _copied_if(value, self._copy), grad)
             elif tensor.data_ptr() != value.data_ptr():
                 tensor.data.copy_(value)
             tensor.grad = grad
@@ -68,7 +77,7 @@ class Snapshot:
             vars(module).update(attributes)
 
 
-def _laid_out_alike(tensor: Tensor, other: Tensor) -> bool:
+def _same_layout(tensor: Tensor, other: Tensor) -> bool:
     return (tensor.shape, tensor.stride(), tensor.dtype, tensor.device) == (
         other.shape,
         other.stride(),
@@ -77,5 +86,5 @@ def _laid_out_alike(tensor: Tensor, other: Tensor) -> bool:
     )
 
 
-def _held(tensor: Tensor, copy: bool) -> Tensor:
+def _copied_if(tensor: Tensor, copy: bool) -> Tensor:
     return tensor.detach().clone() if copy else tensor

@@ -1,4 +1,4 @@
-"""What only a Trainer has: strategies, examples from its batches, accuracy, loggers."""
+"""Pruning while a Trainer trains: events, the guard, metrics, reports. The callback calls these in its hooks."""
 
 from __future__ import annotations
 
@@ -6,19 +6,17 @@ from lightning_coreset.training.averaged_models import (
     average_again,
     averaged_copies,
     load_outgrown_copies,
-    restart_patience,
 )
 from lightning_coreset.training.dry_run import DryRun, dry_run
-from lightning_coreset.training.event import apply_event
 from lightning_coreset.training.event_planner import EventPlanner, Order
 from lightning_coreset.training.example import ExampleSource
 from lightning_coreset.training.guard import Guard, OnFailure
-from lightning_coreset.training.metrics.monitor import Mode, Monitor
-from lightning_coreset.training.packages import check_package
+from lightning_coreset.training.metrics import Mode, Monitor
 from lightning_coreset.training.progress import Progress
+from lightning_coreset.training.pruning_run import PruningRun
 from lightning_coreset.training.recalibration import Recalibration
 from lightning_coreset.training.report import EventRecord, History, Reporter, last_step, logged_step, settings, summary
-from lightning_coreset.training.strategies import check_strategy, run_on_all_ranks
+from lightning_coreset.training.requirements import check_package, check_strategy
 from lightning_coreset.training.timeline import Timeline
 
 __all__ = [
@@ -33,10 +31,10 @@ __all__ = [
     "OnFailure",
     "Order",
     "Progress",
+    "PruningRun",
     "Recalibration",
     "Reporter",
     "Timeline",
-    "apply_event",
     "average_again",
     "averaged_copies",
     "check_package",
@@ -45,8 +43,6 @@ __all__ = [
     "last_step",
     "load_outgrown_copies",
     "logged_step",
-    "restart_patience",
-    "run_on_all_ranks",
     "settings",
     "summary",
 ]

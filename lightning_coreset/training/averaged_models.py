@@ -1,4 +1,4 @@
-"""What else in a Trainer follows the model: averaged copies of it, and callbacks that watch its score."""
+"""Averaged copies of the model, which callbacks of a Trainer keep and which are pruned with it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import EarlyStopping
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -17,23 +16,23 @@ from lightning_coreset.surgery import apply_changes, index_dims, named_tensors
 
 
 def averaged_copies(trainer: pl.Trainer) -> list[nn.Module]:
-    """The copies of the LightningModule that callbacks keep: those of EMA, weight averaging and SWA.
+    """The copies of the LightningModule that EMA, weight averaging and SWA keep.
 
-    Found by the attribute in which all three of Lightning's callbacks keep theirs. What else a callback of the user's
-    keeps there, such as a copy of a part of the model, is not taken for one.
+    Found by the attribute in which all three of Lightning's callbacks keep theirs. Anything of another type there, such
+    as a user's copy of a part of the model, is ignored.
     """
     callbacks: Iterable[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    kept = [averaged_model(callback) for callback in callbacks]
-    models = [model.module if isinstance(model, AveragedModel) else model for model in kept]
+    averages = [averaged_model(callback) for callback in callbacks]
+    models = [average.module if isinstance(average, AveragedModel) else average for average in averages]
     return [model for model in models if isinstance(model, type(trainer.lightning_module))]
 
 
 def shrink_copy(copy: nn.Module, model: nn.Module, plan: PruningPlan) -> None:
     """Apply a plan to an averaged copy of a model that is about to be pruned.
 
-    Where the plan multiplies a tensor, the copy's is multiplied alike. Where it gives a tensor new values, the copy's
-    slice is moved by what the plan adds to the model's own slice, or for a running variance multiplied by what that is
-    multiplied by. Where the copy equals the model, it equals the pruned model afterwards.
+    If the plan multiplies a tensor, the copy's tensor is multiplied by the same factors. If the plan gives a tensor new
+    values, the difference to the model's slice is added to the copy's slice, or, for a running variance, their quotient
+    is multiplied to it. A copy that equals the model equals the pruned model afterwards.
 
     Args:
         copy: The averaged copy, on any device and of any dtype; changed in place.
@@ -44,23 +43,23 @@ def shrink_copy(copy: nn.Module, model: nn.Module, plan: PruningPlan) -> None:
         ValueError: If the copy does not have the model's shapes. It is unchanged then.
     """
     tensors, averages = named_tensors(model), named_tensors(copy)
-    changes = [_followed(change, tensors[change.name], averages.get(change.name)) for change in plan.changes]
+    changes = [_for_copy(change, tensors[change.name], averages.get(change.name)) for change in plan.changes]
     apply_changes(copy, changes, plan.attributes)
 
 
-def _followed(change: ParameterChange, tensor: Tensor, average: Tensor | None) -> ParameterChange:
+def _for_copy(change: ParameterChange, tensor: Tensor, average: Tensor | None) -> ParameterChange:
     if change.value is None or average is None or average.shape != tensor.shape:
-        return change  # which does not fit then, and is refused with all others
-    now, averaged = index_dims(tensor, change.kept).to(average), index_dims(average, change.kept)
+        return change  # without a value, or of another shape, which `apply_changes` refuses
+    current, averaged = index_dims(tensor, change.kept).to(average), index_dims(average, change.kept)
     value = change.value.to(average)
-    # In this order, for a - a is 0 and a / a is 1 without rounding.
+    # In this order a copy that equals the model gets the same values: a - a is 0 and a / a is 1 without rounding.
     if change.name.endswith("running_var"):
-        return replace(change, value=value * (averaged / now).nan_to_num(nan=1.0, posinf=1.0))
-    return replace(change, value=value + (averaged - now))
+        return replace(change, value=value * (averaged / current).nan_to_num(nan=1.0, posinf=1.0))
+    return replace(change, value=value + (averaged - current))
 
 
 def load_outgrown_copies(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-    """Load the model into averaged copies of another size: those that are not in the checkpoint that it came from."""
+    """Load the model into averaged copies of another size: those that were not in the checkpoint."""
     shapes = _shapes(pl_module)
     for copy in averaged_copies(trainer):
         if _shapes(copy) != shapes:
@@ -71,22 +70,23 @@ def _shapes(model: nn.Module) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in named_tensors(model).items()}
 
 
-def restart_patience(trainer: pl.Trainer) -> None:
-    """Let every EarlyStopping begin anew: a pruned model has to heal before it can do better than the one before."""
-    for callback in trainer.early_stopping_callbacks:
-        if isinstance(callback, EarlyStopping):
-            callback.wait_count = 0
-            worst = float("inf" if callback.monitor_op is torch.lt else "-inf")
-            callback.best_score = torch.tensor(worst, device=callback.best_score.device)
+def average_counters(trainer: pl.Trainer) -> list[Tensor | None]:
+    """For every average, the number of models in it; ``None`` for SWA before it starts."""
+    counters: list[Tensor | None] = []
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        average = averaged_model(callback)
+        if average is not None:
+            counters.append(getattr(average if isinstance(average, AveragedModel) else callback, "n_averaged", None))
+    return counters
 
 
 def average_again(trainer: pl.Trainer, pl_module: pl.LightningModule, *, before: pl.Callback) -> None:
-    """At the end of training, let weight averaging put its average into the model once more.
+    """At the end of training, let weight averaging copy its average into the model again.
 
     Args:
         trainer: The Trainer.
         pl_module: Its module, which another callback has changed at the end of training.
-        before: That callback; what comes after it is yet to do so.
+        before: That callback. Callbacks listed after it are called later anyway.
     """
     callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
     for callback in callbacks[: callbacks.index(before)]:

@@ -1,4 +1,4 @@
-"""The whole schedule's plan before training, on a copy of the model."""
+"""Plan the whole schedule before training, on a copy of the model."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class DryRun:
     interval: Interval
 
     def __str__(self) -> str:
-        """A table for every event; what is skipped stays the same, and is told once."""
+        """A table for every event; skipped layers are the same at all events and listed once."""
         first, *later = self.plans.items()
         parts = [f"{self.interval} {first[0]}:\n{first[1]}", *(f"{self.interval} {t}:\n{p.table()}" for t, p in later)]
         return "\n\n".join(parts)
@@ -48,7 +48,7 @@ def dry_run(
         pl_module: The module; it is only read.
         timeline: When the events are.
         planner: What plans them.
-        batch: A batch for ``training_step``, where there are no other example inputs.
+        batch: A batch for ``training_step``, if there are no other example inputs.
     """
     planner.request.check_rules(pl_module)
     model = copy.deepcopy(pl_module)

@@ -1,4 +1,4 @@
-"""Carry out a plan in the middle of training: model, averaged copies and optimizers together, or nothing at all."""
+"""Apply a plan in the middle of training: to model, averaged copies and optimizers, or to nothing at all."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ T = TypeVar("T")
 
 
 def apply_event(trainer: pl.Trainer, pl_module: pl.LightningModule, plan: PruningPlan, then: Callable[[], T]) -> T:
-    """Apply a plan to all that a Trainer carries: the model, averaged copies of it, the state of the optimizers.
+    """Apply a plan to the model, averaged copies of it and the state of the optimizers.
 
-    Whatever raises, on whichever rank, everything is as it was before on all ranks. To that end the old tensors are
-    held, which costs the memory of both sizes for the time of the event but no copy; what ``then`` itself changes in
-    place beside that is its own to undo.
+    If anything raises, on any rank, everything is as before on all ranks. For this the old tensors are kept, which
+    costs the memory of both sizes during the event but no copy. Other changes that ``then`` makes in place are not
+    undone.
 
     Args:
         trainer: The Trainer.
         pl_module: Its module.
         plan: What to do, the same on every rank.
-        then: What to do last, as a part of it. It may wait for the other ranks, so what can fail on one of them alone
-            has to be done :func:`~lightning_coreset.training.strategies.in_step`.
+        then: Called last, as a part of the event. It may wait for the other ranks, so what can fail on one of them
+            alone has to be called by :func:`~lightning_coreset.training.strategies.run_on_all_ranks`.
 
     Returns:
         What ``then`` returned.
@@ -44,7 +44,7 @@ def apply_event(trainer: pl.Trainer, pl_module: pl.LightningModule, plan: Prunin
     check_agreement(trainer, pl_module, plan)
     with unwrapped(trainer), _undone_on_failure(trainer, pl_module):
         reset = run_on_all_ranks(trainer, lambda: _apply(trainer, pl_module, plan))
-        # It keeps what it compiled for every shape, and would give up after the eighth (`recompile_limit`).
+        # It keeps code for every shape, and stops compiling after the eighth (`recompile_limit`).
         torch.compiler.reset()
         result = then()
         run_on_all_ranks(trainer, lambda: _warn_of_resets(trainer, reset))
@@ -52,7 +52,7 @@ def apply_event(trainer: pl.Trainer, pl_module: pl.LightningModule, plan: Prunin
 
 
 def _apply(trainer: pl.Trainer, pl_module: pl.LightningModule, plan: PruningPlan) -> list[tuple[str, ...]]:
-    """Apply the plan; for every optimizer, the parameters whose state starts anew."""
+    """Apply the plan; return for every optimizer the parameters whose state was reset."""
     for copy in averaged_copies(trainer):
         shrink_copy(copy, pl_module, plan)
     changed = apply_changes(pl_module, plan.changes, plan.attributes)
@@ -65,15 +65,15 @@ def _warn_of_resets(trainer: pl.Trainer, reset: Sequence[Sequence[str]]) -> None
             _warn_of_reset(type(optimizer).__name__, names)
 
 
-_NAMED = 4
+_MOST_NAMES = 4
 
 
 def _warn_of_reset(optimizer: str, names: Sequence[str]) -> None:
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
     rank_zero_warn(
-        f"The state of {optimizer} could not be cut along for {', '.join(names[:_NAMED])}{more}: it holds something "
-        "else than numbers and tensors of the parameter's shape. It starts anew for these parameters; all other state "
-        "goes on."
+        f"The state of {optimizer} could not be pruned for {', '.join(names[:_MOST_NAMES])}{more}: it holds something "
+        "other than numbers and tensors of the parameter's shape. It is reset for these parameters; all other state is "
+        "kept."
     )
 
 
@@ -83,7 +83,7 @@ def _undone_on_failure(trainer: pl.Trainer, pl_module: pl.LightningModule) -> It
     states = [StateSnapshot(optimizer) for optimizer in trainer.optimizers]
     try:
         yield
-    except BaseException:  # a KeyboardInterrupt, too: Lightning saves a checkpoint of what it leaves behind
+    except BaseException:  # also a KeyboardInterrupt, after which Lightning may save a checkpoint
         for snapshot in (*models, *states):
             snapshot.restore()
         raise

@@ -1,9 +1,9 @@
-"""Plan the events of a training run: what to prune is read from the model as it is, how far from what was done."""
+"""Plan the events of a training run, from the model as it is now and the events before."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_warn
@@ -22,9 +22,9 @@ from lightning_coreset.planning import (
     prunable,
 )
 from lightning_coreset.structure import ChannelGroup, Structure, analyse
-from lightning_coreset.training.cuda_graphs import check_not_captured
 from lightning_coreset.training.example import ExampleSource
 from lightning_coreset.training.progress import Progress
+from lightning_coreset.training.requirements import check_not_captured
 from lightning_coreset.training.strategies import from_rank_zero, run_on_all_ranks
 from lightning_coreset.verification import describe_failures, failing_groups
 
@@ -35,14 +35,20 @@ class EventPlanner:
     """Plans event after event of one training run.
 
     Args:
-        request: What is asked at the end of the schedule.
-        source: How the module is run.
-        order: Whether an event takes a little from all groups, or brings the next ones to their final size.
-        check: Whether to try all groups on a copy first.
+        request: What is requested at the end of the schedule.
+        source: Examples of how the module is run.
+        order: ``"together"`` if an event prunes all groups, ``"bottom_up"`` if it prunes the next ones to their final
+            size.
+        check: Whether to test all groups on a copy first.
         certify: Whether to compute certificates.
+
+    Raises:
+        ValueError: If ``order`` is none of these.
     """
 
     def __init__(self, request: Request, source: ExampleSource, order: Order, check: bool, certify: bool) -> None:
+        if order not in get_args(Order):
+            raise ValueError(f"Expected order to be 'together' or 'bottom_up' but got {order!r}.")
         self.request = request
         self.source = source
         self.order = order
@@ -52,13 +58,13 @@ class EventPlanner:
     def begin(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, progress: Progress
     ) -> tuple[ModelCost, list[ChannelGroup]]:
-        """Before the first event: try all groups, and remember what the model comes to.
+        """Before the first event: test all groups, and measure the original model.
 
         Returns:
-            What the original model came to, and what may shrink in the present one.
+            Parameters, MACs and widths of the original model, and the groups of the present one that can be pruned.
 
         Raises:
-            ValueError: If nothing can be pruned, or not as much as is asked for in the end.
+            ValueError: If nothing can be pruned, or not as much as is requested in the end.
         """
         structure = run_on_all_ranks(trainer, lambda: self.structure(trainer, pl_module, progress))
         if progress.original is None:
@@ -71,7 +77,7 @@ class EventPlanner:
         return progress.original, prunable(pl_module, structure, self.request)[0]
 
     def structure(self, trainer: pl.Trainer, pl_module: pl.LightningModule, progress: Progress) -> Structure:
-        """The structure of the model as it is now, without the groups that failed the trial."""
+        """The structure of the model as it is now, without the groups that failed the self-check."""
         check_not_captured(pl_module)
         with self.source.examples(trainer, pl_module) as examples:
             structure = analyse(pl_module, examples[0])
@@ -92,19 +98,19 @@ class EventPlanner:
             trainer: The Trainer.
             pl_module: Its module, only read.
             progress: What was done before.
-            fraction: How much of what is asked shall be reached, in (0, 1].
+            fraction: The fraction of the requested ratio that is to be reached, in (0, 1].
             on_progress: Called at every group, as the ``progress`` of :func:`make_plan`.
 
         Returns:
             The plan; ``None`` if there is nothing left to prune.
         """
-        # On every rank, for the module's own step may wait for the other ranks.
+        # On every rank, since the module's own step may wait for the other ranks.
         structure = run_on_all_ranks(trainer, lambda: self.structure(trainer, pl_module, progress))
         inputs = run_on_all_ranks(trainer, lambda: self._layer_inputs(trainer, pl_module)) if self.certify else None
         request = self.request.scaled(fraction, seed=self.request.seed + len(progress.done))
         sizes = bottom_up_sizes(progress.final_sizes, fraction) or None
 
-        def made() -> dict[str, Any] | None:
+        def plan_as_dict() -> dict[str, Any] | None:
             if not prunable(pl_module, structure, self.request)[0]:
                 return None
             plan = make_plan(
@@ -119,11 +125,11 @@ class EventPlanner:
             )
             return plan.to_dict()
 
-        plan = from_rank_zero(trainer, made)
+        plan = from_rank_zero(trainer, plan_as_dict)
         return None if plan is None else PruningPlan.from_dict(plan)
 
     def _targets(self, pl_module: pl.LightningModule, structure: Structure) -> tuple[ModelCost, dict[str, int]]:
-        """What the model comes to now, and where groups go one after the other, the sizes they go to."""
+        """Parameters, MACs and widths of the model now and, with ``"bottom_up"``, the final sizes of groups."""
         check_reachable(pl_module, structure, self.request)
         for message in idle_rules(pl_module, structure, self.request):
             rank_zero_warn(message)

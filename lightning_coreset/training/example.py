@@ -1,4 +1,4 @@
-"""How a LightningModule is run to see its structure: from given inputs, from its own example, or as training does."""
+"""How a LightningModule is run to read its structure: on given inputs, its own example, or a training batch."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signatu
 from torch import Tensor, nn
 
 from lightning_coreset._compat import methods_before_compile, tree_leaves, tree_map
+from lightning_coreset.nested import map_tensors
 from lightning_coreset.structure import Example, ExampleInputs
-from lightning_coreset.training.metrics.isolation import isolated
-from lightning_coreset.training.metrics.recorder import ForwardRecorder, map_tensors
+from lightning_coreset.training.metrics import ForwardRecorder, isolated
 
 
 class ExampleSource:
     """Finds an example of how a LightningModule is run, once in a training run.
 
     In order of preference: the user's example inputs; the module's ``example_input_array``; its own ``training_step``
-    on some samples of the first batch, whose loss then counts as the network's output; and with manual optimisation,
-    where a training step cannot be repeated, the module calls that the first real step made.
+    on some samples of the first batch, whose loss then counts as the network's output; and with manual optimization,
+    where a training step cannot be repeated, the calls of modules in the first real step.
 
-    Where inputs are given, the training step is a second example: it may call layers that ``forward`` does not.
+    If inputs are given, the training step is a second example: it may call layers that ``forward`` does not.
 
     Args:
         example_inputs: The user's, or ``None``.
@@ -40,7 +40,7 @@ class ExampleSource:
         self._seen = False
 
     def begin(self, pl_module: pl.LightningModule) -> None:
-        """Begin a training run."""
+        """Start a training run."""
         self.end()
         inputs = self._given if self._given is not None else pl_module.example_input_array
         if inputs is not None:
@@ -53,23 +53,23 @@ class ExampleSource:
 
     @property
     def ready(self) -> bool:
-        """Whether there is an example by now; the first batch is always waited for, since it may tell more."""
+        """Whether there is an example; true only after the first batch, since its step may call more layers."""
         return self._example is not None and self._seen
 
     def see_batch(self, pl_module: pl.LightningModule, batch: Any) -> None:
-        """Take the first batch as an example, or watch what the step on it does."""
+        """Take the first batch as an example, or record the calls of the step on it."""
         if self.ready or self._recorder is not None:
             return
         self._seen = self._example is not None or pl_module.automatic_optimization
         if pl_module.automatic_optimization:
             if batch is None and self._example is not None:
                 return
-            if batch is None:  # of a `training_step(dataloader_iter)`, which fetches it itself
+            if batch is None:  # a `training_step(dataloader_iter)` fetches it itself
                 raise MisconfigurationException(
                     "Expected a training_step that takes a batch but got one that takes an iterator, which cannot be "
                     "run on an example. Give CoresetPruningCallback(example_inputs=...)."
                 )
-            kept = move_data_to_device(_few(batch), "cpu")  # it may stay for the whole of training
+            kept = move_data_to_device(_first_samples(batch), "cpu")  # kept until the end of training
             self._step = replace(Example.of(kept), run=training_step)
             self._example = self._example or self._step
         elif self._example is None:
@@ -77,7 +77,7 @@ class ExampleSource:
             self._recorder.start()
 
     def see_step_end(self, batch: Any) -> bool:
-        """Stop watching after the first step that called a network; whether there has just come to be an example."""
+        """Stop recording after the first step that called a network; return whether it is now the example."""
         if self._recorder is None or not self._recorder.calls:
             return False
         calls = [(call.name, call.args, call.kwargs) for call in self._recorder.calls]
@@ -88,9 +88,9 @@ class ExampleSource:
 
     @contextmanager
     def examples(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Iterator[list[Example]]:
-        """The examples on the module's device, the one to read the structure from first.
+        """The examples on the module's device; the structure is read from the first.
 
-        What is run in the block leaves no trace on the module.
+        Side effects on the module of what is run in the block are undone.
         """
         assert self._example is not None
 
@@ -99,13 +99,13 @@ class ExampleSource:
             inputs = trainer.precision_plugin.convert_input(inputs)
             return Example(inputs, _OnACopy(example.run), example.batch_size)
 
-        known = [self._example] if self._step in (None, self._example) else [self._example, self._step]
+        examples = [self._example] if self._step in (None, self._example) else [self._example, self._step]
         with isolated(pl_module), trainer.precision_plugin.forward_context():
             _run_as_written(pl_module)
-            yield [placed(example) for example in known if example is not None]
+            yield [placed(example) for example in examples if example is not None]
 
     def end(self) -> None:
-        """Take all hooks off the module and let go of batches."""
+        """Remove all hooks from the module and drop batches."""
         if self._recorder is not None:
             self._recorder.stop()
             self._recorder.clear()
@@ -114,7 +114,7 @@ class ExampleSource:
 
 
 class _OnACopy:
-    """A run that may write to its inputs or take items out of them, as ``batch.pop("labels")`` does."""
+    """Runs on a copy of the inputs: a step may write to them, or remove items as ``batch.pop("labels")`` does."""
 
     def __init__(self, run: Callable[[nn.Module, Any], Any]) -> None:
         self._run = run
@@ -123,22 +123,22 @@ class _OnACopy:
         return self._run(module, map_tensors(Tensor.clone, inputs))
 
 
-_ENOUGH = 8
-"""Samples of a batch that show the structure as well as all of them, in a fraction of the time and memory."""
+_SAMPLES = 8
+"""A few samples show the same structure as the whole batch, and take less time and memory."""
 
 
-def _few(batch: Any) -> Any:
-    """The first samples of a batch, if all it holds are tensors of one length; else the batch."""
+def _first_samples(batch: Any) -> Any:
+    """The first samples of a batch that holds only tensors of one length; any other batch as it is."""
     leaves = tree_leaves(batch)
     if not leaves or not all(isinstance(leaf, Tensor) and leaf.dim() > 0 for leaf in leaves):
         return batch
     if len({len(leaf) for leaf in leaves}) > 1:
         return batch
-    return tree_map(lambda leaf: leaf[:_ENOUGH], batch)
+    return tree_map(lambda leaf: leaf[:_SAMPLES], batch)
 
 
 def _run_as_written(pl_module: pl.LightningModule) -> None:
-    """Give a LightningModule that was compiled as a whole its own methods back: a copy's compiled ones would run it."""
+    """Give a LightningModule that was compiled as a whole its methods back: those of a copy would run the original."""
     vars(pl_module).update(methods_before_compile(pl_module))
 
 
@@ -149,5 +149,5 @@ def training_step(module: nn.Module, batch: Any) -> Any:
 
 
 def recorded_calls(module: nn.Module, calls: list[tuple[str, tuple[Any, ...], dict[str, Any]]]) -> list[Any]:
-    """Call submodules of a network as they were called before: by name, with arguments and keyword arguments."""
+    """Call submodules of a network as in the recorded step: names, arguments and keyword arguments."""
     return [module.get_submodule(name)(*args, **kwargs) for name, args, kwargs in calls]

@@ -1,4 +1,4 @@
-"""Take a pruning event back if training does not heal in time what it cost."""
+"""Take a pruning event back if training does not recover the accuracy in time."""
 
 from __future__ import annotations
 
@@ -12,29 +12,28 @@ import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lightning_coreset.training.metrics.monitor import Mode
+from lightning_coreset.training.metrics import Mode
 from lightning_coreset.training.progress import Progress
-from lightning_coreset.training.savepoint import Savepoint
-from lightning_coreset.training.window import Window
+from lightning_coreset.training.rollback import RecoveryWindow, Savepoint
 
 OnFailure: TypeAlias = Literal["stop", "halve"]
 
 
 class Guard:
-    """Watches a number after every validation, and takes the last event back if it has fallen and stays down.
+    """Watches a number after every validation, and takes the last event back if the number does not recover.
 
-    The number may fall by ``max_drop`` below the best of the validations before the first event. After an event
-    training has ``recover_epochs`` to bring it back there; the first validation that finds it there closes the case.
-    In the meantime no other event happens: what is due waits. If it is not back by then, or when training ends, the
-    event is to be taken back: at once, but not within the hooks of validation, where others still save what was
-    validated.
+    The number may be ``max_drop`` below the best of the validations before the first event. After an event training has
+    ``recover_epochs`` to bring it back there; the event is accepted at the first validation that finds it there. Until
+    then no other event happens: events that are due wait. If the number is not back in time, or when training ends, the
+    event is taken back: at the next hook of training, not within validation, where other callbacks still save the model
+    that was validated.
 
     Args:
         max_drop: How far the number may fall; ``None`` turns the guard off.
-        recover_epochs: Epochs of training that an event has, as a float also parts of one.
+        recover_epochs: Epochs of training for recovery; a float may be a part of one.
         on_failure: ``"stop"`` ends pruning after an event was taken back; ``"halve"`` goes on with half its step.
         mode: Whether ``"max"`` or ``"min"`` is better.
-        name: What the number is called.
+        name: The name of the number, for messages.
 
     Raises:
         ValueError: For an argument out of its range.
@@ -57,11 +56,11 @@ class Guard:
         self.reset()
 
     def reset(self) -> None:
-        """Begin another training run."""
-        self._best: float | None = None  # before the first event
-        self._begun = False
-        self._step: float | None = None  # how much of the pruning ratio an event may add
-        self._window: Window | None = None
+        """Start another training run."""
+        self._best: float | None = None  # of the validations before the first event
+        self._has_pruned = False
+        self._max_step: float | None = None  # how much an event may add to the pruning ratio
+        self._window: RecoveryWindow | None = None
         self.stopped = False
 
     # ---- before training and in validation
@@ -76,7 +75,7 @@ class Guard:
             )
 
     def watch(self, trainer: pl.Trainer, value: float | None) -> None:
-        """Judge the value of a validation.
+        """Take in the value of a validation.
 
         The sanity check before training counts only if it goes over all of the data (``num_sanity_val_steps=-1``).
 
@@ -89,23 +88,23 @@ class Guard:
             return
         if value is None:
             value = self._without_value()
-        if not self._begun and not math.isnan(value):
+        if not self._has_pruned and not math.isnan(value):
             better = max if self.mode == "max" else min
             self._best = value if self._best is None else better(self._best, value)
         if self._window is not None:
-            over = self._window.epochs_since(trainer) >= self.recover_epochs
-            self._window = None if self._is_allowed(value) else replace(self._window, value=value, failed=over)
+            time_is_over = self._window.epochs_since(trainer) >= self.recover_epochs
+            self._window = None if self._is_allowed(value) else replace(self._window, value=value, failed=time_is_over)
 
     def _without_value(self) -> float:
         if self._best is None:
             raise MisconfigurationException(
-                f"Expected validation to show the {self.name}, since max_drop={self.max_drop} watches it, but got "
-                "nothing: the model is no classifier as far as can be told, or validation has not shown all classes. "
-                "Give the name of a metric that the module logs, as monitor='val_acc', or a metric of torchmetrics, as "
-                "metric=..."
+                f"Expected validation to give the {self.name}, since max_drop={self.max_drop} watches it, but got "
+                "nothing: the model is not recognised as a classifier, or validation did not contain all classes. "
+                "Give the name of a metric that the module logs, as in monitor='val_acc', or a metric of torchmetrics, "
+                "as in metric=..."
             )
         rank_zero_warn(
-            f"The {self.name} that max_drop watches is not known any more, which counts as not recovered. "
+            f"The {self.name} that max_drop watches is missing in this validation, which counts as not recovered. "
             "Log it in every validation."
         )
         return math.nan
@@ -114,22 +113,22 @@ class Guard:
         assert self._best is not None
         assert self.max_drop is not None
         fall = self._best - value if self.mode == "max" else value - self._best
-        return fall <= self.max_drop  # not of NaN
+        return fall <= self.max_drop  # False for NaN
 
     # ---- at events
 
     @property
     def waiting(self) -> bool:
-        """Whether no event may happen now: one has to heal first, or pruning has ended."""
+        """Whether no event may happen now: the last one has to recover first, or pruning has ended."""
         return self.stopped or self._window is not None
 
     def limit(self, ratio: float, progress: Progress) -> float:
         """The pruning ratio that an event may ask for, where the schedule asks for ``ratio``."""
         reached = max(progress.done.values(), default=0.0)
-        return ratio if self._step is None else min(ratio, reached + self._step)
+        return ratio if self._max_step is None else min(ratio, reached + self._max_step)
 
     def before_event(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Savepoint | None:
-        """Copy everything, to go back to; ``None`` if the guard is off.
+        """Copy everything that the event may change; ``None`` if the guard is off.
 
         Raises:
             MisconfigurationException: If there was no validation yet to compare with.
@@ -152,27 +151,27 @@ class Guard:
         progress: Progress,
         ratio: float,
     ) -> None:
-        """Begin to watch over an event that has removed something.
+        """Open the recovery window of an event that has removed channels.
 
         Args:
             trainer: The Trainer.
-            pl_module: Its module, pruned.
+            pl_module: Its module, already pruned.
             savepoint: From ``before_event``.
             progress: As it was before the event.
             ratio: What the event asked for.
         """
         if savepoint is None:
             return
-        self._begun = True
-        self._window = Window.opened(trainer, savepoint.after(pl_module), progress, ratio)
+        self._has_pruned = True
+        self._window = RecoveryWindow.open(trainer, savepoint.after(pl_module), progress, ratio)
 
     def stop_if_exhausted(self, asked: float, scheduled: float, progress: Progress) -> None:
-        """End pruning after an event that removed nothing, if that is because its step was halved so often."""
+        """End pruning after an event that removed nothing because its step had become too small."""
         if asked < scheduled:
             self.stopped = True
             rank_zero_warn(
-                f"Pruning stops at {progress.reached:.2%}: less than one channel more would be removed in a step that "
-                "the guard allows."
+                f"Pruning stops at {progress.reached:.2%}: the largest step that the guard allows removes less than "
+                "one channel."
             )
 
     def take_back(
@@ -183,8 +182,8 @@ class Guard:
         Args:
             trainer: The Trainer.
             pl_module: Its module.
-            progress: Goes back, too.
-            over: Whether training is over, and with it the time to recover.
+            progress: Goes back as well.
+            over: Whether training has ended, and with it the time to recover.
 
         Returns:
             Whether it was taken back.
@@ -194,30 +193,27 @@ class Guard:
             return False
         if window.value is None:
             rank_zero_warn(
-                f"Training ended before a validation could tell what the pruning event of epoch {window.epoch} did to "
-                f"the {self.name}: the event stays."
+                f"Training ended before a validation could measure the {self.name} after the pruning event of epoch "
+                f"{window.epoch}: the event is kept."
             )
             return False
-        window.savepoint.restore(trainer, pl_module)
-        del progress.plans[window.plans :]
-        progress.done = dict(window.done)
-        progress.history.revert()
+        window.roll_back(trainer, pl_module, progress)
         self._window = None
-        before = max(window.done.values(), default=0.0)
         if self.on_failure == "stop":
             self.stopped = True
         else:
-            self._step = (window.ratio - before) / 2
-        self._tell(window, window.value, progress)
+            self._max_step = (window.ratio - max(window.done.values(), default=0.0)) / 2
+        self._warn_of_rollback(window, window.value, progress)
         return True
 
-    def _tell(self, window: Window, value: float, progress: Progress) -> None:
+    def _warn_of_rollback(self, window: RecoveryWindow, value: float, progress: Progress) -> None:
         assert self._best is not None
-        onwards = "Pruning stops" if self._step is None else f"It goes on by {self._step:.2%} at a time at most"
+        step = self._max_step
+        consequence = "Pruning stops" if step is None else f"It continues in steps of at most {step:.2%}"
         rank_zero_warn(
             f"The pruning event of epoch {window.epoch} is taken back: the {self.name} is {value:.4g} and was "
-            f"{self._best:.4g} before pruning, which is further than max_drop={self.max_drop} allows. All is as it was "
-            f"before the event, with {progress.reached:.2%} pruned. {onwards}."
+            f"{self._best:.4g} before pruning, a larger drop than max_drop={self.max_drop} allows. The model is as it "
+            f"was before the event, with {progress.reached:.2%} pruned. {consequence}."
         )
 
     def _is_on(self, trainer: pl.Trainer) -> bool:
@@ -226,20 +222,20 @@ class Guard:
     # ---- checkpoints
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data: what is to be compared with, and as long as an event has to heal, all that was before it."""
+        """Plain data: the number to compare with and, during recovery, the state before the event."""
         return {
             "best": self._best,
-            "begun": self._begun,
-            "step": self._step,
+            "begun": self._has_pruned,
+            "step": self._max_step,
             "stopped": self.stopped,
             "window": None if self._window is None else self._window.to_dict(),
         }
 
     def load(self, plain: Mapping[str, Any]) -> None:
         """The inverse of :meth:`to_dict`."""
-        self._best, self._begun, self._step = plain["best"], plain["begun"], plain["step"]
+        self._best, self._has_pruned, self._max_step = plain["best"], plain["begun"], plain["step"]
         self.stopped = plain["stopped"]
-        self._window = None if plain["window"] is None else Window.from_dict(plain["window"])
+        self._window = None if plain["window"] is None else RecoveryWindow.from_dict(plain["window"])
 
 
 def _is_finite(number: object) -> bool:

@@ -1,4 +1,4 @@
-"""What a callback has done in a training run so far, and what it still has to do: plain data for checkpoints."""
+"""What has been done in a training run so far, as plain data for checkpoints."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ class Progress:
     """The state of a training run with pruning events.
 
     Attributes:
-        plans: One plan for every event that was carried out. Those of a checkpoint have no ``changes``.
-        done: Epochs of the events that are over, with their ratios.
-        original: What the model came to before the first event; ``None`` until it was seen.
-        final_sizes: Where groups are pruned one after the other, the classes each will be left with.
+        plans: The plan of every event that took place. Those of a checkpoint have no ``changes``.
+        done: Epochs (steps) and ratios of the schedule's events that are over.
+        original: Parameters, MACs and widths of the model before the first event; ``None`` until they are measured.
+        final_sizes: With ``order="bottom_up"``, the number of classes that every group will be left with.
         unsound: Groups that failed the self-check, each with the reason.
-        history: What every event came to, in numbers.
+        history: The record of every event in plain numbers.
     """
 
     plans: list[PruningPlan] = field(default_factory=list)
@@ -34,7 +34,7 @@ class Progress:
     def open_events(self, events: Mapping[int, float]) -> dict[int, float]:
         """The events that ask for more than was reached.
 
-        Compared by ratio, not by epoch: where training goes on for more epochs, the events are laid out anew.
+        Compared by ratio, not by epoch: if training continues for more epochs, the epochs of events change.
         """
         reached = max(self.done.values(), default=0.0)
         return {epoch: ratio for epoch, ratio in events.items() if ratio > reached}

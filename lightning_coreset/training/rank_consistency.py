@@ -1,4 +1,4 @@
-"""Whether all ranks hold the same plan and the same weights, by fingerprints that cost next to nothing."""
+"""Whether all ranks have the same plan and the same weights, by checksums."""
 
 from __future__ import annotations
 
@@ -17,10 +17,9 @@ from lightning_coreset.training.strategies import gathered
 def check_agreement(trainer: pl.Trainer, pl_module: pl.LightningModule, plan: PruningPlan) -> None:
     """Compare plan and weights with those of rank zero, before anything is changed; a collective operation.
 
-    Weights that differ are warned of and no more: DDP gives every rank those of rank zero when it is set up anew. But
-    something in the training moves them apart, and optimizer states may differ as well. Buffers are not compared, for
-    the ranks' running statistics differ until the next forward pass, and parameters that DDP was told to ignore
-    neither.
+    Weights that differ only cause a warning: DDP gives every rank those of rank zero when it is set up again. But
+    something in the training makes them differ, and optimizer states may differ as well. Not compared are buffers,
+    since running statistics differ until the next forward pass, and parameters that DDP is configured to ignore.
 
     Raises:
         RuntimeError: On all ranks, if one has another plan than rank zero.
@@ -35,12 +34,12 @@ def check_agreement(trainer: pl.Trainer, pl_module: pl.LightningModule, plan: Pr
         raise RuntimeError(
             f"Expected every rank to have the plan of rank 0 but got another one on ranks {others}. No rank was pruned."
         )
-    if len(set(models)) > 1:  # the same on all ranks, which all get here
-        _warn_of_drift(gathered(trainer, weights))
+    if len(set(models)) > 1:  # true on all ranks, so that all take part in the next collective operation
+        _warn_of_difference(gathered(trainer, weights))
 
 
 def fingerprint(plan: PruningPlan) -> str:
-    """A hash of all that a plan says, the same on every device."""
+    """A hash of a plan, the same on every device."""
     plain = plan.to_dict()
     changes = [
         change
@@ -61,7 +60,7 @@ def fingerprints(pl_module: pl.LightningModule) -> dict[str, int]:
 
 
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.int64}
-"""By the size of an element in bytes; a complex128 is two of them."""
+"""By the size of an element in bytes; a complex128 is read as two of them."""
 
 
 def _checksum(tensor: Tensor) -> int:
@@ -70,12 +69,13 @@ def _checksum(tensor: Tensor) -> int:
     return int(bits.sum(dtype=torch.int64))
 
 
-def _warn_of_drift(weights: list[dict[str, int]]) -> None:
+def _warn_of_difference(weights: list[dict[str, int]]) -> None:
     for rank, found in enumerate(weights):
         names = [name for name in {**weights[0], **found} if found.get(name) != weights[0].get(name)]
         if names:
             some = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
             rank_zero_warn(
                 f"Expected all ranks to have the same weights before a pruning event but those of rank {rank} differ "
-                f"from rank 0's in {some}. All go on with rank 0's. Look for what changes weights on one rank alone."
+                f"from rank 0's in {some}. All continue with those of rank 0. Look for what changes weights on one "
+                "rank alone."
             )

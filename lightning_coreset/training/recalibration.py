@@ -1,4 +1,4 @@
-"""Recompute the statistics of BatchNorms for a pruned model, on batches that training has seen already."""
+"""Recompute the statistics of BatchNorms for a pruned model, on batches of the training so far."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from lightning_coreset._compat import BatchNorm
+from lightning_coreset.nested import map_tensors
 from lightning_coreset.training.example import recorded_calls, training_step
-from lightning_coreset.training.metrics.isolation import isolated
-from lightning_coreset.training.metrics.recorder import ForwardRecorder, copied, map_tensors
+from lightning_coreset.training.metrics import ForwardRecorder, isolated
 from lightning_coreset.training.strategies import run_on_all_ranks
 
 
 class Recalibration:
     """Keeps training batches, and recomputes running means and variances on them.
 
-    Kept are the first batches of every epoch, on the CPU, as they were before the step: a second iterator over the
+    It keeps the first batches of every epoch, on the CPU, as they were before the step: a second iterator over the
     loader would disturb the first. They are run through the module's own ``training_step``, or, with manual
-    optimisation, where that would train, through the networks that the step called. The statistics become the plain
+    optimization, where that would train, through the networks that the step called. The statistics are the plain
     average over the batches of all ranks, as :func:`torch.optim.swa_utils.update_bn` computes it.
 
-    Left alone are BatchNorms that do not follow the batches now: in eval mode, without running statistics, frozen with
-    ``track_running_stats=False`` (as ``BackboneFinetuning`` does), or not part of the training step. The copies that
-    EMA and SWA keep are not recomputed either.
+    Not recomputed are BatchNorms that training does not update: in eval mode, without running statistics, frozen with
+    ``track_running_stats=False`` (as ``BackboneFinetuning`` does), or not part of the training step; and the copies
+    that EMA and SWA keep.
 
     Args:
         batches: How many batches are kept; 0 turns it off.
@@ -47,7 +47,7 @@ class Recalibration:
 
     def see_batch(self, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
         """Keep a batch, in ``on_train_batch_start``."""
-        if batch_idx >= self.batches or batch is None:  # None: a step that fetches it itself
+        if batch_idx >= self.batches or batch is None:  # None if the step fetches it itself
             return
         if pl_module.automatic_optimization:
             self._kept.append(_on_cpu(batch))
@@ -56,7 +56,7 @@ class Recalibration:
             self._recorder.start()
 
     def see_step_end(self) -> None:
-        """Keep the calls of a step of manual optimisation, in ``on_train_batch_end``."""
+        """Keep the calls of a step of manual optimization, in ``on_train_batch_end``."""
         recorder, self._recorder = self._recorder, None
         if recorder is not None:
             recorder.stop()
@@ -71,13 +71,13 @@ class Recalibration:
         batches = int(_reduced(trainer, torch.tensor(len(self._kept), device=pl_module.device), "min"))
         if not norms or not batches:
             return
-        latest = list(self._kept)[-batches:]  # as many on every rank, for SyncBatchNorm waits for the others
+        latest = list(self._kept)[-batches:]  # as many on every rank, since SyncBatchNorm waits for the others
         sums = run_on_all_ranks(trainer, lambda: _sums(trainer, pl_module, norms, latest))
         for norm, total in zip(norms, sums, strict=True):
             _set_average(norm, _reduced(trainer, total, "sum"), trainer.world_size)
 
     def stop(self) -> None:
-        """Take all hooks off the module and let go of batches."""
+        """Remove all hooks from the module and drop batches."""
         if self._recorder is not None:
             self._recorder.stop()
         self._recorder = None
@@ -104,7 +104,7 @@ def _sums(
             norm.reset_running_stats()
             norm.momentum = None  # a plain average over all batches
         for batch in batches:
-            run(pl_module, move_data_to_device(copied(batch), pl_module.device))
+            run(pl_module, move_data_to_device(map_tensors(torch.clone, batch), pl_module.device))
         return [_sum(norm) for norm in norms]
 
 
@@ -119,11 +119,11 @@ def _set_average(norm: BatchNorm, total: Tensor, ranks: int) -> None:
     if count == 0:  # not a part of the training step
         return
     for buffer, value in zip(_statistics(norm), (*(total[:-1] / count).chunk(2), count / ranks), strict=True):
-        buffer.data = value.to(buffer)  # new memory: an event that fails after this goes back to the old one
+        buffer.data = value.to(buffer)  # new memory: an event that fails later restores the old one
 
 
 def _statistics(norm: BatchNorm) -> tuple[Tensor, Tensor, Tensor]:
-    """The running mean, the running variance and the number of batches that they come from."""
+    """The running mean, the running variance and the number of batches in them."""
     return norm.running_mean, norm.running_var, norm.num_batches_tracked  # type: ignore[return-value]
 
 

@@ -1,4 +1,4 @@
-"""What pruning asks of a Trainer's strategy: one process, or DDP that is taken down and set up again."""
+"""Work on one or many processes: the same on all ranks, or on rank zero for all, with DDP's wrapper off the model."""
 
 from __future__ import annotations
 
@@ -9,75 +9,22 @@ from typing import TypeVar
 
 import lightning.pytorch as pl
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
-from lightning.pytorch.strategies.single_xla import SingleDeviceXLAStrategy
-from lightning.pytorch.strategies.xla import XLAStrategy
-from torch import Tensor
+from lightning.pytorch.strategies import DDPStrategy
 from torch.nn.parallel import DistributedDataParallel
 
-from lightning_coreset._compat import (
-    communication_state,
-    loses_first_static_iteration,
-    repeat_static_graph_delay,
-    starts_by_multiprocessing,
-    tree_map,
-)
-from lightning_coreset.checkpoint import is_resizable
+from lightning_coreset._compat import communication_state, repeat_static_graph_delay
+from lightning_coreset.nested import map_tensors
 
 T = TypeVar("T")
 
 
-def check_strategy(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-    """Refuse a strategy under which parameters cannot change their shape, before anything is changed.
-
-    Args:
-        trainer: The Trainer, about to train.
-        pl_module: Its module, before the callback has done anything to it.
-
-    Raises:
-        MisconfigurationException: For a strategy that is neither of a single device nor DDP; for post-local SGD, whose
-            ranks have weights of their own; before Lightning 2.6 for a static graph under manual optimization; for
-            processes that are spawned or forked with a module that the main process could not load their result into.
-    """
-    strategy = trainer.strategy
-    # These are subclasses of what can follow.
-    unable = isinstance(strategy, (DeepSpeedStrategy, XLAStrategy, SingleDeviceXLAStrategy))
-    if unable or not isinstance(strategy, (SingleDeviceStrategy, DDPStrategy)):
-        raise MisconfigurationException(
-            f"Expected a single-device or a DDP strategy but got {type(strategy).__name__}, which flattens, shards "
-            "or compiles parameters and cannot follow a change of their shapes. Prune before wrapping, with "
-            "lightning_coreset.prune(model, example_inputs, ...), or train with strategy='ddp'."
-        )
-    if isinstance(strategy, DDPStrategy) and _averages_models(strategy):
-        raise MisconfigurationException(
-            "Expected a DDP communication hook that keeps the ranks' weights equal but got post-local SGD, with which "
-            "each rank has its own between two averagings: a plan made from those of one rank fits no other. Use "
-            "another ddp_comm_hook, or none."
-        )
-    by_hand = not pl_module.automatic_optimization
-    if isinstance(strategy, DDPStrategy) and by_hand and loses_first_static_iteration(strategy):
-        raise MisconfigurationException(
-            "Expected Lightning 2.6 or newer for manual optimization under DDP with static_graph=True but got an older "
-            "one, which does not reduce the gradients of the first iteration, nor of the first after an event: the "
-            "ranks drift apart. Install a newer Lightning, or train without static_graph=True."
-        )
-    if starts_by_multiprocessing(strategy.launcher) and not is_resizable(pl_module):
-        raise MisconfigurationException(
-            f"Expected the module to be resizable but got {type(pl_module).__name__} as it was built. Processes that "
-            "are spawned or forked prune copies of the module, and at the end the main process loads theirs into its "
-            "own. Call lightning_coreset.make_resizable(model) before trainer.fit(model), or train with "
-            "strategy='ddp'."
-        )
-
-
 @contextmanager
 def unwrapped(trainer: pl.Trainer) -> Iterator[None]:
-    """Take DDP's wrapper off the model for the time of a surgery and put a new one on.
+    """Remove DDP's wrapper from the model during surgery and put a new one on.
 
-    The wrapper's reducer holds buckets of the old shapes; with ``find_unused_parameters`` it would go on with them
-    silently, and the ranks would drift apart. Setting up a new one is a collective operation: what raises an
-    ``Exception`` in the block has to do so on all ranks. Anything else ends the run, and no new one is set up.
+    The wrapper's reducer holds buckets of the old shapes; with ``find_unused_parameters`` it would silently keep using
+    them, and the weights of the ranks would diverge. Setting up a new wrapper is a collective operation: what raises an
+    ``Exception`` in the block has to raise on all ranks. Any other ``BaseException`` ends the run, with no new wrapper.
     """
     strategy = trainer.strategy
     if not isinstance(strategy, DDPStrategy) or not isinstance(strategy.model, DistributedDataParallel):
@@ -97,17 +44,10 @@ def unwrapped(trainer: pl.Trainer) -> Iterator[None]:
         raise failure
 
 
-def _averages_models(strategy: DDPStrategy) -> bool:
-    # Not at the top: torch may be built without distributed.
-    from torch.distributed.algorithms.ddp_comm_hooks.post_localSGD_hook import PostLocalSGDState
-
-    return communication_state(strategy, PostLocalSGDState) is not None
-
-
 def _reset_powersgd(strategy: DDPStrategy) -> None:
-    """Let PowerSGD forget the errors and factors that it holds for each bucket: the new buckets have other shapes.
+    """Clear the errors and factors that PowerSGD holds for each bucket: the new buckets have other shapes.
 
-    DDP lays them out once more after the first iteration, so that it has to wait for two before it compresses.
+    DDP rebuilds its buckets after the first iteration, so that compression must not start within the next two.
     """
     from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState
 
@@ -119,9 +59,9 @@ def _reset_powersgd(strategy: DDPStrategy) -> None:
 
 
 def run_on_all_ranks(trainer: pl.Trainer, work: Callable[[], T]) -> T:
-    """Do the same work on every rank; where it fails on one of them, all raise.
+    """Do the same work on every rank; if it fails on one of them, all raise.
 
-    Otherwise the others would wait for the one that failed at their next collective operation.
+    Otherwise the others would wait for that rank at their next collective operation.
 
     Raises:
         Exception: What ``work`` raised here.
@@ -142,9 +82,9 @@ def run_on_all_ranks(trainer: pl.Trainer, work: Callable[[], T]) -> T:
 
 
 def from_rank_zero(trainer: pl.Trainer, work: Callable[[], T]) -> T:
-    """Do the work on rank zero, and have its result, plain data, on every rank; where it fails, all raise.
+    """Do the work on rank zero and return its result, plain data, on every rank; if it fails, all raise.
 
-    With many ranks its tensors are on the CPU: their device on rank zero means nothing to another rank.
+    With several ranks its tensors are on the CPU: another rank may not have their device.
     """
     if trainer.world_size == 1:
         return work()
@@ -153,11 +93,11 @@ def from_rank_zero(trainer: pl.Trainer, work: Callable[[], T]) -> T:
 
 
 def _on_cpu(result: T) -> T:
-    return tree_map(lambda leaf: leaf.cpu() if isinstance(leaf, Tensor) else leaf, result)  # type: ignore[return-value]
+    return map_tensors(lambda tensor: tensor.cpu(), result)
 
 
 def gathered(trainer: pl.Trainer, value: T) -> list[T]:
-    """The values of all ranks, in their order."""
+    """The values of all ranks, in the order of ranks."""
     values = [value] * trainer.world_size
     if trainer.world_size > 1:
         torch.distributed.all_gather_object(values, value)

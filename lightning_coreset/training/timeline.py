@@ -1,4 +1,4 @@
-"""When the events of a training run are, as far as the Trainer knows how long it will be."""
+"""When the events of a training run are, by the length of training that the Trainer knows."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lightning_coreset.schedule import Interval, Schedule, check_schedule, pruni
 
 @dataclass(frozen=True)
 class Timeline:
-    """The arguments of :func:`lightning_coreset.schedule.pruning_events`, checked, until a Trainer is there."""
+    """The checked arguments of :func:`lightning_coreset.schedule.pruning_events`; a Trainer gives the length."""
 
     schedule: Schedule
     pruning_ratio: float
@@ -37,13 +37,13 @@ class Timeline:
         )
 
     def position(self, trainer: pl.Trainer) -> int:
-        """Where training is: the epoch, or the number of batches that led to an optimizer step."""
+        """The current time: the epoch, or the number of batches that led to an optimizer step."""
         if self.interval == "epoch":
             return trainer.current_epoch
         return batches_that_stepped(trainer)
 
     def events(self, trainer: pl.Trainer) -> dict[int, float]:
-        """Epochs (steps) and pruning ratios of this fit, known once the loaders are (``on_train_start``).
+        """Epochs (steps) and pruning ratios of this fit, once the loaders exist (``on_train_start``).
 
         ``fast_dev_run`` has one epoch and prunes at its start, whatever the schedule.
 
@@ -79,7 +79,7 @@ class Timeline:
         return max(self.schedule.values()) if isinstance(self.schedule, Mapping) else self.pruning_ratio
 
     def _length_needed(self) -> int:
-        """Epochs (steps) that hold all events, where training has no end."""
+        """The number of epochs (steps) that contain all events, for training without an end."""
         if isinstance(self.schedule, Mapping):
             return 1 + max(self.schedule)
         times = (self.start,) if self.schedule == "one_shot" else (self.start, self.end)
@@ -109,10 +109,10 @@ def training_steps(trainer: pl.Trainer) -> int | None:
 def training_epochs(trainer: pl.Trainer) -> int | None:
     """Epochs of this fit, counted from 0; ``None`` if neither ``max_epochs`` nor ``max_steps`` bounds them.
 
-    ``max_steps`` counts where it ends training earlier, which is known once the loaders are (``on_train_start``). With
-    manual optimization it counts the steps of every optimizer: each is taken to step once a batch, for nobody knows
-    before they do. Where they step less often, events come earlier than a fraction of training says; where they step
-    more often, training may end before the last ones, of which it is warned then.
+    ``max_steps`` counts if it ends training earlier, which is known once the loaders exist (``on_train_start``). With
+    manual optimization it counts the steps of every optimizer, and each is assumed to step once a batch, since that
+    cannot be known before. If they step less often, events are earlier than the fraction of training; if more often,
+    training may end before the last events, with a warning.
     """
     bounds = []
     max_epochs = _max_epochs(trainer)
@@ -130,25 +130,25 @@ def training_epochs(trainer: pl.Trainer) -> int | None:
 def _max_epochs(trainer: pl.Trainer) -> int | None:
     if trainer.max_epochs is None or trainer.max_epochs <= 0:
         return None
-    # For a network with BatchNorm this callback adds an epoch that only runs the data through, and swaps the averaged
-    # weights in before it: too late for an event.
+    # For a network with BatchNorm, SWA copies the averaged weights into the model and adds an epoch that only runs the
+    # data through: too late for an event.
     averaging = [callback for callback in _callbacks(trainer) if isinstance(callback, StochasticWeightAveraging)]
     return min([trainer.max_epochs, *(epochs_before_batch_norm_update(trainer, callback) for callback in averaging)])
 
 
 def _max_stepping_batches(trainer: pl.Trainer) -> int:
-    """Batches that lead to a step, as far as ``max_steps`` allows."""
+    """The number of batches with a step that ``max_steps`` allows."""
     module = trainer.lightning_module
     optimizers = 1 if module is None or module.automatic_optimization else max(1, len(trainer.optimizers))
     return math.ceil(trainer.max_steps / optimizers)
 
 
 def _steps_in_epoch(trainer: pl.Trainer, epoch: int) -> int:
-    accumulated = trainer.accumulate_grad_batches
+    batches_per_step = trainer.accumulate_grad_batches
     for callback in _callbacks(trainer):
         if isinstance(callback, GradientAccumulationScheduler):
-            accumulated = callback.get_accumulate_grad_batches(epoch)
-    return math.ceil(trainer.num_training_batches / accumulated)  # the rest of an epoch makes a step
+            batches_per_step = callback.get_accumulate_grad_batches(epoch)
+    return math.ceil(trainer.num_training_batches / batches_per_step)  # the last batches of an epoch make a step
 
 
 def _callbacks(trainer: pl.Trainer) -> list[pl.Callback]:

@@ -8,5 +8,5 @@ import pytest
 
 @pytest.fixture
 def make_trainer(tmp_path):
-    """A Trainer on CPU that writes and prints nothing unless told to, and then into a folder of the test."""
+    """A Trainer on CPU that writes and prints nothing unless asked to, and then into a folder of the test."""
     return partial(fitting.make_trainer, default_root_dir=tmp_path)

@@ -31,7 +31,7 @@ EVENTS = {1: 0.3, 2: 0.5}
 
 
 class Partly(Classifier):
-    """Has a layer that no step uses, which DDP must be told."""
+    """Has a layer that no step uses, for which DDP needs an option."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -89,7 +89,7 @@ class Surviving(CoresetPruningCallback):
         try:
             super().on_train_epoch_start(trainer, pl_module)
         except (InjectedError, RuntimeError):
-            self._events = {}
+            self._run._events = {}
 
 
 def train(timeout: float, pruning: pl.Callback | None, strategy: Callable[..., Any] = DDPStrategy) -> dict[str, Any]:

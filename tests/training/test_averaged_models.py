@@ -28,7 +28,8 @@ from torch import Tensor, nn
 
 from lightning_coreset import CoresetPruningCallback, plan_pruning
 from lightning_coreset.surgery import apply_changes
-from lightning_coreset.training.averaged_models import averaged_copies, restart_patience, shrink_copy
+from lightning_coreset.training.averaged_models import averaged_copies, shrink_copy
+from lightning_coreset.training.early_stopping import restart_patience
 
 Pruning = partial(CoresetPruningCallback, verbose=False)
 
@@ -122,7 +123,7 @@ def test_a_copy_keeps_how_far_it_is_from_the_model():
             torch.testing.assert_close(found - now, average - old, rtol=0, atol=1e-6)
 
 
-def test_a_variance_of_zero_leaves_no_number_that_is_none():
+def test_a_variance_of_zero_gives_finite_numbers():
     model, twin, plan = pruned_pair(torch.float32)
     for each in (model, twin):
         each[1].running_var.zero_()

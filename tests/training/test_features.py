@@ -1,4 +1,4 @@
-"""Whatever else a Trainer can be told goes together with pruning, without a warning."""
+"""Pruning works with all other options of a Trainer, without a warning."""
 
 from __future__ import annotations
 

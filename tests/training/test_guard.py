@@ -23,7 +23,7 @@ SHAPE = (1, 6, 6)
 
 
 class Scripted(Classifier):
-    """Logs what it is told to after every validation, the last value again and again."""
+    """Logs the given values, one after every validation, then the last one again."""
 
     def __init__(self, values, net=None, name="score", optimizer=None):
         super().__init__(net or convnet())
@@ -132,7 +132,7 @@ HIGH, LOW = 0.9, 0.5
         ([math.nan, HIGH, HIGH], 1, [2, 5]),
     ],
 )
-def test_an_event_that_does_not_heal_in_time_is_taken_back(make_trainer, values, recover_epochs, expected):
+def test_an_event_that_does_not_recover_in_time_is_taken_back(make_trainer, values, recover_epochs, expected):
     callback = pruning(recover_epochs=recover_epochs)
     failing = any(epoch < 0 for epoch in expected)
 
@@ -312,7 +312,7 @@ def test_halving_finds_what_the_model_can_bear(make_trainer, enough):
 
     assert module.net[0].out_channels == enough
     messages = [str(warning.message) for warning in warned]
-    assert "less than one channel more" in messages[-1]
+    assert "removes less than one channel" in messages[-1]
     taken_back = sum(record.reverted for record in callback.history)
     assert taken_back == sum("is taken back" in message for message in messages) > 0
     assert len(callback.plans) == sum(not record.reverted for record in callback.history)
@@ -321,14 +321,14 @@ def test_halving_finds_what_the_model_can_bear(make_trainer, enough):
 def test_later_events_take_the_smaller_step_as_well(make_trainer):
     callback = pruning(schedule={2: 0.4, 4: 0.8}, on_failure="halve")
 
-    with pytest.warns(UserWarning, match="goes on by 20.00% at a time"):
+    with pytest.warns(UserWarning, match="in steps of at most 20.00%"):
         fit(make_trainer, Scripted([HIGH, HIGH, LOW, HIGH]), callback, epochs=9)
 
     assert [record.requested for record in callback.history] == pytest.approx([0.4, 0.2, 0.4, 0.6, 0.8])
     assert events(callback) == [-2, 3, 4, 5, 6]
 
 
-def test_loggers_and_callback_say_what_is_effective(make_trainer):
+def test_loggers_and_callback_show_the_events_that_remain(make_trainer):
     logger, callback = MemoryLogger(), pruning(schedule={1: 0.3, 3: 0.6})
 
     with pytest.warns(UserWarning, match=MATCH):
@@ -368,7 +368,7 @@ def saving(path, **options):
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* is not empty")
 @pytest.mark.parametrize("resumed_at", [2, 3])
-def test_the_way_back_survives_resuming(make_trainer, tmp_path, resumed_at):
+def test_a_resumed_run_can_take_an_event_back(make_trainer, tmp_path, resumed_at):
     """Resumed in the middle of the window, and between the verdict and the way back."""
     values = [HIGH, HIGH, LOW, LOW, HIGH]
     before, uninterrupted, resumed = Before(), Watcher(), Watcher()
@@ -391,7 +391,7 @@ def test_the_way_back_survives_resuming(make_trainer, tmp_path, resumed_at):
 
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* is not empty")
-def test_the_last_epoch_is_judged_as_well(make_trainer, tmp_path):
+def test_the_validation_of_the_last_epoch_counts(make_trainer, tmp_path):
     """In memory the model is the one before; the checkpoint of the epoch holds what got its score."""
     before, callback, module = Before(), pruning(schedule={3: 0.5}), Scripted([HIGH, HIGH, HIGH, LOW])
     options = {"save_last": True, "monitor": "score"}
@@ -411,7 +411,7 @@ def test_the_last_epoch_is_judged_as_well(make_trainer, tmp_path):
     assert widths(again) == before.states[3]["widths"]
 
 
-def test_training_that_ends_has_not_healed(make_trainer):
+def test_an_event_that_has_not_recovered_when_training_ends_is_taken_back(make_trainer):
     callback, module = pruning(schedule={3: 0.5}, recover_epochs=10), Scripted([HIGH, HIGH, HIGH, LOW])
 
     with pytest.warns(UserWarning, match=MATCH):
@@ -420,10 +420,10 @@ def test_training_that_ends_has_not_healed(make_trainer):
     assert module.net[0].out_channels == 12
 
 
-def test_an_event_that_no_validation_has_seen_stays(make_trainer):
+def test_an_event_without_a_validation_after_it_is_kept(make_trainer):
     callback, module = pruning(schedule={4: 0.5}), Scripted([HIGH])
 
-    with pytest.warns(UserWarning, match="ended before a validation could tell"):
+    with pytest.warns(UserWarning, match="ended before a validation could measure"):
         fit(make_trainer, module, callback, epochs=5, check_val_every_n_epoch=2)
 
     assert len(callback.plans) == 1
@@ -469,7 +469,7 @@ def test_a_sanity_check_of_all_the_data_is_a_validation(make_trainer):
     assert callback.history[0].reverted
 
 
-def test_a_model_that_shows_no_accuracy_is_refused(make_trainer):
+def test_a_model_without_an_accuracy_is_refused(make_trainer):
     class Regression(Scripted):
         def validation_step(self, batch, batch_idx):
             self(batch[0]).sum()
@@ -477,7 +477,7 @@ def test_a_model_that_shows_no_accuracy_is_refused(make_trainer):
     callback = pruning(monitor=None)
     module = Regression([HIGH], net=nn.Sequential(nn.Flatten(), mlp(36, 8, 7)))
 
-    with pytest.raises(MisconfigurationException, match=r"Expected validation to show the accuracy.*monitor='val_acc'"):
+    with pytest.raises(MisconfigurationException, match=r"Expected validation to give the accuracy.*monitor='val_acc'"):
         fit(make_trainer, module, callback)
 
 

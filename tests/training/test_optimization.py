@@ -147,10 +147,10 @@ def test_muon_goes_on_beside_another_optimizer_for_the_biases():
     assert sum(module.losses[-4:]) < sum(module.losses[:4])
 
 
-def test_lbfgs_starts_anew_and_says_so():
+def test_lbfgs_is_reset_with_a_warning():
     module = Chosen(partial(optim.LBFGS, lr=0.05, max_iter=2))
 
-    with pytest.warns(UserWarning, match="state of LBFGS could not be cut along for net.0.weight, net.0.bias, net.2.w"):
+    with pytest.warns(UserWarning, match="state of LBFGS could not be pruned for net.0.weight, net.0.bias, net.2.w"):
         fit(module, Pruning(0.4, schedule="one_shot", start=1))
 
     assert all(map(math.isfinite, module.losses))
@@ -167,7 +167,7 @@ class Odd(optim.Adam):
         return loss
 
 
-def test_state_that_is_not_understood_is_reset_for_that_parameter_alone_with_one_warning():
+def test_state_that_cannot_be_pruned_is_reset_for_that_parameter_with_one_warning():
     module = Chosen(partial(Odd, lr=0.01))
     steps: list[list[float]] = []
 
@@ -179,8 +179,8 @@ def test_state_that_is_not_understood_is_reset_for_that_parameter_alone_with_one
     with pytest.warns(UserWarning, match="state of Odd") as caught:
         fit(module, After(0.4, schedule="one_shot", start=1, verbose=False))
 
-    assert [str(each.message).partition(":")[0] for each in caught if "could not be cut" in str(each.message)] == [
-        "The state of Odd could not be cut along for net.0.weight"
+    assert [str(each.message).partition(":")[0] for each in caught if "could not be pruned" in str(each.message)] == [
+        "The state of Odd could not be pruned for net.0.weight"
     ]
     assert steps == [[0, 4, 4, 4]]
     assert all(map(math.isfinite, module.losses))
@@ -248,7 +248,7 @@ class Twice(Chosen):
         return [self.make(self.net[0].parameters()), self.make(self.net[2].parameters())]
 
 
-def test_several_optimizers_are_cut_along_each():
+def test_the_state_of_each_optimizer_is_pruned():
     dense, pruned = dense_and_pruned(ELEMENTWISE["Adam"], kind=Twice)
 
     torch.testing.assert_close(pruned[4], on_survivors(dense[4]), rtol=0, atol=1e-12)

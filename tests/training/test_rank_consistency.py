@@ -67,7 +67,7 @@ def test_any_other_plan_has_another(plan, change):
 
 @pytest.mark.filterwarnings("ignore:Complex modules")
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex128])
-def test_the_least_bit_of_a_parameter_shows(dtype):
+def test_a_single_bit_of_a_parameter_changes_the_fingerprint(dtype):
     model = Classifier().to(dtype)
     before = fingerprints(model)
     bits = model.net[0].weight.data.view(-1).view(torch.uint8)
@@ -78,7 +78,7 @@ def test_the_least_bit_of_a_parameter_shows(dtype):
     assert {name for name in before if before[name] != after[name]} == {"net.0.weight"}
 
 
-def test_the_memory_format_does_not_show():
+def test_the_memory_format_does_not_change_the_fingerprint():
     model = Classifier(torch.nn.Conv2d(4, 6, 3))
     before = fingerprints(model)
 
@@ -97,7 +97,7 @@ def test_another_plan_is_an_error_that_names_the_ranks(plan, ranks, monkeypatch)
         check_agreement(TWO, model, plan)
 
 
-def test_ranks_that_drifted_apart_are_told_of(plan, ranks, monkeypatch):
+def test_ranks_with_different_weights_cause_a_warning(plan, ranks, monkeypatch):
     model, drifted = Classifier(), Classifier()
     drifted.load_state_dict(model.state_dict())
     with torch.no_grad():

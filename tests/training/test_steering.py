@@ -23,7 +23,7 @@ def ranks(tmp_path_factory):
 
 
 @pytest.mark.parametrize(("name", "reverted"), [("guarded", [True]), ("halved", [True, True, True])])
-def test_rank_zero_judges_for_all(ranks, name, reverted):
+def test_the_value_of_rank_zero_decides_for_all(ranks, name, reverted):
     first, second = (seen[name] for seen in ranks)
 
     assert [record["reverted"] for record in first["history"]] == reverted

@@ -21,7 +21,8 @@ from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDSt
 from torch.nn.parallel import DistributedDataParallel
 
 from lightning_coreset import CoresetPruningCallback, PrunedCheckpointMixin, make_resizable, prune
-from lightning_coreset.training.strategies import check_strategy, from_rank_zero, run_on_all_ranks, unwrapped
+from lightning_coreset.training.requirements import check_strategy
+from lightning_coreset.training.strategies import from_rank_zero, run_on_all_ranks, unwrapped
 
 UNABLE = [DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy, SingleDeviceXLAStrategy, XLAStrategy]
 
@@ -41,7 +42,7 @@ def having(strategy: Any) -> Any:
 @pytest.mark.parametrize(
     "strategy", [SingleDeviceStrategy("cpu"), DDPStrategy(), OwnDDP()], ids=lambda s: type(s).__name__
 )
-def test_what_can_follow_a_change_of_shapes_passes(strategy):
+def test_supported_strategies_are_accepted(strategy):
     check_strategy(having(strategy), Classifier())
 
 
@@ -55,12 +56,12 @@ def refuse(strategy, model, match):
 
 
 @pytest.mark.parametrize("kind", UNABLE)
-def test_what_cannot_is_refused_with_the_way_out(kind):
+def test_unsupported_strategies_are_refused_with_the_way_out(kind):
     # As far as its class can tell: the libraries of some are not here.
     refuse(object.__new__(kind), Classifier(), rf"but got {kind.__name__}, .*lightning_coreset\.prune")
 
 
-def test_ranks_with_weights_of_their_own_are_refused():
+def test_ranks_with_different_weights_are_refused():
     state = PostLocalSGDState(process_group=None, subgroup=None, start_localSGD_iter=4)
 
     refuse(DDPStrategy(ddp_comm_state=state, model_averaging_period=4), Classifier(), "post-local SGD.*or none")
@@ -109,7 +110,7 @@ def test_the_callback_itself_can_be_sent_to_another_process():
     assert copy.request == callback.request
 
 
-def test_one_process_is_left_alone():
+def test_one_process_does_not_communicate():
     trainer = make_trainer(max_epochs=1)
     model = Classifier()
     trainer.fit(model, make_loader(8))
@@ -132,7 +133,7 @@ def test_one_process_raises_as_it_is(work):
 
 
 @pytest.mark.parametrize(("start", "before", "after"), [(2, 50, 0), (10, 50, 8), (10, 3, 3)])
-def test_power_sgd_forgets_and_waits_until_the_new_buckets_are_laid_out(start, before, after, monkeypatch):
+def test_power_sgd_is_reset_and_waits_for_the_new_buckets(start, before, after, monkeypatch):
     state = PowerSGDState(None, start_powerSGD_iter=start)
     state.iter = before
     memories = state.error_dict, state.p_memory_dict, state.q_memory_dict

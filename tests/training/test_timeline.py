@@ -24,7 +24,7 @@ class Ask(pl.Callback):
     """Asks once training has begun, and says when it really ended."""
 
     def on_train_start(self, trainer, pl_module):
-        self.told = training_epochs(trainer), training_steps(trainer)
+        self.expected = training_epochs(trainer), training_steps(trainer)
 
     def on_train_end(self, trainer, pl_module):
         self.real = trainer.current_epoch, trainer.fit_loop.epoch_loop._batches_that_stepped
@@ -86,12 +86,12 @@ class Manual(Classifier):
         ({"fast_dev_run": 2}, 1, 2),
     ],
 )
-def test_told_length_is_the_real_one(options, epochs, steps):
+def test_length_of_training(options, epochs, steps):
     ask = Ask()
 
     make_trainer(ask, **options).fit(Classifier(), make_loader(8))
 
-    assert ask.told == ask.real == (epochs, steps)
+    assert ask.expected == ask.real == (epochs, steps)
 
 
 @pytest.mark.parametrize(
@@ -102,13 +102,13 @@ def test_told_length_is_the_real_one(options, epochs, steps):
         ({"max_epochs": -1, "max_steps": 9}, 4, 9),
     ],
 )
-def test_told_length_is_the_real_one_where_accumulation_changes(options, epochs, steps):
+def test_length_of_training_if_accumulation_changes(options, epochs, steps):
     ask = Ask()
     accumulation = GradientAccumulationScheduler({1: 2, 3: 4})
 
     make_trainer(accumulation, ask, **options).fit(Classifier(), make_loader(8))
 
-    assert ask.told == ask.real == (epochs, steps)
+    assert ask.expected == ask.real == (epochs, steps)
 
 
 def test_the_epoch_that_swa_adds_for_batch_statistics_does_not_count():
@@ -116,7 +116,7 @@ def test_the_epoch_that_swa_adds_for_batch_statistics_does_not_count():
 
     make_trainer(ask, StochasticWeightAveraging(0.01), max_epochs=3).fit(Classifier(convnet()), make_loader(1, 6, 6))
 
-    assert ask.told == (3, 12)
+    assert ask.expected == (3, 12)
     assert ask.real[0] == 4
 
 
@@ -127,7 +127,7 @@ def test_max_steps_count_the_steps_of_every_optimizer(every, real):
 
     make_trainer(ask, max_steps=20, max_epochs=-1).fit(Manual(every), make_loader(8))
 
-    assert ask.told == (3, 10)
+    assert ask.expected == (3, 10)
     assert ask.real == real
 
 
@@ -144,7 +144,7 @@ def test_a_loader_without_length_leaves_what_does_not_depend_on_it(options, told
 
     make_trainer(ask, **options).fit(Classifier(), DataLoader(Endless(), batch_size=16))
 
-    assert ask.told == told
+    assert ask.expected == told
 
 
 def test_training_without_end_has_no_length():
@@ -152,7 +152,7 @@ def test_training_without_end_has_no_length():
 
     make_trainer(ask, Stop(), max_epochs=-1).fit(Classifier(), make_loader(8))
 
-    assert ask.told == (None, None)
+    assert ask.expected == (None, None)
 
 
 # ---- events by steps
@@ -210,7 +210,7 @@ def test_events_happen_at_their_steps(arguments, options, steps, batches):
     assert all(map(math.isfinite, module.losses))
 
 
-def test_about_ten_events_unless_told_otherwise():
+def test_about_ten_events_by_default():
     callback = Steps(0.5, schedule="linear")
 
     fit(callback, max_epochs=30)
@@ -353,7 +353,7 @@ def test_events_beyond_training_are_an_error_before_it(arguments, message):
     assert module.losses == []
 
 
-def test_steps_that_training_does_not_reach_are_warned_of():
+def test_steps_after_the_end_of_training_cause_a_warning():
     with pytest.warns(UserWarning, match=r"Training has 24 steps: the schedule's events of steps \[24\] will not"):
         fit(Steps(schedule={2: 0.2, 24: 0.5}))
 

@@ -6,7 +6,7 @@ import math
 
 from torch import Tensor
 
-from lightning_coreset._compat import Convolution
+from lightning_coreset.module_specs import module_spec
 from lightning_coreset.structure.labels import ChannelLabels, TensorInfo
 from lightning_coreset.structure.ops.einsum import FIXED_INPUT
 from lightning_coreset.structure.propagation import OpCall, Propagation, Rule
@@ -65,7 +65,8 @@ def _depthwise(propagation: Propagation, inputs: Tensor, weight: Tensor, transpo
     """One filter (or several) for each channel: labels pass through."""
     channels = propagation.channel_labels(inputs, 1, FIXED_INPUT)
     owner = propagation.owners.get(propagation.info(weight).direct or "")
-    if not isinstance(owner, Convolution):
+    counted = None if owner is None else module_spec(owner).groups
+    if owner is None or counted is None or not module_spec(owner).updates(counted):
         propagation.union_find.block(channels, "passes a depthwise convolution whose group count cannot be updated")
     filters = propagation.channel_labels(weight, 0, FIXED_INPUT)
     if transposed:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
+from lightning_coreset.module_specs import module_spec
 from lightning_coreset.structure.labels import ChannelLabels, TensorInfo, unite_along
 from lightning_coreset.structure.propagation import OpCall, Propagation, Rule
 from lightning_coreset.structure.steps import Norm, Step, StepKind
@@ -50,8 +51,8 @@ def group_norm(propagation: Propagation, call: OpCall) -> None:
     groups = int(call.arguments.get("group", call.arguments.get("num_groups", 1)))
     reason = "is normalised over groups of channels"
     weight = call.arguments.get("weight")
-    name = (propagation.info(weight).direct or "").rpartition(".")[0] if isinstance(weight, Tensor) else None
-    if groups == 1 or name is None or not isinstance(propagation.owners.get(f"{name}.weight"), nn.GroupNorm):
+    counted = _count_of_groups(propagation, weight)
+    if groups == 1 or counted is None:
         axes = propagation.pin_dims(source, range(1, source.dim()), reason)
         _block_parameters(propagation, call, reason)
     else:
@@ -61,11 +62,19 @@ def group_norm(propagation: Propagation, call: OpCall) -> None:
         for part in (weight, call.arguments.get("bias")):
             if isinstance(part, Tensor):
                 propagation.unite(propagation.channel_labels(part, 0, reason), channels, reason)
-        propagation.counts.append((channels, name, "num_groups"))
+        propagation.counts.append((channels, *counted))
         axes = propagation.info(source).channel_labels
     propagation.set_info(
         out, TensorInfo(axes, producer_paths=propagation.producer_paths([source], Step(StepKind.GROUP_NORM)))
     )
+
+
+def _count_of_groups(propagation: Propagation, weight: object) -> tuple[str, str] | None:
+    """The module that owns the weight and its attribute that counts groups."""
+    name = propagation.info(weight).direct if isinstance(weight, Tensor) else None
+    owner = propagation.owners.get(name) if name is not None else None
+    counted = module_spec(owner).groups if owner is not None else None
+    return None if name is None or counted is None else (name.rpartition(".")[0], counted)
 
 
 def _block_parameters(propagation: Propagation, call: OpCall, reason: str) -> None:

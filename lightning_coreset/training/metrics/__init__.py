@@ -1,1 +1,14 @@
-"""How well the model does: what a step calls, what it returns, and a number for it."""
+"""A number that says how good the model is, and the tools to get it from a user's steps.
+
+``recorder`` records the calls of networks in a step, ``dataflow`` and ``outputs`` find outputs and targets in them,
+``scoring`` makes a number of these. ``probe`` measures that number over the steps of training, ``logged`` one that the
+module logs itself, ``monitor`` the one that the user chose. ``isolation`` runs a user's code without side effects.
+"""
+
+from __future__ import annotations
+
+from lightning_coreset.training.metrics.isolation import isolated
+from lightning_coreset.training.metrics.monitor import Mode, Monitor
+from lightning_coreset.training.metrics.recorder import Call, ForwardRecorder
+
+__all__ = ["Call", "ForwardRecorder", "Mode", "Monitor", "isolated"]

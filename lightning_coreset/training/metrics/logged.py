@@ -1,4 +1,4 @@
-"""A metric that the LightningModule logs itself: its value after a validation, and right now on a few batches."""
+"""A metric that the LightningModule logs itself: its value after a validation, and at an event on a few batches."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signatu
 from torch import Tensor
 from torchmetrics import Metric
 
+from lightning_coreset.nested import map_tensors
 from lightning_coreset.training.metrics.isolation import isolated
-from lightning_coreset.training.metrics.recorder import copied
 
 
 class LoggedMetric:
@@ -34,20 +34,20 @@ class LoggedMetric:
     def keep(self, batch: Any, batch_idx: int, dataloader_idx: int) -> None:
         """Keep a batch that may be one of the latest, in ``on_validation_batch_start``: the step may write to it."""
         if self._kept.maxlen:
-            self._kept.append((copied(batch), batch_idx, dataloader_idx))
+            self._kept.append((map_tensors(torch.clone, batch), batch_idx, dataloader_idx))
 
     def value(self, trainer: pl.Trainer) -> float | None:
         """The value that rank zero sees now, on all ranks; a collective operation.
 
         Returns:
-            The value, or ``None`` if it is not there during the sanity check, when not everything is logged.
+            The value; during the sanity check, when not everything is logged, ``None`` if it is missing.
 
         Raises:
-            MisconfigurationException: If it is not there after a validation, or is not one number.
+            MisconfigurationException: If it is missing after a validation, or is not one number.
         """
         metrics = trainer.callback_metrics
-        found = metrics.get(self.name)
-        number = float(found) if isinstance(found, Tensor) and found.numel() == 1 else None
+        logged = metrics.get(self.name)
+        number = float(logged) if isinstance(logged, Tensor) and logged.numel() == 1 else None
         number, names = trainer.strategy.broadcast((number, sorted(metrics)))
         if number is None and not trainer.sanity_checking:
             raise MisconfigurationException(
@@ -60,8 +60,9 @@ class LoggedMetric:
     def evaluate(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> float | None:
         """The metric right now on the kept batches; a collective operation.
 
-        Calls the module's own ``validation_step`` in eval mode, sees what it logs, and leaves no trace. Over the ranks
-        it is the average, weighted by samples, which for metrics such as F1 is near the value of all samples together.
+        Calls the module's own ``validation_step`` in eval mode and reads what it logs, without side effects. Over the
+        ranks it is the average, weighted by samples, which for metrics such as F1 is close to the value of all samples
+        together.
 
         Returns:
             The value; ``None`` if no batch was seen yet, or the step does not log it as an average over batches.
@@ -69,8 +70,10 @@ class LoggedMetric:
         log = _Log(self.name)
         try:
             self._replay(trainer, pl_module, log)
-        except Exception as error:  # a number for the eye must not end a training run
-            rank_zero_warn(f"{self.name!r} could not be measured at an event, and will not be again: {error!r}")
+        except Exception as error:  # a number that is only shown must not end a training run
+            rank_zero_warn(
+                f"{self.name!r} could not be measured at an event, and will not be measured any more: {error!r}"
+            )
             self._kept = deque(maxlen=0)
             log = _Log(self.name)
         value, samples = log.average()
@@ -79,7 +82,7 @@ class LoggedMetric:
         return weighted / samples if samples else None
 
     def stop(self) -> None:
-        """Let go of batches."""
+        """Drop the kept batches."""
         self._kept.clear()
 
     def _replay(self, trainer: pl.Trainer, pl_module: pl.LightningModule, log: _Log) -> None:
@@ -90,10 +93,10 @@ class LoggedMetric:
             for module in pl_module.modules():
                 if isinstance(module, Metric):
                     module.reset()
-                    module.distributed_available_fn = _no  # the other ranks may have other batches, or fail
+                    module.distributed_available_fn = _not_distributed  # other ranks may have other batches, or fail
             for batch, batch_idx, dataloader_idx in self._kept:
                 log.begin(batch, dataloader_idx)
-                arguments = [copied(batch)]
+                arguments = [map_tensors(torch.clone, batch)]
                 if is_param_in_hook_signature(step, "batch_idx", min_args=2):
                     arguments.append(batch_idx)
                 if is_param_in_hook_signature(step, "dataloader_idx", min_args=3):
@@ -130,7 +133,7 @@ class _Log:
             self.log(name, value, **options)
 
     def end(self) -> None:
-        """A metric comes to its value in the end, over all batches."""
+        """Compute the value of a metric that was logged as an object, over all batches."""
         if self._metric is not None:
             value = float(self._metric.compute())
             self._values = [(value, samples) for _, samples in self._values]
@@ -141,5 +144,5 @@ class _Log:
         return sum(value * count for value, count in self._values) / max(samples, 1), samples
 
 
-def _no() -> bool:
+def _not_distributed() -> bool:
     return False

@@ -1,13 +1,14 @@
-"""The number that tells how well the model does, wherever it comes from."""
+"""The number that says how good the model is, wherever it comes from."""
 
 from __future__ import annotations
 
 from typing import Any, Literal, TypeAlias, get_args
 
 import lightning.pytorch as pl
+from lightning.fabric.utilities.data import sized_len
 from torchmetrics import Metric
 
-from lightning_coreset.training.metrics.latest import first_of_latest
+from lightning_coreset._compat import tree_leaves
 from lightning_coreset.training.metrics.logged import LoggedMetric
 from lightning_coreset.training.metrics.probe import AccuracyProbe
 
@@ -22,9 +23,9 @@ class Monitor:
     ``evaluate`` right before and after a pruning event; ``stop`` in the end.
 
     Args:
-        metric: A metric of torchmetrics, called as ``metric(outputs, targets)`` on what is found in the steps.
+        metric: A metric of torchmetrics, called as ``metric(outputs, targets)`` on what the steps compute.
         monitor: The name of a metric that the module logs in validation.
-        mode: Whether ``"max"`` or ``"min"`` is better. By default what ``metric.higher_is_better`` says; ``"min"`` for
+        mode: Whether ``"max"`` or ``"min"`` is better. By default as ``metric.higher_is_better`` says; ``"min"`` for
             a ``monitor`` with "loss" or "error" in its name; else ``"max"``.
         eval_batches: How many batches are kept for ``evaluate``.
 
@@ -33,7 +34,7 @@ class Monitor:
 
     Attributes:
         mode: ``"max"`` or ``"min"``.
-        name: What is measured, in a word.
+        name: What is measured: ``"accuracy"``, the class of the metric or the name that the module logs.
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class Monitor:
             raise ValueError(f"Expected `monitor` to be the name of a logged metric but got {monitor!r}.")
         if mode is not None and mode not in get_args(Mode):
             raise ValueError(f"Expected `monitor_mode` to be 'max' or 'min' but got {mode!r}.")
-        self._probe = AccuracyProbe(eval_batches, metric)  # checks the rest
+        self._probe = AccuracyProbe(eval_batches, metric)  # checks these two
         self._logged = None if monitor is None else LoggedMetric(monitor, eval_batches)
         self._first_kept = 0
         self.mode: Mode = mode or _mode_of(metric, monitor)
@@ -76,7 +77,7 @@ class Monitor:
         """The number over all steps since the last call, on all ranks; ``None`` if there is none.
 
         Raises:
-            MisconfigurationException: If what the user asked for is not there.
+            MisconfigurationException: If the user's metric cannot be measured, or is not logged.
         """
         return self._probe.compute_and_reset() if self._logged is None else self._logged.value(trainer)
 
@@ -87,7 +88,7 @@ class Monitor:
         return self._logged.evaluate(trainer, pl_module)
 
     def stop(self) -> None:
-        """Take all hooks off the module and let go of batches."""
+        """Remove all hooks from the module and drop batches."""
         self._first_kept = 0
         self._probe.stop()
         if self._logged is not None:
@@ -98,3 +99,20 @@ def _mode_of(metric: Metric | None, monitor: str | None) -> Mode:
     if metric is not None:
         return "min" if metric.higher_is_better is False else "max"
     return "min" if monitor is not None and any(word in monitor.lower() for word in ("loss", "error")) else "max"
+
+
+def first_of_latest(trainer: pl.Trainer, count: int) -> int:
+    """The first index, within its loader, of a batch that may be one of the last ``count`` of this validation.
+
+    It is 0 if a loader has no length. With several loaders it may hold for more batches than those: they may follow
+    each other or take turns, and if they take turns, the shortest may end the validation.
+
+    Args:
+        trainer: The Trainer, in validation or the sanity check.
+        count: How many.
+    """
+    if any(sized_len(loader) is None for loader in tree_leaves(trainer.val_dataloaders)):
+        return 0  # even if there is a limit: there may be fewer batches
+    batches = trainer.num_sanity_val_batches if trainer.sanity_checking else trainer.num_val_batches
+    # One more, since a step that takes an iterator fetches its batch later: hooks get the index of the one before.
+    return max(0, int(min(batches)) - count - 1)

@@ -1,10 +1,9 @@
-"""See which networks a step calls, whatever the step is: the outermost calls of modules in it."""
+"""Record which networks a step calls, whatever the step is: the outermost calls of modules in it."""
 
 from __future__ import annotations
 
-import copy
-import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -14,9 +13,10 @@ from torch.utils.hooks import RemovableHandle
 from torchmetrics import Metric, MetricCollection
 
 from lightning_coreset._compat import in_backward, is_compiled_in_place, is_torch_loss, without_compile_wrapper
+from lightning_coreset.nested import map_tensors, tensors_by_path
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Call:
     """One call of a module.
 
@@ -37,38 +37,37 @@ class Call:
     before: tuple[tuple[Any, ...], dict[str, Any]] | None = None
 
 
-@dataclasses.dataclass(eq=False)
+@dataclass(eq=False)
 class _Running:
-    """A call that has not returned yet; ``name`` is ``None`` where it will not be recorded."""
+    """A call that has not returned yet; ``name`` is ``None`` if it will not be recorded."""
 
     module: nn.Module
     name: str | None
     args: tuple[Any, ...] = ()
-    kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
+    kwargs: dict[str, Any] = field(default_factory=dict)
     before: tuple[tuple[Any, ...], dict[str, Any]] | None = None
 
 
 class ForwardRecorder:
-    """Record the calls that a step makes of a module and its submodules, but for the calls within such calls.
+    """Record the outermost calls that a step makes of a module and its submodules.
 
-    ``self.decoder(self.encoder(x))`` in a step makes two calls. ``self(x)`` makes one, of the module itself, and what
-    its ``forward`` does is not looked at. A module that is called twice makes two calls. Not recorded are
+    ``self.decoder(self.encoder(x))`` in a step gives two calls. ``self(x)`` gives one, of the module itself; the calls
+    within its ``forward`` are not recorded. A module that is called twice gives two calls. Not recorded are
 
     - metrics of torchmetrics, and what they call;
-    - losses: modules without parameters that are torch's own losses or return nothing but scalars. Other modules
-      without parameters (``Softmax``, ``Flatten``, augmentations) may well stand between networks;
+    - losses: modules without parameters that are torch's own losses or return only scalars. Other modules without
+      parameters (``Softmax``, ``Flatten``, augmentations) may be between two networks;
     - calls that raise or return ``None``;
-    - calls in the backward pass, where activation checkpointing calls the inside of networks anew;
+    - calls in the backward pass, where activation checkpointing calls parts of networks again;
     - calls inside code compiled by ``torch.compile``; ``torch.compile(module)`` itself is recorded, but not what is
       compiled in place (``module.compile()``).
 
-    Recording goes on from entering the context (or ``start``) to leaving it (or ``stop``). A copy or a pickle of the
-    module, made meanwhile, records nothing.
+    Calls are recorded from entering the context (or ``start``) until leaving it (or ``stop``). A copy or a pickle of
+    the module made in that time records nothing.
 
     Args:
-        module: The module, mostly a LightningModule.
-        only: Qualified names of the submodules to watch, as they were recorded before, all others not being seen; by
-            default all are watched.
+        module: The module, usually a LightningModule.
+        only: Qualified names of the submodules to watch, as in the ``name`` of earlier calls; by default all.
         copy_inputs: Whether to copy the inputs before each call, as :attr:`Call.before`.
 
     Attributes:
@@ -97,7 +96,7 @@ class ForwardRecorder:
             return
         if self._only is None:
             watched = _called_from_python(self._module)
-        else:  # seen in an earlier step; to walk over a large network in every step takes longer than to watch it
+        else:  # walking over all modules of a large network takes longer than recording one of them
             watched = ((name, self._module.get_submodule(name)) for name in self._only)
         for name, module in watched:
             before, after = _Hook(partial(self._before, name)), _Hook(self._after)
@@ -112,7 +111,7 @@ class ForwardRecorder:
         self._running.clear()
 
     def clear(self) -> None:
-        """Forget all calls, and with them the last reference to their tensors."""
+        """Drop all calls, and with them the last references to their tensors."""
         self.calls.clear()
         self._running.clear()
 
@@ -128,9 +127,9 @@ class ForwardRecorder:
             return
         call = _Running(module, None)
         if not self._running and not isinstance(module, Metric | MetricCollection):
-            call.name, call.args, call.kwargs = name, detach(args), detach(kwargs)
+            call.name, call.args, call.kwargs = name, _detached(args), _detached(kwargs)
             if self._copy_inputs:
-                call.before = copied((call.args, call.kwargs))
+                call.before = map_tensors(torch.clone, (call.args, call.kwargs))
         self._running.append(call)
 
     def _after(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -140,76 +139,15 @@ class ForwardRecorder:
         while (call := self._running.pop()).module is not module:
             pass
         if call.name is not None and output is not None and not _is_loss(module, output):
-            self.calls.append(Call(call.name, module, call.args, call.kwargs, detach(output), call.before))
+            self.calls.append(Call(call.name, module, call.args, call.kwargs, _detached(output), call.before))
 
 
-def detach(tree: Any) -> Any:
-    """Detach all tensors in nested tuples, lists, mappings and dataclasses.
-
-    Example:
-        >>> detach({"logits": torch.ones(1, requires_grad=True)})
-        {'logits': tensor([1.])}
-    """
+def _detached(tree: Any) -> Any:
     return map_tensors(Tensor.detach, tree)
 
 
-def copied(tree: Any) -> Any:
-    """Copy all tensors in nested tuples, lists, mappings and dataclasses."""
-    return map_tensors(torch.clone, tree)
-
-
-def map_tensors(function: Callable[[Tensor], Any], tree: Any) -> Any:
-    """Copy nested tuples, lists, mappings and dataclasses, with a function applied to the tensors in them.
-
-    Anything else is passed on as it is. Keeps types, also those of Hugging Face's outputs and of frozen dataclasses.
-
-    Example:
-        >>> map_tensors(lambda tensor: tuple(tensor.shape), [torch.ones(2, 3), {"a": (torch.ones(4), "b")}])
-        [(2, 3), {'a': ((4,), 'b')}]
-    """
-    mapped = partial(map_tensors, function)
-    if isinstance(tree, Tensor):
-        return function(tree)
-    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
-        return type(tree)(*map(mapped, tree))
-    if type(tree) in (tuple, list):
-        return type(tree)(map(mapped, tree))
-    if isinstance(tree, MutableMapping):  # before dataclasses: the outputs of Hugging Face are both
-        result = copy.copy(tree)
-        for key, value in tree.items():
-            result[key] = mapped(value)
-        return result
-    if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
-        result = copy.copy(tree)
-        for field in dataclasses.fields(tree):
-            if hasattr(tree, field.name):
-                object.__setattr__(result, field.name, mapped(getattr(tree, field.name)))
-        return result
-    return tree
-
-
-def named_tensors(tree: Any, path: tuple[Any, ...] = ()) -> dict[tuple[Any, ...], Tensor]:
-    """Return the tensors in nested tuples, lists, mappings and dataclasses, by the keys that lead to them.
-
-    Example:
-        >>> sorted(named_tensors([torch.ones(2), {"a": torch.ones(3), "b": "text"}]))
-        [(0,), (1, 'a')]
-    """
-    if isinstance(tree, Tensor):
-        return {path: tree}
-    if isinstance(tree, Mapping):  # before dataclasses: the outputs of Hugging Face are both
-        items: Iterable[tuple[Any, Any]] = tree.items()
-    elif isinstance(tree, tuple | list):
-        items = enumerate(tree)
-    elif dataclasses.is_dataclass(tree) and not isinstance(tree, type):
-        items = [(f.name, getattr(tree, f.name)) for f in dataclasses.fields(tree) if hasattr(tree, f.name)]
-    else:
-        return {}
-    return {name: tensor for key, value in items for name, tensor in named_tensors(value, (*path, key)).items()}
-
-
 class _Hook:
-    """A hook that stays behind where its module is copied or pickled: a bound method would drag all calls along."""
+    """A hook whose copies and pickles do nothing: a bound method would be copied with the recorder and all calls."""
 
     def __init__(self, function: Callable[..., None]) -> None:
         self._function = function
@@ -227,9 +165,9 @@ def _do_nothing(*args: Any) -> None:
 
 
 def _called_from_python(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Walk over the modules of a network, but for those within compiled code.
+    """Yield the modules of a network except those within compiled code.
 
-    Hooks on them would see nothing, and would have it compiled anew whenever they come or go, until it is given up.
+    Hooks on these would never run, and adding or removing one makes torch recompile, until it gives up compiling.
     """
     hidden: set[nn.Module] = set()
     for name, each in module.named_modules():
@@ -243,10 +181,10 @@ def _called_from_python(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _is_redirected(module: nn.Module) -> bool:
-    """Tell a step in disguise: under DDP Lightning calls the module with its ``forward`` replaced by the step."""
+    """Whether ``forward`` is replaced by a step, as Lightning does while it calls DDP's wrapper."""
     return getattr(module.__dict__.get("forward"), "__name__", None) == "wrapped_forward"
 
 
 def _is_loss(module: nn.Module, output: Any) -> bool:
-    returns_loss = is_torch_loss(module) or all(tensor.ndim == 0 for tensor in named_tensors(output).values())
+    returns_loss = is_torch_loss(module) or all(tensor.ndim == 0 for tensor in tensors_by_path(output).values())
     return returns_loss and next(module.parameters(), None) is None

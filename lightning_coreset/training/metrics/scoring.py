@@ -9,17 +9,18 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from lightning_coreset.training.metrics.accuracy_counts import AccuracyCounts
-from lightning_coreset.training.metrics.classifier import Classifier, find_classifier
-from lightning_coreset.training.metrics.prediction import Prediction, find_prediction
+from lightning_coreset.training.metrics.outputs import OutputsAndTargets, find_classifier, find_prediction
 from lightning_coreset.training.metrics.recorder import Call
+
+_BATCHES_AT_ONCE = 64
+"""Batches that are counted together: a count is about twenty small operations, however many samples it is over."""
 
 
 class Scoring(Protocol):
-    """What :class:`~lightning_coreset.training.metrics.probe.AccuracyProbe` has to know of a number."""
+    """What :class:`~lightning_coreset.training.metrics.probe.AccuracyProbe` needs to measure a number."""
 
-    def find(self, calls: Sequence[Call], batch: Any) -> Classifier | Prediction | None:
-        """Find where a step shows outputs and targets; ``None`` if nowhere for sure."""
+    def find(self, calls: Sequence[Call], batch: Any) -> OutputsAndTargets | None:
+        """Find where outputs and targets are in a step; ``None`` if that is ambiguous."""
         ...
 
     def count(self) -> Metric:
@@ -27,18 +28,18 @@ class Scoring(Protocol):
         ...
 
     def add(self, count: Metric, outputs: Tensor, targets: Tensor) -> None:
-        """Take a batch into a count."""
+        """Add a batch to a count."""
         ...
 
     def compute(self, count: Metric, *, everywhere: bool) -> float | None:
-        """The number that a count comes to over all ranks; a collective operation.
+        """The number of a count over all ranks; a collective operation.
 
         Args:
             count: This rank's.
             everywhere: Whether no rank's count is empty.
 
         Returns:
-            The number, or ``None`` if it cannot be told yet.
+            The number, or ``None`` if it is not known yet.
 
         Raises:
             NoNumberError: If there will never be one.
@@ -54,7 +55,7 @@ class Accuracy:
     """How often the largest logit is the target's.
 
     The model counts as a classifier only if the labels seen so far go up to K - 1, for K logits: an embedding beside
-    labels that the loss does not use shows the same shapes. A single logit is compared with 0, or with 0.5 if all of
+    labels that the loss does not use has the same shapes. A single logit is compared with 0, or with 0.5 if all of
     them so far are probabilities, in [0, 1].
     """
 
@@ -63,7 +64,7 @@ class Accuracy:
         self._labels = 0
         self._beyond_probability = False
 
-    def find(self, calls: Sequence[Call], batch: Any) -> Classifier | None:
+    def find(self, calls: Sequence[Call], batch: Any) -> OutputsAndTargets | None:
         """Find logits and targets."""
         return find_classifier(calls, batch)
 
@@ -77,10 +78,10 @@ class Accuracy:
         count.add_batch(outputs, targets)
 
     def compute(self, count: Metric, *, everywhere: bool) -> float | None:
-        """The accuracy; ``None`` if all counts are empty, and until the labels are those of the logits."""
+        """The accuracy; ``None`` if all counts are empty, and until the labels go up to K - 1."""
         assert isinstance(count, AccuracyCounts)
         count.count()
-        if not count.update_called:  # a rank that has seen no batch takes part all the same: torchmetrics would warn
+        if not count.update_called:  # torchmetrics would warn, but a rank without a batch takes part as well
             count.update(torch.zeros(3, dtype=torch.int64), torch.zeros(4, dtype=torch.int64))
         right, right_if_probability, total, labels, classes, beyond_probability, outside = count.compute().tolist()
         if outside:
@@ -92,18 +93,94 @@ class Accuracy:
         return (right if self._beyond_probability else right_if_probability) / total
 
 
+class AccuracyCounts(Metric):
+    """Counts of right answers, reduced over ranks.
+
+    torchmetrics' own accuracies need the number of classes before they can be reduced, which a rank without a batch
+    does not know. The numbers are the same.
+
+    Batches are kept, and counted many at once. Nothing waits for the device.
+    """
+
+    full_state_update = False
+    sums: Tensor  # right answers; right answers if outputs are probabilities; all answers
+    maxima: Tensor  # largest label + 1; classes; whether an output is no probability; whether a label is outside [0, K)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("sums", torch.zeros(3, dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("maxima", torch.zeros(4, dtype=torch.int64), dist_reduce_fx="max")
+        self._pending: list[tuple[Tensor, Tensor]] = []
+        self._kind: tuple[int | None, torch.device] | None = None  # of what is pending: classes, if not binary; device
+
+    @property
+    def update_called(self) -> bool:
+        """Whether there was a batch since the last ``reset``."""
+        return bool(self._pending) or super().update_called
+
+    def add_batch(self, logits: Tensor, targets: Tensor) -> None:
+        """Take in a batch, to be counted later; the tensors may be written to after this.
+
+        Args:
+            logits: ``(B, K)``, or ``(B,)`` if binary.
+            targets: ``(B,)``.
+        """
+        kind = logits.shape[1] if logits.ndim == 2 else None, logits.device
+        if kind != self._kind or len(self._pending) == _BATCHES_AT_ONCE:
+            self.count()
+            self._kind = kind
+        answers = logits.argmax(1) if logits.ndim == 2 else logits.clone()
+        self._pending.append((answers, targets.to(logits.device, copy=True)))
+
+    def count(self) -> None:
+        """Count the pending batches; has to be called before ``compute``."""
+        if self._pending:
+            assert self._kind is not None
+            answers, targets = (torch.cat(batches) for batches in zip(*self._pending, strict=True))
+            self._pending.clear()
+            self.update(*_counts(answers, targets, self._kind[0]))
+
+    def update(self, sums: Tensor, maxima: Tensor) -> None:
+        """Add counts."""
+        self.sums = self.sums + sums.to(self.sums.device)
+        self.maxima = torch.maximum(self.maxima, maxima.to(self.maxima.device))
+
+    def compute(self) -> Tensor:
+        """Return ``sums`` and ``maxima`` over all ranks, in one tensor ``(7,)``."""
+        return torch.cat([self.sums, self.maxima])
+
+    def reset(self) -> None:
+        """Start again from zero."""
+        super().reset()
+        self._pending.clear()
+
+
+def _counts(answers: Tensor, targets: Tensor, classes: int | None) -> tuple[Tensor, Tensor]:
+    """Count answers ``(N,)``: the classes with the largest logits, or logits if binary (``classes`` is ``None``)."""
+    if classes is not None:
+        right = right_if_probability = (answers == targets).sum()
+        beyond_probability = torch.zeros_like(right)
+    else:
+        classes = 2
+        right, right_if_probability = (((answers > bar) == targets.bool()).sum() for bar in (0.0, 0.5))
+        beyond_probability = ((answers < 0) | (answers > 1)).any().long()
+    outside = ((targets < 0) | (targets >= classes)).any().long()
+    sums = torch.stack([right, right_if_probability, torch.full_like(right, len(targets))])
+    return sums, torch.stack([targets.max() + 1, torch.full_like(right, classes), beyond_probability, outside])
+
+
 class UserMetric:
     """A metric of the user's, of which copies count.
 
     Args:
-        metric: Called as ``metric(outputs, targets)``; comes to one number.
+        metric: Called as ``metric(outputs, targets)``; its value is one number.
     """
 
     def __init__(self, metric: Metric) -> None:
         self._metric = metric
 
-    def find(self, calls: Sequence[Call], batch: Any) -> Classifier | Prediction | None:
-        """Find logits and targets as of a classifier, or else whatever output and target there is one of."""
+    def find(self, calls: Sequence[Call], batch: Any) -> OutputsAndTargets | None:
+        """Find logits and targets of a classifier, or else the only output and the only target."""
         return find_classifier(calls, batch) or find_prediction(calls, batch)
 
     def count(self) -> Metric:
@@ -113,12 +190,12 @@ class UserMetric:
         return copy
 
     def add(self, count: Metric, outputs: Tensor, targets: Tensor) -> None:
-        """Update with a batch; outputs ``(B, 1)`` take the shape of targets ``(B,)``, and the other way round."""
-        fits = outputs.numel() == targets.numel()
-        count.update(outputs.reshape(targets.shape) if fits else outputs, targets)
+        """Update with a batch; outputs of as many elements as the targets take their shape."""
+        same_size = outputs.numel() == targets.numel()
+        count.update(outputs.reshape(targets.shape) if same_size else outputs, targets)
 
     def compute(self, count: Metric, *, everywhere: bool) -> float | None:
-        """The metric's value; ``None`` if a rank has seen no batch, for few metrics can be reduced then.
+        """The metric's value; ``None`` if a rank has no batch: few metrics can be reduced then.
 
         Raises:
             NoNumberError: If it is not one number.
@@ -128,5 +205,7 @@ class UserMetric:
         value = count.compute()
         if not isinstance(value, Tensor) or value.numel() != 1:
             shown = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-            raise NoNumberError(f"{type(count).__name__} comes to {shown}; choose how it averages, as average='macro'")
+            raise NoNumberError(
+                f"{type(count).__name__} returns {shown}; choose how it averages, as in average='macro'"
+            )
         return float(value)

@@ -1,10 +1,11 @@
-"""What is told of pruning: records, scalars for every logger, pages for TensorBoard, words for the terminal."""
+"""Reports of pruning: records, scalars for every logger, TensorBoard's pages, output in the terminal."""
 
 from __future__ import annotations
 
 from lightning_coreset.training.report.console import summary
-from lightning_coreset.training.report.history import EventRecord, GroupRecord, History
+from lightning_coreset.training.report.history import History
 from lightning_coreset.training.report.hparams import settings
+from lightning_coreset.training.report.records import EventRecord, GroupRecord
 from lightning_coreset.training.report.reporter import Reporter, last_step
 from lightning_coreset.training.report.scalars import log_scalars, logged_step
 

@@ -1,4 +1,4 @@
-"""Pictures of a pruned network, drawn with Pillow, which comes with TensorBoard."""
+"""Charts of a pruned network, drawn with Pillow, which comes with TensorBoard."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
-from lightning_coreset.training.report.history import EventRecord
+from lightning_coreset.training.report.records import EventRecord
 
 # In pixels; about twice the size in which TensorBoard shows a picture, so that letters stay sharp and readable.
 _WIDTH, _HEIGHT = 1000, 480
@@ -18,13 +18,13 @@ _MOST_ROWS = 60
 
 
 def widths_chart(record: EventRecord) -> Image.Image:
-    """Draw a bar for every group: its channels in the original network, and of them those that are left.
+    """Draw a bar for every group: its original channels, and those that are left.
 
     Args:
-        record: The event after which the network is shown.
+        record: The event; the network is shown as it is after it.
 
     Returns:
-        An RGB image. Of more than 60 groups the last ones are only counted.
+        An RGB image of the first 60 groups; others are counted.
     """
     groups, pitch, top = record.groups[:_MOST_ROWS], 48, 130
     hidden = len(record.groups) - len(groups)
@@ -48,11 +48,11 @@ def widths_chart(record: EventRecord) -> Image.Image:
 
 
 def accuracy_chart(records: Sequence[EventRecord], metric: str = "accuracy") -> Image.Image | None:
-    """Draw how accuracy fell at every event and came back with training, against sparsity.
+    """Draw how accuracy fell at every event and recovered with training, against sparsity.
 
     Args:
-        records: All events so far; those that were taken back are left out.
-        metric: What is measured in place of accuracy, if anything.
+        records: All events so far; those that were taken back are not drawn.
+        metric: The name of what is measured instead of accuracy, if anything.
 
     Returns:
         An RGB image, or ``None`` if no accuracy is known.
@@ -78,16 +78,16 @@ def accuracy_chart(records: Sequence[EventRecord], metric: str = "accuracy") -> 
             canvas.line([(x(sparsity), y(accuracy)), (x(sparsity), y(recovered))], _CUT, 3)
     for sparsity, accuracy, trained in points:
         canvas.dot(x(sparsity), y(accuracy), _NOW if trained else _CUT)
-    at = float(_MARGIN)
+    left = float(_MARGIN)
     for label, color in (("right after an event", _CUT), ("after training on", _NOW)):
-        canvas.dot(at + 8, 100, color)
-        canvas.text(at + 28, 100, label)
-        at += 28 + canvas.length(label) + 2 * _MARGIN
+        canvas.dot(left + 8, 100, color)
+        canvas.text(left + 28, 100, label)
+        left += 28 + canvas.length(label) + 2 * _MARGIN
     return canvas.image
 
 
 def _points(records: Sequence[EventRecord]) -> Iterator[tuple[float, float | None, bool]]:
-    """Sparsity, accuracy and whether training has gone on since the last event, in order of time."""
+    """Sparsity, accuracy and whether there was training since the last event, in order of time."""
     sparsity = 0.0
     for record in records:
         yield sparsity, record.accuracy_before, True
@@ -98,12 +98,12 @@ def _points(records: Sequence[EventRecord]) -> Iterator[tuple[float, float | Non
 
 
 class _Axis:
-    """From values to pixels, with about five round values as ticks.
+    """Maps values to pixels, with about five round values as ticks.
 
     Args:
-        values: What must be on it; it does not go beyond 1 if they do not.
-        start: The pixel at which it starts.
-        end: The pixel at which it ends.
+        values: The values that it must contain; it ends at 1 at most if these do.
+        start: Its first pixel.
+        end: Its last pixel.
     """
 
     def __init__(self, values: Sequence[float], start: float, end: float) -> None:
@@ -129,7 +129,7 @@ def _round_step(step: float) -> float:
 
 
 class _Canvas:
-    """A white picture and the few things that are drawn on it."""
+    """A white image, and functions that draw on it."""
 
     def __init__(self, height: int) -> None:
         self.image = Image.new("RGB", (_WIDTH, height), "white")
@@ -140,7 +140,7 @@ class _Canvas:
         return self._draw.textlength(text, font=ImageFont.load_default(_BODY))
 
     def shortened(self, text: str, length: float) -> str:
-        """The end of a text, which tells most of a module's name, if all of it is too long."""
+        """The end of a text that is too long: of a module's name the last part says most."""
         if self.length(text) <= length:
             return text
         end = next(i for i in range(len(text)) if self.length("..." + text[i:]) <= length)

@@ -1,4 +1,4 @@
-"""What a person reads in the terminal: tables, and a sign of life while a long plan is made."""
+"""Output in the terminal: tables, and messages while a long plan is made."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _MOST_ROWS = 24
 _MOST_SKIPPED = 8
 
 
-def say(trainer: pl.Trainer, message: str) -> None:
-    """Tell the user something on rank zero, above the progress bar if there is one, else through Lightning's log.
+def print_above_bar(trainer: pl.Trainer, message: str) -> None:
+    """Print a message on rank zero, above the progress bar if there is one, otherwise through Lightning's logger.
 
-    A log line would break the bar in two. Where Lightning's log is set to be quiet, so is this.
+    A logged line would break the bar in two. Nothing is printed if Lightning's logger is set to a higher level.
     """
     bar = trainer.progress_bar_callback
     if bar is None or not getattr(bar, "is_enabled", True):
@@ -33,16 +33,16 @@ def say(trainer: pl.Trainer, message: str) -> None:
 
 
 def summary(history: History) -> str:
-    """All events so far as a table."""
+    """The table of all events."""
     return pretty_table(history.rows()) if history else str(history)
 
 
 def pretty_table(rows: Sequence[Sequence[str]], *, most: int | None = None) -> str:
-    """A table, with rich where it is installed and the output is a terminal.
+    """A table, made by rich if it is installed and the output is a terminal.
 
     Args:
-        rows: The cells, with a row of headings first.
-        most: Show no more rows than this below the headings, and count the others.
+        rows: The cells; the first row is the headings.
+        most: The most rows shown below the headings; others are counted.
     """
     shown = rows if most is None else rows[: most + 1]
     table = _rich_table(shown) if find_spec("rich") and sys.stdout.isatty() else text_table(shown)
@@ -69,12 +69,12 @@ def _rich_table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def event_report(plan: PruningPlan, when: str, *, first: bool) -> str:
-    """What an event did, in a table as short as it can be.
+    """What an event did: a table of the groups that shrank, and totals.
 
     Args:
         plan: The plan of the event.
-        when: Its time.
-        first: Whether it is the first one. What is skipped stays the same: it is told once.
+        when: Its time, for the heading.
+        first: Whether it is the first one. Skipped layers are the same at every event and shown only once.
     """
     if not plan.channels_removed:
         return f"Pruned nothing more at {when}: {plan.totals()[0]}"
@@ -95,20 +95,20 @@ def event_report(plan: PruningPlan, when: str, *, first: bool) -> str:
 
 
 class PlanningProgress:
-    """Says how far a plan is, once it has taken long enough for a user to wonder.
+    """Reports the progress of a plan that takes longer than a few seconds.
 
     Args:
-        tell: What to do with a message.
+        write: Called with every message.
         patience: Seconds before the first message and between two of them.
     """
 
-    def __init__(self, tell: Callable[[str], None], patience: float = 5.0) -> None:
-        self._tell = tell
+    def __init__(self, write: Callable[[str], None], patience: float = 5.0) -> None:
+        self._write = write
         self._patience = patience
-        self._begun = self._told = time.monotonic()
+        self._start = self._last_message = time.monotonic()
 
     def __call__(self, group: str, position: int, count: int) -> None:
-        """Take note that the plan is at a group.
+        """Report that the planner is at a group, if the last message is long enough ago.
 
         Args:
             group: Its name.
@@ -116,6 +116,6 @@ class PlanningProgress:
             count: How many there are.
         """
         now = time.monotonic()
-        if now - self._told >= self._patience:
-            self._told = now
-            self._tell(f"Planning a pruning event: group {position} of {count} ({group}), {now - self._begun:.0f} s")
+        if now - self._last_message >= self._patience:
+            self._last_message = now
+            self._write(f"Planning a pruning event: group {position} of {count} ({group}), {now - self._start:.0f} s")

@@ -1,100 +1,23 @@
-"""What every pruning event came to, in plain numbers: for tables, files and charts, and for checkpoints."""
+"""The records of all pruning events of a training run, as a table, a file and plain data."""
 
 from __future__ import annotations
 
 import csv
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from os import PathLike
 from typing import Any
 
-from lightning_coreset.plan import GroupPlan, PruningPlan, text_table
+from lightning_coreset._deprecated import warn_renamed
+from lightning_coreset.plan import PruningPlan, text_table
 from lightning_coreset.planning import ModelCost
+from lightning_coreset.training.report.records import EventRecord
 
 _ACCURACIES = ("accuracy before", "accuracy after", "recovered")
 
 
-@dataclass(frozen=True)
-class GroupRecord:
-    """One group of channels after an event.
-
-    Attributes:
-        name: The group's name.
-        channels: Channels (classes) that are left.
-        channels_original: Channels of the original model.
-        method: How they were chosen.
-        expected_error: See :class:`lightning_coreset.plan.GroupPlan`, as the next two.
-        certified_error: A proven bound.
-        found_error: The largest error found.
-    """
-
-    name: str
-    channels: int
-    channels_original: int
-    method: str
-    expected_error: float | None = None
-    certified_error: float | None = None
-    found_error: float | None = None
-
-    @property
-    def keep_ratio(self) -> float:
-        """Fraction of the original channels that is left."""
-        return self.channels / self.channels_original
-
-
-@dataclass(frozen=True)
-class EventRecord:
-    """One pruning event: when it was, what was asked, what the model is like after it, and what it cost.
-
-    Attributes:
-        epoch: The epoch in which it happened, from 0.
-        step: Where it stands on the loggers' axis: the batches before it that led to an optimizer step.
-        unit: What the ratios count: ``"params"``, ``"macs"`` or ``"channels"``.
-        requested: The fraction of the original model that was to be gone.
-        reached: The fraction that whole channels allow.
-        params: Parameters that are left.
-        params_original: Parameters of the original model.
-        macs: Multiply-accumulates of one sample that are left.
-        macs_original: Those of the original model.
-        groups: Every group of the original model, in network order.
-        accuracy_before: Accuracy right before the event, in [0, 1]; ``None`` where it was not measured, as below.
-        accuracy_after: Accuracy right after it, on the same batches.
-        accuracy_recovered: The latest accuracy of a validation since then: what training brought back.
-        reverted: Whether the guard took the event back later.
-    """
-
-    epoch: int
-    step: int
-    unit: str
-    requested: float
-    reached: float
-    params: int
-    params_original: int
-    macs: int
-    macs_original: int
-    groups: tuple[GroupRecord, ...]
-    accuracy_before: float | None = None
-    accuracy_after: float | None = None
-    accuracy_recovered: float | None = None
-    reverted: bool = False
-
-    @property
-    def sparsity(self) -> float:
-        """Fraction of the original model's parameters that is gone."""
-        return 1.0 - self.params / self.params_original
-
-    def flat(self) -> dict[str, Any]:
-        """One value a column, as for a table: columns of a group end in its name, as in ``channels/fc1``."""
-        columns = {name: value for name, value in vars(self).items() if name != "groups"} | {"sparsity": self.sparsity}
-        order = ("epoch", "step", "unit", "requested", "reached", "sparsity")
-        columns = {name: columns.pop(name) for name in order} | columns
-        for quantity in ("channels", "keep_ratio", "expected_error", "certified_error", "found_error", "method"):
-            columns |= {f"{quantity}/{group.name}": getattr(group, quantity) for group in self.groups}
-        return columns
-
-
 class History(list[EventRecord]):
-    """The records of all events so far, reverted ones included; a list that prints as a table.
+    """The records of all events so far, including those that were taken back; a list that prints as a table.
 
     Example:
         >>> import lightning.pytorch as pl
@@ -118,33 +41,21 @@ class History(list[EventRecord]):
 
         Args:
             plan: What it did.
-            original: What the model came to before the first event.
-            epoch: When it was.
-            step: When it was, on the loggers' axis.
+            original: Parameters, MACs and widths of the model before the first event.
+            epoch: Its epoch.
+            step: Its step on the loggers' axis.
             accuracy_before: Accuracy right before it.
             accuracy_after: Accuracy right after it.
 
         Returns:
             The record.
         """
-        last = self.standing
-        before = {} if last is None else {group.name: group for group in last.groups}
-        planned = {group.name: group for group in plan.groups}
-        # A group that is down to one channel is none any more: plans do not name it, but its channel is still there.
-        names = [name for name in {**original.widths, **before, **planned} if name in planned or name in before]
-        record = EventRecord(
+        record = EventRecord.of(
+            plan,
+            original,
+            self.current,
             epoch=epoch,
             step=step,
-            unit=plan.unit,
-            requested=plan.requested,
-            reached=plan.reached,
-            params=plan.params_after,
-            params_original=plan.params_original,
-            macs=plan.macs_after,
-            macs_original=original.macs,
-            groups=tuple(
-                _group_record(planned[name], original.widths) if name in planned else before[name] for name in names
-            ),
             accuracy_before=accuracy_before,
             accuracy_after=accuracy_after,
         )
@@ -152,19 +63,25 @@ class History(list[EventRecord]):
         return record
 
     @property
-    def standing(self) -> EventRecord | None:
-        """The last event that was not taken back, which tells what the model is like."""
+    def current(self) -> EventRecord | None:
+        """The last event that was not taken back: its record describes the model as it is."""
         return next((record for record in reversed(self) if not record.reverted), None)
 
+    @property
+    def standing(self) -> EventRecord | None:
+        """The old name of :attr:`current`."""
+        warn_renamed("History", "standing", "current")
+        return self.current
+
     def recovered(self, accuracy: float) -> None:
-        """Note the latest validation's accuracy with the last event that counts."""
-        self._replace_standing(accuracy_recovered=accuracy)
+        """Set the accuracy of the latest validation in the current record."""
+        self._replace_current(accuracy_recovered=accuracy)
 
     def revert(self) -> None:
-        """Mark the last event that counts as taken back."""
-        self._replace_standing(reverted=True)
+        """Mark the current record as taken back."""
+        self._replace_current(reverted=True)
 
-    def _replace_standing(self, **changes: Any) -> None:
+    def _replace_current(self, **changes: Any) -> None:
         for index in reversed(range(len(self))):
             if not self[index].reverted:
                 self[index] = replace(self[index], **changes)
@@ -174,7 +91,7 @@ class History(list[EventRecord]):
         """Write a table with a row for every event.
 
         Columns of a group end in its name (``channels/fc1``), so that ``frame.filter(like="channels/")`` finds them in
-        pandas. What was not measured is empty.
+        pandas. A value that was not measured is empty.
 
         Args:
             path: The file; an existing one is replaced.
@@ -189,18 +106,15 @@ class History(list[EventRecord]):
 
     def to_dicts(self) -> list[dict[str, Any]]:
         """Plain data for checkpoints."""
-        return [asdict(record) | {"groups": [asdict(group) for group in record.groups]} for record in self]
+        return [record.to_dict() for record in self]
 
     @classmethod
     def from_dicts(cls, plain: Iterable[Mapping[str, Any]]) -> History:
         """The inverse of :meth:`to_dicts`."""
-        return cls(
-            EventRecord(**{**record, "groups": tuple(GroupRecord(**group) for group in record["groups"])})
-            for record in plain
-        )
+        return cls(map(EventRecord.from_dict, plain))
 
     def rows(self) -> list[tuple[str, ...]]:
-        """The cells of the table, with a row of headings; columns that nothing is known of are left out."""
+        """The cells of the table, with a row of headings; empty columns are left out."""
         heads = ("epoch", "step", "requested", "reached", "sparsity", "params", "MACs", *_ACCURACIES)
         cells = [
             (
@@ -219,18 +133,6 @@ class History(list[EventRecord]):
     def __str__(self) -> str:
         """The table."""
         return text_table(self.rows()) if self else "There has been no pruning event yet."
-
-
-def _group_record(group: GroupPlan, original: Mapping[str, int]) -> GroupRecord:
-    return GroupRecord(
-        group.name,
-        group.channels_after,
-        original.get(group.name, group.channels_before),
-        group.method,
-        group.expected_error,
-        group.certified_error,
-        group.found_error,
-    )
 
 
 def _number(accuracy: float | None) -> str:

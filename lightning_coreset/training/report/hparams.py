@@ -1,8 +1,8 @@
-"""The callback's settings beside the user's hyperparameters on TensorBoard's page of that name.
+"""The callback's settings together with the user's hyperparameters in TensorBoard.
 
-TensorBoard takes the first set of hyperparameters of a run and ignores all later ones. So these are written together
-with those of the module and the datamodule, right before the Trainer writes the latter; where the Trainer writes none,
-only when training is over, so that whatever the user writes by hand in between comes first.
+TensorBoard uses the first set of hyperparameters of a run and ignores all later ones. So the settings are written
+together with the hyperparameters of the module and the datamodule, right before the Trainer writes these. If the
+Trainer writes none, they are written after training, so that those that the user writes come first.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ _METRICS = ("coreset/accuracy", "coreset/sparsity", "coreset/params", "coreset/m
 
 
 def settings(init: Callable[..., None], arguments: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
-    """The arguments of a callback that tell one run from another: the usual ones, and all that are not the default.
+    """The arguments of a callback that distinguish runs: some always, the others if they are not the default.
 
     Args:
         init: The constructor.
-        arguments: What it was called with, by name; others than its own are passed over.
+        arguments: Its arguments by name; names that are not its own are ignored.
 
     Example:
         >>> def init(self, method="magnitude", *, seed=0, ignore=()): ...
         >>> settings(init, {"method": "magnitude", "seed": 0, "ignore": ["stem", "head"]})
         {'method': 'magnitude', 'ignore': 'stem, head'}
     """
-    found = {}
+    chosen = {}
     for name, parameter in signature(init).parameters.items():
         if name in arguments and name not in _NEVER:
             value, default = arguments[name], parameter.default
-            usual = value is default or (type(value) is type(default) and value == default)
-            if name in _ALWAYS or not usual:
-                found[name] = _plain(value)
-    return found
+            is_default = value is default or (type(value) is type(default) and value == default)
+            if name in _ALWAYS or not is_default:
+                chosen[name] = _plain(value)
+    return chosen
 
 
 def _plain(value: Any) -> bool | int | float | str:
@@ -60,7 +60,7 @@ def _plain(value: Any) -> bool | int | float | str:
 
 
 def trainers_hyperparameters(trainer: pl.Trainer) -> dict[str, Any]:
-    """What the Trainer is about to log; empty if nothing. By its own rule, which is private."""
+    """The hyperparameters that the Trainer is about to log, by its own private rule; empty if none."""
     sources = (trainer.lightning_module, getattr(trainer, "datamodule", None))
     logged: dict[str, Any] = {}
     if getattr(trainer, "enable_autolog_hparams", True):
@@ -73,8 +73,8 @@ def trainers_hyperparameters(trainer: pl.Trainer) -> dict[str, Any]:
 def write_hyperparameters(logger: TensorBoardLogger, users: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
     """Write one set of hyperparameters, in the form that Lightning gives them.
 
-    Not by ``logger.log_hyperparams``, which keeps all for ``hparams.yaml``: a model can be made from that file, and
-    does not know these arguments.
+    Not by ``logger.log_hyperparams``, which also writes to ``hparams.yaml``: models are built from that file, and do
+    not have these arguments.
 
     Args:
         logger: The logger.
@@ -85,7 +85,7 @@ def write_hyperparameters(logger: TensorBoardLogger, users: Mapping[str, Any], o
 
     params = as_logged({**users, **{f"coreset/{name}": value for name, value in ours.items()}})
     tags: dict[str, Any] = dict.fromkeys(_METRICS, 0.0)
-    metrics = with_logger_prefix(logger, tags)  # only the names are written
+    metrics = with_logger_prefix(logger, tags)  # only the names matter
     if users and logs_default_metric(logger):
         metrics = {"hp_metric": -1.0} | metrics
     add_summaries(logger.experiment, hparams(params, metrics))

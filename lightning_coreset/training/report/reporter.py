@@ -1,4 +1,4 @@
-"""Everything that is told of pruning while a Trainer trains: to its loggers, to the progress bar, to the terminal."""
+"""Reports of pruning while a Trainer trains: to its loggers, the progress bar and the terminal."""
 
 from __future__ import annotations
 
@@ -11,77 +11,77 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_coreset.plan import PruningPlan
 from lightning_coreset.planning import ModelCost
-from lightning_coreset.training.report.console import PlanningProgress, event_report, say
+from lightning_coreset.training.report.console import PlanningProgress, event_report, print_above_bar
 from lightning_coreset.training.report.history import History
 from lightning_coreset.training.report.scalars import (
+    current_scalars,
     event_scalars,
     log_scalars,
     logged_step,
     original_scalars,
-    standing_scalars,
 )
 from lightning_coreset.training.report.tensorboard import TensorBoardPages
 
 
 class Reporter:
-    """Tells what a callback does.
+    """Logs and prints what a callback does.
 
     Args:
         settings: The settings of the callback by name.
         certify: Whether there will be certificates.
-        verbose: Whether to say in the terminal what each event did.
-        metric: What is measured in place of accuracy, if anything.
+        verbose: Whether to print what each event did.
+        metric: The name of what is measured instead of accuracy, if anything.
     """
 
     def __init__(self, settings: Mapping[str, Any], *, certify: bool, verbose: bool, metric: str = "accuracy") -> None:
         self.verbose = verbose
         self._pages = TensorBoardPages(settings, certify=certify, metric=metric)
-        self._shown = False
+        self._sparsity_is_shown = False
 
     def fit_start(self, trainer: pl.Trainer) -> None:
         """Prepare TensorBoard's pages."""
-        self._shown = False
+        self._sparsity_is_shown = False
         self._pages.begin(trainer)
 
     def batch_start(self, trainer: pl.Trainer, history: History) -> None:
         """Show the sparsity in the progress bar, and as the metric ``sparsity`` to other callbacks.
 
-        Put where it stays, not logged: after every step Lightning makes numbers of all that was logged for the bar,
-        and to that end waits for the device.
+        Written to the Trainer's metrics, not logged: after every step Lightning converts all that was logged for the
+        bar to numbers, and waits for the device to do so.
         """
-        if not self._shown:
-            self._shown = True
-            sparsity = history.standing.sparsity if history.standing else 0.0
+        if not self._sparsity_is_shown:
+            self._sparsity_is_shown = True
+            sparsity = history.current.sparsity if history.current else 0.0
             trainer.progress_bar_metrics["sparsity"] = sparsity
             trainer.callback_metrics["sparsity"] = torch.tensor(sparsity)
 
     def planning(self, trainer: pl.Trainer) -> PlanningProgress | None:
-        """Something to call while a plan is made; ``None`` if nobody wants to hear."""
-        return PlanningProgress(lambda message: say(trainer, message)) if self.verbose else None
+        """What to call while a plan is made; ``None`` if not verbose."""
+        return PlanningProgress(lambda message: print_above_bar(trainer, message)) if self.verbose else None
 
     def event(self, trainer: pl.Trainer, plan: PruningPlan, history: History, when: str) -> None:
-        """Tell what an event did.
+        """Report what an event did.
 
         Args:
             trainer: The Trainer.
             plan: What was done.
             history: All events, this one being the last.
-            when: When it is, in words.
+            when: Its time, such as ``"epoch 3"``.
         """
-        self._shown = False
+        self._sparsity_is_shown = False
         first = all(record.reached <= 0 for record in history[:-1])
-        # Later events may well ask for less than a channel, as the last ones of "cubic" do.
+        # No warning for later events: they may ask for less than a channel, as the last ones of "cubic" do.
         if plan.channels_removed == 0 and plan.reached <= 0:
             rank_zero_warn(f"The pruning event of {when} removed no channel:\n{plan}")
         elif self.verbose:
-            say(trainer, event_report(plan, when, first=first))
+            print_above_bar(trainer, event_report(plan, when, first=first))
         log_scalars(trainer, event_scalars(history[-1]))
         self._pages.event(trainer, plan, history, first=first)
 
     def accuracy(self, trainer: pl.Trainer, accuracy: float | None, history: History, step: int | None = None) -> None:
-        """Log the accuracy of a validation, if it is known, and remember it as what training brought back.
+        """Log the accuracy of a validation, if it is known, and add it to the current record.
 
-        The sanity check before training tells nothing.
+        The accuracy of the sanity check is ignored.
         """
         if accuracy is None or trainer.sanity_checking:
             return
@@ -89,22 +89,22 @@ class Reporter:
         log_scalars(trainer, {"coreset/accuracy": accuracy}, step)
 
     def epoch_end(self, trainer: pl.Trainer, history: History, original: ModelCost | None) -> None:
-        """Log where the model stands.
+        """Log the size of the model.
 
-        Lightning logs its own metrics of the epoch one step before an event at the next epoch's start.
+        At the step where Lightning logs its metrics of the epoch: one before an event at the next epoch's start.
         """
-        self._standing(trainer, history, original, last_step(trainer))
+        self._log_current(trainer, history, original, last_step(trainer))
 
     def taken_back(self, trainer: pl.Trainer, history: History, original: ModelCost | None) -> None:
-        """Log where the model stands after the guard has taken an event back."""
-        self._shown = False
-        self._standing(trainer, history, original, logged_step(trainer))
-        self._pages.stand(trainer, history)
+        """Log the size of the model after the guard has taken an event back."""
+        self._sparsity_is_shown = False
+        self._log_current(trainer, history, original, logged_step(trainer))
+        self._pages.draw_current(trainer, history)
 
-    def _standing(self, trainer: pl.Trainer, history: History, original: ModelCost | None, step: int) -> None:
-        standing = history.standing
-        if standing is not None:
-            scalars = standing_scalars(standing)
+    def _log_current(self, trainer: pl.Trainer, history: History, original: ModelCost | None, step: int) -> None:
+        current = history.current
+        if current is not None:
+            scalars = current_scalars(current)
         else:
             scalars = {} if original is None else original_scalars(original)
         log_scalars(trainer, scalars, step)
@@ -115,5 +115,5 @@ class Reporter:
 
 
 def last_step(trainer: pl.Trainer) -> int:
-    """The step of the batch that was trained on last, where Lightning logs what an epoch came to."""
+    """The step of the last training batch, at which Lightning logs its metrics of an epoch."""
     return max(logged_step(trainer) - 1, 0)

@@ -1,7 +1,7 @@
-"""Scalars for every logger that a Trainer has, whichever it is.
+"""Scalars for every logger of a Trainer.
 
-Loggers gather what has the same name before the slash. What there is of every group of channels gets names of its own,
-lest a deep network's hundreds of curves bury the few of the model.
+Loggers sort tags by the part before the slash. Tags of single groups have prefixes of their own, so that hundreds of
+curves of a deep network do not hide the few of the model.
 """
 
 from __future__ import annotations
@@ -12,24 +12,24 @@ import lightning.pytorch as pl
 
 from lightning_coreset._compat import batches_that_stepped
 from lightning_coreset.planning import ModelCost
-from lightning_coreset.training.report.history import EventRecord
+from lightning_coreset.training.report.records import EventRecord
 
 _ERRORS = ("expected_error", "certified_error", "found_error")
 
 
-def original_scalars(totals: ModelCost) -> dict[str, float]:
-    """What a model is like before its first event; the tags of :func:`standing_scalars`."""
+def original_scalars(cost: ModelCost) -> dict[str, float]:
+    """The size of a model before its first event, under the tags of :func:`current_scalars`."""
     return {
         "coreset/sparsity": 0.0,
-        "coreset/params": float(totals.params),
-        "coreset/macs": float(totals.macs),
-        **{f"coreset_channels/{name}": float(width) for name, width in totals.widths.items()},
-        **{f"coreset_keep_ratio/{name}": 1.0 for name in totals.widths},
+        "coreset/params": float(cost.params),
+        "coreset/macs": float(cost.macs),
+        **{f"coreset_channels/{name}": float(width) for name, width in cost.widths.items()},
+        **{f"coreset_keep_ratio/{name}": 1.0 for name in cost.widths},
     }
 
 
-def standing_scalars(record: EventRecord) -> dict[str, float]:
-    """What a model is like after an event.
+def current_scalars(record: EventRecord) -> dict[str, float]:
+    """The size of a model after an event.
 
     Args:
         record: The record of the event.
@@ -55,7 +55,7 @@ def standing_scalars(record: EventRecord) -> dict[str, float]:
         ...     macs_original=384,
         ...     groups=(fc1,),
         ... )
-        >>> for tag, value in standing_scalars(record).items():
+        >>> for tag, value in current_scalars(record).items():
         ...     print(tag, value)
         coreset/sparsity 0.75
         coreset/params 100.0
@@ -73,29 +73,29 @@ def standing_scalars(record: EventRecord) -> dict[str, float]:
 
 
 def event_scalars(record: EventRecord) -> dict[str, float]:
-    """What a model is like after an event, and what the event did.
+    """The size of a model after an event, and what the event did.
 
     Args:
         record: The record of the event.
 
     Returns:
-        The scalars of :func:`standing_scalars`, ``coreset/requested`` and ``coreset/reached`` (ratios of the unit that
-        the user counts in), and as far as they are known ``coreset/accuracy_before``, ``coreset/accuracy_after`` and,
-        for every group, ``coreset_expected_error/<name>``, ``coreset_certified_error/<name>`` and
+        The scalars of :func:`current_scalars`, ``coreset/requested`` and ``coreset/reached`` (in the callback's
+        ``unit``), and those of the following that are known: ``coreset/accuracy_before``, ``coreset/accuracy_after``
+        and, for every group, ``coreset_expected_error/<name>``, ``coreset_certified_error/<name>`` and
         ``coreset_found_error/<name>``.
     """
-    found: dict[str, float | None] = {
+    scalars: dict[str, float | None] = {
         "coreset/requested": record.requested,
         "coreset/reached": record.reached,
         "coreset/accuracy_before": record.accuracy_before,
         "coreset/accuracy_after": record.accuracy_after,
         **{f"coreset_{error}/{group.name}": getattr(group, error) for error in _ERRORS for group in record.groups},
     }
-    return standing_scalars(record) | {tag: value for tag, value in found.items() if value is not None}
+    return current_scalars(record) | {tag: value for tag, value in scalars.items() if value is not None}
 
 
 def logged_step(trainer: pl.Trainer) -> int:
-    """Where Lightning itself logs now: the number of batches that led to an optimizer step.
+    """The step at which Lightning logs now: the number of batches that led to an optimizer step.
 
     The axis of all that Lightning logs (see its LearningRateMonitor).
     """
@@ -103,14 +103,14 @@ def logged_step(trainer: pl.Trainer) -> int:
 
 
 def log_scalars(trainer: pl.Trainer, scalars: Mapping[str, float], step: int | None = None) -> None:
-    """Hand scalars to every logger of the Trainer, on rank zero.
+    """Log scalars with every logger of the Trainer, on rank zero.
 
-    Unlike ``LightningModule.log`` this works in every hook, and at once. During the sanity check nothing is logged.
+    Unlike ``LightningModule.log`` this works in every hook, and immediately. During the sanity check nothing is logged.
 
     Args:
         trainer: The Trainer, with any number of loggers.
         scalars: Values by tag.
-        step: Where on the loggers' axis of steps; :func:`logged_step` by default.
+        step: The step on the loggers' axis; :func:`logged_step` by default.
     """
     if not scalars or trainer.sanity_checking or not trainer.is_global_zero:
         return

@@ -1,4 +1,4 @@
-"""TensorBoard's own pages: charts in good order, pictures, tables, and settings beside the hyperparameters."""
+"""TensorBoard's own pages: a layout of charts, images, tables, and settings with the hyperparameters."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lightning_coreset.training.report.history import History
 from lightning_coreset.training.report.hparams import trainers_hyperparameters, write_hyperparameters
 from lightning_coreset.training.report.scalars import logged_step
 
-# Regular expressions of tags: charts find the groups of channels by themselves, and tags behind a logger's prefix.
+# Regular expressions of tags: they also match the tags of all groups, and tags with a logger's prefix.
 _LAYOUT = {
     "Pruning": {
         "accuracy": ["Multiline", [".*coreset/accuracy$", ".*coreset/accuracy_(before|after)$"]],
@@ -42,14 +42,14 @@ _CERTIFICATES = {
 
 
 class TensorBoardPages:
-    """What TensorBoard shows beside scalars, for every TensorBoardLogger of a Trainer, on rank zero.
+    """Everything in TensorBoard except scalars, for every TensorBoardLogger of a Trainer, on rank zero.
 
-    All of it is for the eye: should any of it fail, the user is told once, and training goes on without.
+    It is only shown: if any of it fails, there is one warning, and training continues without these pages.
 
     Args:
         settings: The settings of the callback by name.
         certify: Whether there will be certificates.
-        metric: What is measured in place of accuracy, if anything.
+        metric: The name of what is measured instead of accuracy, if anything.
     """
 
     def __init__(self, settings: Mapping[str, Any], *, certify: bool, metric: str = "accuracy") -> None:
@@ -57,25 +57,25 @@ class TensorBoardPages:
         self._settings = settings
         self._layout = _LAYOUT | (_CERTIFICATES if certify else {})
         self._failed = False
-        self._users: dict[str, Any] = {}
+        self._user_params: dict[str, Any] = {}
 
     def begin(self, trainer: pl.Trainer) -> None:
-        """Lay out the custom scalars, and write hyperparameters if the Trainer is about to; in ``on_fit_start``.
+        """Write the layout of custom scalars, and hyperparameters if the Trainer is about to; in ``on_fit_start``.
 
-        Of a run's layouts TensorBoard takes the last one: so early, it leaves the user's own alone.
+        TensorBoard uses the last layout of a run: written so early, this one does not replace the user's own.
         """
         self._failed = False
-        self._users = trainers_hyperparameters(trainer)
+        self._user_params = trainers_hyperparameters(trainer)
 
         def write(logger: TensorBoardLogger) -> None:
             logger.experiment.add_custom_scalars(self._layout)
             if self._written_by_trainer(logger):
-                write_hyperparameters(logger, self._users, self._settings)
+                write_hyperparameters(logger, self._user_params, self._settings)
 
         self._for_each(trainer, write)
 
     def event(self, trainer: pl.Trainer, plan: PruningPlan, history: History, *, first: bool) -> None:
-        """Show what an event did, if it did something; with the first one, what is never pruned."""
+        """Write what an event did, if it removed channels; with the first one, what is never pruned."""
         if not plan.channels_removed:
             return
         step = logged_step(trainer)
@@ -86,22 +86,22 @@ class TensorBoardPages:
                 logger.experiment.add_text("coreset/not_pruned", _skipped_as_markdown(plan), step)
 
         self._for_each(trainer, write)
-        self.stand(trainer, history)
+        self.draw_current(trainer, history)
 
-    def stand(self, trainer: pl.Trainer, history: History) -> None:
-        """Draw where the model stands."""
-        standing = history.standing
-        if standing is not None:
-            self._show(trainer, "coreset/channels_left", lambda: widths_chart(standing))
+    def draw_current(self, trainer: pl.Trainer, history: History) -> None:
+        """Draw the channels that are left, and accuracy against sparsity."""
+        current = history.current
+        if current is not None:
+            self._show(trainer, "coreset/channels_left", lambda: widths_chart(current))
         self._show(trainer, "coreset/accuracy_against_sparsity", lambda: accuracy_chart(history, self._metric))
 
     def end(self, trainer: pl.Trainer, history: History) -> None:
-        """Draw what training made of the last event, and write hyperparameters if nobody did."""
+        """Draw the final accuracy, and write hyperparameters if the Trainer did not."""
         self._show(trainer, "coreset/accuracy_against_sparsity", lambda: accuracy_chart(history, self._metric))
 
         def write(logger: TensorBoardLogger) -> None:
             if not self._written_by_trainer(logger):
-                write_hyperparameters(logger, self._users, self._settings)
+                write_hyperparameters(logger, self._user_params, self._settings)
 
         self._for_each(trainer, write)
 
@@ -116,7 +116,7 @@ class TensorBoardPages:
         self._for_each(trainer, write)
 
     def _written_by_trainer(self, logger: TensorBoardLogger) -> bool:
-        return bool(self._users) and logs_default_metric(logger)
+        return bool(self._user_params) and logs_default_metric(logger)
 
     def _for_each(self, trainer: pl.Trainer, write: Callable[[TensorBoardLogger], None]) -> None:
         if self._failed or not trainer.is_global_zero:
@@ -127,11 +127,13 @@ class TensorBoardPages:
                     write(logger)
         except Exception as error:
             self._failed = True
-            rank_zero_warn(f"TensorBoard gets scalars only, for its pictures and tables could not be made: {error!r}")
+            rank_zero_warn(
+                f"TensorBoard gets scalars only, since its images and tables could not be written: {error!r}"
+            )
 
 
 def _plan_as_markdown(plan: PruningPlan) -> str:
-    """What a plan comes to, and its table."""
+    """The totals of a plan, and its table."""
     head, *rows = plan.rows()
     table = _table(head, [(f"`{name}`", *cells) for name, *cells in rows])
     return "\n".join([*(f"- {line}" for line in plan.totals()), "", table])

@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lightning_coreset.training.metrics.accuracy_counts import _AT_ONCE, AccuracyCounts
-from lightning_coreset.training.metrics.scoring import Accuracy, NoNumberError
+from lightning_coreset.training.metrics.scoring import _BATCHES_AT_ONCE, Accuracy, AccuracyCounts, NoNumberError
 
-BATCHES = [1, _AT_ONCE - 1, _AT_ONCE, _AT_ONCE + 1, 2 * _AT_ONCE + 3]
+BATCHES = [1, _BATCHES_AT_ONCE - 1, _BATCHES_AT_ONCE, _BATCHES_AT_ONCE + 1, 2 * _BATCHES_AT_ONCE + 3]
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 GENERATOR = torch.Generator().manual_seed(0)
 
@@ -62,11 +61,11 @@ def test_batches_of_several_kinds():
 
 
 @pytest.mark.parametrize("label", [-100, 5])
-@pytest.mark.parametrize("position", [0, _AT_ONCE, 2 * _AT_ONCE])
-def test_a_label_that_is_none_is_seen_wherever_it_is(position, label):
+@pytest.mark.parametrize("position", [0, _BATCHES_AT_ONCE, 2 * _BATCHES_AT_ONCE])
+def test_a_label_out_of_range_is_found_in_any_batch(position, label):
     accuracy = Accuracy()
     count = accuracy.count()
-    for number in range(2 * _AT_ONCE + 1):
+    for number in range(2 * _BATCHES_AT_ONCE + 1):
         targets = labels(4, 5)
         targets[2] = label if number == position else 0
         accuracy.add(count, logits(4, 5), targets)
@@ -76,7 +75,7 @@ def test_a_label_that_is_none_is_seen_wherever_it_is(position, label):
 
 
 @pytest.mark.parametrize("shape", [(4, 5), (4,)])
-def test_what_was_noted_may_be_written_to(shape):
+def test_added_tensors_may_be_written_to(shape):
     outputs, targets = logits(*shape), labels(4, 2)
     expected = counted([(outputs.clone(), targets.clone())])
     count = AccuracyCounts()
@@ -89,7 +88,7 @@ def test_what_was_noted_may_be_written_to(shape):
     assert count.compute().tolist() == expected
 
 
-def test_reset_forgets_what_was_noted():
+def test_reset_drops_pending_batches():
     count = AccuracyCounts()
     assert not count.update_called
 
@@ -102,12 +101,12 @@ def test_reset_forgets_what_was_noted():
     assert not count.update_called
 
 
-def test_counting_is_rare():
+def test_many_batches_are_counted_at_once():
     """It costs more than a small network's step."""
     count, updates = AccuracyCounts(), []
     count.update = lambda *counts: updates.append(counts)
 
-    for _ in range(3 * _AT_ONCE):
+    for _ in range(3 * _BATCHES_AT_ONCE):
         count.add_batch(logits(4, 5), labels(4, 5))
 
     assert len(updates) == 2
@@ -116,7 +115,7 @@ def test_counting_is_rare():
 @pytest.mark.gpu
 @pytest.mark.parametrize("shape", [(4, 5), (4,)])
 def test_nothing_waits_for_the_device(shape):
-    seen = [(logits(*shape).cuda(), labels(4, 2).cuda()) for _ in range(2 * _AT_ONCE + 1)]
+    seen = [(logits(*shape).cuda(), labels(4, 2).cuda()) for _ in range(2 * _BATCHES_AT_ONCE + 1)]
     count = AccuracyCounts().cuda()
     torch.cuda.set_sync_debug_mode("error")
     try:

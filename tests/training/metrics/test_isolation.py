@@ -164,7 +164,7 @@ def test_everything_is_as_it_was(fails):
     assert "print" not in vars(model.inner)
 
 
-def test_the_yardstick_sees_every_trace():
+def test_the_comparison_detects_every_side_effect():
     """Without the guard, the comparison above finds all that the step leaves behind."""
     model = make()
     model.log = model.log_dict = model.print = model.inner.log = lambda *args, **kwargs: None
@@ -182,7 +182,7 @@ def test_the_yardstick_sees_every_trace():
     assert all(not same(a, b) for a, b in zip(before["rng"], after["rng"], strict=True))
 
 
-def test_gradients_are_out_of_sight_and_not_copied():
+def test_gradients_are_none_inside_and_not_copied():
     model = make()
 
     with isolated(model):
@@ -227,7 +227,7 @@ def test_shared_and_circular_containers_end():
     assert model.history["val"] is model.outputs
 
 
-def test_expanded_and_lazy_tensors_are_no_trouble():
+def test_expanded_and_lazy_tensors():
     model = make()
     model.register_buffer("positions", torch.arange(3).expand(2, 3))
     model.lazy = nn.LazyLinear(2)
@@ -296,7 +296,7 @@ class Ignored:
 
 
 @pytest.mark.gpu
-def test_random_numbers_of_the_device_go_on():
+def test_random_states_of_the_device_are_restored():
     model = make().cuda()
     expected = torch.cuda.get_rng_state()
 

@@ -118,7 +118,7 @@ def test_any_metric_of_torchmetrics(make_trainer, task):
     assert hooks_of(module) == 0
 
 
-def test_one_output_meets_flat_targets(make_trainer):
+def test_one_output_takes_the_shape_of_flat_targets(make_trainer):
     callback = Pruning(metric=torchmetrics.MeanAbsoluteError())
     module = Task(mlp(8, 16, 1), lambda a, b: nn.functional.mse_loss(a.flatten(), b), torchmetrics.SumMetric())
     module.validation_step = lambda batch, batch_idx: module.net(batch[0]).sum()
@@ -140,9 +140,9 @@ class TwoTargets(Classifier):
 
 
 REFUSED = {
-    "ambiguous": (torchmetrics.MeanSquaredError(), (X, X[:, :3], X[:, 3:6]), "does not show one output and one target"),
-    "unsuitable": (BinaryF1Score(), (X, X[:, :3], Y), r"outputs \(4, 3\) and targets \(4,\) do not suit it"),
-    "many": (MulticlassF1Score(3, average=None), (X, X[:, :3], Y), r"comes to shape \(3,\); choose how it averages"),
+    "ambiguous": (torchmetrics.MeanSquaredError(), (X, X[:, :3], X[:, 3:6]), "more than one possible output or target"),
+    "unsuitable": (BinaryF1Score(), (X, X[:, :3], Y), r"fails on outputs \(4, 3\) and targets \(4,\): "),
+    "many": (MulticlassF1Score(3, average=None), (X, X[:, :3], Y), r"returns shape \(3,\); choose how it averages"),
 }
 
 
@@ -247,7 +247,7 @@ def test_one_of_several_loaders(make_trainer):
     assert callback.history[0].accuracy_after == pytest.approx(float(expected), abs=1e-6)
 
 
-def test_looking_leaves_no_trace(make_trainer):
+def test_evaluating_has_no_side_effects(make_trainer):
     runs = []
     for eval_batches in (0, 3):
         torch.manual_seed(0)
@@ -259,7 +259,7 @@ def test_looking_leaves_no_trace(make_trainer):
     assert runs[0] == runs[1]
 
 
-def test_a_look_that_fails_warns_once(make_trainer):
+def test_an_evaluation_that_fails_warns_once(make_trainer):
     class Failing(Logging):
         def validation_step(self, batch, batch_idx):
             if self.net[0].out_features < 16 and not self.trainer.validating and self.trainer.training:
@@ -282,7 +282,7 @@ def test_a_name_that_is_not_logged_is_an_error(make_trainer):
         fit(make_trainer, Logging(), Pruning(monitor="val_acc"), X.clone(), Y, num_sanity_val_steps=1)
 
 
-def test_without_validation_what_training_logs_will_do(make_trainer):
+def test_without_validation_a_metric_of_training_is_used(make_trainer):
     logger = fit(make_trainer, Logging(), Pruning(monitor="loss"), X, Y, limit_val_batches=0)
 
     assert len(logger.of("coreset/accuracy")) == 3
@@ -304,7 +304,7 @@ def test_without_validation_what_training_logs_will_do(make_trainer):
         (torchmetrics.MeanMetric(), None, "min", "min"),
     ],
 )
-def test_which_way_is_better(metric, monitor, mode, expected):
+def test_whether_larger_or_smaller_is_better(metric, monitor, mode, expected):
     assert Monitor(metric, monitor, mode).mode == expected
 
 

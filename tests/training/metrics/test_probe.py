@@ -449,7 +449,7 @@ def test_no_number_rather_than_a_wrong_one(make_trainer, model, columns):
     assert hooks(model) == 0
 
 
-def test_hooks_cost_little_and_then_nothing(make_trainer):
+def test_hooks_are_on_one_module_and_then_on_none(make_trainer):
     model, probe = Base(), Probe()
     make_trainer(probe, max_epochs=1).fit(model, loader((X, Y)), loader((X, Y)))
     modules = len(list(model.modules()))
@@ -517,13 +517,13 @@ def test_accuracy_right_now_is_of_the_latest_batches(make_trainer):
     assert fitted(make_trainer, eval_batches=0)[1].evaluate(model) is None
 
 
-def test_accuracy_right_now_of_several_networks_in_turn_is_none(make_trainer):
+def test_accuracy_right_now_of_several_networks_in_a_row_is_none(make_trainer):
     model, probe = fitted(make_trainer, Chained)
 
     assert probe.evaluate(model) is None
 
 
-def test_accuracy_right_now_leaves_no_trace(make_trainer):
+def test_accuracy_right_now_has_no_side_effects(make_trainer):
     model, probe = fitted(make_trainer)
     model.train()
     model.net[3].eval()
@@ -598,7 +598,7 @@ def step(probe, model, x, y):
     probe.batch_end((x, y))
 
 
-def test_labels_that_are_rare_need_be_seen_but_once():
+def test_a_rare_label_has_to_be_seen_only_once():
     model, probe = Base().eval(), AccuracyProbe()
 
     values = []
@@ -609,7 +609,7 @@ def test_labels_that_are_rare_need_be_seen_but_once():
     assert values == [None, pytest.approx(accuracy(model, X, Y)), pytest.approx(accuracy(model, X, Y2))]
 
 
-def test_what_is_known_to_be_no_classifier_needs_no_communication(monkeypatch):
+def test_without_a_classifier_ranks_do_not_communicate(monkeypatch):
     model, probe = Base(), AccuracyProbe()
     step(probe, model, X, X)
     assert probe.compute_and_reset() is None
@@ -621,7 +621,7 @@ def test_what_is_known_to_be_no_classifier_needs_no_communication(monkeypatch):
 
 
 @pytest.mark.gpu
-def test_counts_are_where_the_model_is():
+def test_counts_are_on_the_device_of_the_model():
     model, probe = Base().eval().cuda(), AccuracyProbe()
 
     step(probe, model, X.cuda(), Y.cuda())
@@ -632,7 +632,7 @@ def test_counts_are_where_the_model_is():
     assert probe.evaluate(model.cuda()) == expected
 
 
-def test_stop_forgets_everything(make_trainer):
+def test_stop_drops_everything(make_trainer):
     model, probe = fitted(make_trainer, Regression, (X, X[:, 0]))
     probe.stop()
     model = Base()

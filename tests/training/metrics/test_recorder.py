@@ -1,11 +1,8 @@
 import copy
-import dataclasses
 import gc
 import io
 import pickle
 import weakref
-from collections import OrderedDict, namedtuple
-from types import SimpleNamespace
 
 import lightning.pytorch as pl
 import pytest
@@ -15,7 +12,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_coreset.training.metrics.recorder import ForwardRecorder, map_tensors, named_tensors
+from lightning_coreset.training.metrics.recorder import ForwardRecorder
 
 X = torch.randn(6, 4)
 
@@ -256,7 +253,7 @@ def test_compiled_networks():
 
 
 @pytest.mark.parametrize("through_self", [False, True])
-def test_a_step_in_disguise(make_trainer, through_self):
+def test_a_step_that_is_called_as_forward(make_trainer, through_self):
     """Under DDP, the call of the LightningModule is the training step."""
     recorded = []
 
@@ -278,53 +275,3 @@ def test_a_step_in_disguise(make_trainer, through_self):
     make_trainer(Look(), max_steps=1).fit(Model(), DataLoader(TensorDataset(X), batch_size=6))
 
     assert recorded == ([""] if through_self else ["encoder", "head"]) * 2
-
-
-Pair = namedtuple("Pair", ["a", "b"])
-
-
-@dataclasses.dataclass(frozen=True)
-class Frozen:
-    logits: torch.Tensor
-    name: str = "x"
-
-
-class Output(OrderedDict):
-    """Like the outputs of Hugging Face: keys are attributes too."""
-
-    def __setitem__(self, key, value):
-        super().__setitem__(key, value)
-        object.__setattr__(self, key, value)
-
-
-def test_containers_keep_their_types():
-    tensor = torch.zeros(1)
-    other = SimpleNamespace(logits=tensor)
-    output = Output()
-    output["logits"] = tensor
-    tree = [Pair(tensor, 1), (tensor, None), {"a": [tensor]}, Frozen(tensor), output, other, "text"]
-
-    pair, plain, mapping, frozen, out, same, text = map_tensors(lambda t: t + 1, tree)
-
-    assert pair == Pair(torch.ones(1), 1)
-    assert plain == (torch.ones(1), None)
-    assert mapping == {"a": [torch.ones(1)]}
-    assert frozen == Frozen(torch.ones(1))
-    assert type(out) is Output
-    assert out["logits"] == out.logits == 1
-    assert same is other
-    assert text == "text"
-    assert tensor == 0
-    assert tree[3].logits is output.logits is tensor
-
-
-def test_tensors_are_named_by_what_leads_to_them():
-    a, b, c, d = torch.zeros(4).unbind()
-    output = Output()
-    output["logits"] = d
-    tree = {"pair": Pair(a, "text"), "list": [None, Frozen(b)], "output": output, 3: (c,), "type": Frozen}
-
-    expected = {("pair", 0): a, ("list", 1, "logits"): b, ("output", "logits"): d, (3, 0): c}
-    assert {path: id(tensor) for path, tensor in named_tensors(tree).items()} == {
-        path: id(tensor) for path, tensor in expected.items()
-    }

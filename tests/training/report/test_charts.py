@@ -47,7 +47,7 @@ def test_long_names_leave_room_for_the_bars(make_record, name):
     assert left == pytest.approx(whole / 2, abs=2)
 
 
-def test_many_groups_make_no_endless_picture(make_record):
+def test_a_chart_shows_a_limited_number_of_groups(make_record):
     def height(count):
         return widths_chart(make_record({f"layer{i}": (1, 2) for i in range(count)})).height
 

@@ -76,7 +76,7 @@ def test_summary(make_record):
     assert summary(History()) == str(History())
 
 
-def test_a_sign_of_life_comes_when_planning_takes_long(monkeypatch):
+def test_long_planning_prints_its_progress(monkeypatch):
     now, said = [0.0], []
     monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
     progress = PlanningProgress(said.append, patience=5.0)
@@ -107,7 +107,7 @@ def reports(text):
     return [line.partition(" at ")[2] for line in text.splitlines() if "Pruned at" in line]
 
 
-def test_without_a_progress_bar_events_are_told_in_lightnings_log(fit, caplog):
+def test_without_a_progress_bar_events_are_logged(fit, caplog):
     pruning = fit()
 
     assert reports(caplog.text) == ["epoch 1:", "epoch 2:"]
@@ -115,7 +115,7 @@ def test_without_a_progress_bar_events_are_told_in_lightnings_log(fit, caplog):
 
 
 @pytest.mark.parametrize("bar", [TQDMProgressBar, RichProgressBar])
-def test_with_a_progress_bar_events_are_told_above_it(fit, bar, caplog, capsys):
+def test_with_a_progress_bar_events_are_printed_above_it(fit, bar, caplog, capsys):
     if bar is RichProgressBar:
         pytest.importorskip("rich")
 
@@ -133,7 +133,7 @@ def test_not_verbose_says_nothing(fit, options, caplog, capsys):
     assert "Pruned" not in caplog.text + capsys.readouterr().out
 
 
-def test_where_lightnings_log_is_quiet_so_are_events(fit, capsys, monkeypatch):
+def test_a_higher_level_of_lightnings_logger_hides_events(fit, capsys, monkeypatch):
     monkeypatch.setattr(logging.getLogger("lightning.pytorch"), "level", logging.WARNING)
     logging.getLogger("lightning.pytorch").manager._clear_cache()
 

@@ -9,7 +9,7 @@ import torch
 from lightning_coreset.training.report import GroupRecord, History
 
 
-def test_a_record_tells_the_plan_against_the_original(make_plan, original):
+def test_a_record_compares_the_plan_with_the_original(make_plan, original):
     history = History()
     plan = make_plan({"net.0": 4, "net.2": 10}, before={"net.0": 8})
 
@@ -38,7 +38,7 @@ def test_a_group_that_plans_no_longer_name_stays_in_its_place(make_plan, origina
 
 def test_an_event_that_was_taken_back_no_longer_counts(make_plan, original):
     history = History()
-    assert history.standing is None
+    assert history.current is None
     for epoch in (1, 2):
         history.add(make_plan({"net.0": 8, "net.2": 8}), original, epoch=epoch, step=epoch)
     history.recovered(0.5)
@@ -48,9 +48,9 @@ def test_an_event_that_was_taken_back_no_longer_counts(make_plan, original):
 
     assert [record.reverted for record in history] == [False, True]
     assert [record.accuracy_recovered for record in history] == [0.75, 0.5]
-    assert history.standing == history[0]
+    assert history.current == history[0]
     history.revert()
-    assert history.standing is None
+    assert history.current is None
     history.revert()  # there is nothing left to take back
     assert [record.reverted for record in history] == [True, True]
 
@@ -110,3 +110,12 @@ def test_it_prints_as_a_table_of_what_is_known(make_record):
     assert "accuracy after" not in str(history)
     assert str(history).splitlines()[-1].split()[-3:] == ["0.9877", "taken", "back"]
     assert str(History()) == "There has been no pruning event yet."
+
+
+def test_the_old_name_of_the_current_record_warns(make_plan, original):
+    history = History()
+    history.add(make_plan({"net.0": 8, "net.2": 8}), original, epoch=1, step=10)
+
+    with pytest.warns(DeprecationWarning, match=r"History\.standing was renamed: use current") as caught:
+        assert history.standing is history.current
+    assert caught[0].filename == __file__

@@ -28,7 +28,7 @@ def pruning(**options):
     return CoresetPruningCallback(**({"schedule": SCHEDULE, "verbose": False, "check": False} | options))
 
 
-def test_history_tells_every_event(fit):
+def test_history_has_a_record_of_every_event(fit):
     module, callback, logger = Validated(), pruning(), MemoryLogger()
     original = count_params(module)
 
@@ -124,7 +124,7 @@ def test_trainers_that_log_nothing(fit, options):
     assert [record.epoch for record in callback.history] == [0]
 
 
-def test_a_barebones_trainer_hears_nothing_of_metrics():
+def test_a_barebones_trainer_gets_no_metrics():
     """``log`` would warn at every call."""
     module, callback, logged = Validated(), pruning(schedule="one_shot", start=0), []
     module.log = lambda name, *values, **options: logged.append(name)
@@ -164,7 +164,7 @@ def test_an_event_undone_by_on_prune_leaves_no_record(fit, tmp_path):
     assert callback.plans == []
 
 
-def test_a_long_plan_shows_signs_of_life(fit, caplog, monkeypatch):
+def test_progress_of_a_long_plan_is_printed(fit, caplog, monkeypatch):
     class Impatient(report.console.PlanningProgress):
         def __init__(self, tell):
             super().__init__(tell, patience=0.0)

@@ -14,9 +14,9 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_coreset.training.report import GroupRecord, log_scalars
-from lightning_coreset.training.report.scalars import event_scalars, original_scalars, standing_scalars
+from lightning_coreset.training.report.scalars import current_scalars, event_scalars, original_scalars
 
-STANDING = {
+CURRENT = {
     "coreset/sparsity": 0.4,
     "coreset/params": 600.0,
     "coreset/macs": 550.0,
@@ -55,7 +55,7 @@ class Logs(pl.Callback):
     """Logs at the start of every epoch, and in validation."""
 
     def on_train_epoch_start(self, trainer, pl_module):
-        log_scalars(trainer, STANDING)
+        log_scalars(trainer, CURRENT)
 
     def on_validation_epoch_end(self, trainer, pl_module):
         log_scalars(trainer, {"coreset/accuracy": 0.5})
@@ -92,13 +92,13 @@ def test_scalars_before_the_first_event(original):
     }
 
 
-def test_scalars_of_where_the_model_stands(make_record):
-    assert standing_scalars(make_record(accuracy_after=0.5)) == pytest.approx(STANDING)
+def test_scalars_of_the_current_model(make_record):
+    assert current_scalars(make_record(accuracy_after=0.5)) == pytest.approx(CURRENT)
 
 
 def test_scalars_of_an_event_are_those_that_are_known(make_record):
     bare, ratios = make_record(), {"coreset/requested": 0.5, "coreset/reached": 0.4}
-    assert event_scalars(bare) == pytest.approx(STANDING | ratios)
+    assert event_scalars(bare) == pytest.approx(CURRENT | ratios)
 
     group = GroupRecord("fc", 1, 2, "uniform", expected_error=0.0, certified_error=3.0, found_error=2.0)
     full = make_record(groups=(group,), accuracy_before=0.75, accuracy_after=0.0)
@@ -121,7 +121,7 @@ def test_every_logger_gets_every_scalar_on_lightnings_own_axis(fit, tmp_path, op
     fit(loggers, optimizers, num_sanity_val_steps=1)
 
     directory = loggers[0].log_dir
-    for tag, value in STANDING.items():
+    for tag, value in CURRENT.items():
         assert points(directory, tag) == [(0, pytest.approx(value)), (3, pytest.approx(value))]
     assert points(directory, "coreset/accuracy") == [(2, 0.5), (5, 0.5)]  # none from the sanity check
     assert [step for step, _ in points(directory, "val_loss")] == [2, 5]
@@ -131,7 +131,7 @@ def test_every_logger_gets_every_scalar_on_lightnings_own_axis(fit, tmp_path, op
     with (Path(loggers[1].log_dir) / "metrics.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["coreset/sparsity"]]
     assert [int(row["step"]) for row in rows] == [0, 3]
-    for tag, value in STANDING.items():
+    for tag, value in CURRENT.items():
         assert [float(row[tag]) for row in rows] == pytest.approx([value] * 2)
 
 

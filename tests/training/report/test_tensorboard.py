@@ -120,7 +120,7 @@ def test_a_layout_of_the_users_own_counts(fit):
     assert [category.title for category in layout(events).category] == ["mine"]
 
 
-def test_settings_stand_beside_the_users_hyperparameters(fit, tmp_path):
+def test_settings_are_written_with_the_users_hyperparameters(fit, tmp_path):
     _, events = fit(WithHyperparameters(), pruning={"ignore": ["net.0"], "round_to": 2})
 
     values, metrics = hyperparameters(events)
@@ -173,7 +173,7 @@ def test_hyperparameters_that_the_user_writes_by_hand_come_first(fit):
 
 
 @pytest.mark.parametrize("broken", ["add_image", "add_text", "add_custom_scalars"])
-def test_a_failing_page_costs_nothing_but_itself(fit, monkeypatch, broken):
+def test_a_page_that_fails_warns_once_and_training_continues(fit, monkeypatch, broken):
     def fail(*arguments, **options):
         raise OSError("the disk is full")
 

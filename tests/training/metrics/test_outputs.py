@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_coreset.training.metrics.classifier import find_classifier
+from lightning_coreset.training.metrics.outputs import find_classifier
 from lightning_coreset.training.metrics.recorder import Call
 
 B, K = 4, 3
@@ -64,11 +64,11 @@ def test_targets_in_a_batch(batch, targets):
 def test_logits_in_an_output(output, where):
     found = find_classifier([call(output)], (X, Y))
 
-    assert (found and found.logits) == where
+    assert (found and found.output) == where
 
 
-def test_rows_and_columns_of_labels_are_not_mixed_up():
-    """Two labels a sample and logits of both one below the other: which belongs to which cannot be told."""
+def test_two_labels_of_a_sample_are_not_two_samples():
+    """Two labels a sample, and the logits of both in separate rows: it is unknown which belong together."""
     assert find_classifier([call(logits(2 * B, K))], (X, torch.zeros(B, 2, dtype=torch.long))) is None
 
 

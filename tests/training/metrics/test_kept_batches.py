@@ -1,4 +1,4 @@
-"""The validation batches that are kept are the latest, whatever loaders there are, and hardly more are copied."""
+"""The latest validation batches are kept, with any loaders, and few others are copied."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from lightning.pytorch.utilities import CombinedLoader
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from lightning_coreset import CoresetPruningCallback
+from lightning_coreset.nested import map_tensors
 from lightning_coreset.training.metrics import logged, recorder
 
 KEPT = 3
@@ -16,7 +17,7 @@ Y = torch.tensor([0, 1, 2])
 
 
 def numbered(first, batches):
-    """Batches that can be told apart."""
+    """Batches with different numbers."""
     x = torch.arange(first, first + batches).repeat_interleave(3)[:, None].expand(-1, 8)
     return TensorDataset(x.float(), Y.repeat(batches))
 
@@ -119,6 +120,20 @@ def kept(callback):
     return [number(inputs(batch)) for batch, _, _ in monitor._logged._kept]
 
 
+def copies_made_by(monkeypatch, *modules):
+    """A list that grows by what these modules copy."""
+    copies = []
+
+    def counting(function, tree):
+        if function is torch.clone:
+            copies.append(tree)
+        return map_tensors(function, tree)
+
+    for module in modules:
+        monkeypatch.setattr(module, "map_tensors", counting)
+    return copies
+
+
 def inputs(batch):
     first, *_ = batch
     return first if isinstance(first, torch.Tensor) else first[0]  # of loaders whose batches come together
@@ -143,7 +158,7 @@ def fit(make_trainer, model, loaders, monitor=None, callback=None, **options):
 @pytest.mark.parametrize("loaders", LOADERS)
 @pytest.mark.parametrize("options", TRAINERS)
 @pytest.mark.filterwarnings("ignore:.*`IterableDataset`", "ignore:.*removed no channel")
-def test_what_is_kept_are_the_latest(make_trainer, loaders, options, monitor):
+def test_the_latest_batches_are_kept(make_trainer, loaders, options, monitor):
     assert len(fit(make_trainer, Validated(), LOADERS[loaders](), monitor, **TRAINERS[options]).seen) > 0
 
 
@@ -157,7 +172,7 @@ def test_a_step_that_fetches_its_batch_itself(make_trainer):
     [lambda batch, loader: loader == 1, lambda batch, loader: batch % 2, lambda batch, loader: batch > 1],
     ids=["a loader", "every other", "all but the first"],
 )
-def test_steps_that_show_nothing(make_trainer, idle):
+def test_steps_that_call_no_network(make_trainer, idle):
     fit(make_trainer, Idle(idle), [loader(0, 9), loader(100, 9)])
 
 
@@ -167,16 +182,14 @@ def test_steps_that_show_nothing(make_trainer, idle):
     ids=["all of the first validation, which shows what steps do", "score"],
 )
 def test_other_batches_are_not_copied(make_trainer, monkeypatch, monitor, expected):
-    copies = []
-    for module in (recorder, logged):
-        monkeypatch.setattr(module, "copied", lambda tree: copies.append(tree) or tree)
+    copies = copies_made_by(monkeypatch, recorder, logged)
 
     fit(make_trainer, Validated(), loader(0, 90), monitor)
 
     assert len(copies) == expected
 
 
-def test_a_step_that_shows_nothing_for_the_first_time(make_trainer):
+def test_a_step_that_calls_no_network_for_the_first_time(make_trainer):
     model = Idle(lambda batch, loader: model.current_epoch == 1 and batch in (2, 7, 8))
 
     fit(make_trainer, model, loader(0, 9))
@@ -200,7 +213,7 @@ def test_training_batches_where_there_is_no_validation(make_trainer, monitor):
     assert len(fit(make_trainer, Trained(), loader(0, 9), callback=callback, limit_val_batches=0).seen) == 12
 
 
-def test_outputs_of_several_networks_in_turn_are_not_called_anew(make_trainer, monkeypatch):
+def test_several_networks_in_a_row_are_not_called_again(make_trainer, monkeypatch):
     """So their inputs are not copied, once that is known."""
 
     class Chained(Validated):
@@ -214,8 +227,7 @@ def test_outputs_of_several_networks_in_turn_are_not_called_anew(make_trainer, m
         def show(self, batch):
             self.head(self.encoder(batch[0]))
 
-    copies = []
-    monkeypatch.setattr(recorder, "copied", lambda tree: copies.append(tree) or tree)
+    copies = copies_made_by(monkeypatch, recorder)
 
     fit(make_trainer, Chained(), loader(0, 9))
 

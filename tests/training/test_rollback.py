@@ -14,8 +14,9 @@ from networks import make
 from torch import nn
 from torch.utils.data import DataLoader
 
-from lightning_coreset import prune
-from lightning_coreset.training.savepoint import Savepoint
+from lightning_coreset import CoresetPruningCallback, prune
+from lightning_coreset.training.optimizer_state import restore_state
+from lightning_coreset.training.rollback import Savepoint
 
 
 class Around(pl.Callback):
@@ -182,3 +183,164 @@ def test_an_average_that_began_in_between_begins_anew(make_trainer):
     make_trainer(later, swa, max_epochs=5).fit(Classifier(), make_loader(8))
 
     assert later.counted == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "device"), [({}, "cpu"), ({"capturable": True}, "meta"), ({"fused": True}, "meta")]
+)
+def test_the_step_counter_is_where_torch_keeps_it(options, device):
+    """On the CPU, unless the optimizer needs it on the device of its parameter; here that is a device without data."""
+    optimizer = torch.optim.Adam([nn.Parameter(torch.empty(2, device="meta"))])
+    optimizer.param_groups[0].update(options)
+
+    restore_state(optimizer, {0: {"step": torch.tensor(3.0), "exp_avg": torch.ones(2)}, "of all": 7})
+
+    assert optimizer.state.pop("of all") == 7
+    (state,) = optimizer.state.values()
+    assert state["exp_avg"].device.type == "meta"
+    assert state["step"].device.type == device
+
+
+# ---- checkpoints of version 0.1
+
+GROUP = {"channels_after": 1, "channels_before": 2, "expected_error": 0.1, "kept": [0], "method": "reconstruction"}
+COUNTS = {"params_before": 6, "params_after": 3, "params_original": 6, "macs_before": 6, "macs_after": 3}
+STATE_OF_VERSION_0_1 = {
+    "plans": [
+        {
+            "unit": "params",
+            "requested": 0.5,
+            "reached": 0.5,
+            "groups": [{**GROUP, "name": "net.0"}],
+            "skipped": {"net.2": "reaches the network's output"},
+            "attributes": [],
+            "changes": [],
+            **COUNTS,
+        }
+    ],
+    "done": {2: 0.5},
+    "original": {"params": 6, "macs": 6, "channels": 3, "widths": {"net.0": 2}},
+    "final_sizes": {},
+    "unsound": {},
+    "history": [
+        {
+            "epoch": 2,
+            "step": 8,
+            "unit": "params",
+            "requested": 0.5,
+            "reached": 0.5,
+            "params": 3,
+            "params_original": 6,
+            "macs": 3,
+            "macs_original": 6,
+            "groups": [
+                {
+                    "name": "net.0",
+                    "channels": 1,
+                    "channels_original": 2,
+                    "method": "reconstruction",
+                    "expected_error": 0.1,
+                    "certified_error": None,
+                    "found_error": None,
+                }
+            ],
+            "accuracy_before": 0.75,
+            "accuracy_after": 0.5,
+            "accuracy_recovered": 0.25,
+            "reverted": False,
+        }
+    ],
+    "guard": {
+        "best": 0.75,
+        "begun": True,
+        "step": None,
+        "stopped": False,
+        "window": {
+            "savepoint": {
+                "shapes": {"net.0.weight": [2, 2], "net.2.weight": [3, 2]},
+                "sizes": {"net.0.out_features": 2, "net.2.in_features": 2},
+                "models": [
+                    {
+                        "net.0.weight": torch.tensor([[1.0, 2.0], [3.0, 4.0]]),
+                        "net.2.weight": torch.tensor([[5.0, 6.0], [7.0, 8.0], [9.0, 0.0]]),
+                    }
+                ],
+                "averaged": [],
+                "optimizers": [
+                    [
+                        {
+                            0: {"momentum_buffer": torch.tensor([[0.1, 0.2], [0.3, 0.4]])},
+                            1: {"momentum_buffer": torch.tensor([[0.5, 0.6], [0.7, 0.8], [0.9, 0.0]])},
+                        }
+                    ]
+                ],
+                "precision": {},
+                "patience": [],
+            },
+            "plans": 0,
+            "done": {},
+            "ratio": 0.5,
+            "epoch": 2,
+            "batches": 8,
+            "value": 0.25,
+            "failed": True,
+        },
+    },
+}
+
+
+def guarded():
+    return CoresetPruningCallback(schedule={2: 0.5}, max_drop=0.1, monitor="score", verbose=False)
+
+
+def test_the_state_of_version_0_1_is_read_and_written_in_the_same_form():
+    callback = guarded()
+
+    callback.load_state_dict(copy.deepcopy(STATE_OF_VERSION_0_1))
+
+    state = callback.state_dict()
+    assert state.keys() == STATE_OF_VERSION_0_1.keys()
+    for key in ("done", "original", "final_sizes", "unsound", "history"):
+        assert state[key] == STATE_OF_VERSION_0_1[key]
+    (plan,), (old,) = state["plans"], STATE_OF_VERSION_0_1["plans"]
+    assert {key: plan[key] for key in old if key != "groups"} == {key: old[key] for key in old if key != "groups"}
+    torch.testing.assert_close(state["guard"], STATE_OF_VERSION_0_1["guard"], rtol=0, atol=0)
+    assert str(callback.history[0].epoch) in str(callback.history)
+
+
+def test_an_event_of_version_0_1_is_taken_back(make_trainer):
+    class Pruned(Classifier):
+        def __init__(self):
+            net = nn.Sequential(nn.Linear(2, 1, bias=False), nn.ReLU(), nn.Linear(1, 3, bias=False))
+            super().__init__(net)
+
+        def validation_step(self, batch, batch_idx):
+            self.log("score", 0.25)
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), 0.1, momentum=0.9)
+
+    class Loads(pl.Callback):
+        """Loads the state when Lightning has reset the run, and looks at what the pruning callback then does."""
+
+        def on_train_start(self, trainer, pl_module):
+            callback.load_state_dict(copy.deepcopy(STATE_OF_VERSION_0_1))
+
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            self.weights = copy.deepcopy(pl_module.state_dict())
+            optimizer = trainer.optimizers[0]
+            self.momenta = [optimizer.state[p]["momentum_buffer"].tolist() for p in optimizer.param_groups[0]["params"]]
+            trainer.should_stop = True
+            return -1
+
+    callback, loads, module = guarded(), Loads(), Pruned()
+
+    with pytest.warns(UserWarning, match="event of epoch 2 is taken back: the score is 0.25 and was 0.75"):
+        make_trainer(loads, callback, max_epochs=3).fit(module, make_loader(2), make_loader(2))
+
+    window = STATE_OF_VERSION_0_1["guard"]["window"]["savepoint"]
+    assert_same(loads.weights, window["models"][0])
+    assert loads.momenta == [state["momentum_buffer"].tolist() for state in window["optimizers"][0][0].values()]
+    assert module.net[0].out_features == module.net[2].in_features == 2
+    assert callback.plans == []
+    assert [record.reverted for record in callback.history] == [True]

@@ -1,0 +1,99 @@
+"""The types of modules that the package knows by itself: torch's, and GPT-2's ``Conv1D`` of transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from lightning_coreset._compat import BatchOrInstanceNorm, Convolution, Dropout, InstanceNorm
+from lightning_coreset.module_specs.spec import ModuleSpec, Shape
+
+
+def _convolution_sizes(attributes: Mapping[str, Any], shape: Shape) -> dict[str, int]:
+    groups, transposed, (first, second) = attributes["groups"], attributes["transposed"], shape[:2]
+    if groups > 1 and groups == attributes["in_channels"]:  # depthwise: its groups are its channels
+        multiplier = attributes["out_channels"] // groups
+        groups = first if transposed else first // multiplier
+        return {"groups": groups, "in_channels": groups, "out_channels": groups * multiplier}
+    if transposed:
+        return {"in_channels": first, "out_channels": second * groups}
+    return {"in_channels": second * groups, "out_channels": first}
+
+
+def _convolution_shape(attributes: Mapping[str, Any]) -> Shape | None:
+    inputs, outputs, groups = attributes["in_channels"], attributes["out_channels"], attributes["groups"]
+    if groups < 1 or inputs % groups or outputs % groups:
+        return None
+    channels = (inputs, outputs // groups) if attributes["transposed"] else (outputs, inputs // groups)
+    return (*channels, *attributes["kernel_size"])
+
+
+def _group_norm_sizes(attributes: Mapping[str, Any], shape: Shape) -> dict[str, int]:
+    channels = attributes["num_channels"]  # every group keeps its number of channels
+    return {"num_channels": shape[0], "num_groups": shape[0] * attributes["num_groups"] // channels}
+
+
+def _group_norm_shape(attributes: Mapping[str, Any]) -> Shape | None:
+    channels, groups = attributes["num_channels"], attributes["num_groups"]
+    return None if groups < 1 or channels % groups else (channels,)
+
+
+def _for_each(kinds: Any, spec: ModuleSpec) -> dict[type[nn.Module], ModuleSpec]:
+    """The same spec for a base class, or for each of the public classes that stand in for one (nested tuples)."""
+    if isinstance(kinds, tuple):
+        return {kind: spec for part in kinds for kind in _for_each(part, spec)}
+    return {kinds: spec}
+
+
+def _recurrent(module: nn.Module) -> str | None:
+    return f"belongs to a recurrent {type(module).__name__}, whose weights are not cut"
+
+
+_CONVOLUTION = ModuleSpec(
+    sizes=_convolution_sizes,
+    expected_shape=_convolution_shape,
+    width="out_channels",
+    groups="groups",
+    is_layer=True,
+    reads="patches",
+)
+_NORM: dict[str, Any] = {
+    "tensor": ("weight", "running_mean"),
+    "sizes": {"num_features": 0},
+    "width": "num_features",
+    "running_stats": ("running_mean", "running_var"),
+    "always_eval": True,
+}
+_EMBEDDING = ModuleSpec(sizes={"num_embeddings": 0, "embedding_dim": 1}, is_layer=True, reads="indices")
+_RECURRENT = ModuleSpec(is_layer=True, unsupported=_recurrent)
+_QUANTIZED = ModuleSpec(unsupported="is quantised (prune before quantising)")
+
+TABLE: dict[type[nn.Module] | str, ModuleSpec] = {
+    nn.Linear: ModuleSpec(sizes={"out_features": 0, "in_features": 1}, width="out_features", is_layer=True),
+    nn.Bilinear: ModuleSpec(is_layer=True),
+    **_for_each(Convolution, _CONVOLUTION),
+    nn.Embedding: _EMBEDDING,
+    nn.EmbeddingBag: _EMBEDDING,
+    "*.Conv1D": ModuleSpec(sizes={"nf": 1, "nx": 0}, width="nf", is_layer=True),  # a Linear with a transposed weight
+    **_for_each(BatchOrInstanceNorm, ModuleSpec(**_NORM)),
+    # Their sizes follow the input where they have no tensor, for they raise or warn if the two differ.
+    **_for_each(InstanceNorm, ModuleSpec(**_NORM, input_sizes={"num_features": 1})),
+    nn.InstanceNorm1d: ModuleSpec(**_NORM, input_sizes={"num_features": -2}),
+    nn.InstanceNorm2d: ModuleSpec(**_NORM, input_sizes={"num_features": -3}),
+    nn.InstanceNorm3d: ModuleSpec(**_NORM, input_sizes={"num_features": -4}),
+    nn.GroupNorm: ModuleSpec(
+        sizes=_group_norm_sizes, expected_shape=_group_norm_shape, width="num_channels", groups="num_groups"
+    ),
+    nn.PReLU: ModuleSpec(sizes={"num_parameters": 0}, width="num_parameters"),
+    **_for_each(Dropout, ModuleSpec(always_eval=True)),
+    nn.RNNBase: _RECURRENT,
+    nn.RNNCellBase: _RECURRENT,
+    nn.MultiheadAttention: ModuleSpec(
+        is_layer=True,
+        unsupported="belongs to nn.MultiheadAttention, which takes its heads to be as wide together as the model",
+    ),
+    "torch.ao.nn.quantized.*": _QUANTIZED,
+    "torch.nn.quantized.*": _QUANTIZED,
+}

@@ -1,0 +1,184 @@
+"""The pruning events of one training run: when one is due, the order of its parts, what is remembered of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import lightning.pytorch as pl
+from lightning.pytorch.utilities import rank_zero_warn
+
+from lightning_coreset.plan import PruningPlan
+from lightning_coreset.training.early_stopping import restart_patience
+from lightning_coreset.training.event import apply_event
+from lightning_coreset.training.event_planner import EventPlanner
+from lightning_coreset.training.guard import Guard
+from lightning_coreset.training.metrics import Monitor
+from lightning_coreset.training.progress import Progress
+from lightning_coreset.training.recalibration import Recalibration
+from lightning_coreset.training.report import Reporter, logged_step
+from lightning_coreset.training.strategies import run_on_all_ranks
+from lightning_coreset.training.timeline import Timeline
+
+OnPrune: TypeAlias = Callable[[PruningPlan, pl.Trainer, pl.LightningModule], None]
+
+
+@dataclass
+class PruningRun:
+    """The state of a training run with pruning events, and the parts that carry them out.
+
+    Attributes:
+        timeline: When the events are.
+        planner: Plans an event.
+        monitor: Measures the model before and after an event.
+        guard: Takes an event back if the model does not recover.
+        recalibration: Recomputes the statistics of BatchNorms at an event.
+        reporter: Reports an event.
+        restarts_patience: Whether an event restarts the patience of EarlyStopping.
+        progress: What has been done so far; part of every checkpoint.
+    """
+
+    timeline: Timeline
+    planner: EventPlanner
+    monitor: Monitor
+    guard: Guard
+    recalibration: Recalibration
+    reporter: Reporter
+    restarts_patience: bool
+    progress: Progress = field(default_factory=Progress)
+    _events: dict[int, float] = field(default_factory=dict)
+    _next_event: float = math.inf
+    _has_begun: bool = False
+
+    def start(self, trainer: pl.Trainer) -> None:
+        """Start a fit; a Trainer that has not trained yet starts a new run."""
+        self._events, self._has_begun = {}, False
+        if trainer.current_epoch == 0 and trainer.global_step == 0:
+            self.progress = Progress()
+            self.guard.reset()
+
+    def lay_out_events(self, trainer: pl.Trainer) -> None:
+        """Compute the events of this fit, once the length of training is known."""
+        self._events = self.timeline.events(trainer)
+        self._find_next_event()
+
+    def begin(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Check the model once in a fit, as soon as there is an example to run it on."""
+        if not self._has_begun:
+            self.planner.begin(trainer, pl_module, self.progress)
+            self._has_begun = True
+
+    def prune_if_due(self, trainer: pl.Trainer, pl_module: pl.LightningModule, on_prune: OnPrune) -> None:
+        """Carry out all events that are due, as one.
+
+        Args:
+            trainer: The Trainer.
+            pl_module: Its module.
+            on_prune: Called at the end of an event, on every rank. If it raises, the event is undone.
+        """
+        now = self.timeline.position(trainer)
+        if now < self._next_event or not self.planner.source.ready or self.guard.waiting:
+            return
+        due = {time: ratio for time, ratio in self.progress.open_events(self._events).items() if time <= now}
+        if due:
+            self.begin(trainer, pl_module)
+            self._prune(trainer, pl_module, due, on_prune)
+        self._find_next_event()
+
+    def take_back(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *, over: bool = False) -> bool:
+        """Take the last event back if it has failed, and return whether it was.
+
+        Not within validation, where a ModelCheckpoint may still save the model that was validated.
+
+        Args:
+            trainer: The Trainer.
+            pl_module: Its module.
+            over: Whether training has ended.
+        """
+        taken_back = self.guard.take_back(trainer, pl_module, self.progress, over=over)
+        if taken_back:
+            self._find_next_event()
+            self.reporter.taken_back(trainer, self.progress.history, self.progress.original)
+        return taken_back
+
+    def warn_of_missed_events(self, trainer: pl.Trainer) -> None:
+        """Warn if training ended before the schedule did."""
+        missed = list(self.progress.open_events(self._events))
+        if missed and not trainer.interrupted and not self.guard.stopped:
+            rank_zero_warn(
+                f"Training ended before the pruning events of {self.timeline.interval}s {missed}; the last ratio "
+                f"reached was {self.progress.reached:.2%} of the requested {max(self._events.values()):.2%}."
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was done, as plain data."""
+        return {**self.progress.to_dict(), "guard": self.guard.to_dict()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Continue where the checkpoint was made."""
+        self.progress = Progress.from_dict(state_dict)
+        self.guard.load(state_dict["guard"])
+
+    def _find_next_event(self) -> None:
+        # Kept, since going through all events at every step is measurable.
+        self._next_event = min(self.progress.open_events(self._events), default=math.inf)
+
+    def _prune(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, due: Mapping[int, float], on_prune: OnPrune
+    ) -> None:
+        """One event: nothing is changed before all is planned, and all is undone if a part of it fails."""
+        scheduled = max(due.values())
+        ratio = self.guard.limit(scheduled, self.progress)
+        on_progress = self.reporter.planning(trainer)
+        plan = self.planner.plan(trainer, pl_module, self.progress, ratio / self.timeline.target, on_progress)
+        if plan is None:
+            rank_zero_warn(
+                f"The pruning event of {self._now(trainer)} found nothing left to prune: "
+                f"{self.progress.reached:.2%} of the original is removed, {ratio:.2%} was requested."
+            )
+            self.progress.done.update(due)
+            return
+        savepoint = self.guard.before_event(trainer, pl_module) if plan.channels_removed else None
+        before = self.monitor.evaluate(trainer, pl_module)
+
+        def complete() -> float | None:
+            self.recalibration.run(trainer, pl_module)
+            run_on_all_ranks(trainer, lambda: on_prune(plan, trainer, pl_module))
+            return self.monitor.evaluate(trainer, pl_module)
+
+        after = apply_event(trainer, pl_module, plan, then=complete)
+        if plan.channels_removed:
+            self.guard.after_event(trainer, pl_module, savepoint, self.progress, ratio)
+            if self.restarts_patience:
+                restart_patience(trainer)
+        else:
+            self.guard.stop_if_exhausted(ratio, scheduled, self.progress)
+        # Recorded before it is reported: if a logger raises, an on-exception checkpoint must contain the event.
+        self._record(trainer, plan, {time: min(asked, ratio) for time, asked in due.items()}, before, after)
+        self.reporter.event(trainer, plan, self.progress.history, self._now(trainer))
+
+    def _record(
+        self,
+        trainer: pl.Trainer,
+        plan: PruningPlan,
+        done: Mapping[int, float],
+        accuracy_before: float | None,
+        accuracy_after: float | None,
+    ) -> None:
+        progress = self.progress
+        progress.plans.append(plan)
+        progress.done.update(done)
+        assert progress.original is not None, "it was measured before the first event"
+        progress.history.add(
+            plan,
+            progress.original,
+            epoch=trainer.current_epoch,
+            step=logged_step(trainer),
+            accuracy_before=accuracy_before,
+            accuracy_after=accuracy_after,
+        )
+
+    def _now(self, trainer: pl.Trainer) -> str:
+        return f"{self.timeline.interval} {self.timeline.position(trainer)}"

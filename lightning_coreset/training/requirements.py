@@ -1,0 +1,104 @@
+"""What pruning in training requires of a Trainer and a model; checked before anything is changed."""
+
+from __future__ import annotations
+
+import lightning.pytorch as pl
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies.single_xla import SingleDeviceXLAStrategy
+from lightning.pytorch.strategies.xla import XLAStrategy
+from torch import nn
+
+from lightning_coreset._compat import communication_state, loses_first_static_iteration, starts_by_multiprocessing
+from lightning_coreset.checkpoint import is_resizable
+
+
+def check_package(trainer: pl.Trainer) -> None:
+    """Refuse a Trainer of ``pytorch_lightning``.
+
+    It would call this callback's hooks, but strategies, loggers and other callbacks are recognised by their classes in
+    ``lightning``, and none of its own would be.
+
+    Args:
+        trainer: The Trainer, whatever it is.
+
+    Raises:
+        MisconfigurationException: If its class, or one that it inherits from, comes from ``pytorch_lightning``.
+    """
+    origins = {kind.__module__.partition(".")[0] for kind in type(trainer).__mro__}
+    if "pytorch_lightning" in origins:
+        raise MisconfigurationException(
+            "Expected a Trainer of the package lightning but got one of pytorch_lightning: these are two copies of one "
+            "library, and neither recognises the other's classes. Replace `import pytorch_lightning as pl` by "
+            "`import lightning.pytorch as pl` for the Trainer, the LightningModule and all callbacks and loggers; "
+            "nothing else has to change."
+        )
+
+
+def check_strategy(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    """Refuse a strategy under which parameters cannot change their shape, before anything is changed.
+
+    Args:
+        trainer: The Trainer, about to train.
+        pl_module: Its module, before the callback has done anything to it.
+
+    Raises:
+        MisconfigurationException: For a strategy other than a single device or DDP; for post-local SGD, whose ranks
+            have different weights; for processes that are spawned or forked if the main process could not load their
+            result into the module; before Lightning 2.6 for a static graph with manual optimization.
+    """
+    strategy = trainer.strategy
+    # The three are subclasses of strategies that are supported.
+    unsupported = isinstance(strategy, (DeepSpeedStrategy, XLAStrategy, SingleDeviceXLAStrategy))
+    if unsupported or not isinstance(strategy, (SingleDeviceStrategy, DDPStrategy)):
+        raise MisconfigurationException(
+            f"Expected a single-device or a DDP strategy but got {type(strategy).__name__}, which flattens, shards "
+            "or compiles parameters and cannot follow a change of their shapes. Prune before wrapping, with "
+            "lightning_coreset.prune(model, example_inputs, ...), or train with strategy='ddp'."
+        )
+    if isinstance(strategy, DDPStrategy) and _averages_models(strategy):
+        raise MisconfigurationException(
+            "Expected a DDP communication hook that keeps the ranks' weights equal but got post-local SGD, with which "
+            "weights differ between two averagings: a plan made from those of one rank does not fit another. Use "
+            "another ddp_comm_hook, or none."
+        )
+    is_manual = not pl_module.automatic_optimization
+    if isinstance(strategy, DDPStrategy) and is_manual and loses_first_static_iteration(strategy):
+        raise MisconfigurationException(
+            "Expected Lightning 2.6 or newer for manual optimization under DDP with static_graph=True but got an older "
+            "one, which does not reduce the gradients of the first iteration, nor of the first after an event: the "
+            "weights of the ranks diverge. Install a newer Lightning, or train without static_graph=True."
+        )
+    if starts_by_multiprocessing(strategy.launcher) and not is_resizable(pl_module):
+        raise MisconfigurationException(
+            f"Expected the module to be resizable but got {type(pl_module).__name__} as it was built. Processes that "
+            "are spawned or forked prune copies of the module, and at the end the main process loads theirs into its "
+            "own. Call lightning_coreset.make_resizable(model) before trainer.fit(model), or train with "
+            "strategy='ddp'."
+        )
+
+
+def check_not_captured(model: nn.Module) -> None:
+    """Refuse a model with a module that ``torch.cuda.make_graphed_callables`` has captured.
+
+    Its graph keeps reading and writing the memory of the old tensors after parameters are replaced: there would be no
+    error and wrong results. (``torch.compile(mode="reduce-overhead")`` captures again what has changed.)
+
+    Raises:
+        MisconfigurationException: If there is such a module.
+    """
+    for name, module in model.named_modules():
+        # The only sign of it is its own function in place of the method.
+        if "make_graphed_callables" in getattr(vars(module).get("forward"), "__qualname__", ""):
+            raise MisconfigurationException(
+                f"Expected modules without captured CUDA graphs but got {name or type(module).__name__!r}, captured by "
+                "torch.cuda.make_graphed_callables: its graph would keep using the memory of the unpruned parameters. "
+                "Capture it after training, or use torch.compile(module, mode='reduce-overhead') instead."
+            )
+
+
+def _averages_models(strategy: DDPStrategy) -> bool:
+    # Not at the top: torch may be built without distributed.
+    from torch.distributed.algorithms.ddp_comm_hooks.post_localSGD_hook import PostLocalSGDState
+
+    return communication_state(strategy, PostLocalSGDState) is not None

@@ -1,0 +1,61 @@
+"""Copies of a model with random parameters and statistics, and the same random numbers in every run."""
+
+from __future__ import annotations
+
+import copy
+import random
+import sys
+
+import torch
+from torch import Tensor, nn
+
+from lightning_coreset._compat import own_buffers, own_parameters
+from lightning_coreset.module_specs import module_spec
+
+
+def duplicate(model: nn.Module) -> nn.Module:
+    """A deep copy in eval mode; that of a LightningModule keeps its Trainer, which ``training_step`` may read."""
+    # Computed weights that modules keep as attributes (old weight_norm, pruning masks) cannot be copied as they are.
+    computed = {
+        id(value): value.detach().clone()
+        for module in model.modules()
+        for value in vars(module).values()
+        if isinstance(value, Tensor) and not value.is_leaf
+    }
+    result = copy.deepcopy(model, computed)
+    if "_trainer" in vars(model):
+        vars(result)["_trainer"] = vars(model)["_trainer"]
+    return result.eval()
+
+
+@torch.no_grad()
+def randomise_(model: nn.Module, generator: torch.Generator) -> None:
+    """Change statistics and constant parameters, such as fresh biases, which would hide a wrong index."""
+    for module in model.modules():
+        for tensor in own_parameters(module).values():
+            if tensor.is_floating_point() and (tensor.dim() < 2 or _is_constant(tensor)):
+                tensor.add_(0.1 * noise(tensor, generator))
+        mean, variance = (own_buffers(module).get(name) for name in module_spec(module).running_stats or ("", ""))
+        if mean is not None:
+            mean.add_(0.1 * noise(mean, generator))
+        if variance is not None:
+            variance.mul_((0.3 * noise(variance, generator)).exp())
+
+
+def noise(tensor: Tensor, generator: torch.Generator) -> Tensor:
+    """Standard normal numbers like a tensor, the same on every device."""
+    return torch.randn(tensor.shape, generator=generator).to(tensor.device, tensor.dtype)
+
+
+def seed_everything(model: nn.Module) -> None:
+    """Seed the generators that ``preserved_random`` restores, and no others."""
+    random.seed(0)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(0)
+    torch.default_generator.manual_seed(0)
+    for device in {parameter.device for parameter in model.parameters() if parameter.is_cuda}:
+        torch.cuda.default_generators[device.index].manual_seed(0)
+
+
+def _is_constant(tensor: Tensor) -> bool:
+    return tensor.numel() > 0 and bool((tensor == tensor.reshape(-1)[0]).all())

@@ -1,0 +1,167 @@
+"""Removes channels of groups from copies of a model, and compares outputs."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lightning_coreset.nested import tensors_in
+from lightning_coreset.structure import ChannelGroup, Example, plain_execution, preserved_random
+from lightning_coreset.surgery import apply_changes, named_tensors, scale_counts, slice_members
+from lightning_coreset.verification.randomised import duplicate, noise, randomise_, seed_everything
+
+_REMOVED_FRACTION = 0.3
+"""Of the classes of every group."""
+_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
+"""Largest difference relative to the largest output; a wrong index changes outputs by about their own size."""
+
+
+class Trial:
+    """Tries groups on fresh copies of one model with randomised parameters.
+
+    Args:
+        model: The network; it is not changed.
+        example: How to run it.
+
+    Raises:
+        Exception: What copying or running the model raises.
+    """
+
+    def __init__(self, model: nn.Module, example: Example) -> None:
+        self.model = duplicate(model)
+        generator = torch.Generator().manual_seed(0)
+        randomise_(self.model, generator)
+        self.dtype, self.examples = torch.float64, []
+        # Code that makes single-precision tensors itself cannot run in double precision; a step that checks its inputs
+        # may reject random ones.
+        attempts = [
+            (dtype, examples)
+            for dtype in (torch.float64, torch.float32)
+            for examples in ([example, example.other(generator)], [example])
+        ]
+        for number, (dtype, examples) in enumerate(attempts, 1):
+            try:
+                self.dtype, self.examples = dtype, [one.to(dtype) for one in examples]
+                self._run(self.model.to(dtype))
+                return
+            except Exception:
+                if number == len(attempts):
+                    raise
+
+    def failing(self, groups: Sequence[ChannelGroup]) -> dict[str, str]:
+        """The groups that fail, with the reasons, found by halving; all of them where they fail only together."""
+        reason = self._attempt(groups)
+        if reason is None:
+            return {}
+        if len(groups) == 1:
+            return {groups[0].name: reason}
+        middle = len(groups) // 2
+        found = self.failing(groups[:middle]) | self.failing(groups[middle:])
+        return found or {group.name: f"together with others, {reason}" for group in groups}
+
+    def without_effect(self, groups: Sequence[ChannelGroup]) -> dict[str, str]:
+        """The groups whose consumers have no influence on any output, so that the trial proved nothing."""
+        influential = self._influential(groups)
+        idle = [group for group in groups if not any(one.name in influential for one in group.by_role("consumer"))]
+        expected = self._run(self.model) if idle else []
+        silent = []
+        for group in idle:  # the gradient may have been disabled, or really be zero
+            model = duplicate(self.model)
+            _fill(model, [group], {group.name: _some_classes(group)}, "consumer", 0.0)
+            if self._difference(self._run(model), expected) is None:
+                silent.append(group.name)
+        reason = "its removal cannot be tried, since it has no influence on the outputs of the example inputs"
+        return dict.fromkeys(silent, reason)
+
+    def _attempt(self, groups: Sequence[ChannelGroup]) -> str | None:
+        """Zero the consumers, change the producers, then remove: the outputs must stay the same throughout."""
+        model = duplicate(self.model)
+        removed = {group.name: _some_classes(group) for group in groups}
+        _fill(model, groups, removed, "consumer", 0.0)
+        expected = self._run(model)
+        _fill(model, groups, removed, "producer", 1.0)
+        leak = self._difference(self._run(model), expected)
+        if leak is not None:
+            return f"its channels reach further than its consumers ({leak})"
+        kept = [(group, sorted(set(range(group.size)) - removed[group.name])) for group in groups]
+        try:
+            apply_changes(model, slice_members(named_tensors(model), kept), scale_counts(model, kept))
+            found = self._run(model)
+        except Exception as error:
+            return (
+                f"without some of its channels the network does not run ({type(error).__name__}: {first_line(error)}); "
+                "a width may be written as a number in its code, or kept in an attribute (see register_module)"
+            )
+        difference = self._difference(found, expected)
+        return None if difference is None else f"its removal changes what the network computes ({difference})"
+
+    def _run(self, model: nn.Module, *, gradients: bool = False) -> list[Tensor]:
+        """All floating-point outputs of both examples, with the same random numbers every time."""
+        outputs = []
+        for example in self.examples:
+            with preserved_random(model), plain_execution(), torch.set_grad_enabled(gradients):
+                seed_everything(model)
+                found = example.run(model, example.inputs)
+            outputs += [tensor for tensor in tensors_in(found) if tensor.is_floating_point()]
+        return outputs
+
+    def _difference(self, found: Sequence[Tensor], expected: Sequence[Tensor]) -> str | None:
+        if [tensor.shape for tensor in found] != [tensor.shape for tensor in expected]:
+            return "outputs of another shape"
+        for one, other in zip(found, expected, strict=True):
+            finite = other.isfinite()
+            if not torch.equal(one.isfinite(), finite) or not torch.equal(one.isnan(), other.isnan()):
+                return "other outputs are not finite"
+            if finite.any():
+                one, other = one[finite], other[finite]
+                error = float((one - other).abs().max() / other.abs().max().clamp_min(1e-12))
+                if error > _TOLERANCE[self.dtype]:
+                    return f"relative error {error:.1e}"
+        return None
+
+    def _influential(self, groups: Sequence[ChannelGroup]) -> set[str]:
+        """The consumers that some output depends on, by its gradient."""
+        consumers = {member.name for group in groups for member in group.by_role("consumer")}
+        parameters = {
+            name: tensor.requires_grad_(True)
+            for name, tensor in named_tensors(self.model).items()
+            if name in consumers and tensor.is_floating_point()
+        }
+        outputs = [tensor for tensor in self._run(self.model, gradients=True) if tensor.requires_grad]
+        if not outputs or not parameters:
+            return set()
+        generator = torch.Generator().manual_seed(0)
+        with torch.enable_grad():
+            # Random weights, since plain sums cancel, as behind a softmax.
+            weighted = [(output * noise(output, generator)).nansum().cpu() for output in outputs]
+            gradients = torch.autograd.grad(torch.stack(weighted).sum(), list(parameters.values()), allow_unused=True)
+        return {name for name, grad in zip(parameters, gradients, strict=True) if grad is not None and grad.any()}
+
+
+def first_line(error: Exception) -> str:
+    """The beginning of an error's message."""
+    return str(error).strip().partition("\n")[0][:160]
+
+
+def _some_classes(group: ChannelGroup) -> set[int]:
+    """About a third of the classes, at least one; at least one stays."""
+    count = min(max(1, round(_REMOVED_FRACTION * group.size)), group.size - 1)
+    return set(random.Random(0).sample(range(group.size), count))
+
+
+@torch.no_grad()
+def _fill(
+    model: nn.Module, groups: Iterable[ChannelGroup], removed: Mapping[str, set[int]], role: str, value: float
+) -> None:
+    """Overwrite what belongs to the removed classes in all members of one role."""
+    tensors = named_tensors(model)
+    for group in groups:
+        for member in group.members:
+            if member.role == role:
+                positions = [position for number in removed[group.name] for position in member.index[number]]
+                tensor = tensors[member.name]
+                index = torch.tensor(positions, dtype=torch.int64, device=tensor.device)
+                tensor.index_fill_(member.dim, index, value)
