@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_coreset.coreset import Activation
 from lightning_coreset.layers.group_view import GroupView, NoCoresetForm
 from lightning_coreset.layers.norms import in_single_precision, kernel_squares, largest_slice_norms, row_norms
-from lightning_coreset.structure import Layer, Member, Norm, Path
+from lightning_coreset.structure import Layer, Member, Norm, Path, StepKind
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +93,7 @@ class LayerPair:
     @property
     def max_pooled(self) -> bool:
         """Whether a max pooling stands between, too: then every channel may come from a position of its own."""
-        return any(step.op == "max_pool" for step in self.path.steps)
+        return any(step.op == StepKind.MAX_POOL for step in self.path.steps)
 
     def producer_norms(self) -> Tensor:
         """The norms of ``producers``, (N,)."""

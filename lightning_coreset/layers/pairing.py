@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_coreset.coreset import Activation, find_activation
 from lightning_coreset.layers.group_view import GroupView, NoCoresetForm
 from lightning_coreset.layers.layer_pair import LayerPair, to_cpu_float64
-from lightning_coreset.structure import Layer, Member, Norm, Path, Step
+from lightning_coreset.structure import Layer, Member, Norm, Path, Step, StepKind
 
 
 def layer_pairs(view: GroupView) -> tuple[LayerPair, ...]:
@@ -92,11 +92,11 @@ def _split_at_activation(steps: Sequence[Step]) -> tuple[list[Norm], Activation,
     before: list[Norm] = []
     behind: list[Norm] = []
     for step in steps:
-        if step.op == "batch_norm" and step.norm is not None:
+        if step.op == StepKind.BATCH_NORM and step.norm is not None:
             if step.norm.running_mean is None:
                 raise NoCoresetForm("its BatchNorm keeps no running statistics")
             (before if activation is None else behind).append(step.norm)
-        elif step.op == "max_pool":
+        elif step.op == StepKind.MAX_POOL:
             continue  # treated as if it commuted with the sum; an approximation
         else:
             found = find_activation(step.op, step.args)

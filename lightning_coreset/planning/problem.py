@@ -14,7 +14,7 @@ from lightning_coreset.planning.allowed_sizes import AllowedSizes
 from lightning_coreset.planning.cost_model import CostModel, ModelCost
 from lightning_coreset.planning.layer_rules import Rule, RuleMatcher, format_rule
 from lightning_coreset.planning.request import PruningRatio, Request
-from lightning_coreset.structure import ChannelGroup, Structure
+from lightning_coreset.structure import ChannelGroup, StepKind, Structure
 from lightning_coreset.surgery import named_tensors
 
 
@@ -146,7 +146,7 @@ def _prunable(
 def is_residual(group: ChannelGroup) -> bool:
     """Whether several layers' channels are added up, as on a residual stream."""
     several = len({member.name for member in group.by_role("producer")}) > 1
-    return several and any(step.op == "sum" for path in group.paths for step in path.steps)
+    return several and any(step.op == StepKind.SUM for path in group.paths for step in path.steps)
 
 
 def _ratios(matcher: RuleMatcher, groups: Sequence[ChannelGroup], rules: PruningRatio) -> dict[str, float]:

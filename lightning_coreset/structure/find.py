@@ -19,7 +19,7 @@ from lightning_coreset.structure.union_find import ChannelUnionFind
 
 @dataclass(frozen=True)
 class Structure:
-    """What one run of a network tells about its channels.
+    """What is known of the channels of a network.
 
     Attributes:
         groups: The channels that can be removed, in network order.
@@ -76,12 +76,14 @@ def analyse(model: nn.Module, example: Example | ExampleInputs) -> Structure:
     example = example if isinstance(example, Example) else Example.of(example)
     engine = trace(model, example)
     _decide_grids(engine)
-    atoms = engine.union_find if engine.heads or engine.counts or engine.products else engine.union_find.condensed()
-    _block_whole_dimensions(atoms)
-    classes = GroupBuilder(engine, atoms)
+    union_find = (
+        engine.union_find if engine.heads or engine.counts or engine.records.products else engine.union_find.condensed()
+    )
+    _block_whole_dimensions(union_find)
+    classes = GroupBuilder(engine, union_find)
     groups = tuple(classes.groups())
     batch = max(example.batch_size, 1)
-    macs = {name: count // batch for name, count in engine.macs.items()}
+    macs = {name: count // batch for name, count in engine.records.macs.items()}
     products = {name: count / batch for name, count in classes.product_macs().items()}
     return Structure(groups, classes.refused(groups), macs, products)
 
@@ -113,11 +115,11 @@ def _elements(labels: Tensor) -> tuple[int, frozenset[tuple[int, int]]]:
     return labels.data_ptr(), frozenset(dim for dim in layout if dim[0] > 1)
 
 
-def _block_whole_dimensions(atoms: ChannelUnionFind) -> None:
+def _block_whole_dimensions(union_find: ChannelUnionFind) -> None:
     """A class that covers a whole dimension is never removed."""
-    ranges, roots = atoms.ranges, atoms.all_roots()
-    starts = torch.tensor([atoms.start for atoms in ranges.values()], dtype=torch.int64)
+    ranges, roots = union_find.ranges, union_find.all_roots()
+    starts = torch.tensor([own.start for own in ranges.values()], dtype=torch.int64)
     alike = (roots[starts] == roots[starts + 1]).tolist()  # no dimension has fewer than two
     for ((name, dim), own), starts_alike in zip(ranges.items(), alike, strict=True):
         if starts_alike and bool((roots[own.start : own.stop] == roots[own.start]).all()):
-            atoms.block(torch.tensor([own.start]), f"couples all channels of {name} (dimension {dim})")
+            union_find.block(torch.tensor([own.start]), f"couples all channels of {name} (dimension {dim})")

@@ -1,4 +1,4 @@
-"""Classes of united atoms, and the groups that are formed by those which may be removed."""
+"""Classes of united labels, and the groups that are formed by those which may be removed."""
 
 from __future__ import annotations
 
@@ -16,39 +16,39 @@ from lightning_coreset.structure.union_find import FIXED, ChannelUnionFind
 
 
 class GroupBuilder:
-    """The classes of atoms once the whole network was followed, each known by its root.
+    """The classes of labels once the whole network was followed, each known by its root.
 
-    There are as many atoms as all dimensions of all tensors are long together, so what concerns every atom is done on
+    There are as many labels as all dimensions of all tensors are long together, so what concerns every label is done on
     whole tensors; only groups and their members are walked one by one.
 
     Args:
         engine: What has followed the network.
-        atoms: Its atoms, or what they are condensed to.
+        union_find: Its union-find, or what that is condensed to.
     """
 
-    def __init__(self, engine: Propagation, atoms: ChannelUnionFind) -> None:
+    def __init__(self, engine: Propagation, union_find: ChannelUnionFind) -> None:
         self.engine = engine
-        self.atoms = atoms
-        self.roots = atoms.all_roots()
-        self._reasons = atoms.reasons()  # by root
+        self.union_find = union_find
+        self.roots = union_find.all_roots()
+        self._reasons = union_find.reasons()  # by root
         self.group_of = self._partition()
         self._names: dict[int, str] = {}
-        layers = {name: contraction.layer for name, contraction in engine.layers.items()}
-        paths = dict.fromkeys(engine.paths)  # each once, in the order of execution
+        layers = {name: contraction.layer for name, contraction in engine.records.layers.items()}
+        paths = dict.fromkeys(engine.records.paths)  # each once, in the order of execution
         self.paths = [Path(layers[producer], steps, layers[consumer]) for producer, steps, consumer in paths]
 
     def roots_of(self, where: Dim) -> Tensor:
         """The roots along one dimension of a tensor, int64 ``(size,)``."""
-        own = self.atoms.ranges[where]
+        own = self.union_find.ranges[where]
         return self.roots[own.start : own.stop]
 
     def groups(self) -> list[ChannelGroup]:
         """Classes that the same layers make are one group, in the order in which the first of these layers ran."""
-        order = self.engine.producers
+        order = self.engine.records.producers
         count = int(self.group_of.max()) + 1
         if not count:
             return []
-        places = ClassPositions(self.atoms.ranges, self.roots, self.group_of)
+        places = ClassPositions(self.union_find.ranges, self.roots, self.group_of)
         dims = places.dims(count)
         makers = [min((order[where], where) for where in own if where in order) for own in dims]
         ranked = sorted(range(count), key=lambda number: (makers[number][0], number))
@@ -71,7 +71,7 @@ class GroupBuilder:
     def product_macs(self) -> dict[str, float]:
         """By group name: what products without a weight cost where their results are labelled with its classes."""
         found: dict[str, float] = defaultdict(float)
-        for labels, macs in self.engine.products:
+        for labels, macs in self.engine.records.products:
             group = self.group_of[self.roots[labels]].flatten()
             for number, count in zip(*(part.tolist() for part in group.unique(return_counts=True)), strict=True):
                 if number >= 0:
@@ -84,13 +84,13 @@ class GroupBuilder:
         Roots that are made by the same layers, and read by some, are a group, if there are several.
         """
         group_of = torch.full((len(self.roots),), -1, dtype=torch.int32)
-        if not self.engine.producers or not self.engine.consumers:
+        if not self.engine.records.producers or not self.engine.records.consumers:
             return group_of
         usable = torch.zeros(len(self.roots), dtype=torch.bool)
-        usable[torch.cat([self.roots_of(where) for where in self.engine.consumers])] = True
+        usable[torch.cat([self.roots_of(where) for where in self.engine.records.consumers])] = True
         usable &= self._reasons < 0
         usable[FIXED] = False
-        lying = [self.roots_of(where) for where in self.engine.producers]
+        lying = [self.roots_of(where) for where in self.engine.records.producers]
         made = torch.cat(lying)
         number = torch.arange(len(lying)).repeat_interleave(torch.tensor(list(map(len, lying))))
         chosen = usable[made]
@@ -114,7 +114,7 @@ class GroupBuilder:
         """The group of this number."""
         lengths = {where: len(self.engine.union_find.ranges[where]) for where in sorted(dims, key=self._network_order)}
         condensed = (
-            self.atoms is not self.engine.union_find
+            self.union_find is not self.engine.union_find
         )  # then all classes lie as the first two do: one after the other
         members = tuple(
             Member(
@@ -160,18 +160,22 @@ class GroupBuilder:
         return set(self.group_of[self.roots[labels]].unique().tolist())
 
     def _role(self, where: Dim) -> Role:
-        if where in self.engine.consumers:
+        if where in self.engine.records.consumers:
             return "consumer"
-        return "producer" if where in self.engine.producers else "channelwise"
+        return "producer" if where in self.engine.records.producers else "channelwise"
 
     def _network_order(self, where: Dim) -> tuple[int, int]:
         """The order of execution for layers, and of definition for what has none of its own."""
         rank = {"producer": 0, "channelwise": 1, "consumer": 2}[self._role(where)]
-        order = self.engine.consumers.get(where, self.engine.producers.get(where, 0))
+        order = self.engine.records.consumers.get(where, self.engine.records.producers.get(where, 0))
         return rank, order if rank != 1 else self.engine.union_find.ranges[where].start
 
     def _paths(self, members: tuple[Member, ...]) -> tuple[Path, ...]:
-        made = {(member.name, member.dim) for member in members if (member.name, member.dim) in self.engine.producers}
+        made = {
+            (member.name, member.dim)
+            for member in members
+            if (member.name, member.dim) in self.engine.records.producers
+        }
         used = {(member.name, member.dim) for member in members if member.role == "consumer"}
         return tuple(
             path
@@ -184,10 +188,10 @@ class GroupBuilder:
         """For every layer none of whose channels are in a group, why."""
         grouped = {(member.name, member.dim) for group in groups for member in group.members}
         refused = {}
-        for where in sorted(self.engine.producers, key=lambda dim: self.engine.producers[dim]):
+        for where in sorted(self.engine.records.producers, key=lambda dim: self.engine.records.producers[dim]):
             if where not in grouped:
                 refused[self._name(where)] = self._why(where)
-        told = {name for name, _ in grouped} | {name for name, _ in self.engine.producers}
+        told = {name for name, _ in grouped} | {name for name, _ in self.engine.records.producers}
         for name, owner in self.engine.owners.items():
             layer = name.partition(".parametrizations.")[0] if ".parametrizations." in name else _module(name)
             if not layer:  # the model is a layer itself, which goes by the name of its weight
@@ -204,8 +208,8 @@ class GroupBuilder:
         numbers = self._reasons[self.roots_of(where)]
         blocked = numbers[numbers >= 0]
         if len(blocked):
-            return self.atoms.reason(int(blocked[0]))
-        if where in self.engine.producers:
+            return self.union_find.reason(int(blocked[0]))
+        if where in self.engine.records.producers:
             return "is consumed by no layer whose weights could be cut"
         return "is not run by the example inputs"
 

@@ -1,8 +1,8 @@
-"""One aten operation, taken apart by its schema."""
+"""One call of an operator, taken apart by the operator's schema."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any
@@ -14,36 +14,65 @@ from lightning_coreset._compat import schema_of
 
 @dataclass(frozen=True)
 class _Signature:
-    """What the schema of an aten operation says: all arguments in their order, with their defaults."""
+    """What the schema of an operator says.
+
+    Attributes:
+        name: See ``OpCall``.
+        defaults: All arguments in their order, with their default values.
+        written: The arguments that the operator writes into.
+        inplace: Whether the first argument is one of these.
+        has_out: Whether the result goes into an argument ``out=``.
+    """
 
     name: str
-    inplace: bool
     defaults: Mapping[str, Any]
+    written: tuple[str, ...]
+    inplace: bool
+    has_out: bool
 
 
 @cache
 def _signature(function: Any) -> _Signature:
-    schema = schema_of(function)
-    name = schema.name.rpartition("::")[2]
-    inplace = name.endswith("_") and not name.startswith("__")
-    defaults = {argument.name: argument.default_value for argument in schema.arguments}
-    return _Signature(name[:-1] if inplace else name, inplace, defaults)
+    arguments = schema_of(function).arguments
+    qualified: str = function.name()
+    name = qualified.removesuffix(".default")
+    if function.namespace == "aten":
+        # Only torch's own operators have in-place twins of the same meaning, and overloads that differ in types alone.
+        name = qualified.removeprefix("aten::").partition(".")[0]
+        name = name[:-1] if name.endswith("_") and not name.startswith("__") else name
+    written = [argument for argument in arguments if argument.is_write]
+    return _Signature(
+        name,
+        {argument.name: argument.default_value for argument in arguments},
+        tuple(argument.name for argument in written),
+        bool(written) and written[0].name == arguments[0].name,
+        any(argument.kwarg_only for argument in written),
+    )
+
+
+def name_of(function: Any) -> str:
+    """The name of an overload, see ``OpCall.name``."""
+    return _signature(function).name
 
 
 @dataclass(frozen=True, eq=False)
 class OpCall:
-    """One aten call, with its result.
+    """One call of an operator, with its result.
 
     Attributes:
-        name: Without namespace and without the underscore of the in-place form: ``"relu"``.
-        inplace: Whether it writes into its first argument.
+        signature: What the schema says.
+        name: What identifies the operator: ``"relu"`` for ``torch.ops.aten.relu`` and its in-place twin, whatever the
+            overload; ``"house::relu"`` for an operator of any other namespace, ``"house::relu.scaled"`` for its
+            overload ``scaled``. No operator of another namespace has the name of one of aten's.
+        function: The overload that is called, ``torch.ops.aten.relu.default``.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
         tensors: All tensors among the arguments.
-        results: All tensors among the results.
+        results: All tensors among the results; what the operator writes into where it returns nothing.
     """
 
-    name: str
-    inplace: bool
-    function: Callable[..., Any]
+    signature: _Signature
+    function: Any
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     tensors: list[Tensor]
@@ -54,13 +83,41 @@ class OpCall:
         cls, function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], tensors: list[Tensor], result: Any
     ) -> OpCall:
         """Take the call, in which ``tensors`` were found, apart by the schema of ``function``."""
-        sign = _signature(function)
-        return cls(sign.name, sign.inplace, function, args, kwargs, tensors, tensors_among((result,)))
+        call = cls(_signature(function), function, args, kwargs, tensors, tensors_among((result,)))
+        if not call.results:
+            call.results.extend(call.written)
+        return call
+
+    @property
+    def name(self) -> str:
+        """What identifies the operator, see the class."""
+        return self.signature.name
+
+    @property
+    def title(self) -> str:
+        """The operator as messages name it: ``"aten.relu"``, ``"house::relu"``."""
+        return self.name if "::" in self.name else f"aten.{self.name}"
+
+    @property
+    def inplace(self) -> bool:
+        """Whether it writes into its first argument."""
+        return self.signature.inplace
+
+    @property
+    def has_out(self) -> bool:
+        """Whether it writes its result into a tensor that was given as ``out=``."""
+        return self.signature.has_out
+
+    @property
+    def written(self) -> list[Tensor]:
+        """The tensors that it writes into."""
+        names = self.signature.written
+        return tensors_among([self.arguments[name] for name in names]) if names else []
 
     @cached_property
     def arguments(self) -> Mapping[str, Any]:
-        """All arguments by the names of aten's schema."""
-        defaults = _signature(self.function).defaults
+        """All arguments by the names of the operator's schema, with defaults."""
+        defaults = self.signature.defaults
         return {**defaults, **dict(zip(defaults, self.args, strict=False)), **self.kwargs}
 
     @property
@@ -81,11 +138,13 @@ class OpCall:
 
 
 def tensors_among(values: Iterable[Any]) -> list[Tensor]:
-    """The tensors among values, one of which may be a list of them, but no nest: the schemas of aten know none."""
+    """The tensors among values and in lists, tuples and dicts of them."""
     found: list[Tensor] = []
     for value in values:
         if isinstance(value, Tensor):
             found.append(value)
         elif isinstance(value, (list, tuple)):
-            found += [one for one in value if isinstance(one, Tensor)]
+            found += tensors_among(value)
+        elif isinstance(value, dict):
+            found += tensors_among(value.values())
     return found

@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_coreset._compat import tree_map
 
 WORTHWHILE = 1 << 20
-"""Multiply-accumulates of a product that is large: below, its arithmetic costs less than the books on it."""
+"""Multiply-accumulates of a large product: below this size, deferring costs more than computing."""
 
 _aten = torch.ops.aten
 
@@ -58,8 +58,8 @@ def _with_memory(leaf: Any) -> Any:
     return leaf if not isinstance(leaf, Tensor) else torch.empty_strided(leaf.shape, leaf.stride(), dtype=leaf.dtype)
 
 
-# ---- forms that torch's own kernels tell slowly, all in Python as they are, or wrongly for the CPU. None where these
-# ---- few lines do not know and torch's do.
+# ---- Forms for which torch's meta kernels are slow, being Python, or wrong for the CPU. ``None`` where these few
+# ---- lines do not know the form and torch's kernels do.
 
 
 class _NotKnown(Exception):  # noqa: N818 - a finding, not an error

@@ -16,11 +16,11 @@ Dim = tuple[str, int]
 
 
 class ClassPositions:
-    """The atoms that are in groups, in the order in which they lie.
+    """The labels that are in groups, in the order in which they lie.
 
     Args:
-        ranges: The atoms of every dimension, one dimension after the other.
-        roots: The root of every atom, that of ``FIXED`` at the head.
+        ranges: The labels of every dimension, one dimension after the other.
+        roots: The root of every label, that of ``FIXED`` at the head.
         group_of: The number of every root's group, -1 where it is in none.
     """
 
@@ -28,14 +28,14 @@ class ClassPositions:
         self._dims = list(ranges)
         self._ranges = ranges
         group = group_of.index_select(0, roots)
-        atoms = (group >= 0).nonzero().squeeze(1)
-        self._group, self._roots = group.index_select(0, atoms), roots.index_select(0, atoms)
+        labels = (group >= 0).nonzero().squeeze(1)
+        self._group, self._roots = group.index_select(0, labels), roots.index_select(0, labels)
         bounds = torch.tensor([1, *(own.stop for own in ranges.values())], dtype=torch.int64)
         self._sizes = bounds.diff()
-        # The atoms of a dimension that are in groups lie side by side.
-        self._first = torch.searchsorted(atoms, bounds)
+        # The labels of a dimension that are in groups lie side by side.
+        self._first = torch.searchsorted(labels, bounds)
         self._dim = torch.arange(len(self._dims)).repeat_interleave(self._first.diff())
-        self._place = atoms - bounds[self._dim]
+        self._place = labels - bounds[self._dim]
 
     def dims(self, groups: int) -> list[list[Dim]]:
         """The dimensions that carry classes of each of so many groups."""
@@ -48,7 +48,7 @@ class ClassPositions:
     def number(self, class_of: Tensor) -> None:
         """Number the classes of every group: ``class_of`` says the number of a root."""
         self._class = class_of[self._roots]
-        group = self._group[self._first[:-1].clamp(max=len(self._group) - 1)]  # of the first atom of a dimension
+        group = self._group[self._first[:-1].clamp(max=len(self._group) - 1)]  # of the first label of a dimension
         follows = (self._class == self._place) & (self._group == group[self._dim])
         plain = torch.bincount(self._dim[follows], minlength=len(self._dims)) == self._sizes
         self._plain = {self._dims[dim]: int(group[dim]) for dim in plain.nonzero().squeeze(1).tolist()}

@@ -1,16 +1,15 @@
-"""The engine: runs a network once and lets labels ride along, from one aten operation to the next."""
+"""Runs a network and lets labels ride along, from one operator to the next."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lightning_coreset._compat import DispatchMode, own_tensors
+from lightning_coreset._compat import DispatchMode, tree_map
 from lightning_coreset.structure.labels import (
     UNLABELLED,
     ChannelLabels,
@@ -19,71 +18,85 @@ from lightning_coreset.structure.labels import (
     labels_along,
     pin_all,
 )
+from lightning_coreset.structure.layer_records import LayerRecords, Paths
 from lightning_coreset.structure.lazy_execution import LazyExecutor
 from lightning_coreset.structure.op_call import OpCall, tensors_among
-from lightning_coreset.structure.records import Layer, Norm, Step
-from lightning_coreset.structure.repetition import Repetition
+from lightning_coreset.structure.steps import Norm, Step, StepKind
 from lightning_coreset.structure.union_find import ChannelUnionFind
+from lightning_coreset.structure.views import SharedMemory
 from lightning_coreset.structure.weak_map import IdentityWeakMap
 
 
-@dataclass
-class LayerRecord:
-    """What the engine learns of a layer; becomes a ``Layer``."""
-
-    layer: Layer
-    order: int
-
-
 class Propagation(DispatchMode):
-    """Follows every aten operation and keeps what is known of each tensor.
+    """Follows every operation of a run and keeps what is known of each tensor.
 
-    An operation that no rule knows blocks all labels that enter it. A rule that fails does so too: the engine may
-    refuse what could be pruned, never the other way round.
+    An operator without a rule blocks all labels that enter it. A rule that fails does so too: the engine may refuse
+    what could be pruned, never the other way round.
+
+    Rules call the methods from ``info`` to ``count_macs``. A rule of your own (``register_rule``) may rely on ``info``,
+    ``channel_labels``, ``unite``, ``pin_dims``, ``block``, ``refuse``, ``producer_paths`` and ``set_info``.
+
+    Args:
+        model: The network whose parameters and buffers are followed.
+        find_rule: The rule of an operator, ``None`` where it has none.
+        unsupported: Parameters that may not change, by qualified name, each with the reason.
+
+    Attributes:
+        union_find: Which labels live and die together, and which are blocked.
+        records: The layers that ran.
+        grids: Labels that vary along several dimensions, of which one is chosen at the end.
+        heads: Labels that number attention heads.
+        counts: Labels whose classes an attribute of a module counts, with the names of both.
+        modules: All modules of the network by qualified name.
+        owners: The module that holds each parameter and buffer.
     """
 
-    def __init__(self, model: nn.Module, rules: Mapping[str, Rule], refused: Mapping[str, str]) -> None:
+    supports_higher_order_operators = True
+
+    def __init__(
+        self, model: nn.Module, find_rule: Callable[[Any], Rule | None], unsupported: Mapping[str, str]
+    ) -> None:
         super().__init__()
-        self.rules = rules
-        self.refused = refused
         self.union_find = ChannelUnionFind()
-        self.layers: dict[str, LayerRecord] = {}
-        self.normalised_by: dict[Norm, set[str]] = {}
-        self.producers: dict[tuple[str, int], int] = {}
-        self.consumers: dict[tuple[str, int], int] = {}
-        self.paths: list[tuple[str, tuple[Step, ...], str]] = []
+        self.records = LayerRecords()
+        self.executor = LazyExecutor()
         self.grids: list[ChannelLabels] = []
-        # Labels that number attention heads, and those whose classes an attribute of a module counts.
         self.heads: list[Tensor] = []
         self.counts: list[tuple[Tensor, str, str]] = []
-        self.macs: dict[str, int] = defaultdict(int)
-        # Labels along the results of products without a weight, such as heads, with what these products cost.
-        self.products: list[tuple[Tensor, int]] = []
-        self.recording = True
-        self.executor = LazyExecutor()
-        self._known = IdentityWeakMap()
-        self._repetition = Repetition()
-        self._told_of: list[Tensor] = []  # by the rule that is being applied
-        self._adopt(model)
-        for (name, _), atoms in self.union_find.ranges.items():
-            if name in refused:
-                self.union_find.block(torch.arange(atoms.start, atoms.stop), refused[name])
-
-    def _adopt(self, model: nn.Module) -> None:
-        """Give every index of every dimension of every parameter and buffer its atom; whole numbers are indices."""
-        self.owners: dict[str, nn.Module] = {}
         self.modules = dict(model.named_modules())
-        own = {
-            f"{prefix}.{name}" if prefix else name: (module, tensor)
-            for prefix, module in self.modules.items()
-            for name, tensor in own_tensors(module).items()
-            if _holds_values(tensor)
-        }
-        self.union_find.reserve(sum(size for _, tensor in own.values() for size in tensor.shape))
-        for name, (module, tensor) in own.items():
+        self.owners: dict[str, nn.Module] = {}
+        self._find_rule = find_rule
+        self._unsupported = unsupported
+        self._known = IdentityWeakMap()
+        self._shared_memory = SharedMemory()
+        self._adopt()
+
+    def _adopt(self) -> None:
+        """Give every index of every dimension of every parameter and buffer its label; whole numbers are indices."""
+        own = dict(self._own_tensors())
+        self.union_find.reserve(sum(size for tensor in own.values() for size in tensor.shape))
+        for name, tensor in own.items():
             if tensor not in self._known:  # the first of several names
-                self.owners[name] = module
+                self.owners[name] = self.modules[name.rpartition(".")[0]]
                 self._adopt_tensor(name, tensor)
+        for (name, _), labels in self.union_find.ranges.items():
+            if name in self._unsupported:
+                self.union_find.block(torch.arange(labels.start, labels.stop), self._unsupported[name])
+
+    def _own_tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """Parameters and buffers with values, module by module; a module that stands in two places only once."""
+        # By the methods of nn.Module itself, since wrappers override them; for the whole network at once, since asking
+        # every module is slow.
+        model = self.modules[""]
+        by_module: dict[str, list[tuple[str, Tensor]]] = {prefix: [] for prefix in self.modules}
+        for name, tensor in (
+            *nn.Module.named_parameters(model, remove_duplicate=False),
+            *nn.Module.named_buffers(model, remove_duplicate=False),
+        ):
+            if _holds_values(tensor):
+                by_module.get(name.rpartition(".")[0], []).append((name, tensor))
+        for own in by_module.values():
+            yield from own
 
     def _adopt_tensor(self, name: str, tensor: Tensor) -> None:
         axes = []
@@ -91,9 +104,8 @@ class Propagation(DispatchMode):
             if size > 1:
                 shape = [1] * tensor.dim()
                 shape[dim] = size
-                axes.append(
-                    ChannelLabels(self.union_find.allocate(name, dim, size).view(shape), frozenset({(name, dim)}))
-                )
+                labels = self.union_find.allocate(name, dim, size).view(shape)
+                axes.append(ChannelLabels(labels, frozenset({(name, dim)})))
         self._known[tensor] = TensorInfo(tuple(axes), constant=True, direct=name)
 
     # ---- what is known of tensors
@@ -102,24 +114,30 @@ class Propagation(DispatchMode):
         """What is known of a tensor."""
         return (self._known.get(tensor) if tensor is not None else None) or UNLABELLED
 
-    def set_info(self, tensor: Tensor, carried: TensorInfo) -> None:
-        """Remember what is known of a result, and the grids to be decided at the end."""
-        axes = drop_uniform_dims(carried.channel_labels, self.union_find)
-        if axes != carried.channel_labels:
-            carried = carried.with_channel_labels(axes)
+    def set_info(self, tensor: Tensor, info: TensorInfo) -> None:
+        """Say what is known of a result. Labels that do not vary, for they are united, are dropped."""
+        axes = drop_uniform_dims(info.channel_labels, self.union_find)
+        if axes != info.channel_labels:
+            info = info.with_channel_labels(axes)
         self.grids += [axis for axis in axes if len(axis.dims) > 1]
-        self._tell(tensor, carried)
-
-    def _tell(self, tensor: Tensor, carried: TensorInfo) -> None:
-        self._known[tensor] = carried
-        self._told_of.append(tensor)
+        self._known[tensor] = info
 
     def channel_labels(self, tensor: Tensor, dim: int, reason: str) -> Tensor:
-        """The labels of ``tensor`` along ``dim``, shape ``(tensor.shape[dim],)``, zeros where there are none."""
+        """The labels of ``tensor`` along ``dim``, shape ``(tensor.shape[dim],)``, zeros where there are none.
+
+        Where they vary along other dimensions as well, these are pinned for ``reason``.
+        """
         return labels_along(self.info(tensor).along(dim), dim, tensor.shape[dim], self.union_find, reason)
 
+    def unite(self, first: Tensor, second: Tensor, reason: str) -> None:
+        """Let the channels of two label tensors of one shape live and die together, element by element.
+
+        A label that meets a 0, which stands for an element that nothing can remove, is blocked for ``reason``.
+        """
+        self.union_find.unite(first, second, reason)
+
     def pin_dims(self, tensor: Tensor, dims: Iterable[int], reason: str) -> tuple[ChannelLabels, ...]:
-        """The axes of ``tensor`` after no single index along ``dims`` may go any more."""
+        """Forbid for ``reason`` that single indices along ``dims`` go; returns the labels that are left."""
         return tuple(pin_all(self.info(tensor).channel_labels, set(dims), self.union_find, reason))
 
     def block(self, tensor: Tensor, reason: str) -> None:
@@ -127,81 +145,67 @@ class Propagation(DispatchMode):
         for axis in self.info(tensor).channel_labels:
             self.union_find.block(axis.labels, reason)
 
-    def producer_paths(self, tensors: Iterable[Tensor], step: Step | None = None) -> dict[str, tuple[Step, ...]]:
-        """The trails of a result: those of its operands, with one step more."""
-        merged: dict[str, tuple[Step, ...]] = {}
+    def refuse(self, call: OpCall, reason: str) -> None:
+        """Block everything that enters a call; its results have no labels."""
+        self._refuse((*call.tensors, *call.results), reason)
+
+    def _refuse(self, tensors: Iterable[Tensor], reason: str) -> None:
+        for tensor in tensors:
+            self.block(tensor, reason)
+            if tensor in self._known and not self.info(tensor).constant:
+                self._known[tensor] = UNLABELLED
+
+    def producer_paths(self, tensors: Iterable[Tensor], step: Step | None = None) -> Paths:
+        """The paths of a result: those of its operands, with one step more."""
+        merged: Paths = {}
         for tensor in tensors:
             for producer, steps in self.info(tensor).producer_paths.items():
                 known = merged.get(producer, steps)
-                merged[producer] = known if known == steps else (*known, Step("mixed"))
+                merged[producer] = known if known == steps else (*known, Step(StepKind.MIXED))
         return merged if step is None else {producer: (*steps, step) for producer, steps in merged.items()}
 
-    # ---- what is learnt of layers
+    # ---- what is known of layers
 
     def record_layer(
-        self, weight: Tensor, in_dim: int | None, out_dim: int | None, inputs: Tensor | None, **details: Any
-    ) -> dict[str, tuple[Step, ...]]:
-        """Record that ``weight`` contracts ``inputs``; returns the trails of the output.
-
-        ``in_dim`` and ``out_dim`` are dimensions of the weight as it is used, which may be a transposed view.
-        """
-        carried = self.info(weight)
-        order = len(self.layers)
-        into = carried.along(in_dim) if in_dim is not None else None
-        out = carried.along(out_dim) if out_dim is not None else None
-        for axis, roles in ((into, self.consumers), (out, self.producers)):
-            for source in axis.sources if axis is not None else ():
-                roles.setdefault(source, order)
-        name = self._layer_name(carried, out or into)
-        if name is None:
-            return {}
-        if name not in self.layers:
-            made, read = _own_dim(out, name), _own_dim(into, name)
-            if made is None:
-                made = 0 if read is None else 1 - min(read, 1)  # a single channel has no atoms
-            if read is None and in_dim is not None:
-                read = 1 - min(made, 1)
-            layer = Layer(name, in_dim=read, out_dim=made, **details)
-            self.layers[name] = LayerRecord(layer, order)
-        opaque = () if carried.direct else (Step("derived weight"),)
-        if self.recording and inputs is not None:
-            trails = self.info(inputs).producer_paths.items()
-            self.paths += [(producer, steps + opaque, name) for producer, steps in trails]
-        return {name: opaque}
-
-    def _layer_name(self, carried: TensorInfo, axis: ChannelLabels | None) -> str | None:
-        if carried.direct is not None:
-            return carried.direct
-        return min(axis.sources)[0] if axis is not None and axis.sources else None
+        self,
+        weight: Tensor,
+        in_dim: int | None,
+        out_dim: int | None,
+        inputs: Tensor | None,
+        *,
+        bias: Tensor | None = None,
+        groups: int = 1,
+        scaled: bool = False,
+    ) -> Paths:
+        """Record that ``weight`` contracts ``inputs``; see ``LayerRecords.add_layer``."""
+        return self.records.add_layer(
+            self.info(weight),
+            in_dim,
+            out_dim,
+            self.info(inputs) if inputs is not None else None,
+            self.info(bias) if bias is not None else None,
+            groups,
+            scaled,
+        )
 
     def record_batch_norm(self, inputs: Tensor, norm: Norm) -> None:
         """Record that a BatchNorm directly follows the layer that made ``inputs``, if one did."""
-        for producer, steps in self.info(inputs).producer_paths.items():
-            if not steps and producer in self.layers:
-                served = self.normalised_by.setdefault(norm, set())
-                served.add(producer)
-                # What is right for one of several layers that a BatchNorm serves would be wrong for the others.
-                for name in served:
-                    layer = self.layers[name].layer
-                    self.layers[name].layer = replace(layer, norm=norm if len(served) == 1 else None)
+        self.records.add_batch_norm(self.info(inputs), norm)
 
     def count_macs(self, weight: Tensor | None, macs: int, axes: Sequence[ChannelLabels] = ()) -> None:
-        """Add multiply-accumulates to the account of a weight, or to that of products without one (``""``).
+        """Add multiply-accumulates to those of a weight, or to those of products without one (``""``).
 
         Such a product costs less when something goes that the ``axes`` of its result are labelled with.
         """
-        if self.recording:
-            carried = self.info(weight)
-            name = self._layer_name(carried, next(iter(carried.channel_labels), None)) or ""
-            self.macs[name] += macs
-            if not name and axes:
-                self.products.append((axes[0].labels, macs))
+        self.records.add_macs(self.info(weight), macs, axes)
 
     # ---- running
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operation, then follow it."""
         kwargs = kwargs or {}
+        if not hasattr(func, "overloadpacket"):
+            return self._run_higher_order(func, args, kwargs)
         tensors = tensors_among((*args, *kwargs.values()))
         # The state before an in-place operation is what its rule needs; labels do not change by running it.
         result = self.executor.run(func, args, kwargs, tensors)
@@ -209,48 +213,66 @@ class Propagation(DispatchMode):
             self._follow(OpCall.read(func, args, kwargs, tensors, result))
         return result
 
-    def _follow(self, op: OpCall) -> None:
-        """Apply the rule of an operation, or what came of it in the first run."""
-        key = self._repetition.key(op, self._known.get)
-        became = None if self.recording or key is None else self._repetition.became(key)
-        if became is not None:
-            for result, carried in zip(op.results, became, strict=True):
-                if carried is not None:
-                    self._known[result] = carried
-            return
-        operands = [self._known.get(tensor) for tensor in op.tensors]
-        self._apply(op)
-        told_of, self._told_of = self._told_of, []
-        # A rule that told of other tensors has to do so again.
-        if key is not None and all(any(told is result for result in op.results) for told in told_of):
-            self._repetition.note(key, operands, [self._known.get(result) for result in op.results])
+    def _follow(self, call: OpCall) -> None:
+        if call.inplace and call.name != "copy":  # whose rule looks at what it writes into
+            self._note_write(call)
+        self._apply_rule(call)
+        if call.function.is_view:
+            self._shared_memory.add((*call.tensors, *call.results))
 
-    def _apply(self, op: OpCall) -> None:
-        rule = self.rules.get(op.name)
+    def _apply_rule(self, call: OpCall) -> None:
+        rule = self._find_rule(call.function)
         if rule is None:
-            names = [self.info(tensor).direct or "" for tensor in op.tensors]
-            known = next((self.refused[name] for name in names if name in self.refused), None)
-            self.refuse(op, f"enters a layer that {known}" if known else f"enters aten.{op.name}, which has no rule")
+            names = [self.info(tensor).direct or "" for tensor in call.tensors]
+            known = next((self._unsupported[name] for name in names if name in self._unsupported), None)
+            missing = f"enters {call.title}, which has no rule (lightning_coreset.structure.register_rule adds one)"
+            self.refuse(call, f"enters a layer that {known}" if known else missing)
+            return
+        if call.has_out:  # which may be a view of something else
+            self.refuse(call, f"is written into the argument out of {call.title}")
             return
         try:
-            rule(self, op)
+            rule(self, call)
         except Exception as error:  # a rule that cannot follow an unforeseen form must not end the user's program
-            self.refuse(op, f"enters aten.{op.name} in a form that cannot be followed ({error})")
+            self.refuse(call, f"enters {call.title} in a form that cannot be followed ({error})")
 
-    def refuse(self, op: OpCall, reason: str) -> None:
-        """Block everything that enters an operation."""
-        for tensor in (*op.tensors, *op.results):
-            self.block(tensor, reason)
-            if tensor in self._known and not self.info(tensor).constant:
-                self._tell(tensor, UNLABELLED)
+    def _note_write(self, call: OpCall) -> None:
+        """Other views of memory that is written into keep their labels, and have other values from now on."""
+        for written in call.written:
+            for other in self._shared_memory.others(written):
+                info = self.info(other)
+                paths = self.producer_paths([other], Step(StepKind.WRITTEN))
+                self._known[other] = replace(info, direct=None, producer_paths=paths)
+
+    def _run_higher_order(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run an operator that is given functions, such as ``torch.cond``.
+
+        What these functions do is followed, for they may use any weight of the network. What becomes of the operator's
+        own arguments is not known, so everything that enters or leaves it is blocked.
+        """
+
+        def followed(function: Callable[..., Any]) -> Callable[..., Any]:
+            def call(*inner: Any, **named: Any) -> Any:
+                with self:
+                    result = function(*inner, **named)
+                self.executor.materialize()
+                return result
+
+            return call
+
+        self.executor.materialize()
+        args, kwargs = tree_map(
+            lambda leaf: followed(leaf) if callable(leaf) and not isinstance(leaf, Tensor) else leaf, (args, kwargs)
+        )
+        result = func(*args, **kwargs)
+        reason = f"enters the higher-order operator {func.name()}"
+        self._refuse(tensors_among((args, kwargs, result)), reason)
+        return result
 
 
 def _holds_values(tensor: Tensor) -> bool:
     return tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool
 
 
-def _own_dim(axis: ChannelLabels | None, name: str) -> int | None:
-    return next((dim for source, dim in axis.sources if source == name), None) if axis is not None else None
-
-
 Rule = Callable[[Propagation, OpCall], None]
+"""What an operator does to labels: called after it ran, with what is known and the call."""

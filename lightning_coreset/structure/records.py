@@ -9,6 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from lightning_coreset.structure.steps import Norm, Step
+
 Role = Literal["producer", "consumer", "channelwise"]
 
 
@@ -31,7 +33,7 @@ class Member:
             embedding, is a consumer before a producer before channelwise.
         index: For every class of the group, the positions of the class along ``dim``. Empty where the tensor does not
             carry the class; several where one channel became several positions (a Flatten, a grouped convolution).
-        length: Size of ``dim`` when the group was found, by which a group that is out of date is told; ``None`` if
+        length: Size of ``dim`` when the group was found, to recognise a group that is out of date; ``None`` if
             unknown.
     """
 
@@ -94,29 +96,6 @@ class Member:
         spread = torch.ones(length + 1, dtype=torch.float64)
         spread[self.positions] = values[:, None]
         return spread[:-1]
-
-
-@dataclass(frozen=True)
-class Norm:
-    """A BatchNorm met on a path: the qualified names of its tensors, ``None`` where it has none."""
-
-    weight: str | None
-    bias: str | None
-    running_mean: str | None
-    running_var: str | None
-    eps: float
-
-
-@dataclass(frozen=True)
-class Step:
-    """One operation between a producer and a consumer, by its aten name: ``Step("leaky_relu", (0.2,))``.
-
-    Movement (views, concatenation), dropout, casts and linear pooling leave no step.
-    """
-
-    op: str
-    args: tuple[float | str | None, ...] = ()
-    norm: Norm | None = None
 
 
 @dataclass(frozen=True)

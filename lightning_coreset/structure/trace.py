@@ -17,18 +17,16 @@ from lightning_coreset._compat import eager_execution, registered_buffers, set_r
 from lightning_coreset.module_specs import check_module_sizes, module_spec, sizing_tensor
 from lightning_coreset.nested import tensors_in
 from lightning_coreset.structure.example import Example
-from lightning_coreset.structure.ops import RULES
 from lightning_coreset.structure.propagation import Propagation
-from lightning_coreset.structure.training_flag import watched_training_flag
+from lightning_coreset.structure.registry import find_rule
 from lightning_coreset.structure.unsupported import unsupported_parameters
 
 
 def trace(model: nn.Module, example: Example) -> Propagation:
     """Follow an example through ``model``, first as in evaluation, then as in training.
 
-    The second run shows what evaluation does not reach, such as auxiliary heads; it is spared where the first shows
-    that nothing depends on the mode. Modules that draw random numbers or keep statistics stay in evaluation mode.
-    Flags, buffers and random states are restored.
+    The second run shows what evaluation does not reach, such as auxiliary heads. Modules that draw random numbers or
+    keep statistics stay in evaluation mode. Flags, buffers and random states are restored.
 
     Args:
         model: The network whose parameters are followed.
@@ -43,14 +41,11 @@ def trace(model: nn.Module, example: Example) -> Propagation:
     with ExitStack() as stack:
         for context in (preserved(model), plain_execution()):
             stack.enter_context(context)
-        engine = Propagation(model, RULES, unsupported_parameters(model))
+        engine = Propagation(model, find_rule, unsupported_parameters(model))
         stack.enter_context(_watched_inputs(model, engine))
         model.eval()
-        with watched_training_flag(model) as flag:
-            _run(engine, model, example)
-        if not flag.matters:
-            return engine
-        engine.recording = False
+        _run(engine, model, example)
+        engine.records.recording = False
         _train_mode(model)
         try:
             _run(engine, model, example)

@@ -1,4 +1,4 @@
-"""Atoms: one integer for each index of each dimension of each parameter, joined into classes by a union-find."""
+"""Labels: one integer for each index of each dimension of each parameter, joined into classes by a union-find."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ FIXED = 0
 
 
 class ChannelUnionFind:
-    """A union-find over all atoms, as flat tensors, with the reason why a class may not be removed.
+    """A union-find over all labels, as flat tensors, with the reason why a class may not be removed.
 
-    Atoms that must live and die together are united. Nothing is decided on the way: a class is blocked if any of its
-    atoms is, which is known when the whole network has been followed. Every atom points to one of its class that is
+    Labels that must live and die together are united. Nothing is decided on the way: a class is blocked if any of its
+    labels is, which is known when the whole network has been followed. Every label points to one of its class that is
     lower, the lowest to itself.
 
     Mostly whole dimensions are united, position by position. That is one entry in a union-find over dimensions, and
-    only written down atom by atom when something else happens.
+    only written down label by label when something else happens.
     """
 
     def __init__(self) -> None:
@@ -28,9 +28,9 @@ class ChannelUnionFind:
         self._count = 1
         self._reasons: list[str] = [""]
         self._reason_ids: dict[str, int] = {"": 0}
-        self._parents: tuple[array[int], Tensor] | None = None  # made when a single atom is asked for
+        self._parents: tuple[array[int], Tensor] | None = None  # made when a single label is asked for
         self._labels = torch.arange(1)  # all that there are; those of a dimension are a part of its memory
-        self._sizes: dict[int, int] = {}  # of dimensions, by their first atoms
+        self._sizes: dict[int, int] = {}  # of dimensions, by their first labels
         self._leads: dict[int, int] = {}  # the dimension that each one follows, maybe itself
         self._unwritten: set[int] = set()
         self._by_dimensions = True  # whether nothing else was united yet
@@ -38,7 +38,7 @@ class ChannelUnionFind:
         """Goes up with every union: what classes were found to be stays so as long as it is the same."""
 
     def reserve(self, room: int) -> None:
-        """Make room for so many atoms more, in one go."""
+        """Make room for so many labels more, in one go."""
         known, room = self._count, self._count + room
         self._labels = torch.arange(room)
         if self._parents is not None:
@@ -47,7 +47,7 @@ class ChannelUnionFind:
         self._reason = torch.cat([self._reason[:known], torch.zeros(room - known, dtype=torch.int32)])
 
     def allocate(self, name: str, dim: int, size: int) -> Tensor:
-        """New atoms for dimension ``dim`` of the tensor ``name``, shape ``(size,)``."""
+        """New labels for dimension ``dim`` of the tensor ``name``, shape ``(size,)``."""
         first, last = self._count, self._count + size
         if last > len(self._labels):
             self.reserve(max(size, len(self._labels)))
@@ -58,18 +58,18 @@ class ChannelUnionFind:
 
     @property
     def _parent(self) -> Tensor:
-        """For every atom one of its class that is lower, int64 ``(room,)``."""
+        """For every label one of its class that is lower, int64 ``(room,)``."""
         if self._parents is None:
             self._parents = _identity(len(self._labels))
         return self._parents[1]
 
     @property
     def ranges(self) -> dict[tuple[str, int], range]:
-        """The atoms of every ``(tensor name, dimension)``."""
+        """The labels of every ``(tensor name, dimension)``."""
         return self._ranges
 
     def roots(self, labels: Tensor) -> Tensor:
-        """The representative of each label's class, which is its lowest atom; 0 stays 0."""
+        """The representative of each label's class, which is its lowest label; 0 stays 0."""
         self._write_down()
         flat = labels.reshape(-1)
         root = self._parent.index_select(0, flat)
@@ -82,7 +82,7 @@ class ChannelUnionFind:
         return root.view(labels.shape)
 
     def all_roots(self) -> Tensor:
-        """The representative of every atom, with that of ``FIXED`` at its head, ``(atoms + 1,)``.
+        """The representative of every label, with that of ``FIXED`` at its head, ``(labels + 1,)``.
 
         Good until classes are united once more.
         """
@@ -110,7 +110,7 @@ class ChannelUnionFind:
         return self._by_dimensions and self.whole(labels) is not None
 
     def whole(self, labels: Tensor) -> int | None:
-        """The first atom of the dimension whose atoms these are, in their order; ``None`` if of no dimension."""
+        """The first label of the dimension whose labels these are, in their order; ``None`` if of no dimension."""
         first = (labels.data_ptr() - self._labels.data_ptr()) // self._labels.element_size()
         return first if self._sizes.get(first) == labels.numel() and labels.is_contiguous() else None
 
@@ -127,7 +127,7 @@ class ChannelUnionFind:
             self._unite(first, second, reason)
 
     def _align(self, first: int, second: int) -> None:
-        """Join two dimensions of one length, by their first atoms."""
+        """Join two dimensions of one length, by their first labels."""
         low, high = sorted((self._lead(first), self._lead(second)))
         if low != high:
             self._leads[high] = low
@@ -140,7 +140,7 @@ class ChannelUnionFind:
         return first
 
     def _write_down(self) -> None:
-        """Make of the unions of dimensions unions of atoms."""
+        """Make of the unions of dimensions unions of labels."""
         while self._unwritten:
             first = self._unwritten.pop()
             lead, size = self._lead(first), self._sizes[first]
@@ -172,26 +172,26 @@ class ChannelUnionFind:
         number = self._reason_ids.setdefault(reason, len(self._reasons))
         if number == len(self._reasons):
             self._reasons.append(reason)
-        atoms = labels.reshape(-1)
-        self._reason[atoms] = torch.where(self._reason[atoms] == 0, number, self._reason[atoms])
+        flat = labels.reshape(-1)
+        self._reason[flat] = torch.where(self._reason[flat] == 0, number, self._reason[flat])
 
     def blocked(self) -> Tensor:
-        """Whether the class with this root may not be removed, bool ``(atoms + 1,)``; ``FIXED`` may not."""
+        """Whether the class with this root may not be removed, bool ``(labels + 1,)``; ``FIXED`` may not."""
         blocked = self.reasons() >= 0
         blocked[FIXED] = True
         return blocked
 
     def reasons(self) -> Tensor:
         """By root, the number of the earliest reason why its class is blocked, int32; -1 where it is not."""
-        atoms = self._reason.nonzero().squeeze(1)
-        atoms = atoms[atoms != FIXED]
+        labels = self._reason.nonzero().squeeze(1)
+        labels = labels[labels != FIXED]
         none = len(self._reasons)
         first = torch.full((self._count,), none, dtype=torch.int32)
-        first.scatter_reduce_(0, self.roots(atoms), self._reason[atoms], "amin")
+        first.scatter_reduce_(0, self.roots(labels), self._reason[labels], "amin")
         return first.masked_fill_(first == none, -1)
 
     def condensed(self) -> ChannelUnionFind:
-        """The same with two atoms for each dimension, where those stand for all; or else these atoms themselves.
+        """The same with two labels for each dimension, where those stand for all; or else these labels themselves.
 
         They do as long as only whole dimensions were united, and none is blocked in part.
         """
@@ -202,8 +202,8 @@ class ChannelUnionFind:
         few.reserve(2 * len(self._ranges))
         few._count = len(few._labels)
         few._reasons, few._reason_ids = self._reasons, self._reason_ids
-        both = {atoms.start: 1 + 2 * number for number, atoms in enumerate(self._ranges.values())}
-        few._ranges = {where: range(both[atoms.start], both[atoms.start] + 2) for where, atoms in self._ranges.items()}
+        both = {own.start: 1 + 2 * number for number, own in enumerate(self._ranges.values())}
+        few._ranges = {where: range(both[own.start], both[own.start] + 2) for where, own in self._ranges.items()}
         leads = torch.tensor([both[self._lead(first)] for first in both], dtype=torch.int64)
         few._parent[1:] = torch.stack([leads, leads + 1], dim=1).flatten()
         for first, reason in blocked.items():
@@ -211,11 +211,11 @@ class ChannelUnionFind:
         return few
 
     def _blocked_dimensions(self) -> dict[int, int] | None:
-        """Why dimensions are blocked, by their first atoms; ``None`` if one is in part, or for several reasons."""
+        """Why dimensions are blocked, by their first labels; ``None`` if one is in part, or for several reasons."""
         blocked: dict[int, int] = {}
         starts = torch.tensor(list(self._sizes), dtype=torch.int64)
-        atoms = self._reason[1 : self._count].nonzero().squeeze(1) + 1
-        for number in (torch.searchsorted(starts, atoms, right=True) - 1).unique_consecutive().tolist():
+        labels = self._reason[1 : self._count].nonzero().squeeze(1) + 1
+        for number in (torch.searchsorted(starts, labels, right=True) - 1).unique_consecutive().tolist():
             first = int(starts[number])
             reasons = self._reason[first : first + self._sizes[first]]
             if not bool((reasons == reasons[0]).all()):

@@ -28,5 +28,5 @@ class IdentityWeakMap:
     def __contains__(self, tensor: Tensor) -> bool:
         return self.get(tensor) is not None
 
-    def __setitem__(self, tensor: Tensor, carried: TensorInfo) -> None:
-        self._entries[id(tensor)] = weakref.ref(tensor), carried
+    def __setitem__(self, tensor: Tensor, info: TensorInfo) -> None:
+        self._entries[id(tensor)] = weakref.ref(tensor), info

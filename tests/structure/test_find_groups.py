@@ -123,6 +123,24 @@ def test_attention_heads_and_their_counts() -> None:
     assert group.counts == (Count("", "num_heads", 1),)
 
 
+@pytest.mark.parametrize("tokens", [7, 4])
+def test_as_many_tokens_as_positions_in_a_head(tokens: int) -> None:
+    """The second run sees heads whose positions are one class: these lie behind a dimension of any size."""
+
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.q, self.k, self.v, self.proj = (nn.Linear(12, 12) for _ in range(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            q, k, v = (layer(x).view(2, tokens, 3, 4).transpose(1, 2) for layer in (self.q, self.k, self.v))
+            y = (q @ k.transpose(-1, -2) / 2).softmax(-1) @ v
+            return self.proj(y.transpose(1, 2).flatten(2))
+
+    (group,) = find_groups(Attention(), torch.randn(2, tokens, 12))
+    assert group.size == 3
+
+
 @pytest.mark.parametrize(
     ("layer", "reason"),
     [
@@ -182,6 +200,18 @@ def test_auxiliary_head_of_training_keeps_its_input() -> None:
 
     first, _ = find_groups(Net(), torch.randn(3, 4))
     assert [member.name for member in first.by_role("consumer")] == ["second.weight", "aux.weight"]
+
+
+def test_the_network_runs_once_in_each_mode() -> None:
+    modes = []
+    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Dropout(), nn.Linear(6, 2))
+    for module in model:
+        module.register_forward_pre_hook(lambda module, _: modes.append((type(module).__name__, module.training)))
+    find_groups(model, torch.randn(3, 4))
+    assert modes == [
+        *(("Linear", False), ("BatchNorm1d", False), ("Dropout", False), ("Linear", False)),
+        *(("Linear", True), ("BatchNorm1d", False), ("Dropout", False), ("Linear", True)),
+    ]
 
 
 def test_macs_equal_hand_counts() -> None:

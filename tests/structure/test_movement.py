@@ -9,7 +9,7 @@ import pytest
 import torch
 from breadth import some_of
 
-from lightning_coreset.structure.ops.movement import _reshaped
+from lightning_coreset.structure.ops.views import reshape_labels
 
 
 def some_factors(product: int, choose: random.Random) -> list[int]:
@@ -31,13 +31,13 @@ def test_any_view(seed):
     old, new = some_factors(product, choose), some_factors(product, choose)
     shape = [size if choose.random() < 0.5 else 1 for size in old]
     labels = torch.randint(1, 99, shape)
-    found = _reshaped(labels, torch.Size(old), torch.Size(new))
+    found = reshape_labels(labels, torch.Size(old), torch.Size(new))
     assert found.dim() == len(new)
     assert torch.equal(found.expand(new), labels.expand(old).reshape(new))
 
 
 def test_what_does_not_vary_is_not_written_out():
     labels = torch.arange(1, 1 + 12 * 64).view(1, 12, 1, 64)
-    found = _reshaped(labels, torch.Size([2, 12, 197, 64]), torch.Size([24, 197, 64]))
+    found = reshape_labels(labels, torch.Size([2, 12, 197, 64]), torch.Size([24, 197, 64]))
     assert found.shape == (24, 1, 64)
     assert math.prod(found.shape) == 2 * labels.numel()

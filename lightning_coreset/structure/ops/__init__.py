@@ -1,17 +1,39 @@
-"""What each aten operation does to labels: five families (joining is movement, too), and everything else is refused."""
+"""What each of aten's operators does to labels, in six families; every other operator is refused."""
 
 from __future__ import annotations
 
-from lightning_coreset.structure.ops import contraction, elementwise, joining, movement, normalization, reduction
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+import torch
+
+from lightning_coreset.structure.ops import (
+    contraction,
+    convolution,
+    elementwise,
+    joining,
+    movement,
+    normalization,
+    pieces,
+    reduction,
+)
 from lightning_coreset.structure.propagation import Rule
 
-RULES: dict[str, Rule] = {
-    **movement.RULES,
-    **joining.RULES,
-    **elementwise.RULES,
-    **contraction.RULES,
-    **reduction.RULES,
-    **normalization.RULES,
-}
+_FAMILIES = (movement, pieces, joining, elementwise, contraction, convolution, reduction, normalization)
 
-__all__ = ["RULES"]
+
+@cache
+def aten_rules() -> Mapping[Any, Rule]:
+    """The rules by overload packet, ``torch.ops.aten.relu``, of operators and of their in-place twins.
+
+    By the operator itself, for an operator of the same name in another namespace may be anything. Names that this
+    version of torch does not have are left out.
+    """
+    named = {name: rule for family in _FAMILIES for name, rule in family.RULES.items()}
+    packets = {getattr(torch.ops.aten, twin, None): rule for name, rule in named.items() for twin in (name, f"{name}_")}
+    packets.pop(None, None)
+    return packets
+
+
+__all__ = ["aten_rules"]

@@ -1,21 +1,28 @@
-"""Element-wise operations: what lies on the same element lives and dies together."""
+"""Elementwise operations: channels that lie on the same element live and die together."""
 
 from __future__ import annotations
 
-from lightning_coreset.structure.labels import ChannelLabels, TensorInfo, join, unite_along, varying
+from collections.abc import Iterable
+
+from torch import Tensor
+
+from lightning_coreset.structure.label_merging import join, varying
+from lightning_coreset.structure.labels import ChannelLabels, TensorInfo, unite_along
 from lightning_coreset.structure.propagation import OpCall, Propagation, Rule
-from lightning_coreset.structure.records import Step
+from lightning_coreset.structure.steps import Step, StepKind
 
-# Leave no step on the trail: they are the identity in the mathematics of a coreset.
-_IDENTITIES = frozenset({"dropout", "native_dropout", "alpha_dropout", "zeros_like", "ones_like", "bernoulli"})
+# They leave no step: the mathematics of a coreset takes them for the identity.
+_IDENTITIES = frozenset({"dropout", "native_dropout", "alpha_dropout"})
 
-_UNARY = """
+_UNARY = frozenset(
+    """
 relu relu6 gelu silu mish sigmoid tanh hardtanh hardswish hardsigmoid leaky_relu elu celu selu softplus log_sigmoid
 log_sigmoid_forward hardshrink softshrink threshold exp exp2 expm1 log log2 log10 log1p sqrt rsqrt square reciprocal
 abs neg sign sgn sin cos tan asin acos atan sinh cosh asinh acosh atanh erf erfc erfinv round floor ceil trunc frac
 clamp clamp_min clamp_max nan_to_num isnan isinf isfinite logical_not bitwise_not dropout native_dropout bernoulli
 zeros_like ones_like full_like empty_like rand_like randn_like logit sinc i0 digamma lgamma uniform normal exponential
 """.split()
+)
 
 _BINARY = """
 add sub rsub mul div pow maximum minimum fmax fmin eq ne lt gt le ge where masked_fill lerp addcmul addcdiv remainder
@@ -25,61 +32,80 @@ mse_loss huber_loss
 """.split()
 
 
-def elementwise(engine: Propagation, op: OpCall) -> None:
+def elementwise(propagation: Propagation, call: OpCall) -> None:
     """Broadcast the labels and unite them; a fixed value that varies along the channels blocks."""
-    out = op.results[0]
-    operands = op.tensors
-    reason = f"meets a tensor that cannot be cut in aten.{op.name}"
+    follow_elementwise(propagation, call, _step(propagation, call))
+
+
+def follow_elementwise(propagation: Propagation, call: OpCall, step: Step | None) -> None:
+    """The same for an operator that leaves another step."""
+    out = call.results[0]
+    operands = call.tensors
+    reason = f"meets a tensor that cannot be cut in {call.title}"
     axes = join(
-        [(varying(tensor, out.dim()), engine.info(tensor).channel_labels) for tensor in operands],
+        [(varying(tensor, out.dim()), propagation.info(tensor).channel_labels) for tensor in operands],
         out.dim(),
-        engine.union_find,
+        propagation.union_find,
         reason,
     )
-    if op.inplace and {axis.dims for axis in axes} != {axis.dims for axis in engine.info(op.args[0]).channel_labels}:
-        # The tensor may be a view: what it views would not learn of the new labels.
+    if call.inplace and _dims(axes) != _dims(propagation.info(operands[0]).channel_labels):
+        # The tensor may be a view: what it views would not get the new labels.
         for axis in axes:
-            engine.union_find.block(axis.labels, f"is written in place by aten.{op.name}")
-    carried = TensorInfo(
+            propagation.union_find.block(axis.labels, f"is written in place by {call.title}")
+    info = TensorInfo(
         axes,
-        constant=all(engine.info(tensor).constant for tensor in operands if tensor.dim() > 0),
-        producer_paths=engine.producer_paths(operands, _step(engine, op)),
+        constant=all(propagation.info(tensor).constant for tensor in operands if tensor.dim() > 0),
+        producer_paths=propagation.producer_paths(operands, step),
     )
-    for result in op.results:
+    for result in call.results:
         if result.shape == out.shape:
-            engine.set_info(result, carried)
+            propagation.set_info(result, info)
 
 
-def _step(engine: Propagation, op: OpCall) -> Step | None:
-    if op.name in _IDENTITIES:
+def _dims(axes: Iterable[ChannelLabels]) -> set[tuple[int, ...]]:
+    return {axis.dims for axis in axes}
+
+
+def _step(propagation: Propagation, call: OpCall) -> Step | None:
+    if call.name in _IDENTITIES:
         return None
-    labelled = [carried for carried in map(engine.info, op.tensors) if carried.channel_labels and not carried.constant]
-    if op.name in ("add", "sub") and len({frozenset(carried.producer_paths) for carried in labelled}) > 1:
-        return Step("sum")  # of different layers' channels, as on a residual stream
-    return Step(op.name, op.numbers)
+    if call.name in ("add", "sub") and _joins_layers(propagation, call.tensors):
+        return Step(StepKind.SUM)
+    if len(call.tensors) > 1 and call.name in _UNARY:
+        # clamp(x, max=tensor): no activation, which is known by numbers alone.
+        return Step(call.function.name())
+    return Step(call.name, call.numbers)
 
 
-def _same_shape_loss(engine: Propagation, op: OpCall) -> None:
+def _joins_layers(propagation: Propagation, operands: Iterable[Tensor]) -> bool:
+    """Whether channels of different layers meet."""
+    infos = [info for info in map(propagation.info, operands) if info.channel_labels and not info.constant]
+    return len({frozenset(info.producer_paths) for info in infos}) > 1
+
+
+def _same_shape_loss(propagation: Propagation, call: OpCall) -> None:
     """Losses are element-wise only without a reduction."""
-    if op.results[0].dim() == 0:
-        engine.refuse(op, "reaches a loss")
+    if call.results[0].dim() == 0:
+        propagation.refuse(call, "reaches a loss")
     else:
-        elementwise(engine, op)
+        elementwise(propagation, call)
 
 
-def glu(engine: Propagation, op: OpCall) -> None:
+def glu(propagation: Propagation, call: OpCall) -> None:
     """The value and its gate go together."""
-    source, out = op.args[0], op.results[0]
-    dim = int(op.arguments["dim"]) % source.dim()
+    source, out = call.args[0], call.results[0]
+    dim = int(call.arguments["dim"]) % source.dim()
     axes = []
-    for axis in engine.info(source).channel_labels:
+    for axis in propagation.info(source).channel_labels:
         labels = axis.labels
         if labels.shape[dim] > 1:
             folded = labels.unflatten(dim, (2, -1))
-            unite_along(ChannelLabels(folded), [dim], engine.union_find, "is gated")
+            unite_along(ChannelLabels(folded), [dim], propagation.union_find, "is gated")
             labels = labels.narrow(dim, 0, out.shape[dim])
         axes.append(axis.with_labels(labels))
-    engine.set_info(out, TensorInfo(tuple(axes), producer_paths=engine.producer_paths([source], Step("glu"))))
+    propagation.set_info(
+        out, TensorInfo(tuple(axes), producer_paths=propagation.producer_paths([source], Step(StepKind.GLU)))
+    )
 
 
 def _is_loss(name: str) -> bool:

@@ -8,26 +8,36 @@ import torch
 from torch import Tensor
 
 from lightning_coreset._compat import view_base
-from lightning_coreset.structure.labels import ChannelLabels, TensorInfo, add, join, varying
+from lightning_coreset.structure.label_merging import add, join, varying
+from lightning_coreset.structure.labels import ChannelLabels, TensorInfo
 from lightning_coreset.structure.propagation import OpCall, Propagation, Rule
+from lightning_coreset.structure.steps import Step
 
 
-def concatenate(engine: Propagation, op: OpCall) -> None:
+def concatenate(propagation: Propagation, call: OpCall) -> None:
     """Labels side by side along ``dim``; along the other dimensions the parts must lose the same indices."""
-    tensors = op.arguments["tensors"]
-    parts = [(part, list(engine.info(part).channel_labels)) for part in tensors if part.dim() > 1 or part.numel()]
-    out = op.results[0]
-    dim = int(op.arguments["dim"]) % out.dim()
-    if op.name == "stack":
+    tensors = call.arguments["tensors"]
+    parts = [(part, list(propagation.info(part).channel_labels)) for part in tensors if part.dim() > 1 or part.numel()]
+    out = call.results[0]
+    dim = int(call.arguments["dim"]) % out.dim()
+    if call.name == "stack":
         parts = [(part.unsqueeze(dim), [_unsqueezed(axis, dim) for axis in axes]) for part, axes in parts]
     reason = "is joined with a tensor of fixed size"
     axes = list(
-        join([(varying(part, out.dim()), own) for part, own in parts], out.dim(), engine.union_find, reason, apart=dim)
+        join(
+            [(varying(part, out.dim()), own) for part, own in parts],
+            out.dim(),
+            propagation.union_find,
+            reason,
+            apart=dim,
+        )
     )
     for axis in _side_by_side(parts, dim):
-        axes = add(axes, axis, engine.union_find, reason)
-    constant = all(engine.info(tensor).constant for tensor in tensors)
-    engine.set_info(out, TensorInfo(tuple(axes), constant=constant, producer_paths=engine.producer_paths(tensors)))
+        axes = add(axes, axis, propagation.union_find, reason)
+    constant = all(propagation.info(tensor).constant for tensor in tensors)
+    propagation.set_info(
+        out, TensorInfo(tuple(axes), constant=constant, producer_paths=propagation.producer_paths(tensors))
+    )
 
 
 def _unsqueezed(axis: ChannelLabels, dim: int) -> ChannelLabels:
@@ -52,11 +62,11 @@ def _side_by_side(parts: list[tuple[Tensor, list[ChannelLabels]]], dim: int) -> 
     return [ChannelLabels(torch.cat(labels, dim), sources, any(axis.from_layer for axis in present))]
 
 
-def pad(engine: Propagation, op: OpCall) -> None:
+def pad(propagation: Propagation, call: OpCall) -> None:
     """Padding with a constant: new positions along a labelled dimension are fixed, elsewhere labels go on."""
-    source, widths = op.args[0], list(op.arguments["pad"])
+    source, widths = call.args[0], list(call.arguments["pad"])
     axes = []
-    for axis in engine.info(source).channel_labels:
+    for axis in propagation.info(source).channel_labels:
         labels = axis.labels
         for number in range(len(widths) // 2):
             dim = source.dim() - 1 - number
@@ -66,57 +76,71 @@ def pad(engine: Propagation, op: OpCall) -> None:
             if labels.shape[dim] > 1:
                 labels = torch.nn.functional.pad(labels, [0, 0] * number + [before, after])
         axes.append(axis.with_labels(labels))
-    engine.set_info(op.results[0], replace(engine.info(source), channel_labels=tuple(axes), direct=None))
+    info = replace(propagation.info(source), channel_labels=tuple(axes), direct=None)
+    value = call.arguments["value"]
+    if value != 0:  # the channels of the positions on the border are constant, as no activation makes them
+        info = replace(info, producer_paths=propagation.producer_paths([source], Step(call.name, (value,))))
+    propagation.set_info(call.results[0], info)
 
 
-def new(engine: Propagation, op: OpCall) -> None:
+def new(propagation: Propagation, call: OpCall) -> None:
     """``x.new_zeros(shape)``: a dimension of the same place and size follows ``x``, as the noise of Dropout2d does."""
-    source, out = op.args[0], op.results[0]
+    source, out = call.args[0], call.results[0]
     if source.dim() != out.dim():
         return
     axes = [
         axis
-        for axis in engine.info(source).channel_labels
+        for axis in propagation.info(source).channel_labels
         if all(out.shape[dim] == source.shape[dim] for dim in axis.dims)
     ]
-    engine.set_info(out, TensorInfo(tuple(axes)))
+    propagation.set_info(out, TensorInfo(tuple(axes)))
 
 
-def write(engine: Propagation, op: OpCall) -> None:
+def overwrite(propagation: Propagation, call: OpCall) -> None:
+    """``x.fill_(1)``: labels stay, and no producer's values do. The result of the functional form has no labels."""
+    target = call.args[0]
+    for value in call.tensors[1:]:
+        propagation.block(value, "is written into another tensor in place")
+    if call.inplace:
+        paths = propagation.producer_paths([target], Step(call.name))
+        propagation.set_info(target, replace(propagation.info(target), direct=None, producer_paths=paths))
+
+
+def write(propagation: Propagation, call: OpCall) -> None:
     """``room[:, 3:] = channels``: the room carries their labels from now on; any other write blocks."""
-    target, source = op.args[0], op.args[1]
-    if not engine.info(target).channel_labels and not engine.info(source).channel_labels:
+    target, source = call.args[0], call.args[1]
+    if not propagation.info(target).channel_labels and not propagation.info(source).channel_labels:
         return
-    if _write_into_room(engine, target, source):
+    if _write_into_room(propagation, target, source):
         return
-    engine.block(source, "is written into another tensor in place")
-    engine.block(target, "is overwritten in place")
+    propagation.block(source, "is written into another tensor in place")
+    propagation.block(target, "is overwritten in place")
 
 
-def _write_into_room(engine: Propagation, target: Tensor, source: Tensor) -> bool:
+def _write_into_room(propagation: Propagation, target: Tensor, source: Tensor) -> bool:
     """Whether channels went into positions without labels of a tensor that lies around them along one dimension."""
-    room, axes = view_base(target), engine.info(source).channel_labels
-    if room is None or len(axes) != 1 or len(axes[0].dims) != 1 or engine.info(target).channel_labels:
+    room, axes = view_base(target), propagation.info(source).channel_labels
+    if room is None or len(axes) != 1 or len(axes[0].dims) != 1 or propagation.info(target).channel_labels:
         return False
     dim = axes[0].dims[0]
     around = [d for d in range(room.dim()) if room.shape[d] != target.shape[d]] if room.dim() == target.dim() else None
     if around not in ([], [dim]) or source.shape != target.shape or room.stride() != target.stride():
         return False
-    if any(axis.dims != (dim,) for axis in engine.info(room).channel_labels):
+    if any(axis.dims != (dim,) for axis in propagation.info(room).channel_labels):
         return False
-    labels = engine.channel_labels(room, dim, "is written next to other channels").clone()
+    labels = propagation.channel_labels(room, dim, "is written next to other channels").clone()
     first = int(target.storage_offset() - room.storage_offset()) // room.stride(dim)
     labels[first : first + target.shape[dim]] = axes[0].labels.reshape(-1)
     shape = [1] * room.dim()
     shape[dim] = -1
-    engine.set_info(
+    propagation.set_info(
         room,
         TensorInfo(
             (ChannelLabels(labels.view(shape), from_layer=axes[0].from_layer),),
-            producer_paths=engine.producer_paths([room, source]),
+            producer_paths=propagation.producer_paths([room, source]),
         ),
     )
-    engine.set_info(target, engine.info(source))
+    propagation.set_info(target, propagation.info(source))
     return True
 
 
@@ -125,4 +149,5 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("new_empty", "new_zeros", "new_ones", "new_full"), new),
     "constant_pad_nd": pad,
     "copy": write,
+    **dict.fromkeys(("fill", "zero"), overwrite),
 }

@@ -7,74 +7,80 @@ from torch import Tensor
 from lightning_coreset.module_specs import module_spec
 from lightning_coreset.structure.labels import ChannelLabels, TensorInfo, unite_along
 from lightning_coreset.structure.propagation import OpCall, Propagation, Rule
-from lightning_coreset.structure.records import Norm, Step
+from lightning_coreset.structure.steps import Norm, Step, StepKind
 
 
-def batch_norm(engine: Propagation, op: OpCall) -> None:
+def batch_norm(propagation: Propagation, call: OpCall) -> None:
     """Weight, bias and running statistics join the channels they scale."""
-    source, out = op.args[0], op.results[0]
+    source, out = call.args[0], call.results[0]
     # Statistics run over all other dimensions: a standardised weight's columns lie there.
-    axes = engine.pin_dims(source, [dim for dim in range(source.dim()) if dim != 1], "is normalised over")
-    channels = engine.channel_labels(source, 1, "is normalised")
-    parts = [op.arguments.get(name) for name in ("weight", "bias", "running_mean", "running_var")]
+    axes = propagation.pin_dims(source, [dim for dim in range(source.dim()) if dim != 1], "is normalised over")
+    channels = propagation.channel_labels(source, 1, "is normalised")
+    parts = [call.arguments.get(name) for name in ("weight", "bias", "running_mean", "running_var")]
     for part in parts:
         if isinstance(part, Tensor) and part.numel() > 1:
-            own = engine.channel_labels(part, 0, "is a statistic")
-            engine.union_find.unite(own, channels, "is normalised by a tensor that cannot be cut")
+            own = propagation.channel_labels(part, 0, "is a statistic")
+            propagation.unite(own, channels, "is normalised by a tensor that cannot be cut")
             channels = own
-    names = [engine.info(part).direct if isinstance(part, Tensor) else None for part in parts]
-    norm = Norm(*names, eps=float(op.arguments.get("eps", op.arguments.get("epsilon", 1e-5))))
+    names = [propagation.info(part).direct if isinstance(part, Tensor) else None for part in parts]
+    norm = Norm(*names, eps=float(call.arguments.get("eps", call.arguments.get("epsilon", 1e-5))))
     opaque = any(isinstance(part, Tensor) and name is None for part, name in zip(parts, names, strict=True))
-    step = Step("normalisation") if opaque else Step("batch_norm", norm=norm)
-    engine.record_batch_norm(source, norm)
-    constant = engine.info(source).constant
-    engine.set_info(out, TensorInfo(axes, constant, producer_paths=engine.producer_paths([source], step)))
+    # Called with training=True, as a function can be in any mode, it normalises by the batch.
+    opaque = opaque or (norm.running_mean is not None and bool(call.arguments.get("training", False)))
+    step = Step(StepKind.NORMALIZATION) if opaque else Step(StepKind.BATCH_NORM, norm=norm)
+    propagation.record_batch_norm(source, norm)
+    constant = propagation.info(source).constant
+    propagation.set_info(out, TensorInfo(axes, constant, producer_paths=propagation.producer_paths([source], step)))
 
 
-def layer_norm(engine: Propagation, op: OpCall) -> None:
+def layer_norm(propagation: Propagation, call: OpCall) -> None:
     """Statistics over the last dimensions: channels there are pinned, and the weights with them."""
-    source, out = op.args[0], op.results[0]
-    count = len(op.arguments["normalized_shape"])
-    reason = f"is normalised over by aten.{op.name}"
-    axes = engine.pin_dims(source, range(source.dim() - count, source.dim()), reason)
-    _block_parameters(engine, op, reason)
-    engine.set_info(out, TensorInfo(axes, producer_paths=engine.producer_paths([source], Step("layer_norm"))))
+    source, out = call.args[0], call.results[0]
+    count = len(call.arguments["normalized_shape"])
+    reason = f"is normalised over by {call.title}"
+    axes = propagation.pin_dims(source, range(source.dim() - count, source.dim()), reason)
+    _block_parameters(propagation, call, reason)
+    propagation.set_info(
+        out, TensorInfo(axes, producer_paths=propagation.producer_paths([source], Step(StepKind.LAYER_NORM)))
+    )
 
 
-def group_norm(engine: Propagation, op: OpCall) -> None:
-    """Statistics over groups of channels: whole groups may go, if the module's number of groups can be updated."""
-    source, out = op.args[0], op.results[0]
-    groups = int(op.arguments.get("group", op.arguments.get("num_groups", 1)))
+def group_norm(propagation: Propagation, call: OpCall) -> None:
+    """Statistics over groups of channels: whole groups may go, if the module's group count is updated with them."""
+    source, out = call.args[0], call.results[0]
+    groups = int(call.arguments.get("group", call.arguments.get("num_groups", 1)))
     reason = "is normalised over groups of channels"
-    weight = op.arguments.get("weight")
-    counted = _count_of_groups(engine, weight)
+    weight = call.arguments.get("weight")
+    counted = _count_of_groups(propagation, weight)
     if groups == 1 or counted is None:
-        axes = engine.pin_dims(source, range(1, source.dim()), reason)
-        _block_parameters(engine, op, reason)
+        axes = propagation.pin_dims(source, range(1, source.dim()), reason)
+        _block_parameters(propagation, call, reason)
     else:
-        engine.pin_dims(source, range(2, source.dim()), reason)
-        channels = engine.channel_labels(source, 1, reason).clone()
-        unite_along(ChannelLabels(channels.unflatten(0, (groups, -1))), [1], engine.union_find, reason)
-        for part in (weight, op.arguments.get("bias")):
+        propagation.pin_dims(source, range(2, source.dim()), reason)
+        channels = propagation.channel_labels(source, 1, reason).clone()
+        unite_along(ChannelLabels(channels.unflatten(0, (groups, -1))), [1], propagation.union_find, reason)
+        for part in (weight, call.arguments.get("bias")):
             if isinstance(part, Tensor):
-                engine.union_find.unite(engine.channel_labels(part, 0, reason), channels, reason)
-        engine.counts.append((channels, *counted))
-        axes = engine.info(source).channel_labels
-    engine.set_info(out, TensorInfo(axes, producer_paths=engine.producer_paths([source], Step("group_norm"))))
+                propagation.unite(propagation.channel_labels(part, 0, reason), channels, reason)
+        propagation.counts.append((channels, *counted))
+        axes = propagation.info(source).channel_labels
+    propagation.set_info(
+        out, TensorInfo(axes, producer_paths=propagation.producer_paths([source], Step(StepKind.GROUP_NORM)))
+    )
 
 
-def _count_of_groups(engine: Propagation, weight: object) -> tuple[str, str] | None:
+def _count_of_groups(propagation: Propagation, weight: object) -> tuple[str, str] | None:
     """The module that owns the weight and its attribute that counts groups."""
-    name = engine.info(weight).direct if isinstance(weight, Tensor) else None
-    owner = engine.owners.get(name) if name is not None else None
+    name = propagation.info(weight).direct if isinstance(weight, Tensor) else None
+    owner = propagation.owners.get(name) if name is not None else None
     counted = module_spec(owner).groups if owner is not None else None
     return None if name is None or counted is None else (name.rpartition(".")[0], counted)
 
 
-def _block_parameters(engine: Propagation, op: OpCall, reason: str) -> None:
+def _block_parameters(propagation: Propagation, call: OpCall, reason: str) -> None:
     for name in ("weight", "bias"):
-        if op.arguments.get(name) is not None:
-            engine.block(op.arguments[name], reason)
+        if call.arguments.get(name) is not None:
+            propagation.block(call.arguments[name], reason)
 
 
 RULES: dict[str, Rule] = {

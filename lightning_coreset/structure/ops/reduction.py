@@ -6,7 +6,7 @@ from torch import Tensor
 
 from lightning_coreset.structure.labels import ChannelLabels, TensorInfo
 from lightning_coreset.structure.propagation import OpCall, Propagation, Rule
-from lightning_coreset.structure.records import Step
+from lightning_coreset.structure.steps import Step, StepKind
 
 _LINEAR = frozenset({"mean", "sum"})
 
@@ -34,21 +34,24 @@ replication_pad1d replication_pad2d replication_pad3d grid_sampler_2d grid_sampl
 """.split()
 
 
-def reduce(engine: Propagation, op: OpCall) -> None:
+def reduce(propagation: Propagation, call: OpCall) -> None:
     """The reduced dimensions are pinned; the axes over the others go on."""
-    source = op.args[0]
-    dims = op.dims("dim", source.dim())
-    axes = engine.pin_dims(source, dims, f"is reduced over by aten.{op.name}")
-    if op.name in _LINEAR:
+    source = call.args[0]
+    dims = call.dims("dim", source.dim())
+    axes = propagation.pin_dims(source, dims, f"is reduced over by {call.title}")
+    if call.name in _LINEAR:
         step = None
-    elif op.name in ("amax", "max"):
-        step = Step("max_pool")
+    elif call.name in ("amax", "max"):
+        step = Step(StepKind.MAX_POOL)
     else:
-        step = Step(op.name)
-    for result in op.results:
+        step = Step(call.name)
+    for result in call.results:
         kept = tuple(_without(axis, dims, result) for axis in axes)
-        engine.set_info(
-            result, TensorInfo(kept, engine.info(source).constant, producer_paths=engine.producer_paths([source], step))
+        propagation.set_info(
+            result,
+            TensorInfo(
+                kept, propagation.info(source).constant, producer_paths=propagation.producer_paths([source], step)
+            ),
         )
 
 
@@ -59,23 +62,25 @@ def _without(axis: ChannelLabels, dims: list[int], result: Tensor) -> ChannelLab
     return axis.with_labels(labels)
 
 
-def mix_along_dim(engine: Propagation, op: OpCall) -> None:
+def mix_along_dim(propagation: Propagation, call: OpCall) -> None:
     """Operations that mix what lies along ``dim`` and keep the shape: softmax, cumulative sums, sorting."""
-    source = op.args[0]
-    axes = engine.pin_dims(source, op.dims("dim", source.dim()), f"is mixed by aten.{op.name}")
-    for result in op.results:
-        engine.set_info(result, TensorInfo(axes, producer_paths=engine.producer_paths([source], Step(op.name))))
+    source = call.args[0]
+    axes = propagation.pin_dims(source, call.dims("dim", source.dim()), f"is mixed by {call.title}")
+    for result in call.results:
+        propagation.set_info(
+            result, TensorInfo(axes, producer_paths=propagation.producer_paths([source], Step(call.name)))
+        )
 
 
-def pool(engine: Propagation, op: OpCall) -> None:
+def pool(propagation: Propagation, call: OpCall) -> None:
     """Pooling, resampling and reflecting: channels pass, positions are pinned."""
-    source = op.args[0]
-    count = next(int(letter) for letter in op.name if letter in "123")
+    source = call.args[0]
+    count = next(int(letter) for letter in call.name if letter in "123")
     dims = range(source.dim() - count, source.dim())
-    axes = engine.pin_dims(source, dims, f"is resampled by aten.{op.name}")
-    step = Step("max_pool") if op.name in _MAXIMA else None
-    for result in op.results:
-        engine.set_info(result, TensorInfo(axes, producer_paths=engine.producer_paths([source], step)))
+    axes = propagation.pin_dims(source, dims, f"is resampled by {call.title}")
+    step = Step(StepKind.MAX_POOL) if call.name in _MAXIMA else None
+    for result in call.results:
+        propagation.set_info(result, TensorInfo(axes, producer_paths=propagation.producer_paths([source], step)))
 
 
 RULES: dict[str, Rule] = {

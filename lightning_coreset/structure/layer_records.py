@@ -1,0 +1,125 @@
+"""What is learnt of layers when a network is followed: which weights make and read channels, paths, MACs."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from lightning_coreset.structure.labels import ChannelLabels, TensorInfo
+from lightning_coreset.structure.records import Layer
+from lightning_coreset.structure.steps import Norm, Step, StepKind
+
+Paths = dict[str, tuple[Step, ...]]
+"""The steps since every producer that reaches a tensor, by the name of its weight."""
+
+
+@dataclass
+class LayerRecord:
+    """A layer, and when it ran first."""
+
+    layer: Layer
+    order: int
+
+
+class LayerRecords:
+    """The layers that ran.
+
+    Attributes:
+        layers: By the name of the weight.
+        producers: The dimensions of weights that make channels, each with the order in which its layer ran.
+        consumers: Those that read channels.
+        paths: Producer, steps, consumer, in the order of execution.
+        macs: Multiply-accumulates by the name of the weight, ``""`` for products without one.
+        products: Labels along the results of products without a weight, such as heads, with what these products cost.
+        recording: Whether paths and multiply-accumulates are recorded, as in the first run.
+    """
+
+    def __init__(self) -> None:
+        self.layers: dict[str, LayerRecord] = {}
+        self.producers: dict[tuple[str, int], int] = {}
+        self.consumers: dict[tuple[str, int], int] = {}
+        self.paths: list[tuple[str, tuple[Step, ...], str]] = []
+        self.macs: dict[str, int] = defaultdict(int)
+        self.products: list[tuple[Tensor, int]] = []
+        self.recording = True
+        self._served_by: dict[Norm, set[str]] = {}
+
+    def add_layer(
+        self,
+        weight: TensorInfo,
+        in_dim: int | None,
+        out_dim: int | None,
+        inputs: TensorInfo | None,
+        bias: TensorInfo | None,
+        groups: int,
+        scaled: bool,
+    ) -> Paths:
+        """A layer contracts ``inputs`` with ``weight``; returns the paths of its result.
+
+        Args:
+            weight: What is known of the weight as it is used, which may be a transposed view.
+            in_dim: The dimension of that view which is contracted.
+            out_dim: The one that labels the result.
+            inputs: What is known of the input; ``None`` for indices.
+            bias: What is known of a bias; ``None`` without one.
+            groups: Convolution groups.
+            scaled: Whether the product is multiplied by a number, of which the records have no place.
+        """
+        order = len(self.layers)
+        into = weight.along(in_dim) if in_dim is not None else None
+        out = weight.along(out_dim) if out_dim is not None else None
+        for axis, roles in ((into, self.consumers), (out, self.producers)):
+            for source in axis.sources if axis is not None else ():
+                roles.setdefault(source, order)
+        name = _name(weight, out or into)
+        if name is None:
+            return {}
+        if name not in self.layers:
+            made, read = _own_dim(out, name), _own_dim(into, name)
+            if made is None:
+                made = 0 if read is None else 1 - min(read, 1)  # a single channel has no labels
+            if read is None and in_dim is not None:
+                read = 1 - min(made, 1)
+            layer = Layer(name, bias.direct if bias is not None else None, in_dim=read, out_dim=made, groups=groups)
+            self.layers[name] = LayerRecord(layer, order)
+        derived = (Step(StepKind.DERIVED_WEIGHT),)
+        reads_as_is = weight.direct is not None and not scaled
+        if self.recording and inputs is not None:
+            before = () if reads_as_is else derived
+            self.paths += [(producer, steps + before, name) for producer, steps in inputs.producer_paths.items()]
+        # A bias that is computed, and not a parameter, is missing in ``Layer.bias``.
+        makes_as_is = reads_as_is and (bias is None or bias.direct is not None)
+        return {name: () if makes_as_is else derived}
+
+    def add_batch_norm(self, inputs: TensorInfo, norm: Norm) -> None:
+        """A BatchNorm directly follows the layer that made ``inputs``, if one did."""
+        for producer, steps in inputs.producer_paths.items():
+            if not steps and producer in self.layers:
+                served = self._served_by.setdefault(norm, set())
+                served.add(producer)
+                # What is right for one of several layers that a BatchNorm serves would be wrong for the others.
+                for name in served:
+                    layer = self.layers[name].layer
+                    self.layers[name].layer = replace(layer, norm=norm if len(served) == 1 else None)
+
+    def add_macs(self, weight: TensorInfo, macs: int, axes: Sequence[ChannelLabels]) -> None:
+        """Multiply-accumulates of a weight, or of a product without one, whose result is labelled with ``axes``."""
+        if self.recording:
+            name = _name(weight, next(iter(weight.channel_labels), None)) or ""
+            self.macs[name] += macs
+            if not name and axes:
+                self.products.append((axes[0].labels, macs))
+
+
+def _name(weight: TensorInfo, axis: ChannelLabels | None) -> str | None:
+    """The parameter that a weight is or is made of."""
+    if weight.direct is not None:
+        return weight.direct
+    return min(axis.sources)[0] if axis is not None and axis.sources else None
+
+
+def _own_dim(axis: ChannelLabels | None, name: str) -> int | None:
+    return next((dim for source, dim in axis.sources if source == name), None) if axis is not None else None

@@ -1,0 +1,178 @@
+"""Products of two tensors in einsum notation: what they do to labels, for aten's products and for registered ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+
+from torch import Tensor
+
+from lightning_coreset.structure.label_merging import join, varying
+from lightning_coreset.structure.labels import ChannelLabels, TensorInfo, pin_dims
+from lightning_coreset.structure.layer_records import Paths
+from lightning_coreset.structure.propagation import Propagation
+from lightning_coreset.structure.steps import Step, StepKind
+
+FIXED_INPUT = "contracts a tensor whose size is fixed, such as the network's input"
+
+
+@dataclass(frozen=True)
+class Einsum:
+    """A product of two tensors: ``"nk,km->nm"``.
+
+    Attributes:
+        operands: The letters of both operands, one for each dimension.
+        out: Those of the result.
+        summed: Those that are summed over.
+    """
+
+    operands: tuple[str, str]
+    out: str
+    summed: str
+
+    @classmethod
+    @cache
+    def of(cls, notation: str) -> Einsum:
+        """Read the notation."""
+        operands, _, out = notation.partition("->")
+        first, second = operands.split(",")
+        return cls((first, second), out, "".join(letter for letter in first if letter not in out))
+
+
+def contract(
+    propagation: Propagation,
+    first: Tensor,
+    second: Tensor,
+    notation: str,
+    out: Tensor,
+    bias: Tensor | None = None,
+    *,
+    scaled: bool = False,
+) -> None:
+    """Follow ``out = einsum(notation, first, second) + bias``.
+
+    With a weight, what is summed over is united with the weight's labels, and its other dimension labels the result.
+
+    Args:
+        propagation: What is known.
+        first: The first operand.
+        second: The second one.
+        notation: As for ``Einsum``; every letter that one operand has and the result lacks, the other one has too.
+        out: The result.
+        bias: What is added, of a shape that broadcasts to the result's.
+        scaled: Whether the product or the bias is multiplied by a number.
+    """
+    spec = Einsum.of(notation)
+    tensors = (first, second)
+    weight = next((tensor for tensor in (second, first) if _is_weight(propagation.info(tensor))), None)
+    kept: list[tuple[set[int], Sequence[ChannelLabels]]] = []
+    survivors = [list(propagation.info(tensor).channel_labels) for tensor in tensors]
+    for letter in spec.summed:
+        _sum_over(propagation, tensors, [names.index(letter) for names in spec.operands], survivors, weight)
+    for tensor, names, axes in zip(tensors, spec.operands, survivors, strict=True):
+        placed = [_place(axis, names, spec.out) for axis in axes]
+        if tensor is weight:
+            placed = [axis if axis.from_layer else replace(axis, from_layer=True) for axis in placed]
+        own = varying(tensor, tensor.dim())
+        kept.append(({spec.out.index(names[dim]) for dim in own if names[dim] in spec.out}, placed))
+    if bias is not None:
+        kept.append((varying(bias, out.dim()), propagation.info(bias).channel_labels))
+    axes = join(kept, out.dim(), propagation.union_find, "meets a tensor of fixed size in a product")
+    paths = _paths(propagation, tensors, spec, weight, bias, scaled)
+    terms = math.prod([first.shape[spec.operands[0].index(letter)] for letter in spec.summed])
+    propagation.count_macs(weight, out.numel() * terms, axes)
+    constant = all(propagation.info(tensor).constant for tensor in tensors)
+    propagation.set_info(out, TensorInfo(axes, constant=constant, producer_paths=paths))
+
+
+def _is_weight(info: TensorInfo) -> bool:
+    """What a layer made of learned queries is as constant as a weight, but an activation."""
+    return info.constant and not info.producer_paths
+
+
+def _sum_over(
+    propagation: Propagation,
+    tensors: Sequence[Tensor],
+    dims: Sequence[int],
+    survivors: list[list[ChannelLabels]],
+    weight: Tensor | None,
+) -> None:
+    """Unite the two operands' labels along the summed dimension; fixed on one side blocks the other."""
+    if weight is None:
+        _sum_over_activations(propagation, tensors, dims, survivors)
+        survivors[:] = [_whole_heads(propagation, axes) for axes in survivors]
+        return
+    labelled = [propagation.info(tensor).along(dim) is not None for tensor, dim in zip(tensors, dims, strict=True)]
+    if not all(labelled):
+        for axes, dim in zip(survivors, dims, strict=True):
+            for axis in axes:
+                if axis.labels.shape[dim] > 1:
+                    propagation.union_find.block(axis.labels, FIXED_INPUT)
+    else:
+        first, second = (
+            propagation.channel_labels(tensor, dim, FIXED_INPUT) for tensor, dim in zip(tensors, dims, strict=True)
+        )
+        propagation.unite(first, second, FIXED_INPUT)
+    survivors[:] = [
+        [axis for axis in axes if axis.labels.shape[dim] == 1] for axes, dim in zip(survivors, dims, strict=True)
+    ]
+
+
+def _sum_over_activations(
+    propagation: Propagation, tensors: Sequence[Tensor], dims: Sequence[int], survivors: list[list[ChannelLabels]]
+) -> None:
+    """Queries times keys: single positions along the summed dimension stay, whole heads may go."""
+    for number, (tensor, dim) in enumerate(zip(tensors, dims, strict=True)):
+        axis = propagation.info(tensor).along(dim)
+        if axis is None:
+            continue
+        survivors[number] = [own for own in survivors[number] if own is not axis]
+        rest = pin_dims(axis, [dim], propagation.union_find, "is summed over in a product of two activations")
+        if rest is not None:
+            survivors[number].append(rest)
+
+
+def _whole_heads(propagation: Propagation, axes: list[ChannelLabels]) -> list[ChannelLabels]:
+    """Heads lie along the batch dimension of a product; nothing goes within one, its size is in the user's code."""
+    kept = []
+    for axis in axes:
+        within = axis.dims if axis.single_head else axis.dims[1:]
+        rest = pin_dims(axis, within, propagation.union_find, "is a position within an attention head")
+        if rest is not None:
+            kept.append(rest)
+    propagation.heads += [axis.labels for axis in kept if 0 in axis.dims]
+    return kept
+
+
+def _place(axis: ChannelLabels, letters: str, out_letters: str) -> ChannelLabels:
+    """The axis with its dimensions where the result has them; it does not vary along those that the result lacks."""
+    if letters == out_letters:
+        return axis
+    labels, order = axis.labels, [letters.index(letter) for letter in out_letters if letter in letters]
+    shape = [labels.shape[letters.index(letter)] if letter in letters else 1 for letter in out_letters]
+    if len(axis.dims) > 1:
+        labels = labels.permute(*order, *[dim for dim in range(len(letters)) if dim not in order])
+    return axis.moved(labels.reshape(shape))
+
+
+def _paths(
+    propagation: Propagation,
+    tensors: Sequence[Tensor],
+    spec: Einsum,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    scaled: bool,
+) -> Paths:
+    """The layer that the product is, recorded; the paths of its result."""
+    added = propagation.producer_paths([bias] if bias is not None else [], Step(StepKind.SUM))
+    if weight is None:
+        return {**added, **propagation.producer_paths(tensors)}
+    side = 1 if weight is tensors[1] else 0
+    own, other = spec.operands[side], spec.operands[1 - side]
+    new = [letter for letter in own if letter in spec.out and letter not in other]
+    into = own.index(spec.summed) if len(spec.summed) == 1 else None
+    out = own.index(new[0]) if len(new) == 1 else None
+    made = propagation.record_layer(weight, into, out, tensors[1 - side], bias=bias, scaled=scaled)
+    return {**added, **made}
