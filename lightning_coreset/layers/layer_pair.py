@@ -92,7 +92,7 @@ class LayerPair:
 
     @property
     def max_pooled(self) -> bool:
-        """Whether a max pooling stands between, too: then every channel may come from a position of its own."""
+        """Whether a max pooling stands between, too, so that every channel may come from a position of its own."""
         return any(step.op == StepKind.MAX_POOL for step in self.path.steps)
 
     def producer_norms(self) -> Tensor:

@@ -89,9 +89,9 @@ def _added_up(weight: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
 def _squares(tensor: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
     """The squares of one piece of a tensor after the other, all in one buffer, since allocation would dominate."""
     rows = max(_PIECE // max(tensor[0].numel(), 1), 1)
-    room = torch.empty((min(rows, len(tensor)), *tensor.shape[1:]), dtype=dtype)
+    buffer = torch.empty((min(rows, len(tensor)), *tensor.shape[1:]), dtype=dtype)
     for piece in tensor.split(rows):
-        into = room[: len(piece)]
+        into = buffer[: len(piece)]
         yield torch.mul(piece, piece, out=into) if piece.dtype == dtype else into.copy_(piece).square_()
 
 

@@ -19,7 +19,7 @@ class InputNorms:
     """What an example showed of the inputs of layers, by the qualified name of their weight.
 
     Attributes:
-        radii: The largest norm of an input: of a row for a Linear, of a patch for a convolution.
+        norms: The largest norm of an input: of a row for a Linear, of a patch for a convolution.
         first: Weights that read what the first layer reads, the network's own input.
         repeated: Weights of layers that are called more than once in a run.
     """

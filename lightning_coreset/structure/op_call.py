@@ -13,7 +13,7 @@ from lightning_coreset._compat import schema_of
 
 
 @dataclass(frozen=True)
-class _Signature:
+class Signature:
     """What the schema of an operator says.
 
     Attributes:
@@ -32,7 +32,7 @@ class _Signature:
 
 
 @cache
-def _signature(function: Any) -> _Signature:
+def _signature(function: Any) -> Signature:
     arguments = schema_of(function).arguments
     qualified: str = function.name()
     name = qualified.removesuffix(".default")
@@ -41,7 +41,7 @@ def _signature(function: Any) -> _Signature:
         name = qualified.removeprefix("aten::").partition(".")[0]
         name = name[:-1] if name.endswith("_") and not name.startswith("__") else name
     written = [argument for argument in arguments if argument.is_write]
-    return _Signature(
+    return Signature(
         name,
         {argument.name: argument.default_value for argument in arguments},
         tuple(argument.name for argument in written),
@@ -71,7 +71,7 @@ class OpCall:
         results: All tensors among the results; what the operator writes into where it returns nothing.
     """
 
-    signature: _Signature
+    signature: Signature
     function: Any
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
@@ -95,7 +95,7 @@ class OpCall:
 
     @property
     def title(self) -> str:
-        """The operator as messages name it: ``"aten.relu"``, ``"house::relu"``."""
+        """How messages name the operator, ``"aten.relu"`` or ``"house::relu"``."""
         return self.name if "::" in self.name else f"aten.{self.name}"
 
     @property

@@ -475,3 +475,24 @@ def test_the_callback_passes_them_on(radius):
             values = [value for _, value in logger.of(f"coreset_{error}/{group.name}")]
             assert values
             assert set(values) == {getattr(group, error)}
+
+
+class CalledTwice(nn.Module):
+    """A layer that reads the channels of the one below at one position, and with ``again`` their sum as well."""
+
+    def __init__(self, again: bool) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.again = nn.Linear(4, 8), nn.Linear(8, 6), nn.Linear(6, 2), again
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x).relu()
+        y = self.c(self.b(h).relu()).sum(1)
+        return y + self.c(self.b(h.sum(1)).relu()) if self.again else y
+
+
+@pytest.mark.parametrize("again", [True, False])
+def test_a_layer_that_is_called_twice_gets_no_proven_radius(again):
+    """What it reads the second time may be larger than the channels of one position can be."""
+    plan = planned(CalledTwice(again).double(), torch.randn(3, 5, 4).double(), {"b": 3}, radius=1.0)
+    (group,) = (group for group in plan.groups if group.name == "b")
+    assert group.radius_source == ("measured" if again else "propagated")

@@ -107,37 +107,39 @@ def overwrite(propagation: Propagation, call: OpCall) -> None:
 
 
 def write(propagation: Propagation, call: OpCall) -> None:
-    """``room[:, 3:] = channels``: the room carries their labels from now on; any other write blocks."""
+    """``buffer[:, 3:] = channels``: the buffer carries their labels from now on; any other write blocks."""
     target, source = call.args[0], call.args[1]
     if not propagation.info(target).channel_labels and not propagation.info(source).channel_labels:
         return
-    if _write_into_room(propagation, target, source):
+    if _write_into_buffer(propagation, target, source):
         return
     propagation.block(source, "is written into another tensor in place")
     propagation.block(target, "is overwritten in place")
 
 
-def _write_into_room(propagation: Propagation, target: Tensor, source: Tensor) -> bool:
+def _write_into_buffer(propagation: Propagation, target: Tensor, source: Tensor) -> bool:
     """Whether channels went into positions without labels of a tensor that lies around them along one dimension."""
-    room, axes = view_base(target), propagation.info(source).channel_labels
-    if room is None or len(axes) != 1 or len(axes[0].dims) != 1 or propagation.info(target).channel_labels:
+    buffer, axes = view_base(target), propagation.info(source).channel_labels
+    if buffer is None or len(axes) != 1 or len(axes[0].dims) != 1 or propagation.info(target).channel_labels:
         return False
     dim = axes[0].dims[0]
-    around = [d for d in range(room.dim()) if room.shape[d] != target.shape[d]] if room.dim() == target.dim() else None
-    if around not in ([], [dim]) or source.shape != target.shape or room.stride() != target.stride():
+    around = (
+        [d for d in range(buffer.dim()) if buffer.shape[d] != target.shape[d]] if buffer.dim() == target.dim() else None
+    )
+    if around not in ([], [dim]) or source.shape != target.shape or buffer.stride() != target.stride():
         return False
-    if any(axis.dims != (dim,) for axis in propagation.info(room).channel_labels):
+    if any(axis.dims != (dim,) for axis in propagation.info(buffer).channel_labels):
         return False
-    labels = propagation.channel_labels(room, dim, "is written next to other channels").clone()
-    first = int(target.storage_offset() - room.storage_offset()) // room.stride(dim)
+    labels = propagation.channel_labels(buffer, dim, "is written next to other channels").clone()
+    first = int(target.storage_offset() - buffer.storage_offset()) // buffer.stride(dim)
     labels[first : first + target.shape[dim]] = axes[0].labels.reshape(-1)
-    shape = [1] * room.dim()
+    shape = [1] * buffer.dim()
     shape[dim] = -1
     propagation.set_info(
-        room,
+        buffer,
         TensorInfo(
             (ChannelLabels(labels.view(shape), from_layer=axes[0].from_layer),),
-            producer_paths=propagation.producer_paths([room, source]),
+            producer_paths=propagation.producer_paths([buffer, source]),
         ),
     )
     propagation.set_info(target, propagation.info(source))
