@@ -6,7 +6,7 @@ Nothing here knows of a model, a trainer or a logger. Computations run in float6
 
 from lightning_coreset._deprecated import deprecated_names
 from lightning_coreset.coreset.absolute_sum import largest_absolute_sum
-from lightning_coreset.coreset.activation_registry import ActivationRegistration, register_activation
+from lightning_coreset.coreset.activation_registry import register_activation
 from lightning_coreset.coreset.activation_table import find_activation
 from lightning_coreset.coreset.activations import Activation, PiecewiseLinear, largest_magnitude, value_range
 from lightning_coreset.coreset.certificate import Certificate, certify, largest_found_error, output_radius
@@ -39,7 +39,6 @@ from lightning_coreset.coreset.sensitivity import sensitivities, sensitivities_f
 
 __all__ = [
     "Activation",
-    "ActivationRegistration",
     "Certificate",
     "Gaussian",
     "LeastSquaresFit",

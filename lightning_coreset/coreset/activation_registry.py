@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from types import TracebackType
 
 import torch
 from torch import Tensor
 
+from lightning_coreset._registration import Registration
 from lightning_coreset.coreset.activation_table import REGISTERED
 from lightning_coreset.coreset.activations import Activation
 
@@ -19,30 +19,13 @@ _POINTS = 2**16 + 1
 _ROUNDING = 1e-6
 
 
-class ActivationRegistration:
-    """A registered activation; ``remove()`` or the end of a ``with`` block takes it back."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def remove(self) -> None:
-        """Forget the activation; once is enough."""
-        REGISTERED.pop(self.name, None)
-
-    def __enter__(self) -> ActivationRegistration:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.remove()
-
-
 def register_activation(
     name: str,
     function: Callable[[Tensor], Tensor],
     *,
     lipschitz: float = math.inf,
     turning_points: Sequence[float] | None = None,
-) -> ActivationRegistration:
+) -> Registration:
     r"""Tell the mathematics what scalar function an operator computes.
 
     Its expected moments are integrated by Gauss-Hermite quadrature, so that groups behind it get the coreset form and
@@ -92,7 +75,7 @@ def register_activation(
         return Activation(op, function, lipschitz, (), points)
 
     REGISTERED[name] = build
-    return ActivationRegistration(name)
+    return Registration(lambda: REGISTERED.pop(name, None))
 
 
 def _evaluated(name: str, function: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import TracebackType
 from typing import Literal, TypeAlias
 
+from lightning_coreset._registration import Registration
 from lightning_coreset.methods.importance import Importance, Score
 from lightning_coreset.methods.magnitude import Magnitude
 from lightning_coreset.methods.method import Method
@@ -25,24 +25,7 @@ _BY_NAME: dict[str, Callable[[], Method]] = {
 }
 
 
-class MethodRegistration:
-    """A name that was registered; ``remove()`` or the end of a ``with`` block takes it back."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def remove(self) -> None:
-        """Forget the name; once is enough."""
-        _BY_NAME.pop(self.name, None)
-
-    def __enter__(self) -> MethodRegistration:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.remove()
-
-
-def register_method(name: str, build: Callable[[], Method]) -> MethodRegistration:
+def register_method(name: str, build: Callable[[], Method]) -> Registration:
     """Let ``method="name"`` stand for a method of yours, in Python, in YAML and on the command line.
 
     Args:
@@ -66,7 +49,7 @@ def register_method(name: str, build: Callable[[], Method]) -> MethodRegistratio
     if not callable(build):
         raise ValueError(f"Expected a class or function that makes the method {name!r} but got {build!r}.")
     _BY_NAME[name] = build
-    return MethodRegistration(name)
+    return Registration(lambda: _BY_NAME.pop(name, None))
 
 
 def as_method(method: MethodLike) -> Method:

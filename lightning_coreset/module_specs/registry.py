@@ -8,6 +8,7 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
+from lightning_coreset._registration import Registration
 from lightning_coreset.module_specs.spec import ModuleSpec
 from lightning_coreset.module_specs.table import TABLE
 
@@ -27,25 +28,6 @@ class _Entry:
 _UNKNOWN = _Entry(nn.Module, ModuleSpec(), registered=False)
 _entries = [_Entry(kind, spec, registered=False) for kind, spec in TABLE.items()]  # the newest last
 _found: WeakKeyDictionary[type, _Entry] = WeakKeyDictionary()
-
-
-class Registration:
-    """A spec that was registered; as a context manager it is removed at the end of the block."""
-
-    def __init__(self, entry: _Entry) -> None:
-        self._entry = entry
-
-    def remove(self) -> None:
-        """Forget the spec, so that what was there before holds again. Doing this twice is no error."""
-        if self._entry in _entries:
-            _entries.remove(self._entry)
-            _found.clear()
-
-    def __enter__(self) -> Registration:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.remove()
 
 
 def register_module(kind: type[nn.Module] | str, spec: ModuleSpec, *, override: bool = False) -> Registration:
@@ -101,7 +83,12 @@ def register_module(kind: type[nn.Module] | str, spec: ModuleSpec, *, override: 
     entry = _Entry(kind, spec)
     _entries.append(entry)
     _found.clear()
-    return Registration(entry)
+
+    def undo() -> None:
+        _entries.remove(entry)
+        _found.clear()
+
+    return Registration(undo)
 
 
 def module_spec(kind: nn.Module | type[nn.Module]) -> ModuleSpec:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from lightning_coreset.module_specs import ModuleSpec, Registration, module_spec, register_module
+from lightning_coreset._registration import Registration
+from lightning_coreset.module_specs import ModuleSpec, module_spec, register_module
 from lightning_coreset.structure.activations import register_activation
 from lightning_coreset.structure.example import Example, ExampleInputs
 from lightning_coreset.structure.find import Structure, analyse, find_groups
@@ -10,7 +11,7 @@ from lightning_coreset.structure.labels import ChannelLabels, TensorInfo
 from lightning_coreset.structure.op_call import OpCall
 from lightning_coreset.structure.propagation import Propagation, Rule
 from lightning_coreset.structure.records import ChannelGroup, Count, Layer, Member, Path, Role
-from lightning_coreset.structure.registry import RuleRegistration, register_rule
+from lightning_coreset.structure.registry import register_rule
 from lightning_coreset.structure.rule_kinds import Contraction, Elementwise, Movement, Pinned
 from lightning_coreset.structure.steps import Norm, Step, StepKind
 from lightning_coreset.structure.trace import plain_execution, preserved, preserved_random
@@ -35,7 +36,6 @@ __all__ = [
     "Registration",
     "Role",
     "Rule",
-    "RuleRegistration",
     "Step",
     "StepKind",
     "Structure",

@@ -10,8 +10,9 @@ from typing import Any
 from torch import Tensor
 
 from lightning_coreset import coreset
+from lightning_coreset._registration import Registration
 from lightning_coreset.structure.op_call import OpCall, name_of
-from lightning_coreset.structure.registry import RuleRegistration, overload_of, register_rule
+from lightning_coreset.structure.registry import overload_of, register_rule
 from lightning_coreset.structure.rule_kinds import Elementwise
 from lightning_coreset.structure.steps import Step
 
@@ -34,7 +35,7 @@ def register_activation(
     lipschitz: float = math.inf,
     turning_points: Sequence[float] | None = None,
     override: bool = False,
-) -> RuleRegistration:
+) -> Registration:
     """Say which scalar function an elementwise operator computes, so that channels behind it get coresets.
 
     Also registers ``Elementwise`` for the operator.
@@ -92,4 +93,4 @@ def register_activation(
         rule.remove()
         mathematics.remove()
 
-    return RuleRegistration(undo)
+    return Registration(undo)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import cache
-from types import TracebackType
 from typing import Any
 
+from lightning_coreset._registration import Registration
 from lightning_coreset.structure.ops import aten_rules
 from lightning_coreset.structure.propagation import Rule
 
@@ -14,32 +13,7 @@ _REGISTERED: dict[Any, list[Rule]] = {}
 """By overload or packet; the last rule of each counts, and comes before aten's own."""
 
 
-class RuleRegistration:
-    """A registration that can be undone, by ``remove()`` or at the end of a ``with`` block.
-
-    Args:
-        undo: Takes the registration back; called once.
-    """
-
-    def __init__(self, undo: Callable[[], None]) -> None:
-        self._undo: Callable[[], None] | None = undo
-
-    def remove(self) -> None:
-        """Undo the registration. What it had replaced counts again. A second call does nothing."""
-        undo, self._undo = self._undo, None
-        if undo is not None:
-            undo()
-
-    def __enter__(self) -> RuleRegistration:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.remove()
-
-
-def register_rule(op: Any, rule: Rule, *, override: bool = False) -> RuleRegistration:
+def register_rule(op: Any, rule: Rule, *, override: bool = False) -> Registration:
     """Say what an operator does to channels, so that networks that use it can be pruned through it.
 
     Without a rule, no channel that enters an operator can be removed. A wrong rule gives wrong groups, which the
@@ -101,7 +75,7 @@ def register_rule(op: Any, rule: Rule, *, override: bool = False) -> RuleRegistr
         del rules[next(place for place, own in enumerate(rules) if own is rule)]
         find_rule.cache_clear()
 
-    return RuleRegistration(undo)
+    return Registration(undo)
 
 
 @cache
