@@ -80,8 +80,8 @@ class Certifier:
         """
         try:
             pairs = single_channel_pairs(view)
-            check_ranges(pairs)
             radius, source = self._radius(pairs[0].path.producer.weight)
+            check_ranges(pairs, radius)
             changes = [_Change.of(pair, selection) for pair in pairs]
         except NoCoresetForm as reason:
             return GroupCertificate(None, None, None, f"none: {reason}")
