@@ -390,7 +390,7 @@ def repeat_static_graph_delay(strategy: Any) -> None:
 
 
 def ignored_by_ddp(pl_module: nn.Module) -> tuple[str, ...]:
-    """Parameters and buffers that DDP was told not to keep equal."""
+    """Parameters and buffers that DDP is configured to ignore."""
     return tuple(getattr(pl_module, "_ddp_params_and_buffers_to_ignore", ()))
 
 

@@ -1,4 +1,4 @@
-"""Slice an optimizer's state with its parameters, so that training goes on undisturbed."""
+"""Slice an optimizer's state with its parameters, so that training continues."""
 
 from __future__ import annotations
 

@@ -16,6 +16,7 @@ from lightning_coreset.coreset.activations import Activation
 _FURTHEST = 50.0
 _POINTS = 2**16 + 1
 """Of the grid on which what is claimed of a function is checked: 0.0015 apart, with zero among them."""
+_BISECTIONS = 24
 _ROUNDING = 1e-6
 
 
@@ -25,6 +26,7 @@ def register_activation(
     *,
     lipschitz: float = math.inf,
     turning_points: Sequence[float] | None = None,
+    override: bool = False,
 ) -> Registration:
     r"""Tell the mathematics what scalar function an operator computes.
 
@@ -34,20 +36,23 @@ def register_activation(
 
     Args:
         name: ``"namespace::name"`` of the operator, as its steps are called; not one of ATen's.
-        function: :math:`\phi`, applied elementwise to a float64 tensor of any shape. Where the operator has further
-            numbers among its arguments they are passed on, as ``function(z, *numbers)``, and the constants below,
+        function: :math:`\phi`, applied elementwise to a float64 tensor of any shape. Where the operator is called with
+            numbers other than its defaults they are passed on, as ``function(z, *numbers)``, and the constants below,
             which hold for a call without them, are not used.
         lipschitz: An :math:`L` with :math:`|\phi(a) - \phi(b)| \le L |a - b|`. The sample size of the theorem and the
             spectral bound need it; infinite where there is none, as for a square.
-        turning_points: Where the function has its interior local extrema, ascending; empty for a monotone one.
+        turning_points: Where the function has its interior local extrema, all of them, ascending; empty for a monotone
+            one. What is checked is checked between -50 and 50, and there it counts: where weights and radius let
+            pre-activations leave this interval, the group has no certificate.
+        override: Whether the name may be registered already; this function then counts until it is removed.
 
     Returns:
         The registration, whose ``remove()`` takes it back.
 
     Raises:
-        ValueError: If the name is taken or not qualified, the function is not elementwise or not finite between -50
-            and 50, or a claim is refuted on a grid of these numbers: a steeper slope than ``lipschitz``, an extremum
-            that is not among the ``turning_points``.
+        ValueError: If the name is not qualified or is registered and ``override`` is not set; if the function is not
+            elementwise, finite and continuous between -50 and 50; or if a claim is refuted there: by a steeper slope
+            than ``lipschitz``, or an extremum that is not among the ``turning_points``.
 
     Example:
         >>> from lightning_coreset.coreset import find_activation, register_activation
@@ -58,30 +63,36 @@ def register_activation(
         >>> find_activation("house::relu2") is None
         True
     """
-    if "::" not in name or name.startswith("aten::") or name in REGISTERED:
-        raise ValueError(f"Expected the name of a new activation as 'namespace::name' but got {name!r}.")
+    if "::" not in name or name.startswith("aten::"):
+        raise ValueError(f"Expected the name of an activation as 'namespace::name', not of aten, but got {name!r}.")
+    if REGISTERED.get(name) and not override:
+        raise ValueError(f"Expected an activation that is not registered yet but {name} is. Pass override=True.")
     if not (lipschitz > 0 or math.isinf(lipschitz)):
         raise ValueError(f"Expected the lipschitz constant of {name} to be positive but got {lipschitz!r}.")
     z, values = _evaluated(name, function)
-    _check_slopes(name, z, values, lipschitz)
+    _check_slopes(name, function, z, values, lipschitz)
     turns = None if turning_points is None else [float(point) for point in turning_points]
     if turns is not None:
         _check_monotone(name, z, values, turns)
     points = None if turns is None else tuple((at, float(function(torch.tensor(at).double()))) for at in turns)
 
-    def build(op: str, numbers: tuple[float | str | None, ...]) -> Activation:
-        if numbers:
-            return Activation(op, lambda z: function(z, *numbers), math.inf, numbers, None)
-        return Activation(op, function, lipschitz, (), points)
+    def build(op: str, numbers: tuple[float | str | None, ...]) -> Activation | None:
+        if not numbers:
+            return Activation(op, function, lipschitz, (), points, checked=_FURTHEST)
+        try:
+            function(torch.zeros(1, dtype=torch.float64), *numbers)
+        except TypeError:  # it takes no numbers
+            return None
+        return Activation(op, lambda z: function(z, *numbers), math.inf, numbers, None)
 
-    REGISTERED[name] = build
-    return Registration(lambda: REGISTERED.pop(name, None))
+    REGISTERED.setdefault(name, []).append(build)
+    return Registration(lambda: REGISTERED[name].remove(build))
 
 
 def _evaluated(name: str, function: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
     """A grid and the function's values there; ``ValueError`` if it is no scalar function of each number alone."""
     z = torch.linspace(-_FURTHEST, _FURTHEST, _POINTS, dtype=torch.float64)
-    values, third = function(z), len(z) // 3
+    values, third = function(z.clone()), len(z) // 3  # it may write into its argument
     if not isinstance(values, Tensor) or values.shape != z.shape or values.dtype != torch.float64:
         raise ValueError(f"Expected the activation {name} to map a float64 tensor to one of its shape but it does not.")
     if not bool(values.isfinite().all()):
@@ -95,29 +106,42 @@ def _evaluated(name: str, function: Callable[[Tensor], Tensor]) -> tuple[Tensor,
     return z, values
 
 
-def _check_slopes(name: str, z: Tensor, values: Tensor, lipschitz: float) -> None:
-    slopes = (values.diff() / z.diff()).abs()
-    steepest = int(slopes.argmax())
-    if float(slopes[steepest]) > lipschitz * (1 + _ROUNDING):
+def _check_slopes(name: str, function: Callable[[Tensor], Tensor], z: Tensor, values: Tensor, lipschitz: float) -> None:
+    """Bisect all steps of the grid towards their steeper half: a jump stays as high as it is, a slope may grow."""
+    left, right, low, high = z[:-1], z[1:], values[:-1], values[1:]
+    for _ in range(_BISECTIONS):
+        steepest = ((high - low) / (right - left)).abs()
+        at = int(steepest.argmax())
+        if float(steepest[at]) > lipschitz * (1 + _ROUNDING):
+            raise ValueError(
+                f"Expected the slopes of the activation {name} to be at most lipschitz={lipschitz:g} but near "
+                f"{float(left[at]):.4g} one is {float(steepest[at]):.6g}."
+            )
+        middle = (left + right) / 2
+        value = function(middle.clone())
+        first = (value - low).abs() >= (high - value).abs()
+        left, right = torch.where(first, left, middle), torch.where(first, middle, right)
+        low, high = torch.where(first, low, value), torch.where(first, value, high)
+    jumps = (high - low).abs() > _ROUNDING * (values[1:] - values[:-1]).abs().clamp_min(1e-9)
+    if bool(jumps.any()):
+        at = int(jumps.nonzero()[0])
         raise ValueError(
-            f"Expected the slopes of the activation {name} to be at most lipschitz={lipschitz:g} but near "
-            f"{float(z[steepest]):.4g} one is {float(slopes[steepest]):.6g}."
+            f"Expected the activation {name} to be continuous but it jumps by {float((high - low)[at]):.4g} near "
+            f"{float(left[at]):.4g}."
         )
 
 
 def _check_monotone(name: str, z: Tensor, values: Tensor, turns: Sequence[float]) -> None:
-    """Between two neighbouring turning points the function may only rise or only fall."""
-    ends = [-_FURTHEST, *turns, _FURTHEST]
-    if any(not low < high for low, high in pairwise(ends)):
-        raise ValueError(f"Expected the turning_points of {name} to ascend between -50 and 50 but got {list(turns)}.")
-    for low, high in pairwise(ends):
-        inside = (z >= low) & (z <= high)
-        steps = values[inside].diff()
+    """Between two neighbouring turning points the function may only rise or only fall, as far as the grid goes."""
+    if any(not low < high for low, high in pairwise(turns)):
+        raise ValueError(f"Expected the turning_points of {name} to ascend but got {list(turns)}.")
+    for low, high in pairwise([-math.inf, *turns, math.inf]):
+        steps = values[(z >= low) & (z <= high)].diff()
         noise = _ROUNDING**2 * values.abs().amax()
         if bool((steps > noise).any()) and bool((steps < -noise).any()):
             rises = bool(steps[steps.abs() > noise][0] > 0)
             turned = (steps < -noise) if rises else (steps > noise)
-            at = float(z[inside][int(turned.nonzero()[0])])
+            at = float(z[(z >= low) & (z <= high)][int(turned.nonzero()[0])])
             raise ValueError(
                 f"Expected the activation {name} to be monotone between {low:g} and {high:g} but it turns near "
                 f"{at:.4g}. Name all turning_points."

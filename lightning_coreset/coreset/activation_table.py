@@ -19,8 +19,8 @@ _Args = tuple[float | str | None, ...]
 Build = Callable[[str, _Args], Activation | None]
 """Makes an activation from its name and its non-tensor arguments; ``None`` outside of the range of its constants."""
 
-REGISTERED: dict[str, Build] = {}
-"""What users added, by ``"namespace::name"``."""
+REGISTERED: dict[str, list[Build]] = {}
+"""What users added, by ``"namespace::name"``; the last one of a name counts."""
 
 
 def find_activation(op: str, args: tuple[float | str | None, ...] = ()) -> Activation | None:
@@ -44,8 +44,8 @@ def find_activation(op: str, args: tuple[float | str | None, ...] = ()) -> Activ
         True
 
     """
-    if op in REGISTERED:
-        return REGISTERED[op](op, args)
+    if REGISTERED.get(op):
+        return REGISTERED[op][-1](op, args)
     build = _TABLE.get(op.removesuffix("_"))
     return None if build is None else build(op.removesuffix("_"), args)
 

@@ -42,6 +42,7 @@ class Activation:
         turning_points: Pairs :math:`(z, \phi(z))` of every interior local extremum; empty for a monotone function,
             ``None`` where they are not known, so that nothing can be said of all inputs.
         linear: The same function in pieces, where it is piecewise linear.
+        checked: The constants hold for arguments between minus this and this; everywhere for those of the table.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Activation:
     args: tuple[float | str | None, ...] = ()
     turning_points: tuple[tuple[float, float], ...] | None = ()
     linear: PiecewiseLinear | None = None
+    checked: float = math.inf
 
     @property
     def half_slopes(self) -> tuple[float, float] | None:

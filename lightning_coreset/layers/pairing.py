@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -31,11 +32,21 @@ def layer_pairs(view: GroupView) -> tuple[LayerPair, ...]:
     return tuple(_layer_pair(view, path) for path in group.paths)
 
 
-def check_ranges(pairs: Sequence[LayerPair]) -> None:
-    """Raise ``NoCoresetForm`` unless the range of every activation is known, which a bound for all inputs needs."""
+def check_ranges(pairs: Sequence[LayerPair], input_radius: float) -> None:
+    """Raise ``NoCoresetForm`` unless the range of every activation is known, which a bound for all inputs needs.
+
+    Args:
+        pairs: The pairs of a group.
+        input_radius: The radius of the ball of inputs.
+    """
     for pair in pairs:
-        if pair.activation.turning_points is None:
-            raise NoCoresetForm(f"the turning points of its activation {pair.activation.name} are not known")
+        activation = pair.activation
+        if activation.turning_points is None:
+            raise NoCoresetForm(f"the turning points of its activation {activation.name} are not known")
+        if math.isfinite(activation.checked):
+            largest = float(pair.producer_norms().max()) * math.sqrt(input_radius**2 + 1)
+            if largest > activation.checked:
+                raise NoCoresetForm(f"inputs may leave the range in which its activation {activation.name} was checked")
 
 
 def single_channel_pairs(view: GroupView) -> tuple[LayerPair, ...]:

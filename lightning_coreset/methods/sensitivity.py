@@ -88,7 +88,7 @@ class Sensitivity(Method):
 
     def _sample(self, group: GroupView, size: int) -> Selection:
         pairs = layer_pairs(group)
-        check_ranges(pairs)
+        check_ranges(pairs, self.input_radius)
         scores = [
             sensitivities_from_norms(
                 pair.producer_norms(),
@@ -111,7 +111,7 @@ class Sensitivity(Method):
     def _guarantee(self, group: GroupView, epsilon: float) -> Selection:
         """As many draws as the theorem asks for; the whole group if it has no more channels than that."""
         pairs = layer_pairs(group)
-        check_ranges(pairs)
+        check_ranges(pairs, self.input_radius)
         bounds = [_PairBound.of(pair, self.input_radius) for pair in pairs]
         scores = torch.stack([bound.scores for bound in bounds]).amax(dim=0)
         drawn = scores > 0

@@ -12,7 +12,7 @@ behind the consumer, which rescales its output. A sum over positions (``x.sum((2
 pooling does no harm; behind max pooling, where every channel may come from another position, the triangle bound alone
 counts, and the error found is that of positions which are all alike.
 
-Shapes as in ``layout``; J coordinates.
+Shapes as in ``layers.group_view``; J coordinates.
 """
 
 from __future__ import annotations
@@ -80,8 +80,8 @@ class Certifier:
         """
         try:
             pairs = single_channel_pairs(view)
-            check_ranges(pairs)
             radius, source = self._radius(pairs[0].path.producer.weight)
+            check_ranges(pairs, radius)
             changes = [_Change.of(pair, selection) for pair in pairs]
         except NoCoresetForm as reason:
             return GroupCertificate(None, None, None, f"none: {reason}")

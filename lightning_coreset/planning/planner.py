@@ -185,19 +185,26 @@ def _misfit(group: ChannelGroup, selection: Selection, rewritable: Mapping[str, 
     """What a selection should be to fit its group, and what it is instead; ``None`` if it fits."""
     if not isinstance(selection, Selection):
         return "a Selection", repr(selection)
-    kept = selection.kept
+    kept, weights = selection.kept, selection.weights
+    if not isinstance(kept, Tensor):
+        return "a tensor of kept channels", repr(kept)
     if kept.dtype != torch.int64 or kept.dim() != 1 or not 0 < len(kept) <= group.size:
         return f"1 to {group.size} kept channels as int64", f"{tuple(kept.shape)} of {kept.dtype}"
     if not bool((kept.diff() > 0).all()) or int(kept[0]) < 0 or int(kept[-1]) >= group.size:
         return f"ascending channels below {group.size}", kept.tolist()
-    if selection.weights is not None and selection.weights.shape != kept.shape:
-        return f"a weight for each of {len(kept)} kept channels", tuple(selection.weights.shape)
+    if weights is not None and (not isinstance(weights, Tensor) or weights.shape != kept.shape):
+        found = tuple(weights.shape) if isinstance(weights, Tensor) else repr(weights)
+        return f"a weight for each of {len(kept)} kept channels", found
+    if weights is not None and not bool(weights.isfinite().all()):
+        return "finite weights", "NaN or infinity"
     if selection.updates and not rewritable:
         return "no updates, since its reads_full_width is False,", f"some of {sorted(selection.updates)}"
     for name, value in selection.updates.items():
         if name not in rewritable or value.shape != rewritable[name].shape:
             shape = tuple(rewritable[name].shape) if name in rewritable else None
             return f"a new {name!r} of its present shape {shape}", tuple(value.shape)
+        if not bool(value.isfinite().all()):
+            return f"a finite new {name!r}", "NaN or infinity"
     return None
 
 

@@ -28,8 +28,8 @@ class Request:
     Attributes:
         pruning_ratio: A float is the fraction of the original model's ``unit`` that shall be gone, in [0, 1). A mapping
             from rules to floats says it layer by layer: every group that a rule names loses this fraction of its own
-            original channels, and groups that no rule names stay whole. The unit then only says in what the plan's
-            totals are told.
+            original channels, and groups that no rule names stay whole. The unit is then only that of the
+            plan's totals.
         unit: What is counted: parameters, multiply-accumulates or removable channels.
         method: How channels are chosen.
         ignore: Rules for layers whose output channels all stay, whatever else names them.

@@ -4,28 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lightning_coreset import coreset
 from lightning_coreset._registration import Registration
-from lightning_coreset.structure.op_call import OpCall, name_of
+from lightning_coreset.structure.op_call import name_of
 from lightning_coreset.structure.registry import overload_of, register_rule
 from lightning_coreset.structure.rule_kinds import Elementwise
-from lightning_coreset.structure.steps import Step
-
-
-@dataclass(frozen=True)
-class _Activation(Elementwise):
-    """The rule of an operator whose function is known for one tensor and numbers."""
-
-    def step(self, call: OpCall) -> Step:
-        """The step of a call, by which the mathematics finds the function."""
-        if len(call.tensors) == 1 and len(call.numbers) == len(call.arguments) - 1:
-            return Step(call.name, call.numbers)
-        return Step(f"{call.name} of further arguments")
 
 
 def register_activation(
@@ -43,7 +31,8 @@ def register_activation(
     Args:
         op: The operator, ``torch.ops.house.swish``, or the overload of it that computes the function.
         function: The same function for float64 tensors of any shape. The mathematics calls it; networks go on calling
-            the operator. Where that has numbers among its arguments, they are passed on: ``function(z, *numbers)``.
+            the operator. It is compared with the operator on some numbers, where that runs on the CPU. Where the
+            operator is called with numbers other than its defaults, they are passed on: ``function(z, *numbers)``.
         lipschitz: See ``lightning_coreset.coreset.register_activation``, as for the next one.
         turning_points: Where the function has its local extrema; ``()`` for a monotone one. Without them there are no
             bounds, and so no certificates.
@@ -55,7 +44,8 @@ def register_activation(
     Raises:
         TypeError: If ``op`` is not an operator or ``function`` is not callable.
         ValueError: If the operator has several overloads, if it has a rule and ``override`` is not set, or if what is
-            claimed of the function is not so.
+            claimed of the function is not so: it computes something else than the operator, or as in
+            ``lightning_coreset.coreset.register_activation``.
 
     Example:
         >>> import torch
@@ -80,10 +70,11 @@ def register_activation(
     overload = overload_of(op)
     if not callable(function):
         raise TypeError(f"Expected a function of a tensor for {overload} but got {function!r}.")
-    rule = register_rule(overload, _Activation(), override=override)
+    _check_computes(overload, function)
+    rule = register_rule(overload, Elementwise(), override=override)
     try:
         mathematics = coreset.register_activation(
-            name_of(overload), function, lipschitz=lipschitz, turning_points=turning_points
+            name_of(overload), function, lipschitz=lipschitz, turning_points=turning_points, override=override
         )
     except BaseException:
         rule.remove()
@@ -94,3 +85,23 @@ def register_activation(
         mathematics.remove()
 
     return Registration(undo)
+
+
+def _check_computes(overload: Any, function: Callable[..., Tensor]) -> None:
+    """Compare a function with the operator that it stands for, if that runs on float64 numbers on the CPU."""
+    z = torch.linspace(-8.0, 8.0, 257, dtype=torch.float64)
+    try:
+        with torch.no_grad():
+            computed = overload(z.clone())
+    except Exception:  # no kernel for these, or further arguments: then it is the user's word alone
+        return
+    if not isinstance(computed, Tensor) or computed.shape != z.shape:
+        return
+    claimed = function(z.clone())
+    wrong = ~torch.isclose(claimed, computed.double(), rtol=1e-4, atol=1e-5, equal_nan=True)
+    if bool(wrong.any()):
+        at = int(wrong.nonzero()[0])
+        raise ValueError(
+            f"Expected a function that computes what {overload} does but at {float(z[at]):g} it gives "
+            f"{float(claimed[at]):.6g} where the operator gives {float(computed[at]):.6g}."
+        )

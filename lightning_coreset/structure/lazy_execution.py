@@ -2,7 +2,7 @@
 
 The engine needs to know of which operations a network consists, not their values. From the first large product on,
 results are therefore tensors of the right form without values, and what was not computed is noted on a tape.
-The tape is played, in order, as soon as anything could tell the difference: a number that the network's code reads, a
+The tape is run, in order, as soon as a value is needed: a number that the network's code reads, a
 mask, a shape that depends on values, a write into another tensor, an operator that is not torch's own. A tensor that
 outlives the run, such as a cache that the network keeps, gets its values at the end.
 

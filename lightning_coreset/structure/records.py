@@ -1,4 +1,4 @@
-"""Groups of channels that belong together, as plain frozen records that speak by qualified name."""
+"""Groups of channels that belong together, as plain frozen records by qualified name."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Whether tensors are held by anybody else: the one place where references are counted.
 
 The executor of a run keeps every tensor whose values were not computed. At the end of the run, those values are needed
-only if something outlives it: a cache of the network, a list that a hook filled. Two counts tell.
+only if something outlives it: a cache of the network, a list that a hook filled. Two counts show it.
 
 1. *Users of the storage.* Views and a ``Parameter`` around a tensor are tensors of their own on the same storage. If
    more of them lie there than the executor keeps, somebody holds one that no operation made.

@@ -9,8 +9,8 @@ from lightning_coreset._registration import Registration
 from lightning_coreset.structure.ops import aten_rules
 from lightning_coreset.structure.propagation import Rule
 
-_REGISTERED: dict[Any, list[Rule]] = {}
-"""By overload or packet; the last rule of each counts, and comes before aten's own."""
+_REGISTERED: list[tuple[Any, Rule]] = []
+"""Overloads and packets with their rules; the last one that fits a call counts, and comes before aten's own."""
 
 
 def register_rule(op: Any, rule: Rule, *, override: bool = False) -> Registration:
@@ -23,12 +23,11 @@ def register_rule(op: Any, rule: Rule, *, override: bool = False) -> Registratio
     ``CompositeImplicitAutograd`` kernel or an ``autograd.Function``, is followed through those and needs no rule.
 
     Args:
-        op: The operator, ``torch.ops.house.swish``, or one overload of it, ``torch.ops.house.swish.default``. The rule
-            of an overload comes before that of the operator.
+        op: The operator, ``torch.ops.house.swish``, or one overload of it, ``torch.ops.house.swish.default``.
         rule: A ready-made kind: ``Elementwise``, ``Movement``, ``Contraction`` or ``Pinned``; or any function of the
             ``Propagation`` and the ``OpCall``.
-        override: Whether the operator may have a rule already, as all of aten's known ones have. The new rule is used
-            instead until it is removed.
+        override: Whether the operator, or an overload of it, may have a rule already, as all of aten's known ones have.
+            The new rule is used instead until it is removed.
 
     Returns:
         A handle: ``handle.remove()``, or the end of ``with register_rule(...):``, undoes it.
@@ -63,16 +62,16 @@ def register_rule(op: Any, rule: Rule, *, override: bool = False) -> Registratio
             f"Expected a rule for {op} such as Elementwise(), or a function of the propagation and the call, but got "
             f"{rule!r}."
         )
-    if not override and (_REGISTERED.get(op) or _REGISTERED.get(packet) or packet in aten_rules()):
+    if not override and (any(packet_of(known) is packet for known, _ in _REGISTERED) or packet in aten_rules()):
         raise ValueError(
             f"Expected an operator without a rule but {op} has one. Pass override=True to use yours instead of it."
         )
-    rules = _REGISTERED.setdefault(op, [])
-    rules.append(rule)
+    entry = (op, rule)
+    _REGISTERED.append(entry)
     find_rule.cache_clear()
 
     def undo() -> None:
-        del rules[next(place for place, own in enumerate(rules) if own is rule)]
+        del _REGISTERED[next(place for place, own in enumerate(_REGISTERED) if own is entry)]
         find_rule.cache_clear()
 
     return Registration(undo)
@@ -82,10 +81,9 @@ def register_rule(op: Any, rule: Rule, *, override: bool = False) -> Registratio
 def find_rule(function: Any) -> Rule | None:
     """The rule of an overload as it is called, ``None`` where there is none. Remembered until another is registered."""
     packet = function.overloadpacket
-    for op in (function, packet):
-        rules = _REGISTERED.get(op)
-        if rules:
-            return rules[-1]
+    for op, rule in reversed(_REGISTERED):
+        if op is function or op is packet:
+            return rule
     return aten_rules().get(packet)
 
 

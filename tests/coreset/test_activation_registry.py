@@ -62,7 +62,7 @@ def test_constants_hold_for_a_call_without_numbers_only():
     ):
         plain, steep = find_activation(NAME), find_activation(NAME, (-4.0,))
     z = torch.tensor([-1.0, 2.0], dtype=torch.float64)
-    assert (plain.lipschitz, plain.turning_points) == (1, ())
+    assert (plain.lipschitz, plain.turning_points, plain.checked) == (1, (), 50)
     assert (steep.lipschitz, steep.turning_points, steep.args) == (math.inf, None, (-4.0,))
     torch.testing.assert_close(plain.function(z), torch.tensor([-0.5, 2.0], dtype=torch.float64))
     torch.testing.assert_close(steep.function(z), torch.tensor([4.0, 2.0], dtype=torch.float64))
@@ -87,16 +87,24 @@ def test_a_name_like_one_of_ours_is_another_operator():
 @pytest.mark.parametrize(
     ("name", "function", "claims", "message"),
     [
-        ("relu", relu2, {}, "'namespace::name' but got 'relu'"),
-        ("aten::relu", relu2, {}, "'namespace::name' but got 'aten::relu'"),
+        ("relu", relu2, {}, "'namespace::name', not of aten, but got 'relu'"),
+        ("aten::relu", relu2, {}, "'namespace::name', not of aten, but got 'aten::relu'"),
         (NAME, relu2, {"lipschitz": 0.0}, "lipschitz constant of house::op to be positive but got 0.0"),
         (NAME, relu2, {"lipschitz": math.nan}, "to be positive but got nan"),
         (NAME, relu2, {"lipschitz": 10.0}, "slopes .* at most lipschitz=10 but near .* one is"),
         (NAME, torch.sin, {"lipschitz": 0.9}, "at most lipschitz=0.9"),
-        (NAME, dip, {"turning_points": ()}, r"monotone between -50 and 50 but it turns near -?0\.?"),
+        (NAME, dip, {"turning_points": ()}, r"monotone between -inf and inf but it turns near -?0\.?"),
         (NAME, torch.sin, {"turning_points": [math.pi / 2]}, "monotone between .* it turns near"),
-        (NAME, dip, {"turning_points": [0.0, -1.0]}, r"to ascend between -50 and 50 but got \[0.0, -1.0\]"),
-        (NAME, dip, {"turning_points": [60.0]}, "to ascend between -50 and 50"),
+        (NAME, dip, {"turning_points": [0.0, -1.0]}, r"to ascend but got \[0.0, -1.0\]"),
+        (NAME, dip, {"turning_points": [60.0]}, "monotone between -inf and 60 but it turns"),
+        (
+            NAME,
+            lambda z: 0.001 * z.floor(),
+            {"lipschitz": 1.0, "turning_points": ()},
+            "slopes .* at most lipschitz=1 but",
+        ),
+        (NAME, lambda z: torch.where(z.abs() < 1, z, 0 * z), {"turning_points": [-1, 1]}, "continuous but it jumps by"),
+        (NAME, lambda z: z.relu_().mul_(10), {"lipschitz": 1.0}, "at most lipschitz=1 but near"),
         (NAME, torch.exp, {"lipschitz": 1.0}, "slopes"),
         (NAME, torch.log, {}, "finite between -50 and 50"),
         (NAME, lambda z: z - z.mean(), {}, "elementwise"),
@@ -112,5 +120,14 @@ def test_claims_that_are_not_true_are_refused(name, function, claims, message):
 
 
 def test_a_name_is_registered_once():
-    with register_activation(NAME, torch.tanh), pytest.raises(ValueError, match="name of a new activation"):
-        register_activation(NAME, torch.tanh)
+    with register_activation(NAME, torch.tanh):
+        with pytest.raises(ValueError, match="not registered yet but house::op is"):
+            register_activation(NAME, relu2)
+        with register_activation(NAME, relu2, override=True):
+            assert find_activation(NAME).function is relu2
+        assert find_activation(NAME).function is torch.tanh
+
+
+def test_a_function_without_numbers_is_unknown_where_the_operator_has_them():
+    with register_activation(NAME, torch.tanh):
+        assert find_activation(NAME, (2.0,)) is None

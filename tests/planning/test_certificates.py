@@ -15,14 +15,14 @@ from networks import NETWORKS, assert_untouched, make, randomised, snapshot, str
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lightning_coreset import CoresetPruningCallback, prune
+from lightning_coreset import CoresetPruningCallback, plan_pruning, prune
 from lightning_coreset.coreset import certify, find_activation, output_radius
 from lightning_coreset.layers import GroupView
 from lightning_coreset.methods import Magnitude, Method, Random, Reconstruction, Sensitivity
 from lightning_coreset.plan import GroupPlan, PruningPlan
 from lightning_coreset.planning import InputNorms, Request, make_plan, measure_input_norms
 from lightning_coreset.planning.certificates import Certifier
-from lightning_coreset.structure import Example, analyse
+from lightning_coreset.structure import Example, analyse, register_activation
 from lightning_coreset.surgery import apply_changes, named_tensors
 
 METHODS = [Reconstruction(), Sensitivity(), Sensitivity("pps"), Magnitude(), Random()]
@@ -496,3 +496,33 @@ def test_a_layer_that_is_called_twice_gets_no_proven_radius(again):
     plan = planned(CalledTwice(again).double(), torch.randn(3, 5, 4).double(), {"b": 3}, radius=1.0)
     (group,) = (group for group in plan.groups if group.name == "b")
     assert group.radius_source == ("measured" if again else "propagated")
+
+
+@pytest.mark.parametrize(("radius", "certified"), [(3.0, True), (300.0, False)])
+def test_a_registered_activation_is_certified_where_it_was_checked(radius, certified):
+    """Beyond 50 nobody has looked: a sine could be registered with the turning points of there missing."""
+
+    @torch.library.custom_op("certified::relu2", mutates_args=())
+    def relu2(x: Tensor) -> Tensor:
+        return torch.relu(x).square()
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(2, 8), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(torch.ops.certified.relu2(self.a(x)))
+
+    with register_activation(torch.ops.certified.relu2, lambda z: torch.relu(z).square(), turning_points=()):
+        plan = plan_pruning(
+            Net().double(), torch.randn(3, 2).double(), 0.5, certify=True, input_radius=radius, check=False
+        )
+    (group,) = plan.groups
+    assert group.method == "reconstruction"
+    assert (group.certified_error is not None) == certified
+    if not certified:
+        assert (
+            group.radius_source
+            == "none: inputs may leave the range in which its activation certified::relu2 was checked"
+        )

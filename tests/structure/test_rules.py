@@ -62,6 +62,10 @@ define("pointwise(Tensor x, Tensor weight, Tensor bias) -> Tensor", lambda x, w,
 define("standardize(Tensor x) -> Tensor", lambda x: x - x.mean(-1, keepdim=True))
 define("halves(Tensor x) -> (Tensor, Tensor)", lambda x: tuple(one.clone() for one in x.chunk(2, 1)))
 define("store(Tensor x, Tensor(a!) out) -> ()", lambda x, out: write(out, x))
+define("gain(float gain, Tensor x) -> Tensor", lambda gain, x: gain * torch.relu(x))
+define("cap3(Tensor x, float[] gains) -> Tensor", lambda x, gains: gains[0] * torch.relu(x))
+define("both(Tensor x) -> (Tensor, Tensor)", lambda x: (torch.relu(x), 7 * torch.relu(x)))
+define("softplus2(Tensor x, float beta=1.0) -> Tensor", lambda x, beta=1.0: F.softplus(x, beta))
 HOUSE.define("composite(Tensor x) -> Tensor")
 HOUSE.impl("composite", torch.tanh, "CompositeImplicitAutograd")
 house = torch.ops.house
@@ -559,3 +563,53 @@ def test_activations_that_are_refused_leave_nothing_behind(make, error, words):
         make()
     assert coreset.find_activation("house::sum") is None
     assert "house::sum, which has no rule" in reason(Net(house.sum))
+
+
+@pytest.mark.parametrize(
+    "between",
+    {
+        "a second tensor": lambda x: house.slope(x, torch.tensor(0.5)),
+        "a number before the tensor": lambda x: house.gain(7.0, x),
+        "a list of numbers": lambda x: house.cap3(x, [7.0, 1.0]),
+        "several results": lambda x: house.both(x)[1],
+    }.values(),
+)
+def test_a_function_registered_for_the_mathematics_is_that_of_a_plain_call_only(registered, between):
+    """The certificate would be that of another function."""
+    names = ("slope", "gain", "cap3", "both")
+    with ExitStack() as stack:
+        for name in names:
+            registered(getattr(house, name), Elementwise())
+            stack.enter_context(coreset.register_activation(f"house::{name}", torch.relu, turning_points=()))
+        (step,) = steps(Net(between))
+        assert coreset.find_activation(step) is None
+
+
+def test_numbers_that_are_defaults_are_no_numbers(registered):
+    registered(house.softplus2, Elementwise())
+    (group,) = analyse(Net(lambda x: house.softplus2(x, 1.0)), torch.randn(3, 4)).groups
+    assert group.paths[0].steps == (Step("house::softplus2"),)
+    (group,) = analyse(Net(lambda x: house.softplus2(x, 2.0)), torch.randn(3, 4)).groups
+    assert group.paths[0].steps == (Step("house::softplus2", (2.0,)),)
+
+
+def test_a_function_that_computes_something_else_is_refused():
+    with pytest.raises(ValueError, match=r"computes what house.relu.default does but at .* the operator gives"):
+        register_activation(house.relu.default, torch.relu, turning_points=())
+    assert coreset.find_activation("house::relu") is None
+
+
+def test_the_newest_rule_counts_whether_of_an_overload_or_of_the_operator(registered):
+    registered(house.relu.default, Elementwise())
+    with pytest.raises(ValueError, match="Expected an operator without a rule"):
+        register_rule(house.relu, Pinned())
+    with register_rule(house.relu, Pinned(), override=True):
+        assert found(Net(house.relu)) == {}
+    assert found(Net(house.relu)) == {"a": 8}
+
+
+def test_an_activation_is_replaced_with_override():
+    with register_activation(house.softplus2, lambda z: F.softplus(z)):
+        with register_activation(house.softplus2, F.softplus, turning_points=(), override=True):
+            assert coreset.find_activation("house::softplus2").turning_points == ()
+        assert coreset.find_activation("house::softplus2").turning_points is None

@@ -1,4 +1,4 @@
-"""What each of aten's operators does to labels, in six families; every other operator is refused."""
+"""What each of aten's operators does to labels, in families of a file each; every other operator is refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Elementwise operations: channels that lie on the same element live and die together."""
+"""Elementwise operations: channels on the same element are kept or removed together."""
 
 from __future__ import annotations
 

@@ -43,5 +43,14 @@ class Elementwise:
         follow_elementwise(propagation, replace(call, results=[*call.results, *changed]), self.step(call))
 
     def step(self, call: OpCall) -> Step:
-        """The step of a call on the paths between layers."""
-        return Step(call.name, call.numbers)
+        """The step of a call on the paths between layers.
+
+        It bears the operator's name, by which the mathematics finds a registered function, only where the call computes
+        one result from one tensor and numbers. Numbers that are the schema's defaults are left out.
+        """
+        tensor, *others = call.arguments.values()
+        plain = tensor is call.tensors[0] and len(call.tensors) == 1 and len(call.numbers) == len(others)
+        if not plain or len(call.results) > 1:
+            return Step(f"{call.name} in another form")
+        defaults = list(call.signature.defaults.values())[1:]
+        return Step(call.name, () if others == defaults else call.numbers)

@@ -11,9 +11,12 @@ from typing import Any
 from lightning_coreset._deprecated import warn_renamed
 from lightning_coreset.plan import PruningPlan, text_table
 from lightning_coreset.planning import ModelCost
-from lightning_coreset.training.report.records import EventRecord
+from lightning_coreset.training.report.records import EventRecord, GroupRecord
 
 _ACCURACIES = ("accuracy before", "accuracy after", "recovered")
+
+
+__all__ = ["EventRecord", "GroupRecord", "History"]  # pickles of version 0.1 find the records here
 
 
 class History(list[EventRecord]):
