@@ -35,7 +35,8 @@ class Movement:
 
     Raises:
         TypeError: If ``like`` is not callable.
-        ValueError: If an operator that it names moves no elements, or has several overloads; or if a number of chunks is below 2.
+        ValueError: If an operator that it names moves no elements, or has several overloads; or if a number of chunks
+            is below 2.
 
     Example:
         Halves that are swapped stay halves as long as both lose the same channels:
