@@ -361,7 +361,12 @@ def test_what_is_overridden_counts_again():
         (lambda: register_rule(house.relu, Elementwise), TypeError, "Expected a rule for house.relu such as Elem"),
         (lambda: register_rule(house.relu, "elementwise"), TypeError, "Expected a rule for house.relu such as Elem"),
         (lambda: Movement(like="flip"), TypeError, "Expected like to be an operator or a function"),
-        (lambda: Movement(like=house.reverse), ValueError, "Expected like to be an operator of aten that has a rule"),
+        (
+            lambda: Movement(like=house.reverse),
+            ValueError,
+            "Expected like to be an operator of aten that moves elements",
+        ),
+        (lambda: Movement(torch.ops.aten.relu), ValueError, "that moves elements but got aten.relu"),
         (lambda: Movement(like=torch.ops.aten.squeeze), ValueError, "Expected one overload of aten.squeeze but"),
         (lambda: Movement(swap_halves, equal_chunks={1: 1}), ValueError, "Expected at least 2 equal chunks"),
         (lambda: Contraction("nk,mk->nm", weight=2), ValueError, "Expected two operands, one of them the weight"),

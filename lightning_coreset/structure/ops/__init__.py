@@ -36,4 +36,11 @@ def aten_rules() -> Mapping[Any, Rule]:
     return packets
 
 
-__all__ = ["aten_rules"]
+@cache
+def aten_movements() -> frozenset[Any]:
+    """The packets of aten's operators whose results are elements of their first argument, moved."""
+    names = {name for name, rule in {**movement.RULES, **pieces.RULES}.items() if rule is not movement.ignore}
+    return frozenset(packet for name in names if (packet := getattr(torch.ops.aten, name, None)) is not None)
+
+
+__all__ = ["aten_movements", "aten_rules"]

@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_coreset._compat import tree_map
 from lightning_coreset.structure.labels import ChannelLabels, TensorInfo
 from lightning_coreset.structure.op_call import OpCall
-from lightning_coreset.structure.ops import aten_rules
+from lightning_coreset.structure.ops import aten_movements, aten_rules
 from lightning_coreset.structure.ops.pieces import unite_pieces
 from lightning_coreset.structure.propagation import Propagation
 from lightning_coreset.structure.registry import overload_of
@@ -26,7 +26,7 @@ class Movement:
     that holds only for some of them.
 
     Args:
-        like: What moves elements in the same way: an operator of aten that has a rule (``torch.ops.aten.permute``) and
+        like: What moves elements in the same way: an operator of aten that does so (``torch.ops.aten.permute``) and
             takes the same arguments, whose own limits hold as well; or a function that takes the arguments of the
             operator and is called with labels (int64) in place of the first one.
         equal_chunks: By dimension of the first argument, in how many equal chunks it is taken: all of them lose the
@@ -35,7 +35,8 @@ class Movement:
 
     Raises:
         TypeError: If ``like`` is not callable.
-        ValueError: If an operator that it names has no rule, or several overloads; or if a number of chunks is below 2.
+        ValueError: If an operator that it names moves no elements, or has several overloads; or if a number of chunks
+            is below 2.
 
     Example:
         Halves that are swapped stay halves as long as both lose the same channels:
@@ -70,8 +71,8 @@ class Movement:
             raise TypeError(f"Expected like to be an operator or a function but got {self.like!r}.")
         if hasattr(self.like, "overloads") or hasattr(self.like, "overloadpacket"):
             overload = overload_of(self.like)
-            if overload.overloadpacket not in aten_rules():
-                raise ValueError(f"Expected like to be an operator of aten that has a rule but got {self.like}.")
+            if overload.overloadpacket not in aten_movements():
+                raise ValueError(f"Expected like to be an operator of aten that moves elements but got {self.like}.")
             object.__setattr__(self, "like", overload)
         for dim, count in self.equal_chunks.items():
             if not isinstance(count, int) or count < 2:
