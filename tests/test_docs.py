@@ -17,9 +17,10 @@ def run(page, tmp_path, monkeypatch, **given):
             exec(compile(block.code, page, "exec", dont_inherit=True), names)
 
 
-@pytest.mark.parametrize(
-    "page", ["how_it_works.md", "methods.md", "schedules.md", "sensitivity_scan.md", "targets.md", "why.md"]
-)
+PAGES = "api/structure.md extending.md how_it_works.md methods.md schedules.md sensitivity_scan.md targets.md why.md"
+
+
+@pytest.mark.parametrize("page", PAGES.split())
 @pytest.mark.filterwarnings("ignore:The 'train_dataloader' does not have many workers")
 def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch):
     run(page, tmp_path, monkeypatch)
