@@ -37,14 +37,14 @@ class ChannelUnionFind:
         self.version = 0
         """Goes up with every union: what classes were found to be stays so as long as it is the same."""
 
-    def reserve(self, room: int) -> None:
+    def reserve(self, extra: int) -> None:
         """Make room for so many labels more, in one go."""
-        known, room = self._count, self._count + room
-        self._labels = torch.arange(room)
+        known, capacity = self._count, self._count + extra
+        self._labels = torch.arange(capacity)
         if self._parents is not None:
-            (_, old), self._parents = self._parents, _identity(room)
+            (_, old), self._parents = self._parents, _identity(capacity)
             self._parent[:known] = old[:known]
-        self._reason = torch.cat([self._reason[:known], torch.zeros(room - known, dtype=torch.int32)])
+        self._reason = torch.cat([self._reason[:known], torch.zeros(capacity - known, dtype=torch.int32)])
 
     def allocate(self, name: str, dim: int, size: int) -> Tensor:
         """New labels for dimension ``dim`` of the tensor ``name``, shape ``(size,)``."""
@@ -58,7 +58,7 @@ class ChannelUnionFind:
 
     @property
     def _parent(self) -> Tensor:
-        """For every label one of its class that is lower, int64 ``(room,)``."""
+        """For every label one of its class that is lower, int64 ``(capacity,)``."""
         if self._parents is None:
             self._parents = _identity(len(self._labels))
         return self._parents[1]
