@@ -177,6 +177,7 @@ def _select(method: Method, view: GroupView, size: int, originals: Mapping[str, 
         raise
     wrong = _misfit(view.group, selection, originals if method.reads_full_width else {})
     if wrong is not None:
+        _check_finite(view.group, view.tensors)  # weights that have diverged are the commoner cause
         raise ValueError(f"Expected {method.label} to return {wrong[0]} for group {view.name!r} but got {wrong[1]}.")
     return selection if selection.method else replace(selection, method=method.label)
 
