@@ -7,8 +7,9 @@ every piece goes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,10 +47,14 @@ def _moved(call: OpCall, axis: ChannelLabels, source: Tensor) -> list[ChannelLab
         return [axis.moved(axis.labels.reshape(new + axis.labels.shape)) if new else axis]
     if call.inplace:
         raise NotImplementedError("in place")
-    rest, named = tree_map(_to_cpu, (call.args[1:], dict(call.kwargs)))
-    moved = call.function(axis.labels.expand(source.shape), *rest, **named)
-    results = moved if isinstance(moved, (list, tuple)) else [moved]
-    return [axis.with_labels(labels) for labels in results]
+    return [axis.with_labels(labels) for labels in move_labels(call.function, axis.labels.expand(source.shape), call)]
+
+
+def move_labels(function: Callable[..., Any], labels: Tensor, call: OpCall) -> list[Tensor]:
+    """Call ``function`` as ``call`` was, with labels in place of its first argument; the labels of each result."""
+    rest, named = tree_map(_to_cpu, (call.args[1:], dict(call.kwargs)))  # labels are on the CPU
+    moved = function(labels, *rest, **named)
+    return list(moved) if isinstance(moved, (list, tuple)) else [moved]
 
 
 def _to_cpu(value: object) -> object:

@@ -6,12 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from torch import Tensor
-
-from lightning_coreset._compat import tree_map
 from lightning_coreset.structure.labels import ChannelLabels, TensorInfo
 from lightning_coreset.structure.op_call import OpCall
 from lightning_coreset.structure.ops import aten_movements, aten_rules
+from lightning_coreset.structure.ops.movement import move_labels
 from lightning_coreset.structure.ops.pieces import unite_pieces
 from lightning_coreset.structure.propagation import Propagation
 from lightning_coreset.structure.registry import overload_of
@@ -103,11 +101,10 @@ class Movement:
 
     def _move(self, propagation: Propagation, call: OpCall, axes: Sequence[ChannelLabels]) -> None:
         source, info = call.args[0], propagation.info(call.args[0])
-        arguments = tree_map(lambda leaf: leaf.cpu() if isinstance(leaf, Tensor) else leaf, list(call.args[1:]))
         moved = []
         for axis in axes:
-            labels = self.like(axis.labels.expand(source.shape).clone(), *arguments, **call.kwargs)
-            labels = list(labels) if isinstance(labels, (list, tuple)) else [labels]
+            # A copy: a user's function may write into its argument.
+            labels = move_labels(self.like, axis.labels.expand(source.shape).clone(), call)
             if [one.shape for one in labels] != [result.shape for result in call.results]:
                 raise NotImplementedError("labels are moved into another shape than the tensor")
             moved.append([axis.with_labels(one) for one in labels])
