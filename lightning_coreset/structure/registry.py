@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -9,7 +10,14 @@ from lightning_coreset._registration import Registration
 from lightning_coreset.structure.ops import aten_rules
 from lightning_coreset.structure.propagation import Rule
 
-_REGISTERED: list[tuple[Any, Rule]] = []
+
+@dataclass(frozen=True, eq=False)  # entries are removed by identity: two may have equal rules
+class _Entry:
+    op: Any
+    rule: Rule
+
+
+_REGISTERED: list[_Entry] = []
 """Overloads and packets with their rules; the last one that fits a call counts, and comes before aten's own."""
 
 
@@ -62,16 +70,16 @@ def register_rule(op: Any, rule: Rule, *, override: bool = False) -> Registratio
             f"Expected a rule for {op} such as Elementwise(), or a function of the propagation and the call, but got "
             f"{rule!r}."
         )
-    if not override and (any(packet_of(known) is packet for known, _ in _REGISTERED) or packet in aten_rules()):
+    if not override and (any(packet_of(entry.op) is packet for entry in _REGISTERED) or packet in aten_rules()):
         raise ValueError(
             f"Expected an operator without a rule but {op} has one. Pass override=True to use yours instead of it."
         )
-    entry = (op, rule)
+    entry = _Entry(op, rule)
     _REGISTERED.append(entry)
     find_rule.cache_clear()
 
     def undo() -> None:
-        del _REGISTERED[next(place for place, own in enumerate(_REGISTERED) if own is entry)]
+        _REGISTERED.remove(entry)
         find_rule.cache_clear()
 
     return Registration(undo)
@@ -81,9 +89,9 @@ def register_rule(op: Any, rule: Rule, *, override: bool = False) -> Registratio
 def find_rule(function: Any) -> Rule | None:
     """The rule of an overload as it is called, ``None`` where there is none. Remembered until another is registered."""
     packet = function.overloadpacket
-    for op, rule in reversed(_REGISTERED):
-        if op is function or op is packet:
-            return rule
+    for entry in reversed(_REGISTERED):
+        if entry.op is function or entry.op is packet:
+            return entry.rule
     return aten_rules().get(packet)
 
 
