@@ -136,9 +136,8 @@ def _reports(
             params -= problem.cost_model.saved(name, size, sizes, "params")
             macs -= problem.cost_model.saved(name, size, sizes, "macs")
             sizes[name] = size
-            if (
-                name == cut[-1]
-            ):  # where classes differ the cost model uses averages: the last group takes the difference
+            # Where classes differ the cost model uses averages: the last group takes the difference.
+            if name == cut[-1]:
                 params, macs = float(after.params), float(after.macs)
         reports.append(choice.report(left[0] - round(params), left[1] - round(macs)))
     return tuple(reports)

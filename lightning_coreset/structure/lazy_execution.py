@@ -113,7 +113,7 @@ class LazyExecutor:
     def _continue(self, function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], tensors: list[Tensor]) -> Any:
         if _kind(function).is_view:
             result = function(*args, **kwargs)  # shows the storage that the values will be written to
-            self._keep(result if isinstance(result, (list, tuple)) else [result])
+            self._keep(_each(result))
             return result
         return self._defer(function, args, kwargs, tensors)
 
