@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_coreset.nested import tensors_in
-from lightning_coreset.structure import ChannelGroup, Example, plain_execution, preserved_random
+from lightning_coreset.structure import ChannelGroup, Example, output_tensors, plain_execution, preserved_random
 from lightning_coreset.surgery import apply_changes, named_tensors, scale_counts, slice_members
 from lightning_coreset.verification.randomised import duplicate, noise, randomise_, seed_everything
 from lightning_coreset.verification.reference import Removed, twin_run, zero_consumers_
@@ -126,7 +125,7 @@ class Trial:
             with preserved_random(model), plain_execution(), torch.set_grad_enabled(gradients), mode or nullcontext():
                 seed_everything(model)
                 found = example.run(model, example.inputs)
-            outputs += [tensor for tensor in tensors_in(found) if tensor.is_floating_point()]
+            outputs += [tensor for tensor in output_tensors(found) if tensor.is_floating_point()]
         return outputs
 
     def _difference(self, found: Sequence[Tensor], expected: Sequence[Tensor]) -> str | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from lightning_coreset.structure import ChannelGroup, Count, Example, analyse, find_groups
 from lightning_coreset.verification import failing_groups
