@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_coreset.structure import ChannelGroup, Example, output_tensors, plain_execution, preserved_random
+from lightning_coreset.structure import ChannelGroup, Example, output_tensors, paired, plain_execution, preserved_random
 from lightning_coreset.surgery import apply_changes, named_tensors, scale_counts, slice_members
 from lightning_coreset.verification.randomised import duplicate, noise, randomise_, seed_everything
-from lightning_coreset.verification.reference import Removed, twin_run, zero_consumers_
+from lightning_coreset.verification.reference import Removed, readers, twin_run, zero_, zero_consumers_
 
 _REMOVED_FRACTION = 0.3
 """Of the classes of every group."""
@@ -67,12 +67,12 @@ class Trial:
     def without_effect(self, groups: Sequence[ChannelGroup]) -> dict[str, str]:
         """The groups whose consumers have no influence on any output, so that the trial proved nothing."""
         influential = self._influential(groups)
-        idle = [group for group in groups if not any(one.name in influential for one in group.by_role("consumer"))]
+        idle = [group for group in groups if not any(one.name in influential for one in readers(group))]
         expected = self._run(self.model) if idle else []
         silent = []
         for group in idle:  # the gradient may have been disabled, or really be zero
             model = duplicate(self.model)
-            zero_consumers_(model, [group], {group.name: _some_classes(group)})
+            zero_(model, readers(group), _some_classes(group))
             if self._difference(self._run(model), expected) is None:
                 silent.append(group.name)
         reason = "its removal cannot be tried, since it has no influence on the outputs of the example inputs"
@@ -83,6 +83,7 @@ class Trial:
 
         With the consumers at zero, no output may notice what their producers compute.
         """
+        groups = [_paired_at_random(group) for group in groups]
         removed = {group.name: _some_classes(group) for group in groups}
         expected, disturbed = self._reference(groups, removed)
         leak = self._difference(disturbed, expected)
@@ -144,7 +145,7 @@ class Trial:
 
     def _influential(self, groups: Sequence[ChannelGroup]) -> set[str]:
         """The consumers that some output depends on, by its gradient."""
-        consumers = {member.name for group in groups for member in group.by_role("consumer")}
+        consumers = {member.name for group in groups for member in readers(group)}
         parameters = {
             name: tensor.requires_grad_(True)
             for name, tensor in named_tensors(self.model).items()
@@ -164,6 +165,15 @@ class Trial:
 def first_line(error: Exception) -> str:
     """The beginning of an error's message."""
     return str(error).strip().partition("\n")[0][:160]
+
+
+def _paired_at_random(group: ChannelGroup) -> ChannelGroup:
+    """Dimensions of different heads are put together by their ranks later: any way must be right."""
+    if group.within_heads is None or group.within_heads.blocks == 1:
+        return group
+    generator = torch.Generator().manual_seed(0)
+    orders = [torch.randperm(group.size, generator=generator) for _ in range(group.within_heads.blocks)]
+    return paired(group, torch.stack(orders))
 
 
 def _some_classes(group: ChannelGroup) -> set[int]:
