@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -33,6 +33,11 @@ class Structure:
     refused: Mapping[str, str] = field(repr=False)
     macs: Mapping[str, int] = field(repr=False)
     product_macs: Mapping[str, float] = field(default_factory=dict, repr=False)
+
+    def with_groups(self, groups: Sequence[ChannelGroup]) -> Structure:
+        """The structure with others in place of the groups of the same names."""
+        others = {group.name: group for group in groups}
+        return replace(self, groups=tuple(others.get(group.name, group) for group in self.groups))
 
     def without(self, reasons: Mapping[str, str]) -> Structure:
         """The structure without some groups, by name, each refused for a reason."""

@@ -130,11 +130,12 @@ class Path:
 
 @dataclass(frozen=True)
 class Count:
-    """An integer attribute of a module that grows and shrinks with a group, such as a number of heads.
+    """An integer that a module remembers and that shrinks with a group, such as a number of heads.
 
     Attributes:
         module: Qualified name of the module.
-        name: Name of the attribute.
+        name: Name of the attribute; of an element of a tuple or a list ``"sizes[1]"``; of a field of a config object
+            ``"config.hidden_size"``.
         per_class: What one class adds to it.
     """
 
