@@ -12,7 +12,7 @@ from lightning_coreset.structure.example import Example, ExampleInputs
 from lightning_coreset.structure.grouping import GroupBuilder
 from lightning_coreset.structure.labels import compress, unite_along
 from lightning_coreset.structure.propagation import Propagation
-from lightning_coreset.structure.records import ChannelGroup
+from lightning_coreset.structure.records import ChannelGroup, Count
 from lightning_coreset.structure.trace import trace
 from lightning_coreset.structure.union_find import ChannelUnionFind
 
@@ -38,6 +38,10 @@ class Structure:
         """The structure with others in place of the groups of the same names."""
         others = {group.name: group for group in groups}
         return replace(self, groups=tuple(others.get(group.name, group) for group in self.groups))
+
+    def with_counts(self, counts: Mapping[str, Sequence[Count]]) -> Structure:
+        """The structure with more numbers that change with a group, by the groups' names."""
+        return self.with_groups([group.with_counts(counts.get(group.name, ())) for group in self.groups])
 
     def without(self, reasons: Mapping[str, str]) -> Structure:
         """The structure without some groups, by name, each refused for a reason."""

@@ -13,7 +13,6 @@ end one trial of all groups together.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from itertools import chain, combinations
 from typing import TypeAlias
 
@@ -136,7 +135,7 @@ class Search:
 
 
 def _with_numbers(group: ChannelGroup, choice: Choice) -> ChannelGroup:
-    return replace(group, counts=(*group.counts, *(count for each in choice for count in each.counts)))
+    return group.with_counts(count for each in choice for count in each.counts)
 
 
 def _is_possible(choice: Choice) -> bool:
