@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
@@ -14,7 +14,7 @@ from lightning_coreset.structure.grouping import GroupBuilder
 from lightning_coreset.structure.head_dimensions import HeadBlocks
 from lightning_coreset.structure.labels import compress, unite_along
 from lightning_coreset.structure.propagation import Propagation
-from lightning_coreset.structure.records import ChannelGroup
+from lightning_coreset.structure.records import ChannelGroup, Count
 from lightning_coreset.structure.trace import trace
 from lightning_coreset.structure.union_find import ChannelUnionFind
 
@@ -37,6 +37,15 @@ class Structure:
     refused: Mapping[str, str] = field(repr=False)
     macs: Mapping[str, int] = field(repr=False)
     product_macs: Mapping[str, float] = field(default_factory=dict, repr=False)
+
+    def with_groups(self, groups: Sequence[ChannelGroup]) -> Structure:
+        """The structure with others in place of the groups of the same names."""
+        others = {group.name: group for group in groups}
+        return replace(self, groups=tuple(others.get(group.name, group) for group in self.groups))
+
+    def with_counts(self, counts: Mapping[str, Sequence[Count]]) -> Structure:
+        """The structure with more numbers that change with a group, by the groups' names."""
+        return self.with_groups([group.with_counts(counts.get(group.name, ())) for group in self.groups])
 
     def without(self, reasons: Mapping[str, str]) -> Structure:
         """The structure without some groups, by name, each refused for a reason."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import Literal
 
@@ -130,11 +131,12 @@ class Path:
 
 @dataclass(frozen=True)
 class Count:
-    """An integer attribute of a module that grows and shrinks with a group, such as a number of heads.
+    """An integer that a module remembers and that shrinks with a group, such as a number of heads.
 
     Attributes:
         module: Qualified name of the module.
-        name: Name of the attribute.
+        name: Name of the attribute; of an element of a tuple or a list ``"sizes[1]"``; of a field of a config object
+            ``"config.hidden_size"``.
         per_class: What one class adds to it.
     """
 
@@ -190,6 +192,12 @@ class ChannelGroup:
     def size(self) -> int:
         """Number of classes, the most that could be removed plus one."""
         return len(self.members[0].index)
+
+    def with_counts(self, counts: Iterable[Count]) -> ChannelGroup:
+        """The group with more numbers that change with it."""
+        known = {(count.module, count.name) for count in self.counts}
+        more = [count for count in counts if (count.module, count.name) not in known]
+        return replace(self, counts=(*self.counts, *more)) if more else self
 
     def by_role(self, role: Role) -> tuple[Member, ...]:
         """The members of one role, in network order."""

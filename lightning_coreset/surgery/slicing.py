@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from lightning_coreset.module_specs import is_integer, read_size
 from lightning_coreset.plan import AttributeChange, ParameterChange
 
 if TYPE_CHECKING:
-    from lightning_coreset.structure import ChannelGroup, Member
+    from lightning_coreset.structure import ChannelGroup, Count, Member
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -164,8 +165,18 @@ def scale_counts(model: nn.Module, kept: Sequence[tuple[ChannelGroup, Collection
     for group, classes in kept:
         for count in group.counts:
             where = (count.module, count.name)
-            old[where] = getattr(model.get_submodule(count.module), count.name)
+            old[where] = _read_count(model, count)
             removed[where] = removed.get(where, 0) + count.per_class * (group.size - len(classes))
     return tuple(
         AttributeChange(*where, old[where], old[where] - number) for where, number in removed.items() if number
     )
+
+
+def _read_count(model: nn.Module, count: Count) -> int:
+    value = read_size(model.get_submodule(count.module), count.name)
+    if not is_integer(value):
+        raise ValueError(
+            f"Expected {count.name!r} of module {count.module!r} to be an integer, which counts channels of a group, "
+            f"but got {value!r}. Find the groups of the model as it is now."
+        )
+    return int(value)

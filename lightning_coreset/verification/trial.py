@@ -20,6 +20,9 @@ _REMOVED_FRACTION = 0.3
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
 """Largest difference relative to the largest output; a wrong index changes outputs by about their own size."""
 
+LEAK = "its channels reach further"
+"""The beginning of a reason that no number of the network explains."""
+
 
 class Trial:
     """Tries groups on fresh copies of one model with randomised parameters.
@@ -47,7 +50,7 @@ class Trial:
         for number, (dtype, examples) in enumerate(attempts, 1):
             try:
                 self.dtype, self.examples = dtype, [one.to(dtype) for one in examples]
-                self._run(self.model.to(dtype))
+                self.run(self.model.to(dtype))
                 return
             except Exception:
                 if number == len(attempts):
@@ -55,7 +58,7 @@ class Trial:
 
     def failing(self, groups: Sequence[ChannelGroup]) -> dict[str, str]:
         """The groups that fail, with the reasons, found by halving; all of them where they fail only together."""
-        reason = self._attempt(groups)
+        reason = self.attempt(groups)
         if reason is None:
             return {}
         if len(groups) == 1:
@@ -68,17 +71,17 @@ class Trial:
         """The groups whose consumers have no influence on any output, so that the trial proved nothing."""
         influential = self._influential(groups)
         idle = [group for group in groups if not any(one.name in influential for one in readers(group))]
-        expected = self._run(self.model) if idle else []
+        expected = self.run(self.model) if idle else []
         silent = []
         for group in idle:  # the gradient may have been disabled, or really be zero
             model = duplicate(self.model)
             zero_(model, readers(group), _some_classes(group))
-            if self._difference(self._run(model), expected) is None:
+            if self._difference(self.run(model), expected) is None:
                 silent.append(group.name)
         reason = "its removal cannot be tried, since it has no influence on the outputs of the example inputs"
         return dict.fromkeys(silent, reason)
 
-    def _attempt(self, groups: Sequence[ChannelGroup]) -> str | None:
+    def attempt(self, groups: Sequence[ChannelGroup]) -> str | None:
         """Remove channels, and zero their consumers on another copy: both must compute the same.
 
         With the consumers at zero, no output may notice what their producers compute.
@@ -88,12 +91,12 @@ class Trial:
         expected, disturbed = self._reference(groups, removed)
         leak = self._difference(disturbed, expected)
         if leak is not None:
-            return f"its channels reach further than its consumers ({leak})"
+            return f"{LEAK} than its consumers ({leak})"
         kept = [(group, sorted(set(range(group.size)) - removed[group.name])) for group in groups]
         model = duplicate(self.model)
         try:
             apply_changes(model, slice_members(named_tensors(model), kept), scale_counts(model, kept))
-            found = self._run(model)
+            found = self.run(model)
         except Exception as error:
             return (
                 f"without some of its channels the network does not run ({type(error).__name__}: {first_line(error)}); "
@@ -113,11 +116,11 @@ class Trial:
         model = duplicate(self.model)
         zero_consumers_(model, groups, removed)
         twins = twin_run(model, self.model, groups, removed)
-        outputs = self._run(model, mode=twins)
+        outputs = self.run(model, mode=twins)
         disturbed = [twins.twin(tensor) for tensor in outputs]
         return outputs, [tensor if twin is None else twin for tensor, twin in zip(outputs, disturbed, strict=True)]
 
-    def _run(
+    def run(
         self, model: nn.Module, *, gradients: bool = False, mode: AbstractContextManager[Any] | None = None
     ) -> list[Tensor]:
         """All floating-point outputs of both examples, run in a mode, with the same random numbers every time."""
@@ -151,7 +154,7 @@ class Trial:
             for name, tensor in named_tensors(self.model).items()
             if name in consumers and tensor.is_floating_point()
         }
-        outputs = [tensor for tensor in self._run(self.model, gradients=True) if tensor.requires_grad]
+        outputs = [tensor for tensor in self.run(self.model, gradients=True) if tensor.requires_grad]
         if not outputs or not parameters:
             return set()
         generator = torch.Generator().manual_seed(0)
