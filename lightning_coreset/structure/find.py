@@ -9,12 +9,13 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from lightning_coreset.structure.completion import Completion
 from lightning_coreset.structure.example import Example, ExampleInputs
 from lightning_coreset.structure.grouping import GroupBuilder
 from lightning_coreset.structure.head_dimensions import HeadBlocks
 from lightning_coreset.structure.labels import compress, unite_along
 from lightning_coreset.structure.propagation import Propagation
-from lightning_coreset.structure.records import ChannelGroup, Count
+from lightning_coreset.structure.records import ChannelGroup
 from lightning_coreset.structure.trace import trace
 from lightning_coreset.structure.union_find import ChannelUnionFind
 
@@ -39,13 +40,22 @@ class Structure:
     product_macs: Mapping[str, float] = field(default_factory=dict, repr=False)
 
     def with_groups(self, groups: Sequence[ChannelGroup]) -> Structure:
-        """The structure with others in place of the groups of the same names."""
+        """The structure with others in place of groups of the same names, and of those that are merged into them."""
         others = {group.name: group for group in groups}
-        return replace(self, groups=tuple(others.get(group.name, group) for group in self.groups))
+        merged = {group.name: group.within_heads.merged for group in groups if group.within_heads is not None}
+        gone = {part for name, parts in merged.items() for part in parts if part != name}
+        macs = {name: count for name, count in self.product_macs.items() if name not in gone}
+        for name, parts in merged.items():
+            if parts:
+                macs[name] = sum(self.product_macs.get(part, 0.0) for part in parts)
+        left = tuple(others.get(group.name, group) for group in self.groups if group.name not in gone)
+        return replace(self, groups=left, product_macs=macs)
 
-    def with_counts(self, counts: Mapping[str, Sequence[Count]]) -> Structure:
-        """The structure with more numbers that change with a group, by the groups' names."""
-        return self.with_groups([group.with_counts(counts.get(group.name, ())) for group in self.groups])
+    def completed(self, completions: Mapping[str, Completion]) -> Structure:
+        """The structure with what a self-check found out about groups, by their names."""
+        groups = {group.name: group for group in self.groups}
+        found = [completion.apply(groups, name) for name, completion in completions.items()]
+        return self.with_groups([group for group in found if group is not None])
 
     def without(self, reasons: Mapping[str, str]) -> Structure:
         """The structure without some groups, by name, each refused for a reason."""
