@@ -79,8 +79,9 @@ def _disturbed(tensor: Tensor, places: Iterable[tuple[Member, Tensor]]) -> Tenso
     for member, index in places:
         index = index.to(tensor.device)
         part = result.index_select(member.dim, index)
-        other = part * 1.7 + 0.1
-        if member.role != "channelwise":  # the same for all rows could cancel out in what is normalised afterwards
-            other = other + part.std(correction=0).clamp_min(0.1) * noise(part, generator)
+        if member.role == "channelwise":
+            other = part * 1.7 + 0.1
+        else:  # of the other sign, so that one of both passes a ReLU; and random, or it could cancel out in a norm
+            other = part.std(correction=0).clamp_min(0.1) * 0.5 * noise(part, generator) - part
         result.index_copy_(member.dim, index, other)
     return result
