@@ -242,7 +242,7 @@ class Module(pl.LightningModule):
 
 def _fit(module: pl.LightningModule, epochs: int, folder, ckpt_path=None) -> CoresetPruningCallback:
     callback = CoresetPruningCallback(
-        {"net.q": 0.5}, schedule={1: 0.25, 2: 0.5}, heads="within", method="magnitude", log=False
+        {"net.q": 0.5}, schedule="linear", start=0, end=2, heads="within", method="magnitude", verbose=False
     )
     trainer = pl.Trainer(
         max_epochs=epochs,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
@@ -31,25 +32,25 @@ class Structure:
         refused: Layers whose channels cannot be, by qualified module name, each with the reason.
         macs: Multiply-accumulates of one sample by qualified name of the weight; ``""`` holds those of products
             between activations, as in attention.
-        product_macs: By group name, how much of ``macs[""]`` goes with the group's classes in proportion.
+        product_macs: How much of ``macs[""]`` goes with the classes of groups in proportion, by the groups' names:
+            of one, or of two that a product has along different dimensions.
     """
 
     groups: tuple[ChannelGroup, ...]
     refused: Mapping[str, str] = field(repr=False)
     macs: Mapping[str, int] = field(repr=False)
-    product_macs: Mapping[str, float] = field(default_factory=dict, repr=False)
+    product_macs: Mapping[tuple[str, ...], float] = field(default_factory=dict, repr=False)
 
     def with_groups(self, groups: Sequence[ChannelGroup]) -> Structure:
         """The structure with others in place of groups of the same names, and of those that are merged into them."""
         others = {group.name: group for group in groups}
         merged = {group.name: group.within_heads.merged for group in groups if group.within_heads is not None}
-        gone = {part for name, parts in merged.items() for part in parts if part != name}
-        macs = {name: count for name, count in self.product_macs.items() if name not in gone}
-        for name, parts in merged.items():
-            if parts:
-                macs[name] = sum(self.product_macs.get(part, 0.0) for part in parts)
+        gone = {part: name for name, parts in merged.items() for part in parts if part != name}
+        macs: dict[tuple[str, ...], float] = defaultdict(float)
+        for names, count in self.product_macs.items():
+            macs[tuple(gone.get(name, name) for name in names)] += count
         left = tuple(others.get(group.name, group) for group in self.groups if group.name not in gone)
-        return replace(self, groups=left, product_macs=macs)
+        return replace(self, groups=left, product_macs=dict(macs))
 
     def completed(self, completions: Mapping[str, Completion]) -> Structure:
         """The structure with what a self-check found out about groups, by their names."""
