@@ -49,14 +49,15 @@ class Progress:
 
     def to_dict(self) -> dict[str, Any]:
         """Numbers, strings, lists and dicts."""
+        counts = {name: [asdict(count) for count in counts] for name, counts in self.counts.items()}
         return {
             "plans": [replace(plan, changes=()).to_dict() for plan in self.plans],
             "done": dict(self.done),
             "original": None if self.original is None else asdict(self.original),
             "final_sizes": dict(self.final_sizes),
             "unsound": dict(self.unsound),
-            "counts": {name: [asdict(count) for count in counts] for name, counts in self.counts.items()},
             "history": self.history.to_dicts(),
+            **({"counts": counts} if counts else {}),
         }
 
     @classmethod
