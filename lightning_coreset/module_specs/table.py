@@ -31,8 +31,9 @@ def _convolution_shape(attributes: Mapping[str, Any]) -> Shape | None:
 
 
 def _group_norm_sizes(attributes: Mapping[str, Any], shape: Shape) -> dict[str, int]:
-    channels = attributes["num_channels"]  # every group keeps its number of channels
-    return {"num_channels": shape[0], "num_groups": shape[0] * attributes["num_groups"] // channels}
+    channels, groups = attributes["num_channels"], attributes["num_groups"]
+    # Every group keeps its number of channels, but a single one is a norm over all of them.
+    return {"num_channels": shape[0], "num_groups": shape[0] * groups // channels if groups > 1 else groups}
 
 
 def _group_norm_shape(attributes: Mapping[str, Any]) -> Shape | None:

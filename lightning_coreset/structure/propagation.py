@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from lightning_coreset._compat import DispatchMode, tree_map
+from lightning_coreset.structure.head_dimensions import Queries
 from lightning_coreset.structure.labels import (
     UNLABELLED,
     ChannelLabels,
+    Statistic,
     TensorInfo,
     drop_uniform_dims,
     labels_along,
@@ -21,6 +23,7 @@ from lightning_coreset.structure.labels import (
 from lightning_coreset.structure.layer_records import LayerRecords, Paths
 from lightning_coreset.structure.lazy_execution import LazyExecutor
 from lightning_coreset.structure.op_call import OpCall, tensors_among
+from lightning_coreset.structure.statistics import block_statistics, check_statistics, pass_statistics
 from lightning_coreset.structure.steps import Norm, Step, StepKind
 from lightning_coreset.structure.union_find import ChannelUnionFind
 from lightning_coreset.structure.views import SharedMemory
@@ -40,6 +43,7 @@ class Propagation(DispatchMode):
         model: The network whose parameters and buffers are followed.
         find_rule: The rule of an operator, ``None`` where it has none.
         unsupported: Parameters that may not change, by qualified name, each with the reason.
+        within_heads: See below.
 
     Attributes:
         union_find: Which labels live and die together, and which are blocked.
@@ -47,6 +51,10 @@ class Propagation(DispatchMode):
         grids: Labels that vary along several dimensions, of which one is chosen at the end.
         heads: Labels that number attention heads.
         counts: Labels whose classes an attribute of a module counts, with the names of both.
+        normalized: Labels of channels that the network normalises over.
+        within_heads: Whether dimensions within attention heads may go, instead of whole heads.
+        head_dimensions: Labels of these dimensions, a row for each head (repeated for each sample).
+        queries: Of every product of queries and keys, what is known of the queries.
         modules: All modules of the network by qualified name.
         owners: The module that holds each parameter and buffer.
     """
@@ -54,20 +62,30 @@ class Propagation(DispatchMode):
     supports_higher_order_operators = True
 
     def __init__(
-        self, model: nn.Module, find_rule: Callable[[Any], Rule | None], unsupported: Mapping[str, str]
+        self,
+        model: nn.Module,
+        find_rule: Callable[[Any], Rule | None],
+        unsupported: Mapping[str, str],
+        *,
+        within_heads: bool = False,
     ) -> None:
         super().__init__()
-        self.union_find = ChannelUnionFind()
+        self.union_find = ChannelUnionFind(within_heads=within_heads)
         self.records = LayerRecords()
         self.executor = LazyExecutor()
         self.grids: list[ChannelLabels] = []
         self.heads: list[Tensor] = []
         self.counts: list[tuple[Tensor, str, str]] = []
+        self.normalized: list[Tensor] = []
+        self.within_heads = within_heads
+        self.head_dimensions: list[Tensor] = []
+        self.queries: list[Queries] = []
+        self.scale_is_implicit = False
         self.modules = dict(model.named_modules())
         self.owners: dict[str, nn.Module] = {}
         self._find_rule = find_rule
         self._unsupported = unsupported
-        self._known = IdentityWeakMap()
+        self._known: IdentityWeakMap[TensorInfo] = IdentityWeakMap()
         self._shared_memory = SharedMemory()
         self._adopt()
 
@@ -144,6 +162,7 @@ class Propagation(DispatchMode):
         """Forbid the removal of anything this tensor is labelled with."""
         for axis in self.info(tensor).channel_labels:
             self.union_find.block(axis.labels, reason)
+        block_statistics(self, tensor, f"before its result {reason}")
 
     def refuse(self, call: OpCall, reason: str) -> None:
         """Block everything that enters a call; its results have no labels."""
@@ -232,9 +251,17 @@ class Propagation(DispatchMode):
             self.refuse(call, f"is written into the argument out of {call.title}")
             return
         try:
+            statistics = check_statistics(self, call, rule)
             rule(self, call)
+            if statistics:
+                self._add_statistics(call.results, pass_statistics(self, call, statistics))
         except Exception as error:  # a rule that cannot follow an unforeseen form must not end the user's program
             self.refuse(call, f"enters {call.title} in a form that cannot be followed ({error})")
+
+    def _add_statistics(self, results: Iterable[Tensor], statistics: Iterable[Statistic]) -> None:
+        for result in results:
+            info = self.info(result)
+            self._known[result] = replace(info, statistics=(*info.statistics, *statistics))
 
     def _note_write(self, call: OpCall) -> None:
         """Other views of memory that is written into keep their labels, and have other values from now on."""

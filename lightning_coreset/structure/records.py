@@ -146,6 +146,25 @@ class Count:
 
 
 @dataclass(frozen=True)
+class WithinHeads:
+    """That the channels of a group are dimensions within attention heads.
+
+    Attributes:
+        blocks: Each class has one part in each of so many blocks, its heads; which parts make up a class is free, see
+            ``structure/head_dimensions.py``. The positions of a class lie block by block in ``Member.index``. 1 if all
+            heads have to lose the same dimensions.
+        queries: Of queries and keys, what makes the queries: tensors, dimensions and positions.
+        scaled_by_size: Whether the network divides the products of queries and keys by the root of how many dimensions
+            they have. Where ``k`` of ``n`` classes stay, the queries are then multiplied by ``sqrt(k / n)``, so that
+            the products are divided as before.
+    """
+
+    blocks: int = 1
+    queries: tuple[tuple[str, int, tuple[int, ...]], ...] = ()
+    scaled_by_size: bool = False
+
+
+@dataclass(frozen=True)
 class ChannelGroup:
     """Channels that live and die together, with every tensor dimension that carries them.
 
@@ -157,12 +176,17 @@ class ChannelGroup:
         members: Every dimension that must be sliced with the group.
         paths: What stands between the group's producers and its consumers, one path per pair; empty if unknown.
         counts: Attributes of modules that count the classes, beside the sizes of tensors.
+        normalized: Whether the network normalises over these channels, as LayerNorm does. Where it does, the statistics
+            are those of the channels that stay.
+        within_heads: For dimensions within attention heads, what is special about them; ``None`` for all others.
     """
 
     name: str
     members: tuple[Member, ...]
     paths: tuple[Path, ...] = field(default=(), repr=False)
     counts: tuple[Count, ...] = ()
+    normalized: bool = False
+    within_heads: WithinHeads | None = None
 
     @property
     def size(self) -> int:

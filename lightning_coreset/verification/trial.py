@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lightning_coreset.nested import tensors_in
-from lightning_coreset.structure import ChannelGroup, Example, plain_execution, preserved_random
+from lightning_coreset.structure import ChannelGroup, Example, output_tensors, paired, plain_execution, preserved_random
 from lightning_coreset.surgery import apply_changes, named_tensors, scale_counts, slice_members
 from lightning_coreset.verification.randomised import duplicate, noise, randomise_, seed_everything
+from lightning_coreset.verification.reference import Removed, readers, twin_run, zero_, zero_consumers_
 
 _REMOVED_FRACTION = 0.3
 """Of the classes of every group."""
@@ -68,25 +70,27 @@ class Trial:
     def without_effect(self, groups: Sequence[ChannelGroup]) -> dict[str, str]:
         """The groups whose consumers have no influence on any output, so that the trial proved nothing."""
         influential = self._influential(groups)
-        idle = [group for group in groups if not any(one.name in influential for one in group.by_role("consumer"))]
+        idle = [group for group in groups if not any(one.name in influential for one in readers(group))]
         expected = self.run(self.model) if idle else []
         silent = []
         for group in idle:  # the gradient may have been disabled, or really be zero
             model = duplicate(self.model)
-            _fill(model, [group], {group.name: _some_classes(group)}, "consumer", 0.0)
+            zero_(model, readers(group), _some_classes(group))
             if self._difference(self.run(model), expected) is None:
                 silent.append(group.name)
         reason = "its removal cannot be tried, since it has no influence on the outputs of the example inputs"
         return dict.fromkeys(silent, reason)
 
     def attempt(self, groups: Sequence[ChannelGroup]) -> str | None:
-        """Zero the consumers, change the producers, then remove: the outputs must stay the same throughout."""
-        model = duplicate(self.model)
+        """Remove channels, and zero their consumers on another copy: both must compute the same.
+
+        With the consumers at zero, no output may notice what their producers compute.
+        """
+        groups = [_paired_at_random(group) for group in groups]
         removed = {group.name: _some_classes(group) for group in groups}
-        _fill(model, groups, removed, "consumer", 0.0)
-        expected = self.run(model)
-        _fill(model, groups, removed, "producer", 1.0)
-        leak = self._difference(self.run(model), expected)
+        model = duplicate(self.model)
+        expected, disturbed = self._reference(model, groups, removed)
+        leak = self._difference(disturbed, expected)
         if leak is not None:
             return f"its channels reach further than its consumers ({leak})"
         kept = [(group, sorted(set(range(group.size)) - removed[group.name])) for group in groups]
@@ -101,14 +105,38 @@ class Trial:
         difference = self._difference(found, expected)
         return None if difference is None else f"its removal changes what the network computes ({difference})"
 
-    def run(self, model: nn.Module, *, gradients: bool = False) -> list[Tensor]:
-        """All floating-point outputs of both examples, with the same random numbers every time."""
+    def _reference(
+        self, model: nn.Module, groups: Sequence[ChannelGroup], removed: Removed
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """What the network computes with the consumers of removed channels at zero.
+
+        Where it normalises over channels, the statistics are those of the channels that stay; queries and keys are
+        multiplied without those that go.
+
+        Args:
+            model: A copy of the network; its consumers stay at zero.
+            groups: The groups.
+            removed: What goes of them.
+
+        Returns:
+            The outputs, and the outputs where the producers of removed channels have other weights.
+        """
+        zero_consumers_(model, groups, removed)
+        twins = twin_run(model, self.model, groups, removed)
+        outputs = self.run(model, mode=twins)
+        disturbed = [twins.twin(tensor) for tensor in outputs]
+        return outputs, [tensor if twin is None else twin for tensor, twin in zip(outputs, disturbed, strict=True)]
+
+    def run(
+        self, model: nn.Module, *, gradients: bool = False, mode: AbstractContextManager[Any] | None = None
+    ) -> list[Tensor]:
+        """All floating-point outputs of both examples, run in a mode, with the same random numbers every time."""
         outputs = []
         for example in self.examples:
-            with preserved_random(model), plain_execution(), torch.set_grad_enabled(gradients):
+            with preserved_random(model), plain_execution(), torch.set_grad_enabled(gradients), mode or nullcontext():
                 seed_everything(model)
                 found = example.run(model, example.inputs)
-            outputs += [tensor for tensor in tensors_in(found) if tensor.is_floating_point()]
+            outputs += [tensor for tensor in output_tensors(found) if tensor.is_floating_point()]
         return outputs
 
     def _difference(self, found: Sequence[Tensor], expected: Sequence[Tensor]) -> str | None:
@@ -127,7 +155,7 @@ class Trial:
 
     def _influential(self, groups: Sequence[ChannelGroup]) -> set[str]:
         """The consumers that some output depends on, by its gradient."""
-        consumers = {member.name for group in groups for member in group.by_role("consumer")}
+        consumers = {member.name for group in groups for member in readers(group)}
         parameters = {
             name: tensor.requires_grad_(True)
             for name, tensor in named_tensors(self.model).items()
@@ -149,22 +177,16 @@ def first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0][:160]
 
 
+def _paired_at_random(group: ChannelGroup) -> ChannelGroup:
+    """Dimensions of different heads are put together by their ranks later: any way must be right."""
+    if group.within_heads is None or group.within_heads.blocks == 1:
+        return group
+    generator = torch.Generator().manual_seed(0)
+    orders = [torch.randperm(group.size, generator=generator) for _ in range(group.within_heads.blocks)]
+    return paired(group, torch.stack(orders))
+
+
 def _some_classes(group: ChannelGroup) -> set[int]:
     """About a third of the classes, at least one; at least one stays."""
     count = min(max(1, round(_REMOVED_FRACTION * group.size)), group.size - 1)
     return set(random.Random(0).sample(range(group.size), count))
-
-
-@torch.no_grad()
-def _fill(
-    model: nn.Module, groups: Iterable[ChannelGroup], removed: Mapping[str, set[int]], role: str, value: float
-) -> None:
-    """Overwrite what belongs to the removed classes in all members of one role."""
-    tensors = named_tensors(model)
-    for group in groups:
-        for member in group.members:
-            if member.role == role:
-                positions = [position for number in removed[group.name] for position in member.index[number]]
-                tensor = tensors[member.name]
-                index = torch.tensor(positions, dtype=torch.int64, device=tensor.device)
-                tensor.index_fill_(member.dim, index, value)
