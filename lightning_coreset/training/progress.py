@@ -49,14 +49,15 @@ class Progress:
 
     def to_dict(self) -> dict[str, Any]:
         """Numbers, strings, lists and dicts."""
+        completions = {name: completion.to_dict() for name, completion in self.completions.items()}
         return {
             "plans": [replace(plan, changes=()).to_dict() for plan in self.plans],
             "done": dict(self.done),
             "original": None if self.original is None else asdict(self.original),
             "final_sizes": dict(self.final_sizes),
             "unsound": dict(self.unsound),
-            "completions": {name: completion.to_dict() for name, completion in self.completions.items()},
             "history": self.history.to_dicts(),
+            **({"completions": completions} if completions else {}),
         }
 
     @classmethod
