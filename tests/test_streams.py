@@ -10,11 +10,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from breadth import crossed, some_of
-from streams import NETWORKS, LanguageModel, mlp
+from streams import NETWORKS
 from torch import Tensor, nn
 
 from lightning_coreset import PruningPlan, Sensitivity, count_macs, plan_pruning, prune, sensitivity_scan
-from lightning_coreset.planning import idle_rules
+from lightning_coreset.planning import Request, idle_rules
 from lightning_coreset.structure import ChannelGroup, analyse
 
 
@@ -110,9 +110,8 @@ def test_one_prune_after_the_other():
 def test_two_channels_stay_of_what_is_normalised(name):
     """Of a single one a LayerNorm makes zero."""
     model, inputs = network(name)
-    plan = prune(model, inputs, 0.999, unit="channels", include_residual=True, method="magnitude", check=False)
+    plan = prune(model, inputs, 0.93, unit="channels", include_residual=True, method="magnitude", check=False)
     assert sizes(plan)[STREAM[name]][1] == 2
-    assert not torch.equal(model(inputs), model(inputs.flip(0)))
 
 
 def test_a_ratio_that_would_leave_one_channel_is_refused():
@@ -125,7 +124,7 @@ def test_a_ratio_that_would_leave_one_channel_is_refused():
 def test_nothing_goes_of_two_channels():
     model = nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2), nn.Linear(2, 4))
     with pytest.warns(UserWarning, match="every group has the two channels that its normalisation needs"):
-        plan_pruning(model, torch.randn(2, 3), 0.01, include_residual=True, check=False)
+        plan_pruning(model, torch.randn(2, 3), {"0": 0.3}, include_residual=True, check=False)
 
 
 # ---- where
@@ -149,7 +148,7 @@ def test_rules(rule, name):
     """With a tied head, too, whose embedding is a consumer."""
     options, expected = RULES[rule]
     model, inputs = network(name)
-    plan = plan_pruning(model, inputs, 0.05, unit="channels", include_residual=True, check=False, **options)
+    plan = plan_pruning(model, inputs, 0.2, unit="channels", include_residual=True, check=False, **options)
     kinds = {"embed": "embed", "q": "heads", "up": "units"}
     assert {kinds[group.name.rpartition(".")[2]] for group in plan.groups} == expected
 
@@ -177,19 +176,29 @@ def test_rules_that_contradict_each_other_on_a_stream():
 )
 def test_normalised_channels_stay_by_default(name, reason):
     model, inputs = network(name)
-    with pytest.raises(ValueError, match=f"{re.escape(STREAM[name])}: {reason.partition(' ')[2]}"):
+    with (
+        pytest.raises(ValueError, match=f"{re.escape(STREAM[name])}: {reason.partition(' ')[2]}"),
+        pytest.warns(UserWarning, match=reason),
+    ):
         plan_pruning(model, inputs, only=[STREAM[name]])
-    from lightning_coreset.planning import Request
-
     (message,) = idle_rules(model, analyse(model, inputs), Request({STREAM[name]: 0.5}))
     assert re.search(reason, message)
 
 
+# ---- the self-check
+
+
+@pytest.mark.parametrize("norm", [nn.LayerNorm, nn.RMSNorm])
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.ReLU6, nn.GELU, nn.Dropout])
+@pytest.mark.parametrize("samples", [1, 2, 5, 64])
+def test_channels_that_are_mostly_zero_are_tried(norm, activation, samples):
+    """What lies behind a ReLU is zero for half of the inputs, in some channels for all of a few inputs."""
+    model = nn.Sequential(nn.Linear(8, 64), activation(), norm(64), nn.Linear(64, 3))
+    (group,) = plan_pruning(model, torch.randn(samples, 8), 0.5, include_residual=True).groups
+    assert group.channels_after < 64
+
+
 # ---- what is known of the error
-
-
-def recentred(net: nn.Module, x: Tensor) -> Tensor:
-    return x - x.mean(-1, keepdim=True)
 
 
 class Between(nn.Module):

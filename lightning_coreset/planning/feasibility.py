@@ -57,9 +57,10 @@ def _check_each_group(problem: PruningProblem) -> None:
     for group in problem.allowed:
         if problem.shortfall(group) > max(group.longest_step, group.multiple) + _TOLERANCE:
             least = 1 - group.smallest / group.original
+            limits = problem.request.limits() or _NORMALIZATION
             raise ValueError(
                 f"Expected pruning_ratio to be at most {least:.4g} for group {group.name!r} but got "
-                f"{problem.ratios[group.name]:g}: {problem.request.limits() or _NORMALIZATION} leaves it {group.smallest} of "
+                f"{problem.ratios[group.name]:g}: {limits} leaves it {group.smallest} of "
                 f"{group.original} channels."
             )
 
