@@ -223,9 +223,10 @@ class GroupBuilder:
     def refused(self, groups: tuple[ChannelGroup, ...]) -> dict[str, str]:
         """For every layer none of whose channels are in a group, why."""
         grouped = {(member.name, member.dim) for group in groups for member in group.members}
+        names = {group.name for group in groups}  # of a tied embedding, whose vocabulary stays
         refused = {}
         for where in sorted(self.engine.records.producers, key=lambda dim: self.engine.records.producers[dim]):
-            if where not in grouped:
+            if where not in grouped and self._name(where) not in names:
                 refused[self._name(where)] = self._why(where)
         told = {name for name, _ in grouped} | {name for name, _ in self.engine.records.producers}
         for name, owner in self.engine.owners.items():

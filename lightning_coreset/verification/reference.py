@@ -47,9 +47,13 @@ def twin_run(model: nn.Module, whole: nn.Module, groups: Sequence[ChannelGroup],
         removed: What goes of them.
     """
     before, tensors = named_tensors(whole), named_tensors(model)
+    layouts: dict[tuple[str, int], Tensor] = {}
     making: dict[str, list[tuple[Member, Tensor]]] = {}
     reading: dict[str, list[tuple[Member, Tensor]]] = {}
     for member, index in (found for group in groups for found in _positions(group.members, removed[group.name])):
+        if any(group.normalized for group in groups):
+            nothing = torch.zeros(tensors[member.name].shape[member.dim], dtype=torch.bool)
+            layouts.setdefault((member.name, member.dim), nothing)[index] = True
         if tensors[member.name].is_floating_point():
             of_role = reading if member.role == "consumer" else making
             of_role.setdefault(member.name, []).append((member, index))
@@ -60,6 +64,7 @@ def twin_run(model: nn.Module, whole: nn.Module, groups: Sequence[ChannelGroup],
     return TwinRun(
         [(tensors[name], _disturbed(tensors[name], places)) for name, places in making.items()],
         [(tensors[name], partial(looked_up, name)) for name in reading],
+        {tuple(mask.tolist()): mask for mask in layouts.values()}.values(),
     )
 
 
