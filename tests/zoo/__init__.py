@@ -16,6 +16,8 @@ from . import (  # noqa: F401 (each import fills the zoo)
     traps_maths,
     traps_movement,
     traps_norms,
+    traps_statistics,
+    traps_streams,
     traps_weights,
 )
 from .entry import ZOO, Entry
