@@ -22,9 +22,7 @@ def stream(*norm: nn.Module) -> nn.Module:
 def streams(norms: dict[str, Callable[[], nn.Module]]) -> None:
     """Adds one network for each norm, whose channels must be found."""
     for name, norm in norms.items():
-        add(
-            f"traps/stream_{name}", lambda made=norm: stream(made()), SEQUENCES, must=("0",), normalized=("0",), **facts
-        )
+        add(f"traps/stream_{name}", lambda made=norm: stream(made()), SEQUENCES, must=("0",), normalized=("0",))
 
 
 class Gained(nn.Module):
