@@ -62,7 +62,8 @@ vision("hiera", "Hiera", 32, {
     "query_stride": [2, 2], "num_query_pool": 1, "embed_dim_multiplier": 2.0,
 }, hard=("*.attn.qkv",), why="the queries are pooled by numbers")  # fmt: skip
 vision("focalnet", "FocalNet", 32, {"image_size": 32, "patch_size": 4, "embed_dim": 12, "depths": [1, 1],
-                                    "focal_levels": [2, 2], "focal_windows": [3, 3]})  # fmt: skip
+                                    "focal_levels": [2, 2], "focal_windows": [3, 3]},
+       hard=("*.projection", "*.projection_in"), why="splits name the width")  # fmt: skip
 vision("pvt", "Pvt", 32, {
     "image_size": 32, "num_encoder_blocks": 2, "depths": [1, 1], "sequence_reduction_ratios": [2, 1],
     "hidden_sizes": [12, 20], "patch_sizes": [4, 2], "strides": [4, 2], "num_attention_heads": [1, 2],
@@ -81,7 +82,7 @@ vision("levit", "Levit", 64, {
 }, hard=("*keys_values*",), why="splits of the heads name their sizes")  # fmt: skip
 vision("convnext", "ConvNext", 32, {"hidden_sizes": [12, 20, 24, 28], "depths": [1, 1, 1, 1]})
 vision("convnextv2", "ConvNextV2", 32, {"hidden_sizes": [12, 20, 24, 28], "depths": [1, 1, 1, 1]},
-       expect="none", why="every width is normalised over, in the MLP by its global response norm")  # fmt: skip
+       normalized=("convnextv2.embeddings.patch_embeddings", "convnextv2.encoder.stages.0.layers.0.pwconv1"))  # fmt: skip
 RESNET = {"embedding_size": 12, "hidden_sizes": [20, 24, 28], "depths": [1, 2, 1]}
 vision("resnet", "ResNet", 32, {**RESNET, "layer_type": "bottleneck"})
 vision("resnet-basic", "ResNet", 32, {**RESNET, "layer_type": "basic"})

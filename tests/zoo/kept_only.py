@@ -20,7 +20,7 @@ from lightning_coreset.structure import ChannelGroup
 from .entry import Inputs
 from .inspection import tensors
 from .lockstep import Lockstep, key
-from .running import AllDouble, as_double, call, duplicate, flat
+from .running import AllDouble, as_double, call, duplicate, results
 
 LOOK_UPS = {"embedding", "index_select", "index", "gather", "embedding_bag", "_embedding_bag"}
 PRODUCTS = {"mm": (1, 0), "addmm": (None, 1, 0), "bmm": (2, 1), "baddbmm": (None, 2, 1), "mv": (1, 0)}
@@ -52,7 +52,7 @@ def kept_only(
     worlds = Lockstep(twins, versions)
     with torch.random.fork_rng(devices=[]), plain(), worlds, AllDouble():
         torch.manual_seed(0)
-        found = flat(call(model, as_double(inputs)))
+        found = results(call(model, as_double(inputs)))
     return found, [worlds.twin(one) for one in found]
 
 

@@ -73,7 +73,7 @@ def evaluate(model: nn.Module, inputs: Inputs, train: bool = False) -> list[Tens
     model = duplicate(model).double().train(train)
     with torch.no_grad(), torch.random.fork_rng(devices=[]), AllDouble():
         torch.manual_seed(0)
-        return flat(call(model, as_double(inputs)))
+        return results(call(model, as_double(inputs)))
 
 
 class AllDouble(TorchDispatchMode):
@@ -117,6 +117,14 @@ def as_double(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: as_double(one) for key, one in value.items()}
     return type(value)(map(as_double, value)) if isinstance(value, tuple | list) else value
+
+
+def results(value: Any) -> list[Tensor]:
+    """The tensors for which a network is run: beside logits or a loss, not what transformers made on the way."""
+    if isinstance(value, Mapping) and any("logits" in name or "loss" in name for name in value):
+        ends = ("hidden_state", "hidden_states", "attentions", "past_key_values")
+        value = [one for name, one in value.items() if not name.endswith(ends) and not isinstance(one, Mapping)]
+    return flat(value)
 
 
 def flat(value: Any) -> list[Tensor]:

@@ -133,7 +133,7 @@ def shared_weights_of_two_widths() -> nn.Module:
     )  # fmt: skip
 
 
-@network(floats((2, 5, 6), (2, 5, 9)), must=("last.0",))
+@network(floats((2, 5, 6), (2, 5, 9)), must=("last.0",), normalized=("a", "b"))
 def norm_of_a_concatenation() -> nn.Module:
     """One norm over two streams of 12 and 16 channels: each may lose channels of its own."""
     return Net(
@@ -142,7 +142,7 @@ def norm_of_a_concatenation() -> nn.Module:
     )  # fmt: skip
 
 
-@network(SEQUENCES, must=("last.0",))
+@network(SEQUENCES, must=("last.0",), normalized=("first",))
 def norm_and_halves() -> nn.Module:
     """A norm in front of a gated linear unit: value and gate go in pairs."""
 
@@ -153,7 +153,7 @@ def norm_and_halves() -> nn.Module:
     return Net(forward, first=nn.Linear(6, 24), norm=nn.LayerNorm(24), last=tail(12))
 
 
-@network(SEQUENCES, must=("last.0",))
+@network(SEQUENCES, must=("last.0",), normalized=("first",))
 def norm_of_a_half() -> nn.Module:
     """Only the second half of the channels is normalised, as in gMLP."""
 
@@ -176,7 +176,7 @@ def norm_of_a_half_of_a_stream() -> nn.Module:
     return Net(forward, first=nn.Linear(6, 24), last=tail(24))
 
 
-@network(SEQUENCES, must=("last.0",))
+@network(SEQUENCES, must=("last.0",), hard=("first",), why="the sizes of the groups are numbers in the code")
 def norms_of_groups_of_channels() -> nn.Module:
     """Four groups of six channels, each with its own statistics."""
     return Net(
@@ -190,11 +190,13 @@ def cosine_heads() -> nn.Module:
     """Queries and keys of length one with a gain for each place in a head, as Qwen3 and vit-pytorch have them."""
 
     def forward(net: Net, x: Tensor) -> Tensor:
-        q, k, v = (part.unflatten(-1, (3, -1)).transpose(1, 2) for part in net.qkv(x).chunk(3, -1))
+        q, k, v = (part.unflatten(-1, (net.num_heads, -1)).transpose(1, 2) for part in net.qkv(x).chunk(3, -1))
         q, k = F.normalize(q, dim=-1) * net.gain, F.normalize(k, dim=-1) * net.gain
         return net.last((q @ k.transpose(-2, -1) * 10).softmax(-1).matmul(v).transpose(1, 2).flatten(2))
 
-    return Net(forward, qkv=nn.Linear(6, 90), gain=nn.Parameter(torch.ones(10)), last=tail(30))
+    net = Net(forward, qkv=nn.Linear(6, 90), gain=nn.Parameter(torch.ones(10)), last=tail(30))
+    net.num_heads = 3
+    return net
 
 
 @network(SEQUENCES, must=("join.2", "last.0"), normalized=("first",))
