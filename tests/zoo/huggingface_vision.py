@@ -82,7 +82,8 @@ vision("levit", "Levit", 64, {
 }, hard=("*keys_values*",), why="splits of the heads name their sizes")  # fmt: skip
 vision("convnext", "ConvNext", 32, {"hidden_sizes": [12, 20, 24, 28], "depths": [1, 1, 1, 1]})
 vision("convnextv2", "ConvNextV2", 32, {"hidden_sizes": [12, 20, 24, 28], "depths": [1, 1, 1, 1]},
-       normalized=("convnextv2.embeddings.patch_embeddings", "convnextv2.encoder.stages.0.layers.0.pwconv1"))  # fmt: skip
+       normalized=("convnextv2.embeddings.patch_embeddings",
+                   "convnextv2.encoder.stages.0.layers.0.pwconv1"))  # fmt: skip
 RESNET = {"embedding_size": 12, "hidden_sizes": [20, 24, 28], "depths": [1, 2, 1]}
 vision("resnet", "ResNet", 32, {**RESNET, "layer_type": "bottleneck"})
 vision("resnet-basic", "ResNet", 32, {**RESNET, "layer_type": "basic"})
