@@ -19,6 +19,8 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor, nn
 
+from lightning_coreset.planning.problem import prunable
+from lightning_coreset.planning.request import Request
 from lightning_coreset.structure import ChannelGroup, Structure, analyse
 from lightning_coreset.surgery import apply_changes, named_tensors, remove_channels, scale_counts, slice_members
 
@@ -41,7 +43,8 @@ class Record:
         groups: Number of groups.
         classes: Channels (classes) in all groups together.
         parameters: Elements of all parameters.
-        reachable: Elements that lie in a row or column of some group.
+        by_default: Elements that lie in a row or column of some group that may shrink by default.
+        reachable: The same with ``include_residual=True``.
         refused: Layers without a group, each with the reason.
         verdicts: The oracle's word on the groups that it tried.
     """
@@ -50,6 +53,7 @@ class Record:
     groups: int
     classes: int
     parameters: int
+    by_default: int
     reachable: int
     refused: Mapping[str, str]
     verdicts: tuple[Verdict, ...]
@@ -60,10 +64,14 @@ def survey(entry: Entry, *, limit: int = 6) -> Record:
     model = build(entry)
     structure = search(entry, model)
     verdicts = examine(entry, model, structure.groups, limit=limit)
+    sound = [group for group in structure.groups if not excused(entry, group.name)]
+    inner, _ = prunable(model, structure, Request())
+    default, whole = (reachable(model, [one for one in sound if one in groups]) for groups in (inner, sound))
     classes = sum(group.size for group in structure.groups)
     total = sum(parameter.numel() for parameter in model.parameters())
-    reached = reachable(model, structure.groups)
-    return Record(entry.name, len(structure.groups), classes, total, reached, dict(structure.refused), verdicts)
+    return Record(
+        entry.name, len(structure.groups), classes, total, default, whole, dict(structure.refused), verdicts
+    )  # fmt: skip
 
 
 def build(entry: Entry) -> nn.Module:
