@@ -65,7 +65,7 @@ def survey(entry: Entry, *, limit: int = 6) -> Record:
     structure = search(entry, model)
     verdicts = examine(entry, model, structure.groups, limit=limit)
     sound = [group for group in structure.groups if not excused(entry, group.name)]
-    inner, _ = prunable(model, structure, Request())
+    inner, _ = prunable(model, structure, Request(0.5))
     default, whole = (reachable(model, [one for one in sound if one in groups]) for groups in (inner, sound))
     classes = sum(group.size for group in structure.groups)
     total = sum(parameter.numel() for parameter in model.parameters())
