@@ -7,10 +7,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from lightning_coreset._compat import renew_weights
 from lightning_coreset.module_specs import Size, is_size, new_sizes, plain_size, size_like, sizing_tensor
 from lightning_coreset.plan import AttributeChange, ParameterChange
 from lightning_coreset.surgery.model_shapes import record_original_shapes
-from lightning_coreset.surgery.slicing import index_dims, named_tensors, new_value
+from lightning_coreset.surgery.slicing import index_dims, named_tensors
+from lightning_coreset.surgery.weight_norms import new_values
 
 
 def apply_changes(
@@ -36,7 +38,6 @@ def _apply(
 ) -> dict[Tensor, ParameterChange]:
     tensors = named_tensors(model)
     _check_attributes(model, attributes)
-    ready = []
     for change in changes:
         tensor = tensors.get(change.name)
         if tensor is None or tuple(tensor.shape) != change.old_shape:
@@ -45,7 +46,9 @@ def _apply(
                 f"Expected {change.name!r} to have shape {change.old_shape} but got {shape}. "
                 "The plan was made for another model, or for this one before it was pruned."
             )
-        value = new_value(change, tensor)
+    ready = []
+    for change, value in zip(changes, new_values(changes, tensors), strict=True):
+        tensor = tensors[change.name]
         grad = None if tensor.grad is None else index_dims(tensor.grad, change.kept)
         ready.append((tensor, value, grad, change))
     sizes = list(_module_sizes(model, {id(tensor): change.new_shape for tensor, _, _, change in ready}))
@@ -55,6 +58,8 @@ def _apply(
         update_module_sizes(sizes)
         for attribute in attributes:
             set_size(model.get_submodule(attribute.module), attribute.name, attribute.new)
+    for module in model.modules():
+        renew_weights(module)
     return {tensor: change for tensor, _, _, change in ready if isinstance(tensor, nn.Parameter)}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from lightning_coreset._compat import renew_weights
 from lightning_coreset.surgery.apply import replace_data, set_size
 from lightning_coreset.surgery.model_shapes import ModelShapes, all_tensors, record_original_shapes
 from lightning_coreset.surgery.slicing import match_memory_format
@@ -52,6 +53,8 @@ def resize(model: nn.Module, target: ModelShapes) -> None:
         for name, size in target.sizes.items():
             path, _, attribute = name.rpartition(".")
             set_size(model.get_submodule(path), attribute, size)
+    for module in model.modules():
+        renew_weights(module)
 
 
 def _check(model: nn.Module, target: ModelShapes) -> None:

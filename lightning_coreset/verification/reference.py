@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from lightning_coreset.structure import ChannelGroup, Member
-from lightning_coreset.surgery import named_tensors
+from lightning_coreset.structure.weak_map import IdentityWeakMap
+from lightning_coreset.structure.weight_norms import MadeWeights
+from lightning_coreset.surgery import made_weights, named_tensors, weight_norms_of
 from lightning_coreset.verification.randomised import noise
 from lightning_coreset.verification.twin import TwinRun
 
@@ -17,26 +19,59 @@ Removed = Mapping[str, set[int]]
 """The classes that are removed, by the name of the group."""
 
 
+class FixedWeights(MadeWeights):
+    """Runs a model with weights that ``weight_norm`` would make, but which are given.
+
+    What is set to zero in a direction, or is another number there, would change its norm and with it all that is left.
+
+    Args:
+        tensors: The model's parameters and buffers by name.
+        groups: Of whose weights the present values are taken.
+
+    Attributes:
+        tensors: All tensors by name, with the weights under the names of their directions; what is done to these has an
+            effect on runs in this mode.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], groups: Iterable[ChannelGroup]) -> None:
+        super().__init__()
+        norms = weight_norms_of(groups)
+        self.tensors = made_weights(tensors, norms.values())
+        self._made: IdentityWeakMap[Tensor] = IdentityWeakMap()
+        for name in norms:
+            self._made[tensors[name]] = self.tensors[name]
+
+    def made(
+        self, direction: Tensor, magnitude: Tensor, dim: int | None, compute: Callable[[], Tensor]
+    ) -> Tensor | None:
+        """The weight that was given."""
+        return self._made.get(direction)
+
+
 @torch.no_grad()
-def zero_consumers_(model: nn.Module, groups: Iterable[ChannelGroup], removed: Removed) -> None:
-    """Set to zero what reads removed classes."""
-    tensors = named_tensors(model)
+def zero_consumers_(model: nn.Module, groups: Sequence[ChannelGroup], removed: Removed) -> FixedWeights:
+    """Set to zero what reads removed classes, for runs of the model in the mode that is returned."""
+    fixed = FixedWeights(named_tensors(model), groups)
+    tensors = fixed.tensors
     for member, index in _members(groups, removed):
         if member.role == "consumer":
             tensor = tensors[member.name]
             tensor.index_fill_(member.dim, index.to(tensor.device), 0.0)
+    return fixed
 
 
-def twin_run(model: nn.Module, whole: nn.Module, groups: Sequence[ChannelGroup], removed: Removed) -> TwinRun:
+def twin_run(
+    tensors: Mapping[str, Tensor], whole: nn.Module, groups: Sequence[ChannelGroup], removed: Removed
+) -> TwinRun:
     """A run in two versions, which differ in what makes the removed classes.
 
     Args:
-        model: The network whose consumers were set to zero.
+        tensors: Those of the network whose consumers were set to zero.
         whole: The same network before that.
         groups: The groups.
         removed: What goes of them.
     """
-    before, tensors = named_tensors(whole), named_tensors(model)
+    before = FixedWeights(named_tensors(whole), groups).tensors
     making: dict[str, list[tuple[Member, Tensor]]] = {}
     reading: dict[str, list[tuple[Member, Tensor]]] = {}
     for member, index in _members(groups, removed):

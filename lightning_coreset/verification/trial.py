@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 import torch
@@ -72,8 +72,8 @@ class Trial:
         silent = []
         for group in idle:  # the gradient may have been disabled, or really be zero
             model = duplicate(self.model)
-            zero_consumers_(model, [group], {group.name: _some_classes(group)})
-            if self._difference(self._run(model), expected) is None:
+            fixed = zero_consumers_(model, [group], {group.name: _some_classes(group)})
+            if self._difference(self._run(model, modes=[fixed]), expected) is None:
                 silent.append(group.name)
         reason = "its removal cannot be tried, since it has no influence on the outputs of the example inputs"
         return dict.fromkeys(silent, reason)
@@ -110,19 +110,21 @@ class Trial:
             The outputs, and the outputs where the producers of removed channels have other weights.
         """
         model = duplicate(self.model)
-        zero_consumers_(model, groups, removed)
-        twins = twin_run(model, self.model, groups, removed)
-        outputs = self._run(model, mode=twins)
+        fixed = zero_consumers_(model, groups, removed)
+        twins = twin_run(fixed.tensors, self.model, groups, removed)
+        outputs = self._run(model, modes=[fixed, twins])
         disturbed = [twins.twin(tensor) for tensor in outputs]
         return outputs, [tensor if twin is None else twin for tensor, twin in zip(outputs, disturbed, strict=True)]
 
     def _run(
-        self, model: nn.Module, *, gradients: bool = False, mode: AbstractContextManager[Any] | None = None
+        self, model: nn.Module, *, gradients: bool = False, modes: Sequence[AbstractContextManager[Any]] = ()
     ) -> list[Tensor]:
-        """All floating-point outputs of both examples, run in a mode, with the same random numbers every time."""
+        """All floating-point outputs of both examples, run in modes, with the same random numbers every time."""
         outputs = []
         for example in self.examples:
-            with preserved_random(model), plain_execution(), torch.set_grad_enabled(gradients), mode or nullcontext():
+            with preserved_random(model), plain_execution(), torch.set_grad_enabled(gradients), ExitStack() as stack:
+                for mode in modes:
+                    stack.enter_context(mode)
                 seed_everything(model)
                 found = example.run(model, example.inputs)
             outputs += [tensor for tensor in output_tensors(found) if tensor.is_floating_point()]
