@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor, nn
+from weight_norms import with_plain_weights
 
 from lightning_coreset.structure import ChannelGroup, Structure, analyse
 from lightning_coreset.surgery import apply_changes, named_tensors, remove_channels, scale_counts, slice_members
@@ -120,7 +121,7 @@ def judge(model: nn.Module, inputs: Sequence[Inputs], group: ChannelGroup, *, tr
     changed = False
     for seed in range(3):
         removed = choose(group.size, seed)
-        cut, zeroed = duplicate(model), duplicate(model)
+        cut, zeroed = duplicate(model), with_plain_weights(model)
         zero_consumers(zeroed, group, removed)
         expected = [evaluate(zeroed, one, mode) for mode in modes for one in inputs]
         disturb_producers(zeroed, group, removed)
@@ -147,7 +148,7 @@ def judge(model: nn.Module, inputs: Sequence[Inputs], group: ChannelGroup, *, tr
 
 def judge_together(model: nn.Module, inputs: Sequence[Inputs], groups: Sequence[ChannelGroup]) -> Verdict:
     """Compares the removal of 30% of every group at once, as a pruning step does it, with zeroed consumers."""
-    cut, zeroed = duplicate(model), duplicate(model)
+    cut, zeroed = duplicate(model), with_plain_weights(model)
     chosen = [choose(group.size, 0) for group in groups]
     for group, removed in zip(groups, chosen, strict=True):
         zero_consumers(zeroed, group, removed)
