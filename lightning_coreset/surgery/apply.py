@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_coreset._compat import renew_weights
 from lightning_coreset.module_specs import Size, changed_attributes, new_sizes, read_size, sizing_tensor
 from lightning_coreset.plan import AttributeChange, ParameterChange
 from lightning_coreset.surgery.model_shapes import record_original_shapes
-from lightning_coreset.surgery.slicing import index_dims, named_tensors, new_value
+from lightning_coreset.surgery.slicing import index_dims, named_tensors
+from lightning_coreset.surgery.weight_norms import new_values
 
 
 def apply_changes(
@@ -37,7 +39,6 @@ def _apply(
 ) -> dict[Tensor, ParameterChange]:
     tensors = named_tensors(model)
     _check_attributes(model, attributes)
-    ready = []
     for change in changes:
         tensor = tensors.get(change.name)
         if tensor is None or tuple(tensor.shape) != change.old_shape:
@@ -46,7 +47,9 @@ def _apply(
                 f"Expected {change.name!r} to have shape {change.old_shape} but got {shape}. "
                 "The plan was made for another model, or for this one before it was pruned."
             )
-        value = new_value(change, tensor)
+    ready = []
+    for change, value in zip(changes, new_values(changes, tensors), strict=True):
+        tensor = tensors[change.name]
         grad = None if tensor.grad is None else index_dims(tensor.grad, change.kept)
         ready.append((tensor, value, grad, change))
     sizes = [
@@ -58,6 +61,8 @@ def _apply(
         for tensor, value, grad, _ in ready:
             replace_data(tensor, value, grad)
         set_attributes(values)
+    for module in model.modules():
+        renew_weights(module)
     return {tensor: change for tensor, _, _, change in ready if isinstance(tensor, nn.Parameter)}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from lightning_coreset._compat import renew_weights
 from lightning_coreset.module_specs import changed_attributes, owner, read_size
 from lightning_coreset.surgery.apply import replace_data, set_attributes
 from lightning_coreset.surgery.model_shapes import ModelShapes, all_tensors, record_original_shapes
@@ -53,6 +54,8 @@ def resize(model: nn.Module, target: ModelShapes) -> None:
                 if id(tensors[name]) in ready:
                     tensors[name].copy_(value)
         set_attributes(values)
+    for module in model.modules():
+        renew_weights(module)
 
 
 def _check(model: nn.Module, target: ModelShapes) -> None:
