@@ -16,6 +16,7 @@ from torch.nn.parameter import is_lazy
 from lightning_coreset._compat import eager_execution, registered_buffers, set_registered_buffers
 from lightning_coreset.module_specs import check_module_sizes, module_spec, sizing_tensor
 from lightning_coreset.nested import tensors_in
+from lightning_coreset.structure.attention import followed_attention
 from lightning_coreset.structure.example import Example
 from lightning_coreset.structure.propagation import Propagation
 from lightning_coreset.structure.registry import find_rule
@@ -43,6 +44,7 @@ def trace(model: nn.Module, example: Example) -> Propagation:
             stack.enter_context(context)
         engine = Propagation(model, find_rule, unsupported_parameters(model))
         stack.enter_context(_watched_inputs(model, engine))
+        stack.enter_context(followed_attention(model, engine))
         model.eval()
         _run(engine, model, example)
         engine.records.recording = False

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lightning_coreset.module_specs import new_sizes, sizing_tensor
 from lightning_coreset.plan import AttributeChange, ParameterChange
 from lightning_coreset.surgery.model_shapes import record_original_shapes
+from lightning_coreset.surgery.settling import settling
 from lightning_coreset.surgery.slicing import index_dims, named_tensors, new_value
 
 
@@ -48,13 +49,16 @@ def _apply(
         value = new_value(change, tensor)
         grad = None if tensor.grad is None else index_dims(tensor.grad, change.kept)
         ready.append((tensor, value, grad, change))
-    sizes = list(_module_sizes(model, {id(tensor): change.new_shape for tensor, _, _, change in ready}))
+    new_shapes = {id(tensor): change.new_shape for tensor, _, _, change in ready}
+    sizes, waiting = list(_module_sizes(model, new_shapes)), settling(model, new_shapes)
     with record_original_shapes(model):
         for tensor, value, grad, _ in ready:
             replace_data(tensor, value, grad)
         update_module_sizes(sizes)
         for attribute in attributes:
             setattr(model.get_submodule(attribute.module), attribute.name, attribute.new)
+        for settle in waiting:
+            settle()
     return {tensor: change for tensor, _, _, change in ready if isinstance(tensor, nn.Parameter)}
 
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from lightning_coreset.surgery.apply import replace_data
 from lightning_coreset.surgery.model_shapes import ModelShapes, all_tensors, record_original_shapes
+from lightning_coreset.surgery.settling import settling
 from lightning_coreset.surgery.slicing import match_memory_format
 
 
@@ -43,6 +44,7 @@ def resize(model: nn.Module, target: ModelShapes) -> None:
             tensor = tensors[name]
             if tuple(tensor.shape) != shape and id(tensor) not in ready:
                 ready[id(tensor)] = (tensor, match_memory_format(tensor.detach().new_zeros(shape), tensor))
+        waiting = settling(model, ready)
         for tensor, value in ready.values():
             replace_data(tensor, value)
         with torch.no_grad():
@@ -52,6 +54,8 @@ def resize(model: nn.Module, target: ModelShapes) -> None:
         for name, size in target.sizes.items():
             path, _, attribute = name.rpartition(".")
             setattr(model.get_submodule(path), attribute, size)
+        for settle in waiting:
+            settle()
 
 
 def _check(model: nn.Module, target: ModelShapes) -> None:

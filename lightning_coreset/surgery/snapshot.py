@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lightning_coreset.module_specs import is_size
 from lightning_coreset.surgery.apply import replace_data
 from lightning_coreset.surgery.model_shapes import ModelShapes
+from lightning_coreset.surgery.settling import settling
 from lightning_coreset.surgery.slicing import named_tensors
 
 
@@ -36,7 +37,7 @@ class Snapshot:
     """
 
     def __init__(self, model: nn.Module, *, copy: bool = False) -> None:
-        self._copy = copy
+        self._model, self._copy = model, copy
         self._tensors = [
             (
                 tensor,
@@ -62,10 +63,12 @@ class Snapshot:
     @torch.no_grad()
     def restore(self) -> None:
         """Restore everything; may be called again later."""
+        replaced = set()
         for tensor, value, grad, requires_grad in self._tensors:
             grad = None if grad is None else _copied_if(grad, self._copy)
             if not _same_layout(tensor, value):
                 replace_data(tensor, _copied_if(value, self._copy), grad)
+                replaced.add(id(tensor))
             elif tensor.data_ptr() != value.data_ptr():
                 tensor.data.copy_(value)
             tensor.grad = grad
@@ -75,6 +78,8 @@ class Snapshot:
             for name in [name for name, value in vars(module).items() if isinstance(value, ModelShapes)]:
                 del vars(module)[name]
             vars(module).update(attributes)
+        for settle in settling(self._model, replaced):
+            settle()
 
 
 def _same_layout(tensor: Tensor, other: Tensor) -> bool:

@@ -1,0 +1,269 @@
+"""``nn.MultiheadAttention`` whose heads need not be as wide together as the model.
+
+torch computes the size of a head as ``embed_dim // num_heads``. So a plain ``nn.MultiheadAttention`` that lost heads, or
+whose model became narrower, cannot run. It then becomes a :class:`NarrowAttention`, by a change of its class in place:
+it stays the same object, with the same parameters under the same names. Where the sizes agree again, it is a plain
+``nn.MultiheadAttention`` again.
+
+Legend of shapes: N samples, L queries, S keys, E ``embed_dim``, H heads with D query-key and V value dimensions each.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Optional
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class NarrowAttention(nn.MultiheadAttention):
+    """``nn.MultiheadAttention`` that takes the sizes of its heads from its weights.
+
+    It has the parameters, the ``forward`` and the results of ``nn.MultiheadAttention``, and computes the same as that
+    one wherever that one can. Do not make one: :func:`settle_attention` gives this class to modules that need it.
+
+    ``head_dim`` stays what it was in the original module, for it determines the scale of the logits.
+    """
+
+    __jit_unused_properties__ = ("qk_head_dim", "v_head_dim")
+
+    # torch's fused kernels can only compute E = H D = H V. Each caller of one (`nn.TransformerEncoderLayer`, in torch 2.6
+    # to 2.13) asks for this first. A property comes before the module's own attribute, which keeps its value for the time
+    # when the module is a plain one again.
+    @property
+    def _qkv_same_embed_dim(self) -> bool:
+        return False
+
+    @property
+    def v_head_dim(self) -> int:
+        """The value dimensions of each head, V."""
+        return self.out_proj.weight.shape[1] // self.num_heads
+
+    @property
+    def qk_head_dim(self) -> int:
+        """The query-key dimensions of each head, D."""
+        if self.in_proj_weight is None:
+            return self.q_proj_weight.shape[0] // self.num_heads
+        return (self.in_proj_weight.shape[0] // self.num_heads - self.v_head_dim) // 2
+
+    def extra_repr(self) -> str:
+        """The sizes that do not follow from each other."""
+        sizes = f"embed_dim={self.embed_dim}, num_heads={self.num_heads}"
+        return f"{sizes}, qk_head_dim={self.qk_head_dim}, v_head_dim={self.v_head_dim}"
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Optional[Tensor] = None,  # noqa: UP045 - as TorchScript wants it
+        need_weights: bool = True,
+        attn_mask: Optional[Tensor] = None,  # noqa: UP045
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, Optional[Tensor]]:  # noqa: UP045
+        """As ``nn.MultiheadAttention.forward``."""
+        if query.is_nested:
+            return self._forward_nested(query, key, value, need_weights, average_attn_weights)
+        q, k, v = self._project(query, key, value)
+        return self.attend(q, k, v, key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal)
+
+    def _project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries and keys of all heads ``(..., H D)``, values ``(..., H V)``."""
+        values = self.out_proj.weight.shape[1]
+        if self.in_proj_weight is None:
+            sizes = [self.q_proj_weight.shape[0], self.k_proj_weight.shape[0], values]
+            weights = [self.q_proj_weight, self.k_proj_weight, self.v_proj_weight]
+        else:
+            queries = (self.in_proj_weight.shape[0] - values) // 2
+            sizes = [queries, queries, values]
+            if query is key and key is value:
+                q, k, v = F.linear(query, self.in_proj_weight, self.in_proj_bias).split(sizes, dim=-1)
+                return q, k, v
+            weights = list(self.in_proj_weight.split(sizes))
+        if self.in_proj_bias is None:
+            return F.linear(query, weights[0]), F.linear(key, weights[1]), F.linear(value, weights[2])
+        biases = self.in_proj_bias.split(sizes)
+        return (
+            F.linear(query, weights[0], biases[0]),
+            F.linear(key, weights[1], biases[1]),
+            F.linear(value, weights[2], biases[2]),
+        )
+
+    def attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        key_padding_mask: Optional[Tensor],  # noqa: UP045
+        need_weights: bool,
+        attn_mask: Optional[Tensor],  # noqa: UP045
+        average_attn_weights: bool,
+        is_causal: bool,
+    ) -> tuple[Tensor, Optional[Tensor]]:  # noqa: UP045
+        """From projected queries, keys and values on. Only by attributes that a plain ``nn.MultiheadAttention`` has."""
+        batched = q.dim() == 3
+        if not batched:
+            q, k, v = q.unsqueeze(0), k.unsqueeze(0), v.unsqueeze(0)
+            key_padding_mask = None if key_padding_mask is None else key_padding_mask.unsqueeze(0)
+        elif not self.batch_first:
+            q, k, v = q.transpose(0, 1), k.transpose(0, 1), v.transpose(0, 1)
+        if is_causal and attn_mask is None:
+            raise ValueError("Expected attn_mask with is_causal=True, which only says that the mask is a causal one.")
+        # As torch does: the hint is taken where the mask says nothing more.
+        hint = is_causal and key_padding_mask is None and not need_weights
+        mask = merged_mask(None if hint else attn_mask, key_padding_mask, self.num_heads, q, k)
+
+        extra = 0
+        if self.bias_k is not None and self.bias_v is not None:
+            k = torch.cat([k, self.bias_k.expand(k.shape[0], -1, -1)], dim=1)
+            v = torch.cat([v, self.bias_v.expand(v.shape[0], -1, -1)], dim=1)
+            extra += 1
+        if self.add_zero_attn:
+            k = torch.cat([k, k.new_zeros(k.shape[0], 1, k.shape[2])], dim=1)
+            v = torch.cat([v, v.new_zeros(v.shape[0], 1, v.shape[2])], dim=1)
+            extra += 1
+        if mask is not None and extra > 0:
+            mask = F.pad(mask, [0, extra])
+
+        q = q.unflatten(2, [self.num_heads, -1]).transpose(1, 2)  # (N, H, L, D)
+        k = k.unflatten(2, [self.num_heads, -1]).transpose(1, 2)
+        v = v.unflatten(2, [self.num_heads, -1]).transpose(1, 2)
+        dropout = self.dropout if self.training else 0.0
+        scale = math.sqrt(1.0 / float(self.head_dim))
+        weights: Optional[Tensor] = None  # noqa: UP045
+        if need_weights:
+            logits = (q * scale) @ k.transpose(2, 3)
+            weights = F.softmax(logits if mask is None else logits + mask, dim=-1)
+            if dropout > 0.0:
+                weights = F.dropout(weights, p=dropout)
+            found = weights @ v
+            weights = weights.mean(dim=1) if average_attn_weights else weights
+            weights = weights if batched else weights.squeeze(0)
+        else:
+            found = F.scaled_dot_product_attention(q, k, v, mask, dropout, hint, scale=scale)
+
+        output = F.linear(found.transpose(1, 2).flatten(2), self.out_proj.weight, self.out_proj.bias)
+        if not batched:
+            output = output.squeeze(0)
+        elif not self.batch_first:
+            output = output.transpose(0, 1)
+        return output, weights
+
+    @torch.jit.unused
+    def _forward_nested(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        need_weights: bool,
+        average_attn_weights: bool,
+    ) -> tuple[Tensor, Optional[Tensor]]:  # noqa: UP045
+        """Self-attention on a nested tensor, which ``nn.TransformerEncoder`` makes of an input with padding.
+
+        The encoder decides about that when it is made, so that there is no way to tell it that this module is narrow.
+        """
+        if query is not key or key is not value:
+            raise ValueError("Expected one nested tensor as query, key and value but got several.")
+        lengths = [sample.shape[0] for sample in query.unbind()]
+        padded = query.to_padded_tensor(0.0)
+        places = torch.arange(padded.shape[1], device=padded.device)
+        padding = places >= torch.tensor(lengths, device=padded.device)[:, None]
+        output, weights = self.forward(
+            padded, padded, padded, padding, need_weights, None, average_attn_weights
+        )
+        whole = [sample[:length] for sample, length in zip(output, lengths, strict=True)]
+        return torch.nested.as_nested_tensor(whole), weights
+
+
+def merged_mask(
+    attn_mask: Optional[Tensor],  # noqa: UP045
+    key_padding_mask: Optional[Tensor],  # noqa: UP045
+    heads: int,
+    q: Tensor,
+    k: Tensor,
+) -> Optional[Tensor]:  # noqa: UP045
+    """What both masks add to the logits, of a shape that broadcasts to ``(N, H, L, S)``.
+
+    Args:
+        attn_mask: Of shape ``(L, S)`` or ``(N H, L, S)``.
+        key_padding_mask: Of shape ``(N, S)``.
+        heads: H.
+        q: Queries, ``(N, L, H D)``.
+        k: Keys, ``(N, S, H D)``.
+    """
+    samples, queries, keys = q.shape[0], q.shape[1], k.shape[1]
+    mask: Optional[Tensor] = None  # noqa: UP045
+    if attn_mask is not None:
+        if attn_mask.dim() == 3:
+            _check_shape("attn_mask", attn_mask, [samples * heads, queries, keys])
+            attn_mask = attn_mask.view(samples, heads, queries, keys)
+        else:
+            _check_shape("attn_mask", attn_mask, [queries, keys])
+        mask = _added(attn_mask, q)
+    if key_padding_mask is not None:
+        _check_shape("key_padding_mask", key_padding_mask, [samples, keys])
+        padding = _added(key_padding_mask.view(samples, 1, 1, keys), q)
+        mask = padding if mask is None else mask + padding
+    return mask
+
+
+def _check_shape(name: str, mask: Tensor, shape: list[int]) -> None:
+    if list(mask.shape) != shape:
+        raise ValueError(f"Expected {name} to have shape {shape} but got {list(mask.shape)}.")
+
+
+def _added(mask: Tensor, like: Tensor) -> Tensor:
+    """What a mask adds to logits: minus infinity where a boolean one is ``True``."""
+    if mask.dtype == torch.bool:
+        return torch.zeros_like(mask, dtype=like.dtype).masked_fill_(mask, float("-inf"))
+    if not mask.is_floating_point():
+        raise ValueError(f"Expected a mask of booleans or floating-point numbers but got {mask.dtype}.")
+    return mask
+
+
+def attention_sizes(attributes: Mapping[str, Any], shape: tuple[int, ...]) -> dict[str, int]:
+    """The sizes that follow from ``in_proj_weight``, or from ``q_proj_weight`` where keys have another width."""
+    names = ("embed_dim", "kdim", "vdim") if attributes["_qkv_same_embed_dim"] else ("embed_dim",)
+    return dict.fromkeys(names, shape[1])
+
+
+def attention_shape(attributes: Mapping[str, Any]) -> tuple[int, ...]:
+    """The inverse of :func:`attention_sizes`: heads are as large as they were."""
+    heads = 3 if attributes["_qkv_same_embed_dim"] else 1
+    return heads * attributes["num_heads"] * attributes["head_dim"], attributes["embed_dim"]
+
+
+def settle_attention(module: nn.Module, original: Mapping[str, int]) -> None:
+    """Give an attention whose weights were replaced the class that can run it, and the widths of its keys and values.
+
+    An ``nn.TransformerEncoder`` that was made with an even number of heads may send nested tensors, which a plain
+    attention with an odd number refuses.
+    """
+    assert isinstance(module, nn.MultiheadAttention)
+    if module.in_proj_weight is None:
+        module.kdim, module.vdim = module.k_proj_weight.shape[1], module.v_proj_weight.shape[1]
+    takes_nested = module.num_heads % 2 == 0 or original["num_heads"] % 2 == 1
+    module.__class__ = nn.MultiheadAttention if takes_nested and _is_plain(module) else NarrowAttention
+
+
+def _is_plain(module: nn.MultiheadAttention) -> bool:
+    """Whether all sizes are those of an ``nn.MultiheadAttention``."""
+    width = module.embed_dim
+    rows = 3 * width if module.in_proj_weight is not None else width
+    weight = module.in_proj_weight if module.in_proj_weight is not None else module.q_proj_weight
+    return (
+        module.num_heads * module.head_dim == width
+        and tuple(weight.shape) == (rows, width)
+        and tuple(module.out_proj.weight.shape) == (width, width)
+    )
+
+
+def unsupported_attention(module: nn.Module) -> str | None:
+    """Why nothing of an attention may be pruned; ``None`` if it may."""
+    if type(module) not in (nn.MultiheadAttention, NarrowAttention) or "forward" in vars(module):
+        return "belongs to nn.MultiheadAttention with code of its own (a subclass, or a replaced `forward`)"
+    return None
