@@ -1,6 +1,6 @@
 """``nn.MultiheadAttention`` whose heads need not be as wide together as the model.
 
-torch computes the size of a head as ``embed_dim // num_heads``. So a plain ``nn.MultiheadAttention`` that lost heads, or
+torch computes the size of a head as ``embed_dim // num_heads``. So an ``nn.MultiheadAttention`` that lost heads, or
 whose model became narrower, cannot run. It then becomes a :class:`NarrowAttention`, by a change of its class in place:
 it stays the same object, with the same parameters under the same names. Where the sizes agree again, it is a plain
 ``nn.MultiheadAttention`` again.
@@ -12,14 +12,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Optional
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_coreset._compat import UnfusedAttention, has_packed_projection, may_be_unfused
 
-class NarrowAttention(nn.MultiheadAttention):
+
+class NarrowAttention(UnfusedAttention):
     """``nn.MultiheadAttention`` that takes the sizes of its heads from its weights.
 
     It has the parameters, the ``forward`` and the results of ``nn.MultiheadAttention``, and computes the same as that
@@ -29,13 +31,6 @@ class NarrowAttention(nn.MultiheadAttention):
     """
 
     __jit_unused_properties__ = ("qk_head_dim", "v_head_dim")
-
-    # torch's fused kernels can only compute E = H D = H V. Each caller of one (`nn.TransformerEncoderLayer`, in torch 2.6
-    # to 2.13) asks for this first. A property comes before the module's own attribute, which keeps its value for the time
-    # when the module is a plain one again.
-    @property
-    def _qkv_same_embed_dim(self) -> bool:
-        return False
 
     @property
     def v_head_dim(self) -> int:
@@ -59,51 +54,46 @@ class NarrowAttention(nn.MultiheadAttention):
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        key_padding_mask: Optional[Tensor] = None,  # noqa: UP045 - as TorchScript wants it
+        key_padding_mask: Tensor | None = None,
         need_weights: bool = True,
-        attn_mask: Optional[Tensor] = None,  # noqa: UP045
+        attn_mask: Tensor | None = None,
         average_attn_weights: bool = True,
         is_causal: bool = False,
-    ) -> tuple[Tensor, Optional[Tensor]]:  # noqa: UP045
+    ) -> tuple[Tensor, Tensor | None]:
         """As ``nn.MultiheadAttention.forward``."""
-        if query.is_nested:
+        if not torch.jit.is_scripting() and query.is_nested:  # pyright: ignore[reportPrivateImportUsage]
             return self._forward_nested(query, key, value, need_weights, average_attn_weights)
         q, k, v = self._project(query, key, value)
         return self.attend(q, k, v, key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal)
 
     def _project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries and keys of all heads ``(..., H D)``, values ``(..., H V)``."""
-        values = self.out_proj.weight.shape[1]
-        if self.in_proj_weight is None:
-            sizes = [self.q_proj_weight.shape[0], self.k_proj_weight.shape[0], values]
-            weights = [self.q_proj_weight, self.k_proj_weight, self.v_proj_weight]
+        weight, bias, values = self.in_proj_weight, self.in_proj_bias, self.out_proj.weight.shape[1]
+        if weight is None:
+            q_weight, k_weight, v_weight = self.q_proj_weight, self.k_proj_weight, self.v_proj_weight
+            queries = q_weight.shape[0]
         else:
-            queries = (self.in_proj_weight.shape[0] - values) // 2
-            sizes = [queries, queries, values]
+            queries = (weight.shape[0] - values) // 2
             if query is key and key is value:
-                q, k, v = F.linear(query, self.in_proj_weight, self.in_proj_bias).split(sizes, dim=-1)
+                q, k, v = F.linear(query, weight, bias).split([queries, queries, values], dim=-1)
                 return q, k, v
-            weights = list(self.in_proj_weight.split(sizes))
-        if self.in_proj_bias is None:
-            return F.linear(query, weights[0]), F.linear(key, weights[1]), F.linear(value, weights[2])
-        biases = self.in_proj_bias.split(sizes)
-        return (
-            F.linear(query, weights[0], biases[0]),
-            F.linear(key, weights[1], biases[1]),
-            F.linear(value, weights[2], biases[2]),
-        )
+            q_weight, k_weight, v_weight = weight.split([queries, queries, values])
+        if bias is None:
+            return F.linear(query, q_weight), F.linear(key, k_weight), F.linear(value, v_weight)
+        q_bias, k_bias, v_bias = bias.split([queries, queries, values])
+        return F.linear(query, q_weight, q_bias), F.linear(key, k_weight, k_bias), F.linear(value, v_weight, v_bias)
 
     def attend(
-        self,
+        self: nn.MultiheadAttention,
         q: Tensor,
         k: Tensor,
         v: Tensor,
-        key_padding_mask: Optional[Tensor],  # noqa: UP045
+        key_padding_mask: Tensor | None,
         need_weights: bool,
-        attn_mask: Optional[Tensor],  # noqa: UP045
+        attn_mask: Tensor | None,
         average_attn_weights: bool,
         is_causal: bool,
-    ) -> tuple[Tensor, Optional[Tensor]]:  # noqa: UP045
+    ) -> tuple[Tensor, Tensor | None]:
         """From projected queries, keys and values on. Only by attributes that a plain ``nn.MultiheadAttention`` has."""
         batched = q.dim() == 3
         if not batched:
@@ -118,9 +108,10 @@ class NarrowAttention(nn.MultiheadAttention):
         mask = merged_mask(None if hint else attn_mask, key_padding_mask, self.num_heads, q, k)
 
         extra = 0
-        if self.bias_k is not None and self.bias_v is not None:
-            k = torch.cat([k, self.bias_k.expand(k.shape[0], -1, -1)], dim=1)
-            v = torch.cat([v, self.bias_v.expand(v.shape[0], -1, -1)], dim=1)
+        bias_k, bias_v = self.bias_k, self.bias_v
+        if bias_k is not None and bias_v is not None:
+            k = torch.cat([k, bias_k.expand(k.shape[0], -1, -1)], dim=1)
+            v = torch.cat([v, bias_v.expand(v.shape[0], -1, -1)], dim=1)
             extra += 1
         if self.add_zero_attn:
             k = torch.cat([k, k.new_zeros(k.shape[0], 1, k.shape[2])], dim=1)
@@ -134,7 +125,7 @@ class NarrowAttention(nn.MultiheadAttention):
         v = v.unflatten(2, [self.num_heads, -1]).transpose(1, 2)
         dropout = self.dropout if self.training else 0.0
         scale = math.sqrt(1.0 / float(self.head_dim))
-        weights: Optional[Tensor] = None  # noqa: UP045
+        weights: Tensor | None = None
         if need_weights:
             logits = (q * scale) @ k.transpose(2, 3)
             weights = F.softmax(logits if mask is None else logits + mask, dim=-1)
@@ -153,7 +144,6 @@ class NarrowAttention(nn.MultiheadAttention):
             output = output.transpose(0, 1)
         return output, weights
 
-    @torch.jit.unused
     def _forward_nested(
         self,
         query: Tensor,
@@ -161,7 +151,7 @@ class NarrowAttention(nn.MultiheadAttention):
         value: Tensor,
         need_weights: bool,
         average_attn_weights: bool,
-    ) -> tuple[Tensor, Optional[Tensor]]:  # noqa: UP045
+    ) -> tuple[Tensor, Tensor | None]:
         """Self-attention on a nested tensor, which ``nn.TransformerEncoder`` makes of an input with padding.
 
         The encoder decides about that when it is made, so that there is no way to tell it that this module is narrow.
@@ -172,20 +162,18 @@ class NarrowAttention(nn.MultiheadAttention):
         padded = query.to_padded_tensor(0.0)
         places = torch.arange(padded.shape[1], device=padded.device)
         padding = places >= torch.tensor(lengths, device=padded.device)[:, None]
-        output, weights = self.forward(
-            padded, padded, padded, padding, need_weights, None, average_attn_weights
-        )
+        output, weights = self.forward(padded, padded, padded, padding, need_weights, None, average_attn_weights)
         whole = [sample[:length] for sample, length in zip(output, lengths, strict=True)]
         return torch.nested.as_nested_tensor(whole), weights
 
 
 def merged_mask(
-    attn_mask: Optional[Tensor],  # noqa: UP045
-    key_padding_mask: Optional[Tensor],  # noqa: UP045
+    attn_mask: Tensor | None,
+    key_padding_mask: Tensor | None,
     heads: int,
     q: Tensor,
     k: Tensor,
-) -> Optional[Tensor]:  # noqa: UP045
+) -> Tensor | None:
     """What both masks add to the logits, of a shape that broadcasts to ``(N, H, L, S)``.
 
     Args:
@@ -196,7 +184,7 @@ def merged_mask(
         k: Keys, ``(N, S, H D)``.
     """
     samples, queries, keys = q.shape[0], q.shape[1], k.shape[1]
-    mask: Optional[Tensor] = None  # noqa: UP045
+    mask: Tensor | None = None
     if attn_mask is not None:
         if attn_mask.dim() == 3:
             _check_shape("attn_mask", attn_mask, [samples * heads, queries, keys])
@@ -227,13 +215,13 @@ def _added(mask: Tensor, like: Tensor) -> Tensor:
 
 def attention_sizes(attributes: Mapping[str, Any], shape: tuple[int, ...]) -> dict[str, int]:
     """The sizes that follow from ``in_proj_weight``, or from ``q_proj_weight`` where keys have another width."""
-    names = ("embed_dim", "kdim", "vdim") if attributes["_qkv_same_embed_dim"] else ("embed_dim",)
+    names = ("embed_dim", "kdim", "vdim") if has_packed_projection(attributes) else ("embed_dim",)
     return dict.fromkeys(names, shape[1])
 
 
 def attention_shape(attributes: Mapping[str, Any]) -> tuple[int, ...]:
     """The inverse of :func:`attention_sizes`: heads are as large as they were."""
-    heads = 3 if attributes["_qkv_same_embed_dim"] else 1
+    heads = 3 if has_packed_projection(attributes) else 1
     return heads * attributes["num_heads"] * attributes["head_dim"], attributes["embed_dim"]
 
 
@@ -264,6 +252,7 @@ def _is_plain(module: nn.MultiheadAttention) -> bool:
 
 def unsupported_attention(module: nn.Module) -> str | None:
     """Why nothing of an attention may be pruned; ``None`` if it may."""
-    if type(module) not in (nn.MultiheadAttention, NarrowAttention) or "forward" in vars(module):
+    own = type(module) in (nn.MultiheadAttention, NarrowAttention) and "forward" not in vars(module)
+    if not own or not may_be_unfused(module):
         return "belongs to nn.MultiheadAttention with code of its own (a subclass, or a replaced `forward`)"
     return None

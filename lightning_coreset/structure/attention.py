@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import replace
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from lightning_coreset.module_specs import NarrowAttention, module_spec
 from lightning_coreset.structure.labels import TensorInfo
 from lightning_coreset.structure.propagation import Propagation
+from lightning_coreset.structure.steps import Step, StepKind
 
 
 @contextmanager
@@ -37,7 +38,10 @@ def followed_attention(model: nn.Module, engine: Propagation) -> Iterator[None]:
 
 
 def _forward(module: nn.MultiheadAttention, engine: Propagation) -> Callable[..., tuple[Tensor, Tensor | None]]:
-    weights, biases = _weights(module, engine), _biases(module, engine)
+    values = module.out_proj.weight.shape[1]
+    weights = _Parts(engine, module.in_proj_weight, values)
+    biases = _Parts(engine, module.in_proj_bias, values)
+    separate = [module.q_proj_weight, module.k_proj_weight, module.v_proj_weight]
 
     def forward(
         query: Tensor,
@@ -49,8 +53,15 @@ def _forward(module: nn.MultiheadAttention, engine: Propagation) -> Callable[...
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        inputs = (query, key, value)
-        q, k, v = (F.linear(*operands) for operands in zip(inputs, weights, biases, strict=True))
+        # A layer as any other where all three read the same: its columns are those of one tensor.
+        whole = query is key and key is value and module.in_proj_weight is not None
+        for parts in (weights, biases):
+            parts.stand_for_whole(whole)
+        operands = zip((query, key, value), weights.tensors or separate, biases.tensors or (None,) * 3, strict=True)
+        q, k, v = (F.linear(*each) for each in operands)
+        if whole:
+            for made in (q, k, v):
+                _mark_derived(engine, made)
         return NarrowAttention.attend(
             module, q, k, v, key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal
         )
@@ -58,26 +69,37 @@ def _forward(module: nn.MultiheadAttention, engine: Propagation) -> Callable[...
     return forward
 
 
-def _weights(module: nn.MultiheadAttention, engine: Propagation) -> list[Tensor]:
-    if module.in_proj_weight is None:
-        return [module.q_proj_weight, module.k_proj_weight, module.v_proj_weight]
-    return _parts(engine, module.in_proj_weight, module.out_proj.weight.shape[1])
+class _Parts:
+    """The rows of a parameter for queries, keys and values, each of which carries the labels of these rows only.
+
+    Args:
+        engine: What follows the network.
+        parameter: The parameter, ``None`` if the module has none.
+        values: How many rows are those of values.
+    """
+
+    def __init__(self, engine: Propagation, parameter: Tensor | None, values: int) -> None:
+        self._engine, self._name = engine, engine.info(parameter).direct
+        self.tensors: list[Tensor] = []
+        if parameter is None:
+            return
+        queries = (parameter.shape[0] - values) // 2
+        self.tensors += parameter.detach().split([queries, queries, values])
+        for part, first in zip(self.tensors, (0, queries, 2 * queries), strict=True):
+            axes = [
+                axis.with_labels(axis.labels.narrow(0, first, part.shape[0])) if 0 in axis.dims else axis
+                for axis in engine.info(parameter).channel_labels
+            ]
+            engine.set_info(part, TensorInfo(tuple(axes), constant=True))
+
+    def stand_for_whole(self, whole: bool) -> None:
+        """Whether a layer that reads with one of the parts counts as one that reads with the parameter as it is."""
+        for part in self.tensors:
+            self._engine.set_info(part, replace(self._engine.info(part), direct=self._name if whole else None))
 
 
-def _biases(module: nn.MultiheadAttention, engine: Propagation) -> list[Any]:
-    if module.in_proj_bias is None:
-        return [None, None, None]
-    return _parts(engine, module.in_proj_bias, module.out_proj.weight.shape[1])
-
-
-def _parts(engine: Propagation, parameter: Tensor, values: int) -> list[Tensor]:
-    """The rows of queries, keys and values, each of which carries the labels of these rows only."""
-    info, queries = engine.info(parameter), (parameter.shape[0] - values) // 2
-    parts = parameter.detach().split([queries, queries, values])
-    for part, first in zip(parts, (0, queries, 2 * queries), strict=True):
-        axes = [
-            axis.with_labels(axis.labels.narrow(0, first, part.shape[0])) if 0 in axis.dims else axis
-            for axis in info.channel_labels
-        ]
-        engine.set_info(part, TensorInfo(tuple(axes), constant=True))
-    return list(parts)
+def _mark_derived(engine: Propagation, made: Tensor) -> None:
+    """A part makes other channels than the parameter does."""
+    info = engine.info(made)
+    paths = engine.producer_paths([made], Step(StepKind.DERIVED_WEIGHT))
+    engine.set_info(made, replace(info, producer_paths=paths))
