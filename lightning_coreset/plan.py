@@ -38,12 +38,19 @@ class ParameterChange:
 
 @dataclass(frozen=True)
 class AttributeChange:
-    """The change of an integer attribute of a module that does not follow from the shape of a tensor (heads, say)."""
+    """The change of a module's attribute that does not follow from the shape of a tensor, such as a number of heads.
+
+    Attributes:
+        module: Qualified name of the module.
+        name: Name of the attribute.
+        old: Its value before the event, an integer or a tuple of integers (of an attribute that is a list, too).
+        new: Its value after the event.
+    """
 
     module: str
     name: str
-    old: int
-    new: int
+    old: int | tuple[int, ...]
+    new: int | tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -134,7 +141,7 @@ class PruningPlan:
             "groups": [asdict(group) | {"kept": list(group.kept)} for group in self.groups],
             "changes": [_change_to_dict(change) for change in self.changes],
             "skipped": dict(self.skipped),
-            "attributes": [asdict(change) for change in self.attributes],
+            "attributes": [_attribute_to_dict(change) for change in self.attributes],
         }
 
     @classmethod
@@ -147,7 +154,7 @@ class PruningPlan:
             )
             for change in plain["changes"]
         )
-        attributes = tuple(AttributeChange(**change) for change in plain["attributes"])
+        attributes = tuple(_attribute_from_dict(change) for change in plain["attributes"])
         return cls(**{**plain, "groups": groups, "changes": changes, "attributes": attributes})
 
     def __str__(self) -> str:
@@ -213,3 +220,12 @@ def _change_to_dict(change: ParameterChange) -> dict[str, Any]:
     plain = {one.name: getattr(change, one.name) for one in fields(change)}
     shapes = {"old_shape": list(change.old_shape), "new_shape": list(change.new_shape)}
     return plain | shapes | {"kept": dict(change.kept), "factors": dict(change.factors)}
+
+
+def _attribute_to_dict(change: AttributeChange) -> dict[str, Any]:
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(change).items()}
+
+
+def _attribute_from_dict(plain: Mapping[str, Any]) -> AttributeChange:
+    values: dict[str, Any] = {n: tuple(value) if isinstance(value, list) else value for n, value in plain.items()}
+    return AttributeChange(**values)

@@ -634,7 +634,10 @@ def test_wrong_specs(values, error, message):
         ({"sizes": {"width": 2}}, "module '2' for a tensor of shape (16, 12) but it raised IndexError"),
         ({"sizes": lambda attributes, shape: {"width": 1 + shape[0]}}, "to be 17"),
         ({"sizes": lambda attributes, shape: {"missing": shape[0]}}, "'missing' of module '2' (MyLinear) to be 16"),
-        ({"sizes": lambda attributes, shape: {"width": 0.5}}, "integers as sizes of module '2' but got {'width': 0.5}"),
+        (
+            {"sizes": lambda attributes, shape: {"width": 0.5}},
+            "integers or tuples of integers as sizes of module '2' but got {'width': 0.5}",
+        ),
         ({"sizes": lambda attributes, shape: None}, "but it raised TypeError"),
     ],
 )

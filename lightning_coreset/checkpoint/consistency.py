@@ -8,19 +8,19 @@ from typing import Any
 from torch import nn
 
 from lightning_coreset._compat import own_tensors
-from lightning_coreset.module_specs import ModuleSpec, module_spec, sizing_tensor, updated_sizes
+from lightning_coreset.module_specs import ModuleSpec, Size, module_spec, sizing_tensor, updated_sizes
 from lightning_coreset.surgery import ModelShapes
 
 Shape = tuple[int, ...]
 
 
-def inferred_sizes(model: nn.Module, original: ModelShapes, shapes: Mapping[str, Shape]) -> dict[str, int]:
+def inferred_sizes(model: nn.Module, original: ModelShapes, shapes: Mapping[str, Shape]) -> dict[str, Size]:
     """The sizes of modules that follow from new shapes, by qualified name.
 
     They follow from the original shapes and sizes, not from what the model is now: a depthwise convolution that was
     left with one channel looks like any other.
     """
-    inferred: dict[str, int] = {}
+    inferred: dict[str, Size] = {}
     for prefix, module in _modules(model):
         found = sizing_tensor(module)
         name = None if found is None else prefix + found[0]
@@ -43,13 +43,16 @@ def mismatches(model: nn.Module, original: ModelShapes, target: ModelShapes) -> 
         found = sizing_tensor(module)
         names = {*own_tensors(module), *(() if found is None else found[:1])}
         shapes = {name: target.shapes.get(prefix + name) for name in names}
-        if all(shape == original.shapes.get(prefix + name) for name, shape in shapes.items()):
+        sizes = _sizes_of(prefix, module, target)
+        unchanged = all(shape == original.shapes.get(prefix + name) for name, shape in shapes.items())
+        if unchanged and sizes == _sizes_of(prefix, module, original):
             continue
-        spec, attributes = module_spec(module), {**vars(module), **_sizes_of(prefix, module, target)}
+        spec, attributes = module_spec(module), {**vars(module), **sizes}
         width = attributes.get(spec.width) if spec.width is not None else None
         for name in spec.vectors:
             shape = shapes.get(name)
-            if width is not None and shape is not None and len(shape) == 1 and shape != (width,):
+            whole = width if isinstance(width, tuple) else (width,)
+            if width is not None and shape is not None and len(shape) == len(whole) and shape != whole:
                 yield f"{prefix + name!r} has shape {shape} where its module has {width} channels"
         shape = None if found is None else shapes[found[0]]
         if found is not None and shape is not None and not _fits(spec, attributes, shape):
@@ -72,7 +75,7 @@ def _in_words(spec: ModuleSpec, attributes: Mapping[str, Any], shape: Shape) -> 
     return ", ".join(f"{name}={attributes[name]}" for name in sorted(names) if name in attributes) or "its module"
 
 
-def _try_updated_sizes(module: nn.Module, sizes: Mapping[str, int], shape: Shape) -> dict[str, int]:
+def _try_updated_sizes(module: nn.Module, sizes: Mapping[str, Size], shape: Shape) -> dict[str, Size]:
     try:
         return updated_sizes(module, sizes, shape)
     except Exception:  # `mismatches` finds that the shape is impossible
@@ -84,6 +87,6 @@ def _modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         yield (f"{path}." if path else ""), module
 
 
-def _sizes_of(prefix: str, module: nn.Module, shapes: ModelShapes) -> dict[str, int]:
+def _sizes_of(prefix: str, module: nn.Module, shapes: ModelShapes) -> dict[str, Size]:
     """The sizes of one module, by attribute."""
     return {name: shapes.sizes[prefix + name] for name in vars(module) if prefix + name in shapes.sizes}

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lightning_coreset.module_specs import Size, is_size, plain_size
 from lightning_coreset.surgery import ModelShapes, recorded_shapes
 
 KEY = "lightning_coreset"
@@ -56,13 +57,20 @@ def _to_dict(model_shapes: ModelShapes) -> dict[str, Any]:
     shapes = {name: list(shape) for name, shape in model_shapes.shapes.items()}
     # Clones: training may go on while an asynchronous writer saves the state dict.
     constants = {name: value.clone() for name, value in model_shapes.constants.items()}
-    return {"shapes": shapes, "sizes": dict(model_shapes.sizes), "constants": constants}
+    sizes = {name: list(size) if isinstance(size, tuple) else size for name, size in model_shapes.sizes.items()}
+    return {"shapes": shapes, "sizes": sizes, "constants": constants}
 
 
 def _from_dict(plain: Mapping[str, Any]) -> ModelShapes:
     shapes = {str(name): tuple(int(size) for size in shape) for name, shape in plain["shapes"].items()}
-    sizes = {str(name): int(size) for name, size in plain["sizes"].items()}
+    sizes = {str(name): _size(name, size) for name, size in plain["sizes"].items()}
     constants = dict(plain["constants"])
     if not all(isinstance(value, Tensor) for value in constants.values()):
         raise TypeError("a constant that is no tensor")
     return ModelShapes(shapes, sizes, constants)
+
+
+def _size(name: str, size: object) -> Size:
+    if not is_size(size):
+        raise TypeError(f"the size {name!r} is {size!r}")
+    return plain_size(size)

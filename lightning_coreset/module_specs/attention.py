@@ -225,7 +225,7 @@ def attention_shape(attributes: Mapping[str, Any]) -> tuple[int, ...]:
     return heads * attributes["num_heads"] * attributes["head_dim"], attributes["embed_dim"]
 
 
-def settle_attention(module: nn.Module, original: Mapping[str, int]) -> None:
+def settle_attention(module: nn.Module, original: Mapping[str, Any]) -> None:
     """Give an attention whose weights were replaced the class that can run it, and the widths of its keys and values.
 
     An ``nn.TransformerEncoder`` that was made with an even number of heads may send nested tensors, which a plain

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from numbers import Integral
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,11 +12,7 @@ from torch.nn.utils import parametrize
 from lightning_coreset._compat import own_tensors, registered_buffers
 from lightning_coreset.module_specs.registry import find, module_spec
 from lightning_coreset.module_specs.spec import ModuleSpec, Shape
-
-
-def is_size(value: object) -> bool:
-    """Whether an attribute is an integer, of Python or numpy; flags are none."""
-    return type(value) is int or (issubclass(type(value), Integral) and type(value) is not bool)
+from lightning_coreset.module_specs.values import Size, is_integer, is_size, plain_size
 
 
 def sizing_tensor(module: nn.Module) -> tuple[str, Tensor] | None:
@@ -32,7 +27,7 @@ def sizing_tensor(module: nn.Module) -> tuple[str, Tensor] | None:
     return None
 
 
-def new_sizes(path: str, module: nn.Module, shape: Shape) -> dict[str, int]:
+def new_sizes(path: str, module: nn.Module, shape: Shape) -> dict[str, Size]:
     """The sizes of a module once its :func:`sizing_tensor` has another shape.
 
     Args:
@@ -50,7 +45,7 @@ def new_sizes(path: str, module: nn.Module, shape: Shape) -> dict[str, int]:
     return {name: size for name, size in updated.items() if name in vars(module)}
 
 
-def updated_sizes(module: nn.Module, sizes: Mapping[str, int], shape: Shape) -> dict[str, int]:
+def updated_sizes(module: nn.Module, sizes: Mapping[str, Size], shape: Shape) -> dict[str, Size]:
     """The sizes that follow from another shape, for a module that had other ``sizes`` than it has now."""
     return module_spec(module).updated_sizes({**vars(module), **sizes}, shape)
 
@@ -69,10 +64,11 @@ def check_module_sizes(model: nn.Module) -> None:
 
 def _check(path: str, module: nn.Module, spec: ModuleSpec) -> None:
     where = f"module {path!r} ({type(module).__name__})"
-    counts = [name for name in (spec.width, spec.groups, *spec.head_counts, *spec.input_sizes) if name is not None]
-    for name in dict.fromkeys((*(() if callable(spec.sizes) else spec.sizes), *counts)):
+    sizes = (*(() if callable(spec.sizes) else spec.sizes), *(() if spec.width is None else (spec.width,)))
+    counts = [name for name in (spec.groups, *spec.head_counts, *spec.input_sizes) if name is not None]
+    for name in dict.fromkeys((*sizes, *counts)):
         value = vars(module).get(name)
-        if not is_size(value):
+        if not (is_size(value) if name in sizes else is_integer(value)):
             raise ValueError(
                 f"Expected {where} to have the integer attribute {name!r}, which its ModuleSpec lists, "
                 f"but got {value!r}."
@@ -90,7 +86,7 @@ def _check(path: str, module: nn.Module, spec: ModuleSpec) -> None:
     shape = tuple(tensor.shape)
     for attribute, size in _updated(path, module, spec, shape).items():
         present = vars(module).get(attribute)
-        if present != size:
+        if not is_size(present) or plain_size(present) != size:
             raise ValueError(
                 f"Expected {attribute!r} of {where} to be {size}, by its ModuleSpec and the shape {shape} of its "
                 f"{name!r}, but got {present!r}. Correct the ModuleSpec or the module."
@@ -117,7 +113,7 @@ def _submodule(module: nn.Module, path: str) -> nn.Module | None:
         return None
 
 
-def _updated(path: str, module: nn.Module, spec: ModuleSpec, shape: Shape) -> dict[str, int]:
+def _updated(path: str, module: nn.Module, spec: ModuleSpec, shape: Shape) -> dict[str, Size]:
     attributes: Mapping[str, Any] = vars(module)
     try:
         updated = spec.updated_sizes(attributes, shape)
@@ -129,7 +125,7 @@ def _updated(path: str, module: nn.Module, spec: ModuleSpec, shape: Shape) -> di
     wrong = {name: size for name, size in updated.items() if not is_size(size)}
     if wrong:
         raise ValueError(
-            f"Expected the ModuleSpec of {type(module).__name__} to give integers as sizes of module {path!r} but got "
-            f"{wrong}."
+            f"Expected the ModuleSpec of {type(module).__name__} to give integers or tuples of integers as sizes of "
+            f"module {path!r} but got {wrong}."
         )
-    return {name: int(size) for name, size in updated.items()}
+    return {name: plain_size(size) for name, size in updated.items()}

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import EllipsisType
 from typing import Any, Literal, TypeAlias, get_args
 
 from torch import nn
 
+from lightning_coreset.module_specs.values import Size, is_size, plain_size
+
 Shape: TypeAlias = tuple[int, ...]
-Sizes: TypeAlias = Mapping[str, "int | tuple[int, int]"] | Callable[[Mapping[str, Any], Shape], Mapping[str, int]]
+Sizes: TypeAlias = (
+    Mapping[str, "int | tuple[int, int] | EllipsisType"] | Callable[[Mapping[str, Any], Shape], Mapping[str, Size]]
+)
 Reads: TypeAlias = Literal["rows", "patches", "indices"]
 
 COMMON_HEAD_COUNTS = (
@@ -31,15 +36,16 @@ class ModuleSpec:
             (a BatchNorm without a weight still has a running mean). The name may lead into a submodule, as
             ``"query.weight"``.
         sizes: The integer attributes that repeat sizes of ``tensor``: for each its dimension, or dimension and
-            multiple (``{"width": 0, "hidden": (0, 4)}`` for ``hidden == 4 * weight.shape[0]``). Where that does not
-            express it, a function of the module's attributes as they were and the new shape of ``tensor``, which
-            returns the new sizes. For the present shape it must return the present sizes.
+            multiple (``{"width": 0, "hidden": (0, 4)}`` for ``hidden == 4 * weight.shape[0]``), or ``...`` for a tuple
+            or a list that repeats the whole shape. Where that does not express it, a function of the module's
+            attributes as they were and the new shape of ``tensor``, which returns the new sizes: integers, or tuples
+            of them. For the present shape it must return the present sizes.
         expected_shape: With a function as ``sizes``, its inverse, where a returned size could hide that a shape is
             impossible: from the module's attributes to the shape of ``tensor``, ``None`` if no shape fits. Checkpoints
             are compared with it.
-        width: The attribute that is as long as the module's ``vectors``, one of ``sizes``. A checkpoint in which they
-            differ is rejected.
-        vectors: Names of the one-dimensional tensors that have one element for every channel.
+        width: The attribute that is as long as the module's ``vectors``, or of their shape; one of ``sizes``. A
+            checkpoint in which they differ is rejected.
+        vectors: Names of the tensors that have one element for every channel, and no other dimensions than ``width``.
         groups: The attribute that counts groups of channels. Channels that pass a depthwise convolution are pruned only
             if its module has one, among its ``sizes``; those that pass a GroupNorm of several groups only if its module
             has one, which is then reduced with the groups that are removed.
@@ -54,8 +60,8 @@ class ModuleSpec:
         always_eval: Whether it stays in eval mode when a network is run to analyse it, since in training mode it draws
             random numbers or updates statistics.
         settle: A function that is called after tensors of a module or of its submodules were replaced and its sizes
-            updated, with the module and the integer attributes that it had before all pruning. It updates what sizes do
-            not express, such as a cache that is made of the weights.
+            updated, with the module and the sizes that it had before all pruning. It updates what sizes do not express,
+            such as a cache that is made of the weights.
         unsupported: Why no tensor within such a module may be pruned, as the end of a sentence ("belongs to ..."); or a
             function that returns this reason, or ``None``, for a module.
 
@@ -83,7 +89,7 @@ class ModuleSpec:
     reads: Reads = "rows"
     running_stats: tuple[str, str] | None = None
     always_eval: bool = False
-    settle: Callable[[nn.Module, Mapping[str, int]], None] | None = None
+    settle: Callable[[nn.Module, Mapping[str, Any]], None] | None = None
     unsupported: str | Callable[[nn.Module], str | None] | None = None
 
     def __post_init__(self) -> None:
@@ -125,7 +131,7 @@ class ModuleSpec:
         """The names that ``tensor`` stands for."""
         return (self.tensor,) if isinstance(self.tensor, str) else self.tensor
 
-    def updated_sizes(self, attributes: Mapping[str, Any], shape: Shape) -> dict[str, int]:
+    def updated_sizes(self, attributes: Mapping[str, Any], shape: Shape) -> dict[str, Size]:
         """The sizes of a module once its tensor has another shape.
 
         Args:
@@ -134,8 +140,11 @@ class ModuleSpec:
         """
         if callable(self.sizes):
             return dict(self.sizes(attributes, shape))
-        sizes = {}
+        sizes: dict[str, Size] = {}
         for name, where in self.sizes.items():
+            if isinstance(where, EllipsisType):
+                sizes[name] = tuple(shape)
+                continue
             dim, multiple = (where, 1) if isinstance(where, int) else where
             sizes[name] = shape[dim] * multiple
         return sizes
@@ -145,11 +154,15 @@ class ModuleSpec:
         if self.expected_shape is not None:
             return self.expected_shape(attributes) == shape
         updated = self.updated_sizes(attributes, shape)
-        return all(attributes.get(name, size) == size for name, size in updated.items())
+        return all(_plain(attributes.get(name, size)) == _plain(size) for name, size in updated.items())
 
     def reason(self, module: nn.Module) -> str | None:
         """Why nothing within a module may be pruned; ``None`` if it may."""
         return self.unsupported(module) if callable(self.unsupported) else self.unsupported
+
+
+def _plain(value: Any) -> Any:
+    return plain_size(value) if is_size(value) else value
 
 
 def _check_names(argument: str, value: object) -> None:
@@ -165,10 +178,12 @@ def _check_sizes(sizes: object) -> None:
     if not isinstance(sizes, Mapping):
         raise TypeError(f"Expected `sizes` to be a dict or a function but got {sizes!r}.")
     for name, where in sizes.items():
+        if isinstance(where, EllipsisType) and isinstance(name, str):
+            continue
         pair = where if isinstance(where, tuple) else (where, 1)
         if not isinstance(name, str) or len(pair) != 2 or any(type(number) is not int for number in pair):
             raise TypeError(
-                "Expected `sizes` to map attributes to a dimension or to (dimension, multiple), "
+                "Expected `sizes` to map attributes to a dimension, to (dimension, multiple) or to ..., "
                 f"but got {name!r}: {where!r}."
             )
         if pair[1] < 1:

@@ -37,8 +37,9 @@ def _convolution_shape(attributes: Mapping[str, Any]) -> Shape | None:
 
 
 def _group_norm_sizes(attributes: Mapping[str, Any], shape: Shape) -> dict[str, int]:
-    channels = attributes["num_channels"]  # every group keeps its number of channels
-    return {"num_channels": shape[0], "num_groups": shape[0] * attributes["num_groups"] // channels}
+    channels, groups = attributes["num_channels"], attributes["num_groups"]
+    # Every group keeps its number of channels, but a single one is a norm over all of them.
+    return {"num_channels": shape[0], "num_groups": shape[0] * groups // channels if groups > 1 else groups}
 
 
 def _group_norm_shape(attributes: Mapping[str, Any]) -> Shape | None:
@@ -72,6 +73,7 @@ _NORM: dict[str, Any] = {
     "running_stats": ("running_mean", "running_var"),
     "always_eval": True,
 }
+_SHAPED_NORM = ModuleSpec(tensor=("weight", "bias"), sizes={"normalized_shape": ...}, width="normalized_shape")
 _EMBEDDING = ModuleSpec(sizes={"num_embeddings": 0, "embedding_dim": 1}, is_layer=True, reads="indices")
 _RECURRENT = ModuleSpec(is_layer=True, unsupported=_recurrent)
 _QUANTIZED = ModuleSpec(unsupported="is quantised (prune before quantising)")
@@ -92,6 +94,8 @@ TABLE: dict[type[nn.Module] | str, ModuleSpec] = {
     nn.GroupNorm: ModuleSpec(
         sizes=_group_norm_sizes, expected_shape=_group_norm_shape, width="num_channels", groups="num_groups"
     ),
+    nn.LayerNorm: _SHAPED_NORM,
+    nn.RMSNorm: _SHAPED_NORM,
     nn.PReLU: ModuleSpec(sizes={"num_parameters": 0}, width="num_parameters"),
     **_for_each(Dropout, ModuleSpec(always_eval=True)),
     nn.RNNBase: _RECURRENT,

@@ -136,6 +136,8 @@ def _prunable(
             skipped[group.name] = "is named by no rule of only"
         elif not request.include_residual and is_residual(group):
             skipped[group.name] = "is coupled with other layers by an addition (include_residual=True prunes it)"
+        elif not request.include_residual and group.normalized:
+            skipped[group.name] = "is normalised over all its channels (include_residual=True prunes it)"
         elif rules is not None and not any(matcher.named(rules, group)):
             skipped[group.name] = "is named by no rule of pruning_ratio"
         else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from lightning_coreset._registration import Registration
 from lightning_coreset.module_specs import ModuleSpec, module_spec, register_module
 from lightning_coreset.structure.activations import register_activation
-from lightning_coreset.structure.example import Example, ExampleInputs
+from lightning_coreset.structure.example import Example, ExampleInputs, output_tensors
 from lightning_coreset.structure.find import Structure, analyse, find_groups
 from lightning_coreset.structure.labels import ChannelLabels, TensorInfo
 from lightning_coreset.structure.op_call import OpCall
@@ -43,6 +43,7 @@ __all__ = [
     "analyse",
     "find_groups",
     "module_spec",
+    "output_tensors",
     "plain_execution",
     "preserved",
     "preserved_random",

@@ -33,6 +33,31 @@ def call(model: nn.Module, example_inputs: ExampleInputs) -> Any:
     )
 
 
+def output_tensors(output: Any) -> list[Tensor]:
+    """The tensors in what a network returns; they keep their shapes when it is pruned.
+
+    Models of Hugging Face's transformers with a head return what they made on the way as well: hidden states,
+    attentions, key-value caches, the outputs of their parts. Beside logits or a loss, these do not count.
+    """
+    if not _is_model_output(output):
+        return list(tensors_in(output))
+    fields = dict(output.items())
+    if any("logits" in name or "loss" in name for name in fields):
+        fields = {name: value for name, value in fields.items() if not _on_the_way(name, value)}
+    return list(tensors_in(fields))
+
+
+def _is_model_output(value: Any) -> bool:
+    """Whether it is one of transformers' outputs, without an import of the package."""
+    return isinstance(value, Mapping) and any(
+        cls.__name__ == "ModelOutput" and cls.__module__.startswith("transformers.") for cls in type(value).__mro__
+    )
+
+
+def _on_the_way(name: str, value: Any) -> bool:
+    return _is_model_output(value) or name.endswith(("hidden_state", "hidden_states", "attentions", "past_key_values"))
+
+
 @dataclass(frozen=True, eq=False)
 class Example:
     """Inputs for a network and how to run it on them.

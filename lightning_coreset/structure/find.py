@@ -76,9 +76,8 @@ def analyse(model: nn.Module, example: Example | ExampleInputs) -> Structure:
     example = example if isinstance(example, Example) else Example.of(example)
     engine = trace(model, example)
     _decide_grids(engine)
-    union_find = (
-        engine.union_find if engine.heads or engine.counts or engine.records.products else engine.union_find.condensed()
-    )
+    looked_up = engine.heads or engine.counts or engine.normalized or engine.records.products
+    union_find = engine.union_find if looked_up else engine.union_find.condensed()
     _block_whole_dimensions(union_find)
     classes = GroupBuilder(engine, union_find)
     groups = tuple(classes.groups())

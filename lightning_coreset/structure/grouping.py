@@ -122,7 +122,13 @@ class GroupBuilder:
             )
             for where, length in lengths.items()
         )
-        return ChannelGroup(self._names[number], members, self._paths(members), self._counts(number, members))
+        return ChannelGroup(
+            self._names[number],
+            members,
+            self._paths(members),
+            self._counts(number, members),
+            number in self._normalized,
+        )
 
     def _counts(self, number: int, members: tuple[Member, ...]) -> tuple[Count, ...]:
         """Group counts of GroupNorms, and head counts of the modules that hold a head's weights."""
@@ -150,6 +156,12 @@ class GroupBuilder:
         """The groups whose classes are attention heads."""
         heads = [labels.reshape(-1) for labels in self.engine.heads]
         return self._numbers(torch.cat(heads)) if heads else set()
+
+    @cached_property
+    def _normalized(self) -> set[int]:
+        """The groups whose channels are normalised over."""
+        labels = self.engine.normalized
+        return self._numbers(torch.cat(labels)) if labels else set()
 
     @cached_property
     def _counted(self) -> list[tuple[set[int], str, str]]:

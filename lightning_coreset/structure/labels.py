@@ -9,7 +9,7 @@ dimensions.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -64,6 +64,19 @@ class ChannelLabels:
 
 
 @dataclass(frozen=True, eq=False)
+class Statistic:
+    """A mean, a variance or a norm over channels, as a normalisation takes it.
+
+    Attributes:
+        labels: The labels of the channels, in one dimension.
+        reason: What to report if the channels may not go because of it.
+    """
+
+    labels: Tensor
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
 class TensorInfo:
     """What is known of a tensor.
 
@@ -72,16 +85,18 @@ class TensorInfo:
         constant: Whether it is made of parameters and buffers alone, as a weight is.
         direct: The parameter whose values it holds unchanged, however moved, if it does.
         producer_paths: For every producer that reaches it, the steps since.
+        statistics: The statistics over channels that its values are made of.
     """
 
     channel_labels: tuple[ChannelLabels, ...] = ()
     constant: bool = False
     direct: str | None = None
     producer_paths: dict[str, tuple[Step, ...]] = field(default_factory=dict)
+    statistics: tuple[Statistic, ...] = ()
 
     def with_channel_labels(self, axes: tuple[ChannelLabels, ...]) -> TensorInfo:
         """The same with other labels."""
-        return TensorInfo(axes, self.constant, self.direct, self.producer_paths)
+        return replace(self, channel_labels=axes)
 
     def along(self, dim: int) -> ChannelLabels | None:
         """The axis that varies along ``dim``."""

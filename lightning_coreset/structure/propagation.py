@@ -13,6 +13,7 @@ from lightning_coreset._compat import DispatchMode, tree_map
 from lightning_coreset.structure.labels import (
     UNLABELLED,
     ChannelLabels,
+    Statistic,
     TensorInfo,
     drop_uniform_dims,
     labels_along,
@@ -21,6 +22,7 @@ from lightning_coreset.structure.labels import (
 from lightning_coreset.structure.layer_records import LayerRecords, Paths
 from lightning_coreset.structure.lazy_execution import LazyExecutor
 from lightning_coreset.structure.op_call import OpCall, tensors_among
+from lightning_coreset.structure.statistics import block_statistics, check_statistics, pass_statistics
 from lightning_coreset.structure.steps import Norm, Step, StepKind
 from lightning_coreset.structure.union_find import ChannelUnionFind
 from lightning_coreset.structure.views import SharedMemory
@@ -47,6 +49,7 @@ class Propagation(DispatchMode):
         grids: Labels that vary along several dimensions, of which one is chosen at the end.
         heads: Labels that number attention heads.
         counts: Labels whose classes an attribute of a module counts, with the names of both.
+        normalized: Labels of channels that the network normalises over.
         modules: All modules of the network by qualified name.
         owners: The module that holds each parameter and buffer.
     """
@@ -63,11 +66,12 @@ class Propagation(DispatchMode):
         self.grids: list[ChannelLabels] = []
         self.heads: list[Tensor] = []
         self.counts: list[tuple[Tensor, str, str]] = []
+        self.normalized: list[Tensor] = []
         self.modules = dict(model.named_modules())
         self.owners: dict[str, nn.Module] = {}
         self._find_rule = find_rule
         self._unsupported = unsupported
-        self._known = IdentityWeakMap()
+        self._known: IdentityWeakMap[TensorInfo] = IdentityWeakMap()
         self._shared_memory = SharedMemory()
         self._adopt()
 
@@ -144,6 +148,7 @@ class Propagation(DispatchMode):
         """Forbid the removal of anything this tensor is labelled with."""
         for axis in self.info(tensor).channel_labels:
             self.union_find.block(axis.labels, reason)
+        block_statistics(self, tensor, f"before its result {reason}")
 
     def refuse(self, call: OpCall, reason: str) -> None:
         """Block everything that enters a call; its results have no labels."""
@@ -232,9 +237,17 @@ class Propagation(DispatchMode):
             self.refuse(call, f"is written into the argument out of {call.title}")
             return
         try:
+            statistics = check_statistics(self, call, rule)
             rule(self, call)
+            if statistics:
+                self._add_statistics(call.results, pass_statistics(self, call, statistics))
         except Exception as error:  # a rule that cannot follow an unforeseen form must not end the user's program
             self.refuse(call, f"enters {call.title} in a form that cannot be followed ({error})")
+
+    def _add_statistics(self, results: Iterable[Tensor], statistics: Iterable[Statistic]) -> None:
+        for result in results:
+            info = self.info(result)
+            self._known[result] = replace(info, statistics=(*info.statistics, *statistics))
 
     def _note_write(self, call: OpCall) -> None:
         """Other views of memory that is written into keep their labels, and have other values from now on."""

@@ -155,12 +155,15 @@ class ChannelGroup:
         members: Every dimension that must be sliced with the group.
         paths: What stands between the group's producers and its consumers, one path per pair; empty if unknown.
         counts: Attributes of modules that count the classes, beside the sizes of tensors.
+        normalized: Whether the network normalises over these channels, as LayerNorm does. Where it does, the statistics
+            are those of the channels that stay.
     """
 
     name: str
     members: tuple[Member, ...]
     paths: tuple[Path, ...] = field(default=(), repr=False)
     counts: tuple[Count, ...] = ()
+    normalized: bool = False
 
     @property
     def size(self) -> int:

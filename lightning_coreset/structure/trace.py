@@ -15,9 +15,8 @@ from torch.nn.parameter import is_lazy
 
 from lightning_coreset._compat import eager_execution, registered_buffers, set_registered_buffers
 from lightning_coreset.module_specs import check_module_sizes, module_spec, sizing_tensor
-from lightning_coreset.nested import tensors_in
 from lightning_coreset.structure.attention import followed_attention
-from lightning_coreset.structure.example import Example
+from lightning_coreset.structure.example import Example, output_tensors
 from lightning_coreset.structure.propagation import Propagation
 from lightning_coreset.structure.registry import find_rule
 from lightning_coreset.structure.unsupported import unsupported_parameters
@@ -64,7 +63,7 @@ def _run(engine: Propagation, model: nn.Module, example: Example) -> None:
     try:
         with engine.executor.running(), engine:
             outputs = example.run(model, example.inputs)
-        for tensor in tensors_in(outputs):
+        for tensor in output_tensors(outputs):
             engine.block(tensor, "reaches the network's output")
         outputs = tensor = None  # so that only what the network itself keeps is left
     finally:

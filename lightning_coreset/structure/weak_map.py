@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import weakref
+from typing import Generic, TypeVar
 
 from torch import Tensor
 
-from lightning_coreset.structure.labels import TensorInfo
+Known = TypeVar("Known")
 
 
-class IdentityWeakMap:
+class IdentityWeakMap(Generic[Known]):
     """A mapping from tensors to what is known of them.
 
     As torch's ``WeakTensorKeyDictionary``, in a tenth of its time: only asked of tensors that somebody holds, it can do
@@ -17,9 +18,9 @@ class IdentityWeakMap:
     """
 
     def __init__(self) -> None:
-        self._entries: dict[int, tuple[weakref.ref[Tensor], TensorInfo]] = {}
+        self._entries: dict[int, tuple[weakref.ref[Tensor], Known]] = {}
 
-    def get(self, tensor: Tensor) -> TensorInfo | None:
+    def get(self, tensor: Tensor) -> Known | None:
         """What is known of a tensor, if anything."""
         entry = self._entries.get(id(tensor))
         # The number of a tensor that is gone may have become another one's.
@@ -28,5 +29,5 @@ class IdentityWeakMap:
     def __contains__(self, tensor: Tensor) -> bool:
         return self.get(tensor) is not None
 
-    def __setitem__(self, tensor: Tensor, info: TensorInfo) -> None:
+    def __setitem__(self, tensor: Tensor, info: Known) -> None:
         self._entries[id(tensor)] = weakref.ref(tensor), info

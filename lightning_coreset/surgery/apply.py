@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from lightning_coreset.module_specs import new_sizes, sizing_tensor
+from lightning_coreset.module_specs import Size, is_size, new_sizes, plain_size, size_like, sizing_tensor
 from lightning_coreset.plan import AttributeChange, ParameterChange
 from lightning_coreset.surgery.model_shapes import record_original_shapes
 from lightning_coreset.surgery.settling import settling
@@ -56,7 +56,7 @@ def _apply(
             replace_data(tensor, value, grad)
         update_module_sizes(sizes)
         for attribute in attributes:
-            setattr(model.get_submodule(attribute.module), attribute.name, attribute.new)
+            set_size(model.get_submodule(attribute.module), attribute.name, attribute.new)
         for settle in waiting:
             settle()
     return {tensor: change for tensor, _, _, change in ready if isinstance(tensor, nn.Parameter)}
@@ -75,15 +75,21 @@ def replace_data(tensor: Tensor, value: Tensor, grad: Tensor | None = None) -> N
     tensor.grad = grad
 
 
-def update_module_sizes(sizes: Iterable[tuple[nn.Module, Mapping[str, int]]]) -> None:
+def update_module_sizes(sizes: Iterable[tuple[nn.Module, Mapping[str, Size]]]) -> None:
     """Set sizes that were computed before the tensors were replaced."""
     for module, updated in sizes:
-        vars(module).update(updated)
+        for name, size in updated.items():
+            set_size(module, name, size)
+
+
+def set_size(module: nn.Module, name: str, size: Size) -> None:
+    """Set a size; where the module keeps it as a list or a ``torch.Size``, it stays one."""
+    setattr(module, name, size_like(getattr(module, name), size))
 
 
 def _module_sizes(
     model: nn.Module, new_shapes: Mapping[int, tuple[int, ...]]
-) -> Iterator[tuple[nn.Module, dict[str, int]]]:
+) -> Iterator[tuple[nn.Module, dict[str, Size]]]:
     """The sizes of modules that follow the tensors with these ids."""
     for path, module in model.named_modules():
         found = sizing_tensor(module)
@@ -95,7 +101,7 @@ def _check_attributes(model: nn.Module, attributes: Sequence[AttributeChange]) -
     modules = dict(model.named_modules())
     for attribute in attributes:
         found = getattr(modules.get(attribute.module), attribute.name, None)
-        if found != attribute.old:
+        if (plain_size(found) if is_size(found) else found) != attribute.old:
             raise ValueError(
                 f"Expected {attribute.name!r} of module {attribute.module!r} to be {attribute.old} but got {found}. "
                 "The plan was made for another model, or for this one before it was pruned."

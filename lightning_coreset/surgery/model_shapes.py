@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from lightning_coreset._compat import non_persistent_buffers
-from lightning_coreset.module_specs import is_size
+from lightning_coreset.module_specs import Size, is_size, plain_size
 
 _ATTRIBUTE = "_coreset_originals"
 
@@ -21,23 +21,24 @@ class ModelShapes:
 
     Attributes:
         shapes: Shapes of parameters and buffers by qualified name; of a tied tensor, under each of its names.
-        sizes: Integer attributes of modules by qualified name, such as ``"encoder.attention.num_heads"``.
+        sizes: Integer attributes of modules, and tuples of integers, by qualified name, such as
+            ``"encoder.attention.num_heads"``. Lists are tuples here.
         constants: Contents of the buffers that are in no state dict (``persistent=False``).
     """
 
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    sizes: Mapping[str, int] = field(default_factory=dict)
+    sizes: Mapping[str, Size] = field(default_factory=dict)
     constants: Mapping[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(cls, model: nn.Module) -> ModelShapes:
         """The shapes of a model as it is now; its constants are referred to, not copied."""
         tensors = all_tensors(model)
-        sizes: dict[str, int] = {}
+        sizes: dict[str, Size] = {}
         constants: dict[str, Tensor] = {}
         for path, module in model.named_modules(remove_duplicate=False):
             prefix = f"{path}." if path else ""
-            sizes |= {prefix + name: int(value) for name, value in vars(module).items() if is_size(value)}
+            sizes |= {prefix + name: plain_size(value) for name, value in vars(module).items() if is_size(value)}
             names = [prefix + name for name in non_persistent_buffers(module)]
             constants |= {name: tensors[name].data for name in names if name in tensors}
         return cls({name: tuple(tensor.shape) for name, tensor in tensors.items()}, sizes, constants)

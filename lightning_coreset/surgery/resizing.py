@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lightning_coreset.surgery.apply import replace_data
+from lightning_coreset.surgery.apply import replace_data, set_size
 from lightning_coreset.surgery.model_shapes import ModelShapes, all_tensors, record_original_shapes
 from lightning_coreset.surgery.settling import settling
 from lightning_coreset.surgery.slicing import match_memory_format
@@ -53,7 +53,7 @@ def resize(model: nn.Module, target: ModelShapes) -> None:
                     tensors[name].copy_(value)
         for name, size in target.sizes.items():
             path, _, attribute = name.rpartition(".")
-            setattr(model.get_submodule(path), attribute, size)
+            set_size(model.get_submodule(path), attribute, size)
         for settle in waiting:
             settle()
 

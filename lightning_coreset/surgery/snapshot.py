@@ -15,7 +15,7 @@ from lightning_coreset.surgery.slicing import named_tensors
 
 
 class Snapshot:
-    """A model's tensors, gradients, ``requires_grad`` and integer attributes, to be restored after surgery.
+    """A model's tensors, gradients, ``requires_grad`` and attributes that state sizes, to be restored after surgery.
 
     The objects stay: the same parameters and buffers get their old shapes, contents, dtype and device back. What
     surgery records on the model for checkpoints is restored as well.
@@ -51,7 +51,7 @@ class Snapshot:
             (
                 module,
                 {
-                    name: value
+                    name: (value, list(value) if isinstance(value, list) else None)
                     for name, value in vars(module).items()
                     if is_size(value) or isinstance(value, (bool, ModelShapes))
                 },
@@ -77,7 +77,10 @@ class Snapshot:
         for module, attributes in self._attributes:
             for name in [name for name, value in vars(module).items() if isinstance(value, ModelShapes)]:
                 del vars(module)[name]
-            vars(module).update(attributes)
+            for name, (value, elements) in attributes.items():
+                if elements is not None and value != elements:  # the same list, for whoever else holds it
+                    value[:] = elements
+                vars(module)[name] = value
         for settle in settling(self._model, replaced):
             settle()
 

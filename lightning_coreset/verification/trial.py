@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lightning_coreset.nested import tensors_in
-from lightning_coreset.structure import ChannelGroup, Example, plain_execution, preserved_random
+from lightning_coreset.structure import ChannelGroup, Example, output_tensors, plain_execution, preserved_random
 from lightning_coreset.surgery import apply_changes, named_tensors, scale_counts, slice_members
 from lightning_coreset.verification.randomised import duplicate, noise, randomise_, seed_everything
+from lightning_coreset.verification.reference import Removed, twin_run, zero_consumers_
 
 _REMOVED_FRACTION = 0.3
 """Of the classes of every group."""
@@ -70,23 +72,24 @@ class Trial:
         silent = []
         for group in idle:  # the gradient may have been disabled, or really be zero
             model = duplicate(self.model)
-            _fill(model, [group], {group.name: _some_classes(group)}, "consumer", 0.0)
+            zero_consumers_(model, [group], {group.name: _some_classes(group)})
             if self._difference(self._run(model), expected) is None:
                 silent.append(group.name)
         reason = "its removal cannot be tried, since it has no influence on the outputs of the example inputs"
         return dict.fromkeys(silent, reason)
 
     def _attempt(self, groups: Sequence[ChannelGroup]) -> str | None:
-        """Zero the consumers, change the producers, then remove: the outputs must stay the same throughout."""
-        model = duplicate(self.model)
+        """Remove channels, and zero their consumers on another copy: both must compute the same.
+
+        With the consumers at zero, no output may notice what their producers compute.
+        """
         removed = {group.name: _some_classes(group) for group in groups}
-        _fill(model, groups, removed, "consumer", 0.0)
-        expected = self._run(model)
-        _fill(model, groups, removed, "producer", 1.0)
-        leak = self._difference(self._run(model), expected)
+        expected, disturbed = self._reference(groups, removed)
+        leak = self._difference(disturbed, expected)
         if leak is not None:
             return f"its channels reach further than its consumers ({leak})"
         kept = [(group, sorted(set(range(group.size)) - removed[group.name])) for group in groups]
+        model = duplicate(self.model)
         try:
             apply_changes(model, slice_members(named_tensors(model), kept), scale_counts(model, kept))
             found = self._run(model)
@@ -98,14 +101,31 @@ class Trial:
         difference = self._difference(found, expected)
         return None if difference is None else f"its removal changes what the network computes ({difference})"
 
-    def _run(self, model: nn.Module, *, gradients: bool = False) -> list[Tensor]:
-        """All floating-point outputs of both examples, with the same random numbers every time."""
+    def _reference(self, groups: Sequence[ChannelGroup], removed: Removed) -> tuple[list[Tensor], list[Tensor]]:
+        """What the network computes with the consumers of removed channels at zero.
+
+        Where it normalises over channels, the statistics are those of the channels that stay.
+
+        Returns:
+            The outputs, and the outputs where the producers of removed channels have other weights.
+        """
+        model = duplicate(self.model)
+        zero_consumers_(model, groups, removed)
+        twins = twin_run(model, self.model, groups, removed)
+        outputs = self._run(model, mode=twins)
+        disturbed = [twins.twin(tensor) for tensor in outputs]
+        return outputs, [tensor if twin is None else twin for tensor, twin in zip(outputs, disturbed, strict=True)]
+
+    def _run(
+        self, model: nn.Module, *, gradients: bool = False, mode: AbstractContextManager[Any] | None = None
+    ) -> list[Tensor]:
+        """All floating-point outputs of both examples, run in a mode, with the same random numbers every time."""
         outputs = []
         for example in self.examples:
-            with preserved_random(model), plain_execution(), torch.set_grad_enabled(gradients):
+            with preserved_random(model), plain_execution(), torch.set_grad_enabled(gradients), mode or nullcontext():
                 seed_everything(model)
                 found = example.run(model, example.inputs)
-            outputs += [tensor for tensor in tensors_in(found) if tensor.is_floating_point()]
+            outputs += [tensor for tensor in output_tensors(found) if tensor.is_floating_point()]
         return outputs
 
     def _difference(self, found: Sequence[Tensor], expected: Sequence[Tensor]) -> str | None:
@@ -150,18 +170,3 @@ def _some_classes(group: ChannelGroup) -> set[int]:
     """About a third of the classes, at least one; at least one stays."""
     count = min(max(1, round(_REMOVED_FRACTION * group.size)), group.size - 1)
     return set(random.Random(0).sample(range(group.size), count))
-
-
-@torch.no_grad()
-def _fill(
-    model: nn.Module, groups: Iterable[ChannelGroup], removed: Mapping[str, set[int]], role: str, value: float
-) -> None:
-    """Overwrite what belongs to the removed classes in all members of one role."""
-    tensors = named_tensors(model)
-    for group in groups:
-        for member in group.members:
-            if member.role == role:
-                positions = [position for number in removed[group.name] for position in member.index[number]]
-                tensor = tensors[member.name]
-                index = torch.tensor(positions, dtype=torch.int64, device=tensor.device)
-                tensor.index_fill_(member.dim, index, value)

@@ -9,6 +9,7 @@ from torch import Tensor
 from lightning_coreset.structure.label_merging import join, varying
 from lightning_coreset.structure.labels import ChannelLabels, TensorInfo, unite_along
 from lightning_coreset.structure.propagation import OpCall, Propagation, Rule
+from lightning_coreset.structure.statistics import passes_statistics
 from lightning_coreset.structure.steps import Step, StepKind
 
 # They leave no step: the mathematics of a coreset takes them for the identity.
@@ -32,6 +33,7 @@ mse_loss huber_loss
 """.split()
 
 
+@passes_statistics
 def elementwise(propagation: Propagation, call: OpCall) -> None:
     """Broadcast the labels and unite them; a fixed value that varies along the channels blocks."""
     follow_elementwise(propagation, call, _step(propagation, call))

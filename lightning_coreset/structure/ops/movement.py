@@ -18,6 +18,7 @@ from lightning_coreset._compat import tree_map
 from lightning_coreset.structure.labels import ChannelLabels, TensorInfo, compress
 from lightning_coreset.structure.ops.views import reshape_labels, splits_heads
 from lightning_coreset.structure.propagation import OpCall, Propagation, Rule
+from lightning_coreset.structure.statistics import passes_statistics
 from lightning_coreset.structure.steps import Step
 
 # A weight moved by these still holds the values of its parameter, dimension by dimension.
@@ -97,6 +98,7 @@ def _squeezed(source: Tensor, result: Tensor) -> bool:
     return [size for size in source.shape if size > 1] == [size for size in result.shape if size > 1]
 
 
+@passes_statistics
 def rearrange(propagation: Propagation, call: OpCall) -> None:
     """Permutes, views, copies, expansion, flip, repetition: any subset of indices may go before or after."""
     set_moved(propagation, call, propagation.info(call.args[0]).channel_labels)

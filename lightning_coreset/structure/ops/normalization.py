@@ -1,4 +1,4 @@
-"""Normalisation: per-channel statistics pass labels and join them; statistics over channels block."""
+"""Normalisation: weights and running statistics join the channels; statistics over channels keep them together."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from torch import Tensor
 from lightning_coreset.module_specs import module_spec
 from lightning_coreset.structure.labels import ChannelLabels, TensorInfo, unite_along
 from lightning_coreset.structure.propagation import OpCall, Propagation, Rule
+from lightning_coreset.structure.statistics import take_statistic
 from lightning_coreset.structure.steps import Norm, Step, StepKind
 
 
@@ -34,25 +35,49 @@ def batch_norm(propagation: Propagation, call: OpCall) -> None:
 
 
 def layer_norm(propagation: Propagation, call: OpCall) -> None:
-    """Statistics over the last dimensions: channels there are pinned, and the weights with them."""
+    """Statistics over the last dimensions: those of channels that stay, if the channels are all that is normalised."""
     source, out = call.args[0], call.results[0]
     count = len(call.arguments["normalized_shape"])
-    reason = f"is normalised over by {call.title}"
-    axes = propagation.pin_dims(source, range(source.dim() - count, source.dim()), reason)
-    _block_parameters(propagation, call, reason)
+    dims, reason = range(source.dim() - count, source.dim()), f"is normalised over by {call.title}"
+    if count == 1:
+        axes = _normalize(propagation, call, source.dim() - 1, dims, reason)
+    else:
+        axes = propagation.pin_dims(source, dims, reason)
+        _block_parameters(propagation, call, reason)
     propagation.set_info(
         out, TensorInfo(axes, producer_paths=propagation.producer_paths([source], Step(StepKind.LAYER_NORM)))
     )
 
 
+def _normalize(propagation: Propagation, call: OpCall, dim: int, dims: range, reason: str) -> tuple[ChannelLabels, ...]:
+    """Normalise over ``dims``, of which ``dim`` has the channels that the weights scale; returns what is left."""
+    source = call.args[0]
+    others, statistics = take_statistic(propagation, source, dims, reason)
+    axes = tuple(axis for axis in propagation.info(source).channel_labels if axis.dims == (dim,) and statistics)
+    if not axes:
+        _block_parameters(propagation, call, reason)
+        return others
+    for name in ("weight", "bias"):
+        part = call.arguments.get(name)
+        if isinstance(part, Tensor):
+            own = propagation.channel_labels(part, 0, reason)
+            propagation.unite(own, axes[0].flat, "is normalised by a tensor that cannot be cut")
+    return (*others, *axes)
+
+
 def group_norm(propagation: Propagation, call: OpCall) -> None:
-    """Statistics over groups of channels: whole groups may go, if the module's group count is updated with them."""
+    """Statistics over groups of channels: whole groups may go, if the module's group count is updated with them.
+
+    One group is a LayerNorm over channels and positions.
+    """
     source, out = call.args[0], call.results[0]
     groups = int(call.arguments.get("group", call.arguments.get("num_groups", 1)))
     reason = "is normalised over groups of channels"
     weight = call.arguments.get("weight")
     counted = _count_of_groups(propagation, weight)
-    if groups == 1 or counted is None:
+    if groups == 1:
+        axes = _normalize(propagation, call, 1, range(1, source.dim()), reason)
+    elif counted is None:
         axes = propagation.pin_dims(source, range(1, source.dim()), reason)
         _block_parameters(propagation, call, reason)
     else:

@@ -1,4 +1,7 @@
-"""Reductions, pooling and softmax: over a labelled dimension no single channel may go, over others labels pass."""
+"""Reductions, pooling and softmax: labels over the other dimensions pass; those along a reduced one mostly stay.
+
+A mean, a variance or a norm over channels may be there to normalise them, see ``statistics.py``.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from torch import Tensor
 
 from lightning_coreset.structure.labels import ChannelLabels, TensorInfo
 from lightning_coreset.structure.propagation import OpCall, Propagation, Rule
+from lightning_coreset.structure.statistics import REDUCTIONS, take_statistic
 from lightning_coreset.structure.steps import Step, StepKind
 
 _LINEAR = frozenset({"mean", "sum"})
@@ -35,11 +39,17 @@ replication_pad1d replication_pad2d replication_pad3d grid_sampler_2d grid_sampl
 
 
 def reduce(propagation: Propagation, call: OpCall) -> None:
-    """The reduced dimensions are pinned; the axes over the others go on."""
+    """The reduced dimensions are pinned, unless the result can normalise them; the axes over the others go on."""
     source = call.args[0]
     dims = call.dims("dim", source.dim())
-    axes = propagation.pin_dims(source, dims, f"is reduced over by {call.title}")
-    if call.name in _LINEAR:
+    reason, statistics = f"is reduced over by {call.title}", ()
+    if call.name in REDUCTIONS:
+        axes, statistics = take_statistic(propagation, source, dims, reason)
+    else:
+        axes = propagation.pin_dims(source, dims, reason)
+    if statistics:
+        step = Step(StepKind.NORMALIZATION)
+    elif call.name in _LINEAR:
         step = None
     elif call.name in ("amax", "max"):
         step = Step(StepKind.MAX_POOL)
@@ -50,7 +60,10 @@ def reduce(propagation: Propagation, call: OpCall) -> None:
         propagation.set_info(
             result,
             TensorInfo(
-                kept, propagation.info(source).constant, producer_paths=propagation.producer_paths([source], step)
+                kept,
+                propagation.info(source).constant,
+                producer_paths=propagation.producer_paths([source], step),
+                statistics=statistics,
             ),
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 
@@ -31,6 +32,8 @@ class Elementwise:
         ...     return cap * torch.tanh(x / cap)
         >>> register_rule(torch.ops.shop.softcap, Elementwise()).remove()
     """
+
+    passes_statistics: ClassVar[bool] = True
 
     def __call__(self, propagation: Propagation, call: OpCall) -> None:
         """Follow a call."""

@@ -1,0 +1,82 @@
+"""Statistics over channels: means, variances and norms by which a network normalises its own channels.
+
+A LayerNorm makes the value of each channel depend on all the others, so removing channels is not the same as zeroing
+them. It is well defined all the same: what is left is the network in which every such statistic is taken over the
+channels that stay. That is a normalisation of fewer channels, as long as a statistic is only combined with the channels
+that it was taken over. A mean over channels that goes anywhere else, such as into a convolution, is a feature of its
+own: its channels stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from lightning_coreset.structure.labels import ChannelLabels, Statistic, pin_all
+from lightning_coreset.structure.op_call import OpCall
+
+if TYPE_CHECKING:
+    from lightning_coreset.structure.propagation import Propagation, Rule
+
+REDUCTIONS = frozenset({"mean", "sum", "var", "std", "var_mean", "std_mean", "norm", "linalg_vector_norm"})
+"""Reductions by which networks normalise."""
+
+
+def take_statistic(
+    propagation: Propagation, source: Tensor, dims: Collection[int], reason: str
+) -> tuple[tuple[ChannelLabels, ...], tuple[Statistic, ...]]:
+    """Reduce over ``dims``: the axes that lie along other dimensions, and the statistics over those that do not.
+
+    A grid, such as the channels within heads, can lose whole rows only, and the dimensions of a weight are pinned:
+    what a weight is normalised by depends on columns that belong to other channels.
+    """
+    info, reduced = propagation.info(source), set(dims)
+    normalized = [
+        axis for axis in info.channel_labels if len(axis.dims) == 1 and axis.dims[0] in reduced and not info.constant
+    ]
+    others = [axis for axis in info.channel_labels if not any(axis is one for one in normalized)]
+    left = pin_all(others, reduced, propagation.union_find, reason)
+    statistics = tuple(Statistic(axis.flat, reason) for axis in normalized)
+    propagation.normalized += [statistic.labels for statistic in statistics]
+    return tuple(left), statistics
+
+
+def check_statistics(propagation: Propagation, call: OpCall, rule: Rule) -> list[Statistic]:
+    """The statistics that enter a call; none if its rule cannot tell what becomes of them, whose channels then stay."""
+    entering = [statistic for tensor in call.tensors for statistic in propagation.info(tensor).statistics]
+    if entering and not getattr(rule, "passes_statistics", False):
+        for tensor in call.tensors:
+            block_statistics(propagation, tensor, f"before its result enters {call.title}")
+        return []
+    return entering
+
+
+def pass_statistics(propagation: Propagation, call: OpCall, entering: Iterable[Statistic]) -> list[Statistic]:
+    """What the results of a call are still made of: the statistics that have not met the channels they are of."""
+    axes = [axis for tensor in call.tensors for axis in propagation.info(tensor).channel_labels]
+    met = [_classes(propagation, axis.labels) for axis in axes]
+    left = {id(one): one for one in entering}
+    return [
+        one
+        for one in left.values()
+        if not any(torch.equal(_classes(propagation, one.labels), classes) for classes in met)
+    ]
+
+
+def block_statistics(propagation: Propagation, tensor: Tensor, where: str) -> None:
+    """Forbid the removal of the channels that the values of a tensor are statistics of."""
+    for statistic in propagation.info(tensor).statistics:
+        propagation.union_find.block(statistic.labels, f"{statistic.reason} {where}")
+
+
+def _classes(propagation: Propagation, labels: Tensor) -> Tensor:
+    return propagation.union_find.roots(labels).unique()
+
+
+def passes_statistics(rule: Rule) -> Rule:
+    """Mark a rule of an operator that combines or moves elements: what enters it as a statistic stays one."""
+    rule.passes_statistics = True  # type: ignore[attr-defined]
+    return rule

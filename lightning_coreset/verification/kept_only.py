@@ -1,0 +1,85 @@
+"""Reductions and normalisations that leave channels out: what a network computes once they are gone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_coreset.structure import OpCall
+from lightning_coreset.structure.statistics import REDUCTIONS
+
+_NORMS = frozenset({"native_layer_norm", "_fused_rms_norm", "native_group_norm"})
+_DENSITY = 0.55
+"""How much of a channel must differ for it to be taken for a removed one.
+
+Nearly all of it does. Of a token at most half does, since at least half of the channels stay.
+"""
+
+
+def channels_left_out(call: OpCall, twin: Tensor) -> Mapping[int, Tensor]:
+    """Along which reduced dimensions of a call's input there are removed channels.
+
+    Args:
+        call: Any call.
+        twin: Its first argument, with other values in all removed channels.
+
+    Returns:
+        The positions that stay, by dimension; empty if the call is no reduction, or reduces over no such channels.
+    """
+    dims = _reduced_dims(call)
+    if not dims or call.args[0].shape != twin.shape:
+        return {}
+    differs = call.args[0] != twin
+    kept = {}
+    for dim in dims:
+        along = differs.movedim(dim, 0).flatten(1)
+        removed = along.any(1)
+        if removed.any() and not removed.all() and along[removed].float().mean() > _DENSITY:
+            kept[dim] = (~removed).nonzero().squeeze(1)
+    return kept
+
+
+def reduced_over(call: OpCall, kept: Mapping[int, Tensor]) -> Any:
+    """The result of a reduction or normalisation whose statistics are those of the positions ``kept``."""
+    source = call.args[0]
+    part = source
+    for dim, positions in kept.items():
+        part = part.index_select(dim, positions)
+    if call.name == "native_layer_norm":
+        _, mean, rstd = call.function(part, [part.shape[-1]], None, None, call.arguments["eps"])
+        return _scaled((source - mean) * rstd, call, -1), mean, rstd
+    if call.name == "_fused_rms_norm":
+        _, rstd = call.function(part, [part.shape[-1]], None, call.arguments["eps"])
+        return _scaled(source * rstd, call, -1), rstd
+    if call.name == "native_group_norm":
+        variance, mean = torch.var_mean(part.flatten(1), 1, correction=0)
+        rstd = (variance + call.arguments["eps"]).rsqrt()
+        shape = (-1, *[1] * (source.dim() - 1))
+        return _scaled((source - mean.reshape(shape)) * rstd.reshape(shape), call, 1), mean[:, None], rstd[:, None]
+    return call.function(part, *call.args[1:], **call.kwargs)
+
+
+def _reduced_dims(call: OpCall) -> list[int]:
+    if not call.args or not isinstance(call.args[0], Tensor):
+        return []
+    ndim = call.args[0].dim()
+    if call.name in REDUCTIONS:
+        return call.dims("dim", ndim)
+    if call.name not in _NORMS:
+        return []
+    if call.name == "native_group_norm":
+        return list(range(1, ndim)) if call.arguments["group"] == 1 else []
+    return [ndim - 1] if len(call.arguments["normalized_shape"]) == 1 else []
+
+
+def _scaled(normalized: Tensor, call: OpCall, dim: int) -> Tensor:
+    """The normalised tensor times the call's weights, which lie along ``dim``."""
+    shape = [1] * normalized.dim()
+    shape[dim] = -1
+    weight, bias = (call.arguments.get(name) for name in ("weight", "bias"))
+    result = normalized if weight is None else normalized * weight.reshape(shape)
+    result = result if bias is None else result + bias.reshape(shape)
+    return result.to(call.args[0].dtype)

@@ -1,0 +1,77 @@
+"""The network that a pruned one is compared with: all channels there, those that were removed without effect."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from lightning_coreset.structure import ChannelGroup, Member
+from lightning_coreset.surgery import named_tensors
+from lightning_coreset.verification.randomised import noise
+from lightning_coreset.verification.twin import TwinRun
+
+Removed = Mapping[str, set[int]]
+"""The classes that are removed, by the name of the group."""
+
+
+@torch.no_grad()
+def zero_consumers_(model: nn.Module, groups: Iterable[ChannelGroup], removed: Removed) -> None:
+    """Set to zero what reads removed classes."""
+    tensors = named_tensors(model)
+    for member, index in _members(groups, removed):
+        if member.role == "consumer":
+            tensor = tensors[member.name]
+            tensor.index_fill_(member.dim, index.to(tensor.device), 0.0)
+
+
+def twin_run(model: nn.Module, whole: nn.Module, groups: Sequence[ChannelGroup], removed: Removed) -> TwinRun:
+    """A run in two versions, which differ in what makes the removed classes.
+
+    Args:
+        model: The network whose consumers were set to zero.
+        whole: The same network before that.
+        groups: The groups.
+        removed: What goes of them.
+    """
+    before, tensors = named_tensors(whole), named_tensors(model)
+    making: dict[str, list[tuple[Member, Tensor]]] = {}
+    reading: dict[str, list[tuple[Member, Tensor]]] = {}
+    for member, index in _members(groups, removed):
+        if tensors[member.name].is_floating_point():
+            of_role = reading if member.role == "consumer" else making
+            of_role.setdefault(member.name, []).append((member, index))
+
+    def looked_up(name: str) -> tuple[Tensor, Tensor]:
+        return before[name], _disturbed(before[name], reading[name])
+
+    return TwinRun(
+        [(tensors[name], _disturbed(tensors[name], places)) for name, places in making.items()],
+        [(tensors[name], partial(looked_up, name)) for name in reading],
+    )
+
+
+def _members(groups: Iterable[ChannelGroup], removed: Removed) -> Iterator[tuple[Member, Tensor]]:
+    """Every member of the groups, with the positions of the removed classes."""
+    for group in groups:
+        for member in group.members:
+            positions = [position for number in removed[group.name] for position in member.index[number]]
+            if positions:
+                yield member, torch.tensor(positions, dtype=torch.int64)
+
+
+@torch.no_grad()
+def _disturbed(tensor: Tensor, places: Iterable[tuple[Member, Tensor]]) -> Tensor:
+    """A copy with other values at some positions; a variance stays positive."""
+    result = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device).copy_(tensor)
+    generator = torch.Generator().manual_seed(1)
+    for member, index in places:
+        index = index.to(tensor.device)
+        part = result.index_select(member.dim, index)
+        other = part * 1.7 + 0.1
+        if member.role != "channelwise":  # the same for all rows could cancel out in what is normalised afterwards
+            other = other + part.std(correction=0).clamp_min(0.1) * noise(part, generator)
+        result.index_copy_(member.dim, index, other)
+    return result

@@ -1,0 +1,125 @@
+"""Runs a network twice in one go, with two versions of some weights: whatever depends on these differs.
+
+That is how the self-check knows where removed channels are without asking the analysis: they differ where the weights
+that make them do. A normalisation over channels is then taken over the others only, which is what it will be once they
+are gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_coreset._compat import DispatchMode, tree_map, view_base
+from lightning_coreset.structure import OpCall
+from lightning_coreset.structure.op_call import tensors_among
+from lightning_coreset.structure.weak_map import IdentityWeakMap
+from lightning_coreset.verification.kept_only import channels_left_out, reduced_over
+
+
+class TwinRun(DispatchMode):
+    """Runs every operation a second time on the twins of its tensors, where these have any.
+
+    The code of the network sees the results of the first run only.
+
+    Args:
+        twins: Parameters, each with its second version, of the same layout.
+        looked_up: Weights that an embedding may look up, each with a function that makes both versions for it. Where a
+            head is tied, what the head multiplies with has zeros in removed channels; what is looked up has not.
+    """
+
+    def __init__(
+        self,
+        twins: Iterable[tuple[Tensor, Tensor]],
+        looked_up: Iterable[tuple[Tensor, Callable[[], tuple[Tensor, Tensor]]]],
+    ) -> None:
+        super().__init__()
+        self._twins: IdentityWeakMap[Tensor] = IdentityWeakMap()
+        self._looked_up: IdentityWeakMap[Callable[[], tuple[Tensor, Tensor]]] = IdentityWeakMap()
+        for tensor, twin in twins:
+            self._twins[tensor] = twin
+        for tensor, versions in looked_up:
+            self._looked_up[tensor] = versions
+
+    def twin(self, tensor: Tensor) -> Tensor | None:
+        """The tensor in the second run; ``None`` where the runs do not differ."""
+        known = self._twins.get(tensor)
+        base = view_base(tensor) if known is None else None
+        twin = self._twins.get(base) if base is not None else None
+        if base is None or twin is None:
+            return known
+        # A view that is older than the twin of what it shows.
+        offset = tensor.storage_offset() - base.storage_offset() + twin.storage_offset()
+        return twin.as_strided(tensor.shape, tensor.stride(), offset)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the operation, and its twin."""
+        kwargs = kwargs or {}
+        versions = self._looked_up.get(args[0]) if getattr(func, "overloadpacket", None) is _EMBEDDING else None
+        if versions is not None:
+            result, other = (func(version, *args[1:], **kwargs) for version in versions())
+            self._twins[result] = other
+            return result
+        twins = {id(one): self.twin(one) for one in tensors_among((*args, *kwargs.values()))}
+        if not hasattr(func, "overloadpacket") or all(twin is None for twin in twins.values()):
+            return func(*args, **kwargs)
+        call = OpCall.read(func, args, kwargs, [], None)
+        for written in call.written:
+            if twins[id(written)] is None:
+                twins[id(written)] = self._new_twin(written)
+
+        def second(leaf: Any) -> Any:
+            twin = twins.get(id(leaf)) if isinstance(leaf, Tensor) else None
+            return leaf if twin is None else twin
+
+        other_args, other_kwargs = tree_map(second, (args, kwargs))
+        result, other = _run_both(call, OpCall.read(func, other_args, other_kwargs, [], None))
+        self._pair(result, other)
+        return result
+
+    def _new_twin(self, tensor: Tensor) -> Tensor:
+        """A twin for a tensor that is about to be written into, and with it for all that it is a view of."""
+        base = view_base(tensor)
+        whole = tensor if base is None else base
+        self._twins[whole] = torch.empty_strided(
+            whole.shape, whole.stride(), dtype=whole.dtype, device=whole.device
+        ).copy_(whole)
+        twin = self.twin(tensor)
+        assert twin is not None
+        return twin
+
+    def _pair(self, result: Any, other: Any) -> None:
+        if isinstance(result, Tensor) and isinstance(other, Tensor):
+            if other is not result:
+                self._twins[result] = other
+        elif isinstance(result, (tuple, list)) and isinstance(other, (tuple, list)):
+            for one, its in zip(result, other, strict=True):
+                self._pair(one, its)
+
+
+_EMBEDDING = torch.ops.aten.embedding
+
+
+def _run_both(call: OpCall, other: OpCall) -> tuple[Any, Any]:
+    """The results of a call and its twin, with the same random numbers."""
+    first = call.args[0] if call.args else None
+    twin = other.args[0] if other.args else None
+    kept = channels_left_out(call, twin) if isinstance(first, Tensor) and isinstance(twin, Tensor) else {}
+    if kept:
+        return reduced_over(call, kept), reduced_over(other, kept)
+    draws = torch.Tag.nondeterministic_seeded in call.function.tags
+    generators = _generators(call) if draws else []
+    states = [generator.get_state() for generator in generators]
+    result = call.function(*call.args, **call.kwargs)
+    for generator, state in zip(generators, states, strict=True):
+        generator.set_state(state)
+    return result, other.function(*other.args, **other.kwargs)
+
+
+def _generators(call: OpCall) -> list[torch.Generator]:
+    """The generators that a call may draw from."""
+    own = [call.arguments.get("generator"), torch.default_generator, *torch.cuda.default_generators]
+    return [generator for generator in own if isinstance(generator, torch.Generator)]
