@@ -105,6 +105,7 @@ TABLE: dict[type[nn.Module] | str, ModuleSpec] = {
         sizes=attention_sizes,
         expected_shape=attention_shape,
         is_layer=True,
+        always_eval=True,
         settle=settle_attention,
         unsupported=unsupported_attention,
     ),

@@ -53,6 +53,7 @@ def _normalize(propagation: Propagation, call: OpCall, dim: int, dims: range, re
     """Normalise over ``dims``, of which ``dim`` has the channels that the weights scale; returns what is left."""
     source = call.args[0]
     others, statistics = take_statistic(propagation, source, dims, reason)
+    propagation.normalized += [statistic.labels for statistic in statistics]
     axes = tuple(axis for axis in propagation.info(source).channel_labels if axis.dims == (dim,) and statistics)
     if not axes:
         _block_parameters(propagation, call, reason)
