@@ -156,13 +156,14 @@ class NarrowAttention(UnfusedAttention):
 
         The encoder decides about that when it is made, so that there is no way to tell it that this module is narrow.
         """
-        if query is not key or key is not value:
-            raise ValueError("Expected one nested tensor as query, key and value but got several.")
+        if query is not key or key is not value or not self.batch_first:
+            raise ValueError("Expected one nested tensor as query, key and value, and batch_first=True.")
         lengths = [sample.shape[0] for sample in query.unbind()]
         padded = query.to_padded_tensor(0.0)
         places = torch.arange(padded.shape[1], device=padded.device)
         padding = places >= torch.tensor(lengths, device=padded.device)[:, None]
-        output, weights = self.forward(padded, padded, padded, padding, need_weights, None, average_attn_weights)
+        q, k, v = self._project(padded, padded, padded)
+        output, weights = self.attend(q, k, v, padding, need_weights, None, average_attn_weights, False)
         whole = [sample[:length] for sample, length in zip(output, lengths, strict=True)]
         return torch.nested.as_nested_tensor(whole), weights
 
