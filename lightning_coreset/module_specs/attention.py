@@ -63,18 +63,36 @@ class NarrowAttention(UnfusedAttention):
         """As ``nn.MultiheadAttention.forward``."""
         if not torch.jit.is_scripting() and query.is_nested:  # pyright: ignore[reportPrivateImportUsage]
             return self._forward_nested(query, key, value, need_weights, average_attn_weights)
-        q, k, v = self._project(query, key, value)
-        return self.attend(q, k, v, key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal)
+        same, batched = query is key and key is value, query.dim() == 3
+        if not batched:
+            query, key, value = query.unsqueeze(0), key.unsqueeze(0), value.unsqueeze(0)
+            key_padding_mask = None if key_padding_mask is None else key_padding_mask.unsqueeze(0)
+        elif not self.batch_first:
+            query, key, value = query.transpose(0, 1), key.transpose(0, 1), value.transpose(0, 1)
+        q, k, v = self.project(query, key, value, same)
+        output, weights = self._attend(
+            q, k, v, key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal
+        )
+        if not batched:
+            return output.squeeze(0), None if weights is None else weights.squeeze(0)
+        return output if self.batch_first else output.transpose(0, 1), weights
 
-    def _project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries and keys of all heads ``(..., H D)``, values ``(..., H V)``."""
+    def project(self, query: Tensor, key: Tensor, value: Tensor, same: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries ``(N, L, H D)``, keys ``(N, S, H D)`` and values ``(N, S, H V)`` of all heads.
+
+        Args:
+            query: The input, ``(N, L, E)``.
+            key: Of shape ``(N, S, kdim)``.
+            value: Of shape ``(N, S, vdim)``.
+            same: Whether all three are one tensor.
+        """
         weight, bias, values = self.in_proj_weight, self.in_proj_bias, self.out_proj.weight.shape[1]
         if weight is None:
             q_weight, k_weight, v_weight = self.q_proj_weight, self.k_proj_weight, self.v_proj_weight
             queries = q_weight.shape[0]
         else:
             queries = (weight.shape[0] - values) // 2
-            if query is key and key is value:
+            if same:
                 q, k, v = F.linear(query, weight, bias).split([queries, queries, values], dim=-1)
                 return q, k, v
             q_weight, k_weight, v_weight = weight.split([queries, queries, values])
@@ -83,8 +101,8 @@ class NarrowAttention(UnfusedAttention):
         q_bias, k_bias, v_bias = bias.split([queries, queries, values])
         return F.linear(query, q_weight, q_bias), F.linear(key, k_weight, k_bias), F.linear(value, v_weight, v_bias)
 
-    def attend(
-        self: nn.MultiheadAttention,
+    def _attend(
+        self,
         q: Tensor,
         k: Tensor,
         v: Tensor,
@@ -94,13 +112,7 @@ class NarrowAttention(UnfusedAttention):
         average_attn_weights: bool,
         is_causal: bool,
     ) -> tuple[Tensor, Tensor | None]:
-        """From projected queries, keys and values on. Only by attributes that a plain ``nn.MultiheadAttention`` has."""
-        batched = q.dim() == 3
-        if not batched:
-            q, k, v = q.unsqueeze(0), k.unsqueeze(0), v.unsqueeze(0)
-            key_padding_mask = None if key_padding_mask is None else key_padding_mask.unsqueeze(0)
-        elif not self.batch_first:
-            q, k, v = q.transpose(0, 1), k.transpose(0, 1), v.transpose(0, 1)
+        """From projected queries, keys and values to the output ``(N, L, E)``."""
         if is_causal and attn_mask is None:
             raise ValueError("Expected attn_mask with is_causal=True, which only says that the mask is a causal one.")
         # As torch does: the hint is taken where the mask says nothing more.
@@ -133,16 +145,9 @@ class NarrowAttention(UnfusedAttention):
                 weights = F.dropout(weights, p=dropout)
             found = weights @ v
             weights = weights.mean(dim=1) if average_attn_weights else weights
-            weights = weights if batched else weights.squeeze(0)
         else:
             found = F.scaled_dot_product_attention(q, k, v, mask, dropout, hint, scale=scale)
-
-        output = F.linear(found.transpose(1, 2).flatten(2), self.out_proj.weight, self.out_proj.bias)
-        if not batched:
-            output = output.squeeze(0)
-        elif not self.batch_first:
-            output = output.transpose(0, 1)
-        return output, weights
+        return F.linear(found.transpose(1, 2).flatten(2), self.out_proj.weight, self.out_proj.bias), weights
 
     def _forward_nested(
         self,
@@ -162,8 +167,8 @@ class NarrowAttention(UnfusedAttention):
         padded = query.to_padded_tensor(0.0)
         places = torch.arange(padded.shape[1], device=padded.device)
         padding = places >= torch.tensor(lengths, device=padded.device)[:, None]
-        q, k, v = self._project(padded, padded, padded)
-        output, weights = self.attend(q, k, v, padding, need_weights, None, average_attn_weights, False)
+        q, k, v = self.project(padded, padded, padded, True)
+        output, weights = self._attend(q, k, v, padding, need_weights, None, average_attn_weights, False)
         whole = [sample[:length] for sample, length in zip(output, lengths, strict=True)]
         return torch.nested.as_nested_tensor(whole), weights
 

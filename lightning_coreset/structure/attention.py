@@ -24,49 +24,41 @@ from lightning_coreset.structure.steps import Step, StepKind
 def followed_attention(model: nn.Module, engine: Propagation) -> Iterator[None]:
     """In the block, every ``nn.MultiheadAttention`` that may be pruned runs operations that the engine can follow."""
     modules = [
-        module
+        (module, type(module))
         for module in model.modules()
         if isinstance(module, nn.MultiheadAttention) and module_spec(module).reason(module) is None
     ]
     try:
-        for module in modules:
-            vars(module)["forward"] = _forward(module, engine)
+        for module, _ in modules:
+            module.__class__ = NarrowAttention
+            vars(module)["project"] = _projection(module, engine)
         yield
     finally:
-        for module in modules:
-            vars(module).pop("forward", None)
+        for module, own in modules:
+            module.__class__ = own
+            vars(module).pop("project", None)
 
 
-def _forward(module: nn.MultiheadAttention, engine: Propagation) -> Callable[..., tuple[Tensor, Tensor | None]]:
+def _projection(module: nn.MultiheadAttention, engine: Propagation) -> Callable[..., tuple[Tensor, ...]]:
+    """What takes the place of ``NarrowAttention.project``."""
     values = module.out_proj.weight.shape[1]
     weights = _Parts(engine, module.in_proj_weight, values)
     biases = _Parts(engine, module.in_proj_bias, values)
     separate = [module.q_proj_weight, module.k_proj_weight, module.v_proj_weight]
 
-    def forward(
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        key_padding_mask: Tensor | None = None,
-        need_weights: bool = True,
-        attn_mask: Tensor | None = None,
-        average_attn_weights: bool = True,
-        is_causal: bool = False,
-    ) -> tuple[Tensor, Tensor | None]:
-        # A layer as any other where all three read the same: its columns are those of one tensor.
-        whole = query is key and key is value and module.in_proj_weight is not None
+    def project(query: Tensor, key: Tensor, value: Tensor, same: bool) -> tuple[Tensor, ...]:
+        # One layer as any other where all three read the same: its columns are those of one tensor.
+        whole = same and module.in_proj_weight is not None
         for parts in (weights, biases):
             parts.stand_for_whole(whole)
         operands = zip((query, key, value), weights.tensors or separate, biases.tensors or (None,) * 3, strict=True)
-        q, k, v = (F.linear(*each) for each in operands)
+        projected = tuple(F.linear(*each) for each in operands)
         if whole:
-            for made in (q, k, v):
+            for made in projected:
                 _mark_derived(engine, made)
-        return NarrowAttention.attend(
-            module, q, k, v, key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal
-        )
+        return projected
 
-    return forward
+    return project
 
 
 class _Parts:
