@@ -94,6 +94,8 @@ class CoresetPruningCallback(pl.Callback):
             a pruned model has to recover before it can be better than the one before.
         check: Whether to test on a copy of the model, before training, that removing channels of a group gives the same
             outputs as zeroing their consumers; groups that fail are not pruned, with a warning that names them.
+        change_attributes: Whether numbers that modules remember, such as ``self.dim_head``, are changed with groups
+            that fail otherwise; see :func:`lightning_coreset.prune`.
         certify: Whether every event computes certificates of its coresets; see :func:`lightning_coreset.prune`.
         input_radius: For certificates: a bound on the norm of the network's own input as its first layer sees it.
         seed: Seed of the random choices; the global generator is not used.
@@ -144,6 +146,7 @@ class CoresetPruningCallback(pl.Callback):
         recalibrate_batches: int = 0,
         restart_patience: bool = True,
         check: bool = True,
+        change_attributes: bool = True,
         certify: bool = False,
         input_radius: float | None = None,
         seed: int = 0,
@@ -168,7 +171,7 @@ class CoresetPruningCallback(pl.Callback):
         if isinstance(schedule, Mapping):
             self.request = replace(self.request, pruning_ratio=self.timeline.target)
         self._source = ExampleSource(example_inputs)
-        self._planner = EventPlanner(self.request, self._source, order, check, certify)
+        self._planner = EventPlanner(self.request, self._source, order, check, certify, change_attributes)
         self._monitor = Monitor(metric, monitor, monitor_mode, eval_batches)
         self._guard = Guard(max_drop, recover_epochs, on_failure, self._monitor.mode, self._monitor.name)
         self._recalibration = Recalibration(recalibrate_batches)

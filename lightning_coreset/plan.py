@@ -158,9 +158,9 @@ class PruningPlan:
         return cls(**{**plain, "groups": groups, "changes": changes, "attributes": attributes})
 
     def __str__(self) -> str:
-        """The table, and the skipped layers with reasons."""
+        """The table, the numbers that change with the groups, and the skipped layers with reasons."""
         skipped = (f"not pruned: {name} {reason}" for name, reason in self.skipped.items())
-        return "\n".join([self.table(), *skipped])
+        return "\n".join([self.table(), *self.numbers(), *skipped])
 
     def table(self) -> str:
         """The groups as a table, followed by the totals."""
@@ -193,6 +193,15 @@ class PruningPlan:
             f"MACs per sample {self.macs_before:,} -> {self.macs_after:,}",
         ]
 
+    def numbers(self) -> list[str]:
+        """The changes of ``attributes``, one line for all modules in which a number changes in the same way."""
+        modules: dict[tuple[Any, ...], list[str]] = {}
+        for change in self.attributes:
+            modules.setdefault((change.name, change.old, change.new), []).append(change.module or "the model")
+        return [
+            f"number changed: {name} {old} -> {new} in {_listed(names)}" for (name, old, new), names in modules.items()
+        ]
+
 
 def text_table(rows: Sequence[Sequence[str]]) -> str:
     """Align cells in columns; the first row is the heading."""
@@ -210,6 +219,14 @@ def _certificate_cells(group: GroupPlan) -> tuple[str, ...]:
     found, certified, radius = ("" if number is None else f"{number:.4g}" for number in numbers)
     source = group.radius_source or ""
     return found, certified, f"{radius} {source}".strip()
+
+
+_MOST_NAMES = 4
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    return ", ".join(names[:_MOST_NAMES]) + more
 
 
 def _gone(count: int) -> str:

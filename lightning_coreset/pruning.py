@@ -41,6 +41,7 @@ def prune(
     max_ratio: float = 1.0,
     seed: int = 0,
     check: bool = True,
+    change_attributes: bool = True,
     certify: bool = False,
     input_radius: float | None = None,
 ) -> PruningPlan:
@@ -88,6 +89,9 @@ def prune(
         check: Whether to test on a copy with random parameters that removing channels of a group has the same effect as
             zeroing the weights that read them. Groups that fail, for example because their width is hard-coded, are not
             pruned, and a warning names them. Costs a copy of the model and about ten runs of it.
+        change_attributes: Whether groups that fail this test are tried again with other numbers: integers that modules
+            or their configs remember, such as ``self.dim_head``, are changed with the group where that is proven to
+            be right. The plan names them (``plan.attributes``). Without ``check`` nothing can be proven, or is changed.
         certify: Whether to compute certificates: for every group a proven bound, valid for any input, on the error that
             its coreset causes in the next layer, and the largest error that gradient ascent finds. They are reported in
             the plan and do not change it. Takes seconds for layers of hundreds of channels, minutes for thousands.
@@ -128,7 +132,7 @@ def prune(
         min_channels=min_channels,
         max_ratio=max_ratio,
     )
-    plan = _planned(model, example_inputs, request, check=check, certify=certify)
+    plan = _planned(model, example_inputs, request, check=check, change_attributes=change_attributes, certify=certify)
     apply_changes(model, plan.changes, plan.attributes)
     return plan
 
@@ -149,6 +153,7 @@ def plan_pruning(
     max_ratio: float = 1.0,
     seed: int = 0,
     check: bool = True,
+    change_attributes: bool = True,
     certify: bool = False,
     input_radius: float | None = None,
 ) -> PruningPlan:
@@ -189,11 +194,17 @@ def plan_pruning(
         min_channels=min_channels,
         max_ratio=max_ratio,
     )
-    return _planned(model, example_inputs, request, check=check, certify=certify)
+    return _planned(model, example_inputs, request, check=check, change_attributes=change_attributes, certify=certify)
 
 
 def _planned(
-    model: nn.Module, example_inputs: ExampleInputs, request: Request, *, check: bool, certify: bool
+    model: nn.Module,
+    example_inputs: ExampleInputs,
+    request: Request,
+    *,
+    check: bool,
+    change_attributes: bool,
+    certify: bool,
 ) -> PruningPlan:
     """Analyse, check and plan, with warnings for rules and ratios that have no effect.
 
@@ -203,7 +214,7 @@ def _planned(
     request.check_rules(model)  # cheap, so before the model is run
     structure = analyse(model, example)
     if check:
-        structure = verified(model, structure, example)
+        structure = verified(model, structure, example, change_attributes=change_attributes)
     for message in idle_rules(model, structure, request):
         warnings.warn(message, stacklevel=3)
     inputs = measure_input_norms(model, example) if certify else None

@@ -74,6 +74,7 @@ def sensitivity_scan(
     include_residual: bool = False,
     seed: int = 0,
     check: bool = True,
+    change_attributes: bool = True,
 ) -> Scan:
     """Prune every group of channels alone, to several sizes, and evaluate the network each time.
 
@@ -100,6 +101,8 @@ def sensitivity_scan(
         seed: Seed of the random choices of channels, the same for every group.
         check: Whether to test on a copy first that channels of every group can be removed; groups that fail are not
             scanned, with a warning.
+        change_attributes: Whether numbers that modules remember are changed with groups that fail otherwise, as for
+            :func:`lightning_coreset.prune`.
 
     Returns:
         A list of :class:`ScanRecord`, by group in network order, then by ratio as given. ``print`` shows a table;
@@ -130,7 +133,7 @@ def sensitivity_scan(
     if chosen.chooses_sizes:
         raise ValueError("Expected a method that prunes to a given size but got Sensitivity(epsilon=...).")
     request = Request(max(ratios), "params", chosen, ignore, include_residual, seed, only=only)
-    structure, problem = _structure_and_problem(model, example_inputs, request, check=check)
+    structure, problem = _structure_and_problem(model, example_inputs, request, check, change_attributes)
     evaluation = _Evaluation(model, evaluate, Snapshot(model, copy=True))
     baseline = evaluation.value()
     scan = Scan()
@@ -158,14 +161,14 @@ def _checked_ratios(ratios: Sequence[float]) -> tuple[float, ...]:
 
 
 def _structure_and_problem(
-    model: nn.Module, example_inputs: ExampleInputs, request: Request, *, check: bool
+    model: nn.Module, example_inputs: ExampleInputs, request: Request, check: bool, change_attributes: bool
 ) -> tuple[Structure, PruningProblem]:
     """The structure, and the groups in it that are to be scanned."""
     example = Example.of(example_inputs)
     request.check_rules(model)  # before the model is run
     structure = analyse(model, example)
     if check:
-        structure = verified(model, structure, example)
+        structure = verified(model, structure, example, change_attributes=change_attributes)
     return structure, PruningProblem.of(model, structure, request)
 
 

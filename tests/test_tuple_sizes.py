@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_coreset import PruningPlan, make_resizable, plan_pruning
-from lightning_coreset.module_specs import is_size, new_sizes, plain_size, size_like
+from lightning_coreset.module_specs import is_size, new_sizes, plain_size
+from lightning_coreset.module_specs.values import size_like
 from lightning_coreset.plan import AttributeChange, ParameterChange
 from lightning_coreset.structure import ModuleSpec, register_module
 from lightning_coreset.surgery import ModelShapes, Snapshot, apply_changes, resize

@@ -3,24 +3,39 @@
 from __future__ import annotations
 
 from lightning_coreset.module_specs.attention import NarrowAttention
+from lightning_coreset.module_specs.attribute_paths import (
+    changed_attributes,
+    owner,
+    read_size,
+    remembered_integers,
+    remembered_sizes,
+)
+from lightning_coreset.module_specs.configs import configs_of, fields_of, parts_of
 from lightning_coreset.module_specs.registry import module_spec, register_module
 from lightning_coreset.module_specs.sizes import check_module_sizes, new_sizes, sizing_tensor, updated_sizes
 from lightning_coreset.module_specs.spec import COMMON_HEAD_COUNTS, ModuleSpec
-from lightning_coreset.module_specs.values import Size, is_integer, is_size, plain_size, size_like
+from lightning_coreset.module_specs.values import Size, is_integer, is_size, plain_size
 
 __all__ = [
     "COMMON_HEAD_COUNTS",
     "ModuleSpec",
     "NarrowAttention",
     "Size",
+    "changed_attributes",
     "check_module_sizes",
+    "configs_of",
+    "fields_of",
     "is_integer",
     "is_size",
     "module_spec",
     "new_sizes",
+    "owner",
+    "parts_of",
     "plain_size",
+    "read_size",
     "register_module",
-    "size_like",
+    "remembered_integers",
+    "remembered_sizes",
     "sizing_tensor",
     "updated_sizes",
 ]

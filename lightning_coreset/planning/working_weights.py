@@ -125,9 +125,13 @@ class WorkingWeights(dict[str, Tensor]):
         """A slice of a tensor with all else that happens to its content."""
         name, kept = change.name, change.kept
         if name in self._rewritten:
-            return replace(change, value=index_dims(self[name], kept).to(self._original[name].dtype))
-        factors = self._factors.get(name, {})
-        return replace(change, factors={dim: own[kept[dim]] if dim in kept else own for dim, own in factors.items()})
+            value = scale_dims_(index_dims(self[name], kept), change.factors).to(self._original[name].dtype)
+            return replace(change, value=value, factors={})
+        factors = dict(change.factors)
+        for dim, own in self._factors.get(name, {}).items():
+            left = own[kept[dim]] if dim in kept else own
+            factors[dim] = factors[dim] * left if dim in factors else left
+        return replace(change, factors=factors)
 
 
 def reweighted_consumers(

@@ -6,7 +6,8 @@ from lightning_coreset._registration import Registration
 from lightning_coreset.module_specs import ModuleSpec, module_spec, register_module
 from lightning_coreset.structure.activations import register_activation
 from lightning_coreset.structure.example import Example, ExampleInputs, output_tensors
-from lightning_coreset.structure.find import Structure, analyse, find_groups
+from lightning_coreset.structure.find import Heads, Structure, analyse, find_groups
+from lightning_coreset.structure.head_dimensions import paired, single_dimensions
 from lightning_coreset.structure.labels import ChannelLabels, TensorInfo
 from lightning_coreset.structure.op_call import OpCall
 from lightning_coreset.structure.propagation import Propagation, Rule
@@ -24,6 +25,7 @@ __all__ = [
     "Elementwise",
     "Example",
     "ExampleInputs",
+    "Heads",
     "Layer",
     "Member",
     "ModuleSpec",
@@ -44,10 +46,12 @@ __all__ = [
     "find_groups",
     "module_spec",
     "output_tensors",
+    "paired",
     "plain_execution",
     "preserved",
     "preserved_random",
     "register_activation",
     "register_module",
     "register_rule",
+    "single_dimensions",
 ]

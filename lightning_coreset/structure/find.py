@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from lightning_coreset.structure.example import Example, ExampleInputs
 from lightning_coreset.structure.grouping import GroupBuilder
+from lightning_coreset.structure.head_dimensions import HeadBlocks
 from lightning_coreset.structure.labels import compress, unite_along
 from lightning_coreset.structure.propagation import Propagation
-from lightning_coreset.structure.records import ChannelGroup
+from lightning_coreset.structure.records import ChannelGroup, Count
 from lightning_coreset.structure.trace import trace
 from lightning_coreset.structure.union_find import ChannelUnionFind
+
+Heads: TypeAlias = Literal["whole", "within"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,15 @@ class Structure:
     refused: Mapping[str, str] = field(repr=False)
     macs: Mapping[str, int] = field(repr=False)
     product_macs: Mapping[str, float] = field(default_factory=dict, repr=False)
+
+    def with_groups(self, groups: Sequence[ChannelGroup]) -> Structure:
+        """The structure with others in place of the groups of the same names."""
+        others = {group.name: group for group in groups}
+        return replace(self, groups=tuple(others.get(group.name, group) for group in self.groups))
+
+    def with_counts(self, counts: Mapping[str, Sequence[Count]]) -> Structure:
+        """The structure with more numbers that change with a group, by the groups' names."""
+        return self.with_groups([group.with_counts(counts.get(group.name, ())) for group in self.groups])
 
     def without(self, reasons: Mapping[str, str]) -> Structure:
         """The structure without some groups, by name, each refused for a reason."""
@@ -71,15 +84,22 @@ def find_groups(model: nn.Module, example_inputs: ExampleInputs) -> list[Channel
     return list(analyse(model, example_inputs).groups)
 
 
-def analyse(model: nn.Module, example: Example | ExampleInputs) -> Structure:
-    """``find_groups``, with the reasons of what is refused and the multiply-accumulates of every layer."""
+def analyse(model: nn.Module, example: Example | ExampleInputs, *, heads: Heads = "whole") -> Structure:
+    """``find_groups``, with the reasons of what is refused and the multiply-accumulates of every layer.
+
+    Args:
+        model: Any network.
+        example: How it is run.
+        heads: Whether whole attention heads may go, or dimensions ``"within"`` them.
+    """
     example = example if isinstance(example, Example) else Example.of(example)
-    engine = trace(model, example)
+    engine = trace(model, example, within_heads=heads == "within")
+    blocks = HeadBlocks.of(engine.head_dimensions, engine.union_find) if engine.head_dimensions else None
     _decide_grids(engine)
-    looked_up = engine.heads or engine.counts or engine.normalized or engine.records.products
+    looked_up = blocks is not None or engine.heads or engine.counts or engine.normalized or engine.records.products
     union_find = engine.union_find if looked_up else engine.union_find.condensed()
     _block_whole_dimensions(union_find)
-    classes = GroupBuilder(engine, union_find)
+    classes = GroupBuilder(engine, union_find, blocks)
     groups = tuple(classes.groups())
     batch = max(example.batch_size, 1)
     macs = {name: count // batch for name, count in engine.records.macs.items()}

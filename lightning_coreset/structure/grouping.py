@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_coreset.module_specs import COMMON_HEAD_COUNTS, module_spec
+from lightning_coreset.structure.head_dimensions import HeadBlocks, within_heads
 from lightning_coreset.structure.places import ClassPositions, Dim
 from lightning_coreset.structure.propagation import Propagation
 from lightning_coreset.structure.records import ChannelGroup, Count, Member, Path, Role, one_each
@@ -24,11 +25,13 @@ class GroupBuilder:
     Args:
         engine: What has followed the network.
         union_find: Its union-find, or what that is condensed to.
+        blocks: Where dimensions within attention heads may go, what is known of them.
     """
 
-    def __init__(self, engine: Propagation, union_find: ChannelUnionFind) -> None:
+    def __init__(self, engine: Propagation, union_find: ChannelUnionFind, blocks: HeadBlocks | None = None) -> None:
         self.engine = engine
         self.union_find = union_find
+        self.blocks = blocks
         self.roots = union_find.all_roots()
         self._reasons = union_find.reasons()  # by root
         self.group_of = self._partition()
@@ -81,13 +84,16 @@ class GroupBuilder:
     def _partition(self) -> Tensor:
         """The group of every root, numbered by their lowest roots, int32; -1 where there is none.
 
-        Roots that are made by the same layers, and read by some, are a group, if there are several.
+        Roots that are made by the same layers, and read by some, are a group, if there are several. Dimensions within
+        heads are groups of their own.
         """
         group_of = torch.full((len(self.roots),), -1, dtype=torch.int32)
         if not self.engine.records.producers or not self.engine.records.consumers:
             return group_of
         usable = torch.zeros(len(self.roots), dtype=torch.bool)
         usable[torch.cat([self.roots_of(where) for where in self.engine.records.consumers])] = True
+        for labels in self.engine.records.multiplied:
+            usable[self.roots[labels]] = True
         usable &= self._reasons < 0
         usable[FIXED] = False
         lying = [self.roots_of(where) for where in self.engine.records.producers]
@@ -98,6 +104,8 @@ class GroupBuilder:
         root, layer = pairs // len(lying), pairs % len(lying)
         root, counts = root.unique_consecutive(return_counts=True)
         part = _by_sequence(layer, counts)
+        if self.blocks is not None:
+            part = torch.stack([part, self.blocks.kind_of[root]], dim=1).unique(dim=0, return_inverse=True)[1]
         several = part.bincount()[part] > 1
         root, part = root[several], part[several]
         lowest = torch.full((int(part.max()) + 1 if len(part) else 0,), len(group_of))
@@ -122,13 +130,22 @@ class GroupBuilder:
             )
             for where, length in lengths.items()
         )
+        within = None
+        if self.blocks is not None and self._is_within_heads(number):
+            ranges, layers = self.engine.union_find.ranges, self.engine.records.layers
+            biases = {name: record.layer.bias for name, record in layers.items()}
+            members, within = within_heads(members, ranges, self.blocks, self.engine.queries, biases)
         return ChannelGroup(
             self._names[number],
             members,
             self._paths(members),
             self._counts(number, members),
             number in self._normalized,
+            within,
         )
+
+    def _is_within_heads(self, number: int) -> bool:
+        return self.blocks is not None and bool((self.blocks.kind_of[self.group_of == number] > 0).any())
 
     def _counts(self, number: int, members: tuple[Member, ...]) -> tuple[Count, ...]:
         """Group counts of GroupNorms, and head counts of the modules that hold a head's weights."""

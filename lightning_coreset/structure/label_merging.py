@@ -15,10 +15,10 @@ def merge(first: ChannelLabels, second: ChannelLabels, union_find: ChannelUnionF
     """One axis for two that lie on the same elements; the labels are united element by element.
 
     A grid that meets a vector of parameters, as (heads, positions) meet rotary frequencies, could give up columns with
-    the vector or whole rows; networks are written for the second, so the vector is blocked and the columns with it.
+    the vector or whole rows. Where whole heads may go, the vector is blocked and the columns with it.
     """
     for grid, bare in ((first, second), (second, first)):
-        if grid.from_layer and not bare.from_layer and set(bare.dims) < set(grid.dims):
+        if not union_find.within_heads and grid.from_layer and not bare.from_layer and set(bare.dims) < set(grid.dims):
             union_find.block(bare.labels, reason)
             return unite_along(grid, bare.dims, union_find, reason)
     if first.labels is second.labels and second.sources <= first.sources:
@@ -70,10 +70,29 @@ def add(
     axes: Sequence[ChannelLabels], axis: ChannelLabels, union_find: ChannelUnionFind, reason: str
 ) -> list[ChannelLabels]:
     """One axis more, united with those that vary along a common dimension."""
-    overlapping = [other for other in axes if set(other.dims) & set(axis.dims)]
+    if union_find.within_heads:
+        axes = [other for other in axes if not _block_heads(other, axis, union_find)]
+        if any(_block_heads(axis, other, union_find) for other in axes):
+            return list(axes)
+        overlapping = [other for other in axes if set(other.dims) & set(axis.dims) and not _differ(other, axis)]
+    else:
+        overlapping = [other for other in axes if set(other.dims) & set(axis.dims)]
     for other in overlapping:
         axis = merge(other, axis, union_find, reason)
     return [*(other for other in axes if other not in overlapping), axis]
+
+
+def _block_heads(heads: ChannelLabels, grid: ChannelLabels, union_find: ChannelUnionFind) -> bool:
+    """Whether labels number heads whose dimensions may go: then the heads stay."""
+    number = bool(heads.dims) and set(heads.dims) <= set(grid.dims[:-1])
+    if number:
+        union_find.block(heads.labels, "is an attention head, where dimensions within heads may go")
+    return number
+
+
+def _differ(first: ChannelLabels, second: ChannelLabels) -> bool:
+    """Whether two axes are of the same heads, and lie along different dimensions within them."""
+    return bool(first.dims[:-1]) and first.dims[:-1] == second.dims[:-1] and first.dims[-1] != second.dims[-1]
 
 
 def _align(labels: Tensor, ndim: int) -> Tensor:

@@ -34,6 +34,7 @@ class LayerRecords:
         paths: Producer, steps, consumer, in the order of execution.
         macs: Multiply-accumulates by the name of the weight, ``""`` for products without one.
         products: Labels along the results of products without a weight, such as heads, with what these products cost.
+        multiplied: Labels that a product of two activations sums over: those of queries and keys.
         recording: Whether paths and multiply-accumulates are recorded, as in the first run.
     """
 
@@ -44,6 +45,7 @@ class LayerRecords:
         self.paths: list[tuple[str, tuple[Step, ...], str]] = []
         self.macs: dict[str, int] = defaultdict(int)
         self.products: list[tuple[Tensor, int]] = []
+        self.multiplied: list[Tensor] = []
         self.recording = True
         self._served_by: dict[Norm, set[str]] = {}
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_coreset._compat import DispatchMode, tree_map
+from lightning_coreset.structure.head_dimensions import Queries
 from lightning_coreset.structure.labels import (
     UNLABELLED,
     ChannelLabels,
@@ -42,6 +43,7 @@ class Propagation(DispatchMode):
         model: The network whose parameters and buffers are followed.
         find_rule: The rule of an operator, ``None`` where it has none.
         unsupported: Parameters that may not change, by qualified name, each with the reason.
+        within_heads: See below.
 
     Attributes:
         union_find: Which labels live and die together, and which are blocked.
@@ -50,6 +52,9 @@ class Propagation(DispatchMode):
         heads: Labels that number attention heads.
         counts: Labels whose classes an attribute of a module counts, with the names of both.
         normalized: Labels of channels that the network normalises over.
+        within_heads: Whether dimensions within attention heads may go, instead of whole heads.
+        head_dimensions: Labels of these dimensions, a row for each head (repeated for each sample).
+        queries: Of every product of queries and keys, what is known of the queries.
         modules: All modules of the network by qualified name.
         owners: The module that holds each parameter and buffer.
     """
@@ -57,16 +62,25 @@ class Propagation(DispatchMode):
     supports_higher_order_operators = True
 
     def __init__(
-        self, model: nn.Module, find_rule: Callable[[Any], Rule | None], unsupported: Mapping[str, str]
+        self,
+        model: nn.Module,
+        find_rule: Callable[[Any], Rule | None],
+        unsupported: Mapping[str, str],
+        *,
+        within_heads: bool = False,
     ) -> None:
         super().__init__()
-        self.union_find = ChannelUnionFind()
+        self.union_find = ChannelUnionFind(within_heads=within_heads)
         self.records = LayerRecords()
         self.executor = LazyExecutor()
         self.grids: list[ChannelLabels] = []
         self.heads: list[Tensor] = []
         self.counts: list[tuple[Tensor, str, str]] = []
         self.normalized: list[Tensor] = []
+        self.within_heads = within_heads
+        self.head_dimensions: list[Tensor] = []
+        self.queries: list[Queries] = []
+        self.scale_is_implicit = False
         self.modules = dict(model.named_modules())
         self.owners: dict[str, nn.Module] = {}
         self._find_rule = find_rule

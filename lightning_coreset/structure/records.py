@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import Literal
 
@@ -130,17 +131,37 @@ class Path:
 
 @dataclass(frozen=True)
 class Count:
-    """An integer attribute of a module that grows and shrinks with a group, such as a number of heads.
+    """An integer that a module remembers and that shrinks with a group, such as a number of heads.
 
     Attributes:
         module: Qualified name of the module.
-        name: Name of the attribute.
+        name: Name of the attribute; of an element of a tuple or a list ``"sizes[1]"``; of a field of a config object
+            ``"config.hidden_size"``.
         per_class: What one class adds to it.
     """
 
     module: str
     name: str
     per_class: int
+
+
+@dataclass(frozen=True)
+class WithinHeads:
+    """That the channels of a group are dimensions within attention heads.
+
+    Attributes:
+        blocks: Each class has one part in each of so many blocks, its heads; which parts make up a class is free, see
+            ``structure/head_dimensions.py``. The positions of a class lie block by block in ``Member.index``. 1 if all
+            heads have to lose the same dimensions.
+        queries: Of queries and keys, what makes the queries: tensors, dimensions and positions.
+        scaled_by_size: Whether the network divides the products of queries and keys by the root of how many dimensions
+            they have. Where ``k`` of ``n`` classes stay, the queries are then multiplied by ``sqrt(k / n)``, so that
+            the products are divided as before.
+    """
+
+    blocks: int = 1
+    queries: tuple[tuple[str, int, tuple[int, ...]], ...] = ()
+    scaled_by_size: bool = False
 
 
 @dataclass(frozen=True)
@@ -157,6 +178,7 @@ class ChannelGroup:
         counts: Attributes of modules that count the classes, beside the sizes of tensors.
         normalized: Whether the network normalises over these channels, as LayerNorm does. Where it does, the statistics
             are those of the channels that stay.
+        within_heads: For dimensions within attention heads, what is special about them; ``None`` for all others.
     """
 
     name: str
@@ -164,11 +186,18 @@ class ChannelGroup:
     paths: tuple[Path, ...] = field(default=(), repr=False)
     counts: tuple[Count, ...] = ()
     normalized: bool = False
+    within_heads: WithinHeads | None = None
 
     @property
     def size(self) -> int:
         """Number of classes, the most that could be removed plus one."""
         return len(self.members[0].index)
+
+    def with_counts(self, counts: Iterable[Count]) -> ChannelGroup:
+        """The group with more numbers that change with it."""
+        known = {(count.module, count.name) for count in self.counts}
+        more = [count for count in counts if (count.module, count.name) not in known]
+        return replace(self, counts=(*self.counts, *more)) if more else self
 
     def by_role(self, role: Role) -> tuple[Member, ...]:
         """The members of one role, in network order."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lightning_coreset.structure.labels import ChannelLabels, Statistic, pin_all
+from lightning_coreset.structure.labels import ChannelLabels, Statistic, pin_all, unite_along
 from lightning_coreset.structure.op_call import OpCall
 
 if TYPE_CHECKING:
@@ -27,19 +27,23 @@ REDUCTIONS = frozenset({"mean", "sum", "var", "std", "var_mean", "std_mean", "no
 
 def take_statistic(
     propagation: Propagation, source: Tensor, dims: Collection[int], reason: str
-) -> tuple[tuple[ChannelLabels, ...], tuple[Statistic, ...]]:
-    """Reduce over ``dims``: the axes that lie along other dimensions, and the statistics over those that do not.
+) -> tuple[tuple[ChannelLabels, ...], tuple[ChannelLabels, ...]]:
+    """Reduce over ``dims``: the axes that lie along other dimensions, and those whose statistics are taken.
 
-    A grid, such as the channels within heads, can lose whole rows only, and the dimensions of a weight are pinned:
-    what a weight is normalised by depends on columns that belong to other channels.
+    A grid, such as the channels within heads, can lose whole rows only, unless dimensions within heads may go: all
+    heads the same. The dimensions of a weight are pinned: what it is normalised by depends on columns that belong to
+    other channels.
     """
     info, reduced = propagation.info(source), set(dims)
-    normalized = [
-        axis for axis in info.channel_labels if len(axis.dims) == 1 and axis.dims[0] in reduced and not info.constant
-    ]
-    others = [axis for axis in info.channel_labels if not any(axis is one for one in normalized)]
-    left = pin_all(others, reduced, propagation.union_find, reason)
-    return tuple(left), tuple(Statistic(axis.flat, reason) for axis in normalized)
+    others: list[ChannelLabels] = []
+    normalized: list[ChannelLabels] = []
+    for axis in info.channel_labels:
+        inner = axis.dims[-1]
+        if inner not in reduced or info.constant or (len(axis.dims) > 1 and not propagation.within_heads):
+            others.append(axis)
+        else:
+            normalized.append(unite_along(axis, axis.dims[:-1], propagation.union_find, reason))
+    return tuple(pin_all(others, reduced, propagation.union_find, reason)), tuple(normalized)
 
 
 def check_statistics(propagation: Propagation, call: OpCall, rule: Rule) -> list[Statistic]:

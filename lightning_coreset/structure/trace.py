@@ -7,11 +7,14 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parameter import is_lazy
+from torch.overrides import TorchFunctionMode
 
 from lightning_coreset._compat import eager_execution, registered_buffers, set_registered_buffers
 from lightning_coreset.module_specs import check_module_sizes, module_spec, sizing_tensor
@@ -22,7 +25,7 @@ from lightning_coreset.structure.registry import find_rule
 from lightning_coreset.structure.unsupported import unsupported_parameters
 
 
-def trace(model: nn.Module, example: Example) -> Propagation:
+def trace(model: nn.Module, example: Example, *, within_heads: bool = False) -> Propagation:
     """Follow an example through ``model``, first as in evaluation, then as in training.
 
     The second run shows what evaluation does not reach, such as auxiliary heads. Modules that draw random numbers or
@@ -31,6 +34,7 @@ def trace(model: nn.Module, example: Example) -> Propagation:
     Args:
         model: The network whose parameters are followed.
         example: How the network is run; what that returns counts as its output.
+        within_heads: Whether dimensions within attention heads may go, instead of whole heads.
 
     Raises:
         ValueError: If a parameter is not initialised yet, or a module differs from its registered ``ModuleSpec``.
@@ -41,7 +45,8 @@ def trace(model: nn.Module, example: Example) -> Propagation:
     with ExitStack() as stack:
         for context in (preserved(model), plain_execution()):
             stack.enter_context(context)
-        engine = Propagation(model, find_rule, unsupported_parameters(model))
+        engine = Propagation(model, find_rule, unsupported_parameters(model), within_heads=within_heads)
+        stack.enter_context(_WatchedAttention(engine))
         stack.enter_context(_watched_inputs(model, engine))
         stack.enter_context(followed_attention(model, engine))
         model.eval()
@@ -68,6 +73,24 @@ def _run(engine: Propagation, model: nn.Module, example: Example) -> None:
         outputs = tensor = None  # so that only what the network itself keeps is left
     finally:
         engine.executor.close()
+
+
+class _WatchedAttention(TorchFunctionMode):
+    """Tells the engine when attention divides products of queries and keys by the root of their number itself."""
+
+    def __init__(self, engine: Propagation) -> None:
+        super().__init__()
+        self._engine = engine
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **kwargs)
+        self._engine.scale_is_implicit = kwargs.get("scale") is None
+        try:
+            return func(*args, **kwargs)
+        finally:
+            self._engine.scale_is_implicit = False
 
 
 @contextmanager

@@ -22,7 +22,9 @@ class ChannelUnionFind:
     only written down label by label when something else happens.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, within_heads: bool = False) -> None:
+        self.within_heads = within_heads
+        """Whether columns of grids, which are dimensions within heads, may go, instead of rows."""
         self._ranges: dict[tuple[str, int], range] = {}
         self._reason = torch.zeros(1, dtype=torch.int32)
         self._count = 1

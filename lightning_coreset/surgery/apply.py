@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from lightning_coreset.module_specs import Size, is_size, new_sizes, plain_size, size_like, sizing_tensor
+from lightning_coreset.module_specs import Size, changed_attributes, new_sizes, read_size, sizing_tensor
 from lightning_coreset.plan import AttributeChange, ParameterChange
 from lightning_coreset.surgery.model_shapes import record_original_shapes
 from lightning_coreset.surgery.settling import settling
@@ -50,13 +50,16 @@ def _apply(
         grad = None if tensor.grad is None else index_dims(tensor.grad, change.kept)
         ready.append((tensor, value, grad, change))
     new_shapes = {id(tensor): change.new_shape for tensor, _, _, change in ready}
-    sizes, waiting = list(_module_sizes(model, new_shapes)), settling(model, new_shapes)
+    sizes = [
+        *_module_sizes(model, new_shapes),
+        *((model.get_submodule(attribute.module), attribute.name, attribute.new) for attribute in attributes),
+    ]
+    values, waiting = changed_attributes(sizes), settling(model, new_shapes)
     with record_original_shapes(model):
         for tensor, value, grad, _ in ready:
             replace_data(tensor, value, grad)
-        update_module_sizes(sizes)
-        for attribute in attributes:
-            set_size(model.get_submodule(attribute.module), attribute.name, attribute.new)
+        for module, name, value in values:
+            setattr(module, name, value)
         for settle in waiting:
             settle()
     return {tensor: change for tensor, _, _, change in ready if isinstance(tensor, nn.Parameter)}
@@ -75,33 +78,21 @@ def replace_data(tensor: Tensor, value: Tensor, grad: Tensor | None = None) -> N
     tensor.grad = grad
 
 
-def update_module_sizes(sizes: Iterable[tuple[nn.Module, Mapping[str, Size]]]) -> None:
-    """Set sizes that were computed before the tensors were replaced."""
-    for module, updated in sizes:
-        for name, size in updated.items():
-            set_size(module, name, size)
-
-
-def set_size(module: nn.Module, name: str, size: Size) -> None:
-    """Set a size; where the module keeps it as a list or a ``torch.Size``, it stays one."""
-    setattr(module, name, size_like(getattr(module, name), size))
-
-
-def _module_sizes(
-    model: nn.Module, new_shapes: Mapping[int, tuple[int, ...]]
-) -> Iterator[tuple[nn.Module, dict[str, Size]]]:
+def _module_sizes(model: nn.Module, new_shapes: Mapping[int, tuple[int, ...]]) -> Iterator[tuple[nn.Module, str, Size]]:
     """The sizes of modules that follow the tensors with these ids."""
     for path, module in model.named_modules():
         found = sizing_tensor(module)
         if found is not None and id(found[1]) in new_shapes:
-            yield module, new_sizes(path, module, new_shapes[id(found[1])])
+            for name, size in new_sizes(path, module, new_shapes[id(found[1])]).items():
+                yield module, name, size
 
 
 def _check_attributes(model: nn.Module, attributes: Sequence[AttributeChange]) -> None:
     modules = dict(model.named_modules())
     for attribute in attributes:
-        found = getattr(modules.get(attribute.module), attribute.name, None)
-        if (plain_size(found) if is_size(found) else found) != attribute.old:
+        module = modules.get(attribute.module)
+        found = None if module is None else read_size(module, attribute.name)
+        if found != attribute.old:
             raise ValueError(
                 f"Expected {attribute.name!r} of module {attribute.module!r} to be {attribute.old} but got {found}. "
                 "The plan was made for another model, or for this one before it was pruned."

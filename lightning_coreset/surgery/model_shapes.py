@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from lightning_coreset._compat import non_persistent_buffers
-from lightning_coreset.module_specs import Size, is_size, plain_size
+from lightning_coreset.module_specs import Size, remembered_sizes
 
 _ATTRIBUTE = "_coreset_originals"
 
@@ -22,7 +22,8 @@ class ModelShapes:
     Attributes:
         shapes: Shapes of parameters and buffers by qualified name; of a tied tensor, under each of its names.
         sizes: Integer attributes of modules, and tuples of integers, by qualified name, such as
-            ``"encoder.attention.num_heads"``. Lists are tuples here.
+            ``"encoder.attention.num_heads"``. Lists are tuples here. Also the fields of config objects that modules
+            hold, under the name of each of these modules.
         constants: Contents of the buffers that are in no state dict (``persistent=False``).
     """
 
@@ -38,7 +39,7 @@ class ModelShapes:
         constants: dict[str, Tensor] = {}
         for path, module in model.named_modules(remove_duplicate=False):
             prefix = f"{path}." if path else ""
-            sizes |= {prefix + name: plain_size(value) for name, value in vars(module).items() if is_size(value)}
+            sizes |= {prefix + name: size for name, size in remembered_sizes(module).items()}
             names = [prefix + name for name in non_persistent_buffers(module)]
             constants |= {name: tensors[name].data for name in names if name in tensors}
         return cls({name: tuple(tensor.shape) for name, tensor in tensors.items()}, sizes, constants)

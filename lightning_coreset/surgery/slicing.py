@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from lightning_coreset.module_specs import is_integer, read_size
 from lightning_coreset.plan import AttributeChange, ParameterChange
 
 if TYPE_CHECKING:
-    from lightning_coreset.structure import ChannelGroup, Member
+    from lightning_coreset.structure import ChannelGroup, Count, Member
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -22,16 +23,19 @@ def named_tensors(model: nn.Module) -> dict[str, Tensor]:
 def slice_members(
     tensors: Mapping[str, Tensor], kept: Sequence[tuple[ChannelGroup, Collection[int] | Tensor]]
 ) -> tuple[ParameterChange, ...]:
-    """The slices that keep only some classes of each group; reads shapes only.
+    """The slices that keep only some classes of each group, with the factors that go with them; reads shapes only.
 
     Raises:
         ValueError: If a member does not fit the tensor of its name.
     """
     stays: dict[str, dict[int, Tensor]] = {}
+    factors: dict[str, dict[int, Tensor]] = {}
     for group, classes in kept:
         staying = torch.zeros(group.size, dtype=torch.bool)
         staying[classes if isinstance(classes, Tensor) else list(classes)] = True
         whole = bool(staying.all())
+        if not whole:
+            _scale_queries(factors, tensors, group, int(staying.sum()))
         for member in group.members:
             length = _checked_length(tensors.get(member.name), member, group)
             if not whole:
@@ -43,16 +47,36 @@ def slice_members(
     masks = {id(own): own for dims in stays.values() for own in dims.values()}
     kept_positions = {number: mask.nonzero().squeeze(1) for number, mask in masks.items()}
     changes = (
-        _slice_change(name, tensors[name], {dim: kept_positions[id(own)] for dim, own in sorted(dims.items())})
+        _slice_change(
+            name,
+            tensors[name],
+            {dim: kept_positions[id(own)] for dim, own in sorted(dims.items())},
+            factors.get(name, {}),
+        )
         for name, dims in stays.items()
     )
     return tuple(change for change in changes if change.kept)
 
 
-def _slice_change(name: str, tensor: Tensor, positions_of: Mapping[int, Tensor]) -> ParameterChange:
+def _scale_queries(
+    factors: dict[str, dict[int, Tensor]], tensors: Mapping[str, Tensor], group: ChannelGroup, kept: int
+) -> None:
+    """Multiply queries, where the network divides their products by the root of how many dimensions there are."""
+    within = group.within_heads
+    for name, dim, positions in within.queries if within is not None and within.scaled_by_size else ():
+        along = torch.ones(tensors[name].shape[dim], dtype=torch.float64)
+        along[list(positions)] = (kept / group.size) ** 0.5
+        of_tensor = factors.setdefault(name, {})
+        of_tensor[dim] = of_tensor[dim] * along if dim in of_tensor else along
+
+
+def _slice_change(
+    name: str, tensor: Tensor, positions_of: Mapping[int, Tensor], factors: Mapping[int, Tensor]
+) -> ParameterChange:
     kept = {dim: positions for dim, positions in positions_of.items() if len(positions) < tensor.shape[dim]}
     new_shape = [len(kept[dim]) if dim in kept else size for dim, size in enumerate(tensor.shape)]
-    return ParameterChange(name, tuple(tensor.shape), tuple(new_shape), kept)
+    left = {dim: own[kept[dim]] if dim in kept else own for dim, own in factors.items()}
+    return ParameterChange(name, tuple(tensor.shape), tuple(new_shape), kept, factors=left)
 
 
 def _checked_length(tensor: Tensor | None, member: Member, group: ChannelGroup) -> int:
@@ -141,8 +165,18 @@ def scale_counts(model: nn.Module, kept: Sequence[tuple[ChannelGroup, Collection
     for group, classes in kept:
         for count in group.counts:
             where = (count.module, count.name)
-            old[where] = getattr(model.get_submodule(count.module), count.name)
+            old[where] = _read_count(model, count)
             removed[where] = removed.get(where, 0) + count.per_class * (group.size - len(classes))
     return tuple(
         AttributeChange(*where, old[where], old[where] - number) for where, number in removed.items() if number
     )
+
+
+def _read_count(model: nn.Module, count: Count) -> int:
+    value = read_size(model.get_submodule(count.module), count.name)
+    if not is_integer(value):
+        raise ValueError(
+            f"Expected {count.name!r} of module {count.module!r} to be an integer, which counts channels of a group, "
+            f"but got {value!r}. Find the groups of the model as it is now."
+        )
+    return int(value)

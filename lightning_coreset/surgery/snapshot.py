@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_coreset.module_specs import is_size
+from lightning_coreset.module_specs import configs_of, is_size
 from lightning_coreset.surgery.apply import replace_data
 from lightning_coreset.surgery.model_shapes import ModelShapes
 from lightning_coreset.surgery.settling import settling
@@ -54,7 +54,9 @@ class Snapshot:
                     name: (value, list(value) if isinstance(value, list) else None)
                     for name, value in vars(module).items()
                     if is_size(value) or isinstance(value, (bool, ModelShapes))
-                },
+                }
+                # Surgery replaces these objects by copies.
+                | {name: (config, None) for name, config in configs_of(module)},
             )
             for module in model.modules()
         ]

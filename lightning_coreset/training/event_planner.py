@@ -21,12 +21,12 @@ from lightning_coreset.planning import (
     measure_input_norms,
     prunable,
 )
-from lightning_coreset.structure import ChannelGroup, Structure, analyse
+from lightning_coreset.structure import ChannelGroup, Count, Structure, analyse
 from lightning_coreset.training.example import ExampleSource
 from lightning_coreset.training.progress import Progress
 from lightning_coreset.training.requirements import check_not_captured
 from lightning_coreset.training.strategies import from_rank_zero, run_on_all_ranks
-from lightning_coreset.verification import describe_failures, failing_groups
+from lightning_coreset.verification import describe_failures, tried_groups
 
 Order: TypeAlias = Literal["together", "bottom_up"]
 
@@ -41,12 +41,21 @@ class EventPlanner:
             size.
         check: Whether to test all groups on a copy first.
         certify: Whether to compute certificates.
+        change_attributes: Whether that test may complete groups by numbers that modules remember.
 
     Raises:
         ValueError: If ``order`` is none of these.
     """
 
-    def __init__(self, request: Request, source: ExampleSource, order: Order, check: bool, certify: bool) -> None:
+    def __init__(
+        self,
+        request: Request,
+        source: ExampleSource,
+        order: Order,
+        check: bool,
+        certify: bool,
+        change_attributes: bool = True,
+    ) -> None:
         if order not in get_args(Order):
             raise ValueError(f"Expected order to be 'together' or 'bottom_up' but got {order!r}.")
         self.request = request
@@ -54,6 +63,7 @@ class EventPlanner:
         self.order = order
         self.check = check
         self.certify = certify
+        self.change_attributes = change_attributes
 
     def begin(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, progress: Progress
@@ -69,20 +79,23 @@ class EventPlanner:
         structure = run_on_all_ranks(trainer, lambda: self.structure(trainer, pl_module, progress))
         if progress.original is None:
             if self.check:
-                failing = run_on_all_ranks(trainer, lambda: self._failing(trainer, pl_module, structure))
-                progress.unsound = from_rank_zero(trainer, lambda: failing)
-                structure = structure.without(progress.unsound)
+                tried = run_on_all_ranks(trainer, lambda: self._tried(trainer, pl_module, structure))
+                # The same on every rank, though an example of another rank might show something else.
+                progress.counts, progress.unsound = from_rank_zero(trainer, lambda: tried)
+                structure = structure.with_counts(progress.counts).without(progress.unsound)
             targets = from_rank_zero(trainer, lambda: self._targets(pl_module, structure))
             progress.original, progress.final_sizes = targets
         return progress.original, prunable(pl_module, structure, self.request)[0]
 
     def structure(self, trainer: pl.Trainer, pl_module: pl.LightningModule, progress: Progress) -> Structure:
-        """The structure of the model as it is now, without the groups that failed the self-check."""
+        """The structure of the model as it is now, as the self-check left it: completed, without groups that failed."""
         check_not_captured(pl_module)
         with self.source.examples(trainer, pl_module) as examples:
             structure = analyse(pl_module, examples[0])
         names = {group.name for group in structure.groups}
-        return structure.without({name: why for name, why in progress.unsound.items() if name in names})
+        return structure.with_counts(progress.counts).without(
+            {name: why for name, why in progress.unsound.items() if name in names}
+        )
 
     def plan(
         self,
@@ -140,12 +153,23 @@ class EventPlanner:
         with self.source.examples(trainer, pl_module) as examples:
             return measure_input_norms(pl_module, examples[0])
 
-    def _failing(self, trainer: pl.Trainer, pl_module: pl.LightningModule, structure: Structure) -> dict[str, str]:
+    def _tried(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, structure: Structure
+    ) -> tuple[dict[str, tuple[Count, ...]], dict[str, str]]:
+        """The numbers that change with each group, and the groups that fail the self-check on some example."""
         failures: dict[str, str] = {}
+        groups = {group.name: group for group in structure.groups}
         with self.source.examples(trainer, pl_module) as examples:
-            for example in examples:
-                sound = [group for group in structure.groups if group.name not in failures]
-                failures |= failing_groups(pl_module, sound, example)
+            searches = [(example, self.change_attributes) for example in examples]
+            for number, (example, search) in enumerate(searches):
+                sound = [group for name, group in groups.items() if name not in failures]
+                found, failed = tried_groups(pl_module, sound, example, change_attributes=search)
+                changed = any(groups[group.name].counts != group.counts for group in found)
+                groups |= {group.name: group for group in found}
+                failures |= failed
+                if changed and search:  # what this example added has to hold for those before
+                    searches += [(example, False) for example, _ in searches[:number]]
         if failures:
             rank_zero_warn(describe_failures(failures))
-        return failures
+        found = {group.name: groups[group.name].counts[len(group.counts) :] for group in structure.groups}
+        return {name: counts for name, counts in found.items() if counts and name not in failures}, failures

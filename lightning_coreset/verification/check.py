@@ -9,15 +9,23 @@ import torch
 from torch import nn
 
 from lightning_coreset.structure import ChannelGroup, Example, Structure
-from lightning_coreset.verification.trial import Trial, first_line
+from lightning_coreset.verification.remembered import Search
+from lightning_coreset.verification.trial import LEAK, Trial, first_line
 
 
-def verified(model: nn.Module, structure: Structure, example: Example) -> Structure:
-    """The structure without the groups that fail the self-check, with a warning that names them."""
-    failures = failing_groups(model, structure.groups, example)
+def verified(model: nn.Module, structure: Structure, example: Example, *, change_attributes: bool = True) -> Structure:
+    """The structure without the groups that fail the self-check, with a warning that names them.
+
+    Args:
+        model: The network; it is not changed.
+        structure: What was found in it.
+        example: How to run it.
+        change_attributes: Whether to look for numbers that have to change with groups that fail.
+    """
+    groups, failures = tried_groups(model, structure.groups, example, change_attributes=change_attributes)
     if failures:
         warnings.warn(describe_failures(failures), stacklevel=4)  # where `prune` was called
-    return structure.without(failures)
+    return structure.with_groups(groups).without(failures)
 
 
 def describe_failures(failures: Mapping[str, str]) -> str:
@@ -27,29 +35,59 @@ def describe_failures(failures: Mapping[str, str]) -> str:
 
 
 def failing_groups(model: nn.Module, groups: Sequence[ChannelGroup], example: Example) -> dict[str, str]:
+    """The groups that fail as they are, each with the reason; as :func:`tried_groups` otherwise."""
+    return tried_groups(model, groups, example, change_attributes=False)[1]
+
+
+def tried_groups(
+    model: nn.Module, groups: Sequence[ChannelGroup], example: Example, *, change_attributes: bool = True
+) -> tuple[tuple[ChannelGroup, ...], dict[str, str]]:
     """Try the removal of channels on copies of a model.
 
-    All groups are tried at once. Where that fails, halves of them are tried, down to the single groups that fail.
+    All groups are tried at once. Where that fails, halves of them are tried, down to the single groups that fail. For
+    these, numbers that modules remember are tried as further counts of the group.
 
     Args:
         model: The network; it is not changed.
         groups: What ``find_groups`` found in it.
         example: How to run it. It is run on these inputs and on others of the same shapes.
+        change_attributes: Whether to look for numbers.
 
     Returns:
-        The names of the groups that fail, each with the reason in words. Where the model cannot be copied or its copy
-        cannot be run, as when it does not fit into memory, nothing is tried, and a warning says so.
+        The groups, completed by the numbers that have to change with them, and the names of those that fail, each with
+        the reason in words. Where the model cannot be copied or its copy cannot be run, as when it does not fit into
+        memory, nothing is tried, and a warning says so.
     """
+    groups = tuple(groups)
     if not groups:
-        return {}
+        return (), {}
     with torch.inference_mode(False):
         try:
             trial = Trial(model, example)
             failures = trial.failing(groups)
+            if change_attributes and failures:
+                groups, failures = _completed(trial, groups, failures)
             passed = [group for group in groups if group.name not in failures]
-            return failures | trial.without_effect(passed)
+            return groups, failures | trial.without_effect(passed)
         # No memory for a copy, a module that cannot be copied, a run that needs the original.
         except Exception as error:
             message = f"A copy of the model cannot be run ({type(error).__name__}: {first_line(error)})"
             warnings.warn(f"{message}, so channels are pruned without a trial.", stacklevel=3)
-            return {}
+            return groups, {}
+
+
+def _completed(
+    trial: Trial, groups: tuple[ChannelGroup, ...], failures: dict[str, str]
+) -> tuple[tuple[ChannelGroup, ...], dict[str, str]]:
+    """The groups with the numbers that have to change, and those that still fail."""
+    open_questions = {name: reason for name, reason in failures.items() if not reason.startswith(LEAK)}
+    if not open_questions:
+        return groups, failures
+    try:
+        search = Search(trial.model, trial.attempt, lambda: trial.run(trial.model))
+        found, reasons = search.completed(groups, open_questions)
+    except Exception as error:  # no memory for another copy: the groups stay refused
+        suffix = f"the search for its width among attributes raised {type(error).__name__}: {first_line(error)}"
+        return groups, failures | {name: f"{reason}; {suffix}" for name, reason in open_questions.items()}
+    failures = {name: reasons.get(name, reason) for name, reason in failures.items() if name not in found}
+    return tuple(found.get(group.name, group) for group in groups), failures

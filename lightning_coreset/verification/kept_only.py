@@ -1,4 +1,4 @@
-"""Reductions and normalisations that leave channels out: what a network computes once they are gone."""
+"""Reductions, norms and products that leave channels out: what a network computes once they are gone."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ from lightning_coreset.structure import OpCall
 from lightning_coreset.structure.statistics import REDUCTIONS
 
 _NORMS = frozenset({"native_layer_norm", "_fused_rms_norm", "native_group_norm"})
+_PRODUCTS = {"bmm": 0, "mm": 0, "baddbmm": 1, "addmm": 1}
+"""Products of matrices, each with the place of its first operand."""
 _DENSITY = 0.55
-"""How much of a channel must differ for it to be taken for a removed one.
+"""How much of the removed channels must differ on average.
 
-Nearly all of it does. Of a token at most half does, since at least half of the channels stay.
+Nearly all of them does, behind a ReLU about three quarters. Of tokens at most half does, since half of the channels
+stay.
 """
 
 
@@ -60,6 +63,36 @@ def reduced_over(call: OpCall, kept: Mapping[int, Tensor]) -> Any:
         shape = (-1, *[1] * (source.dim() - 1))
         return _scaled((source - mean.reshape(shape)) * rstd.reshape(shape), call, 1), mean[:, None], rstd[:, None]
     return call.function(part, *call.args[1:], **call.kwargs)
+
+
+def removed_in_product(call: OpCall, other: OpCall) -> Tensor | None:
+    """Which channels that a product of two activations sums over are removed.
+
+    Queries and keys lose the same dimensions: those in which both differ from their twins.
+
+    Returns:
+        A mask for the product's first operand; ``None`` if the call is no such product.
+    """
+    if call.name not in _PRODUCTS:
+        return None
+    place = _PRODUCTS[call.name]
+    first, second = call.args[place : place + 2]
+    twin, its = other.args[place : place + 2]
+    if first is twin or second is its:
+        return None
+    rows, columns = first != twin, (second != its).transpose(-1, -2)
+    removed = rows.any(-2) & columns.any(-2)
+    if not removed.any() or removed.all(-1).any():
+        return None
+    dense = all(differs.transpose(-1, -2)[removed].float().mean() > _DENSITY for differs in (rows, columns))
+    return removed.unsqueeze(-2) if dense else None
+
+
+def product_without(call: OpCall, removed: Tensor) -> Tensor:
+    """The result of a product that leaves out what :func:`removed_in_product` found."""
+    place = _PRODUCTS[call.name]
+    first = call.args[place].masked_fill(removed, 0.0)
+    return call.function(*call.args[:place], first, *call.args[place + 1 :], **call.kwargs)
 
 
 def _reduced_dims(call: OpCall) -> list[int]:

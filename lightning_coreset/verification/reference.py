@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -17,14 +17,24 @@ Removed = Mapping[str, set[int]]
 """The classes that are removed, by the name of the group."""
 
 
-@torch.no_grad()
+def readers(group: ChannelGroup) -> tuple[Member, ...]:
+    """What reads the channels of a group; of queries and keys, which only meet each other, what makes them."""
+    return group.by_role("consumer") or group.by_role("producer")
+
+
 def zero_consumers_(model: nn.Module, groups: Iterable[ChannelGroup], removed: Removed) -> None:
     """Set to zero what reads removed classes."""
+    for group in groups:
+        zero_(model, group.by_role("consumer"), removed[group.name])
+
+
+@torch.no_grad()
+def zero_(model: nn.Module, members: Iterable[Member], removed: Collection[int]) -> None:
+    """Set members of a group to zero at the positions of removed classes."""
     tensors = named_tensors(model)
-    for member, index in _members(groups, removed):
-        if member.role == "consumer":
-            tensor = tensors[member.name]
-            tensor.index_fill_(member.dim, index.to(tensor.device), 0.0)
+    for member, index in _positions(members, removed):
+        tensor = tensors[member.name]
+        tensor.index_fill_(member.dim, index.to(tensor.device), 0.0)
 
 
 def twin_run(model: nn.Module, whole: nn.Module, groups: Sequence[ChannelGroup], removed: Removed) -> TwinRun:
@@ -39,7 +49,7 @@ def twin_run(model: nn.Module, whole: nn.Module, groups: Sequence[ChannelGroup],
     before, tensors = named_tensors(whole), named_tensors(model)
     making: dict[str, list[tuple[Member, Tensor]]] = {}
     reading: dict[str, list[tuple[Member, Tensor]]] = {}
-    for member, index in _members(groups, removed):
+    for member, index in (found for group in groups for found in _positions(group.members, removed[group.name])):
         if tensors[member.name].is_floating_point():
             of_role = reading if member.role == "consumer" else making
             of_role.setdefault(member.name, []).append((member, index))
@@ -53,13 +63,12 @@ def twin_run(model: nn.Module, whole: nn.Module, groups: Sequence[ChannelGroup],
     )
 
 
-def _members(groups: Iterable[ChannelGroup], removed: Removed) -> Iterator[tuple[Member, Tensor]]:
-    """Every member of the groups, with the positions of the removed classes."""
-    for group in groups:
-        for member in group.members:
-            positions = [position for number in removed[group.name] for position in member.index[number]]
-            if positions:
-                yield member, torch.tensor(positions, dtype=torch.int64)
+def _positions(members: Iterable[Member], removed: Collection[int]) -> Iterator[tuple[Member, Tensor]]:
+    """The members in which removed classes have positions, with these."""
+    for member in members:
+        positions = [position for number in removed for position in member.index[number]]
+        if positions:
+            yield member, torch.tensor(positions, dtype=torch.int64)
 
 
 @torch.no_grad()

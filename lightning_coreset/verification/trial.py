@@ -10,15 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_coreset.structure import ChannelGroup, Example, output_tensors, plain_execution, preserved_random
+from lightning_coreset.structure import ChannelGroup, Example, output_tensors, paired, plain_execution, preserved_random
 from lightning_coreset.surgery import apply_changes, named_tensors, scale_counts, slice_members
 from lightning_coreset.verification.randomised import duplicate, noise, randomise_, seed_everything
-from lightning_coreset.verification.reference import Removed, twin_run, zero_consumers_
+from lightning_coreset.verification.reference import Removed, readers, twin_run, zero_, zero_consumers_
 
 _REMOVED_FRACTION = 0.3
 """Of the classes of every group."""
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
 """Largest difference relative to the largest output; a wrong index changes outputs by about their own size."""
+
+LEAK = "its channels reach further"
+"""The beginning of a reason that no number of the network explains."""
 
 
 class Trial:
@@ -47,7 +50,7 @@ class Trial:
         for number, (dtype, examples) in enumerate(attempts, 1):
             try:
                 self.dtype, self.examples = dtype, [one.to(dtype) for one in examples]
-                self._run(self.model.to(dtype))
+                self.run(self.model.to(dtype))
                 return
             except Exception:
                 if number == len(attempts):
@@ -55,7 +58,7 @@ class Trial:
 
     def failing(self, groups: Sequence[ChannelGroup]) -> dict[str, str]:
         """The groups that fail, with the reasons, found by halving; all of them where they fail only together."""
-        reason = self._attempt(groups)
+        reason = self.attempt(groups)
         if reason is None:
             return {}
         if len(groups) == 1:
@@ -67,32 +70,33 @@ class Trial:
     def without_effect(self, groups: Sequence[ChannelGroup]) -> dict[str, str]:
         """The groups whose consumers have no influence on any output, so that the trial proved nothing."""
         influential = self._influential(groups)
-        idle = [group for group in groups if not any(one.name in influential for one in group.by_role("consumer"))]
-        expected = self._run(self.model) if idle else []
+        idle = [group for group in groups if not any(one.name in influential for one in readers(group))]
+        expected = self.run(self.model) if idle else []
         silent = []
         for group in idle:  # the gradient may have been disabled, or really be zero
             model = duplicate(self.model)
-            zero_consumers_(model, [group], {group.name: _some_classes(group)})
-            if self._difference(self._run(model), expected) is None:
+            zero_(model, readers(group), _some_classes(group))
+            if self._difference(self.run(model), expected) is None:
                 silent.append(group.name)
         reason = "its removal cannot be tried, since it has no influence on the outputs of the example inputs"
         return dict.fromkeys(silent, reason)
 
-    def _attempt(self, groups: Sequence[ChannelGroup]) -> str | None:
+    def attempt(self, groups: Sequence[ChannelGroup]) -> str | None:
         """Remove channels, and zero their consumers on another copy: both must compute the same.
 
         With the consumers at zero, no output may notice what their producers compute.
         """
+        groups = [_paired_at_random(group) for group in groups]
         removed = {group.name: _some_classes(group) for group in groups}
         expected, disturbed = self._reference(groups, removed)
         leak = self._difference(disturbed, expected)
         if leak is not None:
-            return f"its channels reach further than its consumers ({leak})"
+            return f"{LEAK} than its consumers ({leak})"
         kept = [(group, sorted(set(range(group.size)) - removed[group.name])) for group in groups]
         model = duplicate(self.model)
         try:
             apply_changes(model, slice_members(named_tensors(model), kept), scale_counts(model, kept))
-            found = self._run(model)
+            found = self.run(model)
         except Exception as error:
             return (
                 f"without some of its channels the network does not run ({type(error).__name__}: {first_line(error)}); "
@@ -112,11 +116,11 @@ class Trial:
         model = duplicate(self.model)
         zero_consumers_(model, groups, removed)
         twins = twin_run(model, self.model, groups, removed)
-        outputs = self._run(model, mode=twins)
+        outputs = self.run(model, mode=twins)
         disturbed = [twins.twin(tensor) for tensor in outputs]
         return outputs, [tensor if twin is None else twin for tensor, twin in zip(outputs, disturbed, strict=True)]
 
-    def _run(
+    def run(
         self, model: nn.Module, *, gradients: bool = False, mode: AbstractContextManager[Any] | None = None
     ) -> list[Tensor]:
         """All floating-point outputs of both examples, run in a mode, with the same random numbers every time."""
@@ -144,13 +148,13 @@ class Trial:
 
     def _influential(self, groups: Sequence[ChannelGroup]) -> set[str]:
         """The consumers that some output depends on, by its gradient."""
-        consumers = {member.name for group in groups for member in group.by_role("consumer")}
+        consumers = {member.name for group in groups for member in readers(group)}
         parameters = {
             name: tensor.requires_grad_(True)
             for name, tensor in named_tensors(self.model).items()
             if name in consumers and tensor.is_floating_point()
         }
-        outputs = [tensor for tensor in self._run(self.model, gradients=True) if tensor.requires_grad]
+        outputs = [tensor for tensor in self.run(self.model, gradients=True) if tensor.requires_grad]
         if not outputs or not parameters:
             return set()
         generator = torch.Generator().manual_seed(0)
@@ -164,6 +168,15 @@ class Trial:
 def first_line(error: Exception) -> str:
     """The beginning of an error's message."""
     return str(error).strip().partition("\n")[0][:160]
+
+
+def _paired_at_random(group: ChannelGroup) -> ChannelGroup:
+    """Dimensions of different heads are put together by their ranks later: any way must be right."""
+    if group.within_heads is None or group.within_heads.blocks == 1:
+        return group
+    generator = torch.Generator().manual_seed(0)
+    orders = [torch.randperm(group.size, generator=generator) for _ in range(group.within_heads.blocks)]
+    return paired(group, torch.stack(orders))
 
 
 def _some_classes(group: ChannelGroup) -> set[int]:

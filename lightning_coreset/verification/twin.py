@@ -17,7 +17,12 @@ from lightning_coreset._compat import DispatchMode, tree_map, view_base
 from lightning_coreset.structure import OpCall
 from lightning_coreset.structure.op_call import tensors_among
 from lightning_coreset.structure.weak_map import IdentityWeakMap
-from lightning_coreset.verification.kept_only import channels_left_out, reduced_over
+from lightning_coreset.verification.kept_only import (
+    channels_left_out,
+    product_without,
+    reduced_over,
+    removed_in_product,
+)
 
 
 class TwinRun(DispatchMode):
@@ -110,6 +115,9 @@ def _run_both(call: OpCall, other: OpCall) -> tuple[Any, Any]:
     kept = channels_left_out(call, twin) if isinstance(first, Tensor) and isinstance(twin, Tensor) else {}
     if kept:
         return reduced_over(call, kept), reduced_over(other, kept)
+    removed = removed_in_product(call, other)
+    if removed is not None:
+        return product_without(call, removed), product_without(other, removed)
     draws = torch.Tag.nondeterministic_seeded in call.function.tags
     generators = _generators(call) if draws else []
     states = [generator.get_state() for generator in generators]

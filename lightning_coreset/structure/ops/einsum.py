@@ -9,8 +9,9 @@ from functools import cache
 
 from torch import Tensor
 
+from lightning_coreset.structure.head_dimensions import Queries, note_head_dimensions
 from lightning_coreset.structure.label_merging import join, varying
-from lightning_coreset.structure.labels import ChannelLabels, TensorInfo, pin_dims
+from lightning_coreset.structure.labels import ChannelLabels, TensorInfo, pin_dims, unite_along
 from lightning_coreset.structure.layer_records import Paths
 from lightning_coreset.structure.propagation import Propagation
 from lightning_coreset.structure.steps import Step, StepKind
@@ -77,14 +78,25 @@ def contract(
             placed = [axis if axis.from_layer else replace(axis, from_layer=True) for axis in placed]
         own = varying(tensor, tensor.dim())
         kept.append(({spec.out.index(names[dim]) for dim in own if names[dim] in spec.out}, placed))
+    if weight is None and propagation.within_heads:
+        # Heads stay, so that it does not matter that attention has none: dimensions within them need not be the same.
+        heads = {dim for _, axes in kept for axis in axes for dim in axis.dims[:-1]}
+        kept = [(own - heads, axes) for own, axes in kept]
     if bias is not None:
         kept.append((varying(bias, out.dim()), propagation.info(bias).channel_labels))
     axes = join(kept, out.dim(), propagation.union_find, "meets a tensor of fixed size in a product")
     paths = _paths(propagation, tensors, spec, weight, bias, scaled)
+    summed = _summed_labels(propagation, tensors, spec) if propagation.within_heads and weight is None else ()
     terms = math.prod([first.shape[spec.operands[0].index(letter)] for letter in spec.summed])
-    propagation.count_macs(weight, out.numel() * terms, axes)
+    propagation.count_macs(weight, out.numel() * terms, axes or summed)
     constant = all(propagation.info(tensor).constant for tensor in tensors)
     propagation.set_info(out, TensorInfo(axes, constant=constant, producer_paths=paths))
+
+
+def _summed_labels(propagation: Propagation, tensors: Sequence[Tensor], spec: Einsum) -> list[ChannelLabels]:
+    """What a product of two activations costs goes with the dimensions that it sums over, too."""
+    found = [propagation.info(tensors[0]).along(spec.operands[0].index(letter)) for letter in spec.summed]
+    return [axis for axis in found if axis is not None]
 
 
 def _is_weight(info: TensorInfo) -> bool:
@@ -100,6 +112,9 @@ def _sum_over(
     weight: Tensor | None,
 ) -> None:
     """Unite the two operands' labels along the summed dimension; fixed on one side blocks the other."""
+    if weight is None and propagation.within_heads:
+        _sum_within_heads(propagation, tensors, dims, survivors)
+        return
     if weight is None:
         _sum_over_activations(propagation, tensors, dims, survivors)
         survivors[:] = [_whole_heads(propagation, axes) for axes in survivors]
@@ -132,6 +147,40 @@ def _sum_over_activations(
         rest = pin_dims(axis, [dim], propagation.union_find, "is summed over in a product of two activations")
         if rest is not None:
             survivors[number].append(rest)
+
+
+def _sum_within_heads(
+    propagation: Propagation, tensors: Sequence[Tensor], dims: Sequence[int], survivors: list[list[ChannelLabels]]
+) -> None:
+    """Queries times keys: both lose the same dimensions, and every head as many. Whole heads stay."""
+    axes = [propagation.info(tensor).along(dim) for tensor, dim in zip(tensors, dims, strict=True)]
+    reason = "is multiplied with a tensor of fixed size"
+    for number, axis in enumerate(axes):
+        survivors[number] = [own for own in survivors[number] if own is not axis]
+        for own in survivors[number]:
+            if len(own.dims) > 1 or own.single_head:
+                note_head_dimensions(propagation, own, max(own.dims))
+    first, second = axes
+    if first is None or second is None:
+        for axis in axes:
+            if axis is not None:
+                propagation.union_find.block(axis.labels, reason)
+        return
+    queries, keys = (_by_head(propagation, axis, dim) for axis, dim in zip((first, second), dims, strict=True))
+    shape = (max(len(queries), len(keys)), -1)
+    propagation.unite(queries.expand(shape), keys.expand(shape), reason)
+    propagation.head_dimensions += [queries, keys]
+    propagation.records.multiplied.append(queries)
+    made, other = (frozenset(propagation.info(tensor).producer_paths) for tensor in tensors)
+    alone = None if made & other else made
+    propagation.queries.append(Queries(queries.flatten(), alone, propagation.scale_is_implicit))
+
+
+def _by_head(propagation: Propagation, axis: ChannelLabels, dim: int) -> Tensor:
+    """Labels along ``dim``, one row for each index of the first dimension, that of the batch and the heads."""
+    others = [other for other in axis.dims if other not in (0, dim)]
+    labels = unite_along(axis, others, propagation.union_find, "is a dimension within attention heads").labels
+    return labels.movedim(dim, -1).reshape(-1, labels.shape[dim]) if dim else labels.reshape(1, -1)
 
 
 def _whole_heads(propagation: Propagation, axes: list[ChannelLabels]) -> list[ChannelLabels]:

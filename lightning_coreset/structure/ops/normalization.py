@@ -52,18 +52,18 @@ def layer_norm(propagation: Propagation, call: OpCall) -> None:
 def _normalize(propagation: Propagation, call: OpCall, dim: int, dims: range, reason: str) -> tuple[ChannelLabels, ...]:
     """Normalise over ``dims``, of which ``dim`` has the channels that the weights scale; returns what is left."""
     source = call.args[0]
-    others, statistics = take_statistic(propagation, source, dims, reason)
-    propagation.normalized += [statistic.labels for statistic in statistics]
-    axes = tuple(axis for axis in propagation.info(source).channel_labels if axis.dims == (dim,) and statistics)
-    if not axes:
+    others, normalized = take_statistic(propagation, source, dims, reason)
+    propagation.normalized += [axis.flat for axis in normalized]
+    axis = next((axis for axis in normalized if axis.dims == (dim,)), None)
+    if axis is None:
         _block_parameters(propagation, call, reason)
-        return others
+        return (*others, *normalized)
     for name in ("weight", "bias"):
         part = call.arguments.get(name)
         if isinstance(part, Tensor):
             own = propagation.channel_labels(part, 0, reason)
-            propagation.unite(own, axes[0].flat, "is normalised by a tensor that cannot be cut")
-    return (*others, *axes)
+            propagation.unite(own, axis.flat, "is normalised by a tensor that cannot be cut")
+    return (*others, *normalized)
 
 
 def group_norm(propagation: Propagation, call: OpCall) -> None:

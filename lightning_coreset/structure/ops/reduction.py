@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from lightning_coreset.structure.labels import ChannelLabels, TensorInfo
+from lightning_coreset.structure.labels import ChannelLabels, Statistic, TensorInfo
 from lightning_coreset.structure.propagation import OpCall, Propagation, Rule
 from lightning_coreset.structure.statistics import REDUCTIONS, take_statistic
 from lightning_coreset.structure.steps import Step, StepKind
@@ -42,11 +42,12 @@ def reduce(propagation: Propagation, call: OpCall) -> None:
     """The reduced dimensions are pinned, unless the result can normalise them; the axes over the others go on."""
     source = call.args[0]
     dims = call.dims("dim", source.dim())
-    reason, statistics = f"is reduced over by {call.title}", ()
+    reason, normalized = f"is reduced over by {call.title}", ()
     if call.name in REDUCTIONS:
-        axes, statistics = take_statistic(propagation, source, dims, reason)
+        axes, normalized = take_statistic(propagation, source, dims, reason)
     else:
         axes = propagation.pin_dims(source, dims, reason)
+    statistics = tuple(Statistic(axis.flat, reason) for axis in normalized)
     if statistics:
         step = Step(StepKind.NORMALIZATION)
     elif call.name in _LINEAR:

@@ -86,6 +86,10 @@ def event_report(plan: PruningPlan, when: str, *, first: bool) -> str:
     if unchanged:
         lines.append(f"groups that keep all their channels: {unchanged}")
     lines += plan.totals()
+    numbers = plan.numbers()
+    lines += numbers[:_MOST_SKIPPED]
+    if len(numbers) > _MOST_SKIPPED:
+        lines.append(f"... and {len(numbers) - _MOST_SKIPPED} more, see the plan's `attributes`")
     if first:
         skipped = [f"not pruned: {name} {reason}" for name, reason in plan.skipped.items()]
         lines += skipped[:_MOST_SKIPPED]
