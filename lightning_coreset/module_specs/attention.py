@@ -225,12 +225,6 @@ def attention_sizes(attributes: Mapping[str, Any], shape: tuple[int, ...]) -> di
     return dict.fromkeys(names, shape[1])
 
 
-def attention_shape(attributes: Mapping[str, Any]) -> tuple[int, ...]:
-    """The inverse of :func:`attention_sizes`: heads are as large as they were."""
-    heads = 3 if has_packed_projection(attributes) else 1
-    return heads * attributes["num_heads"] * attributes["head_dim"], attributes["embed_dim"]
-
-
 def settle_attention(module: nn.Module, original: Mapping[str, Any]) -> None:
     """Give an attention whose weights were replaced the class that can run it, and the widths of its keys and values.
 

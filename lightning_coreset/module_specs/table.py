@@ -9,7 +9,6 @@ from torch import nn
 
 from lightning_coreset._compat import BatchOrInstanceNorm, Convolution, Dropout, InstanceNorm
 from lightning_coreset.module_specs.attention import (
-    attention_shape,
     attention_sizes,
     settle_attention,
     unsupported_attention,
@@ -103,7 +102,7 @@ TABLE: dict[type[nn.Module] | str, ModuleSpec] = {
     nn.MultiheadAttention: ModuleSpec(
         tensor=("in_proj_weight", "q_proj_weight"),
         sizes=attention_sizes,
-        expected_shape=attention_shape,
+        head_counts=("num_heads",),
         is_layer=True,
         always_eval=True,
         settle=settle_attention,

@@ -17,6 +17,7 @@ import lightning.pytorch as pl
 import torch
 from fitting import Classifier, MemoryLogger, Validated, Watcher, make_loader, make_trainer, mlp
 from lightning.pytorch.strategies import DDPStrategy
+from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook, fp16_compress_hook
 from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
 from torch.nn.functional import cross_entropy
@@ -70,6 +71,27 @@ class Compiled(Classifier):
     def __init__(self) -> None:
         super().__init__()
         self.net.compile(backend="eager")
+
+
+class Attentive(Classifier):
+    """Reads eight numbers as four tokens, with an ``nn.MultiheadAttention`` between its layers."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Sequential(nn.Linear(2, 32), SelfAttention(32, 4), nn.Linear(32, 3)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x.view(-1, 4, 2)).mean(1)
+
+
+class SelfAttention(nn.Module):
+    """Three times the same input, beside a shortcut; without biases, as the gradient for that of keys is all rounding."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(width, heads, bias=False, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.attention(x, x, x)[0]
 
 
 class Shares(pl.LightningDataModule):
@@ -140,6 +162,7 @@ VARIANTS = {
     "static_graph_by_hand": Variant(ByHand, partial(DDPStrategy, static_graph=True)),
     "sharded_optimizer": Variant(Sharded),
     "compiled": Variant(Compiled),
+    "attention": Variant(Attentive, pruning={"include_residual": True}),
     "certified": Variant(pruning={"method": "random", "certify": True}),
     "hook": Variant(strategy=hooked(allreduce_hook), pruning={"method": "random"}),
     "fp16_hook": Variant(strategy=hooked(fp16_compress_hook), exact=False),
