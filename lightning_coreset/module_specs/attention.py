@@ -254,5 +254,5 @@ def unsupported_attention(module: nn.Module) -> str | None:
     """Why nothing of an attention may be pruned; ``None`` if it may."""
     own = type(module) in (nn.MultiheadAttention, NarrowAttention) and "forward" not in vars(module)
     if not own or not may_be_unfused(module):
-        return "belongs to nn.MultiheadAttention with code of its own (a subclass, or a replaced `forward`)"
+        return "belongs to nn.MultiheadAttention with code of its own (a subclass, or a replaced forward)"
     return None

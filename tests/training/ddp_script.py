@@ -84,7 +84,7 @@ class Attentive(Classifier):
 
 
 class SelfAttention(nn.Module):
-    """Three times the same input, beside a shortcut; without biases, as the gradient for that of keys is all rounding."""
+    """An attention beside a shortcut; without biases, for the gradient of that of keys is nothing but rounding."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
