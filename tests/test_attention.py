@@ -242,6 +242,40 @@ def check_sizes(module: nn.MultiheadAttention) -> None:
         assert module.qk_head_dim == module.v_head_dim == 4
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_every_dimension_within_heads_is_right(case):
+    """Of values and of queries and keys; in each head another one, and the scale of logits stays."""
+    options, cross = CASES[case]
+    model = randomised(Between(**options)).eval()
+    inputs = inputs_of(model, cross=cross)
+    example = {"x": inputs[0]} | ({"other": inputs[1]} if cross else {})
+    groups = [group for group in analyse(model, example, heads="within").groups if group.size == 4]
+
+    assert len(groups) == 2  # values, and queries with keys
+    for group in groups:
+        cut, expected = copy.deepcopy(model), zeroed(model, group, [1])
+        tensors = dict(expected.named_parameters())
+        for member in group.by_role("producer"):  # queries and keys have no consumer: without these products, then
+            tensors[member.name].data.index_fill_(member.dim, torch.tensor(member.index[1]), 0.0)
+        for member in group.by_role("channelwise"):
+            tensors[member.name].data.index_fill_(member.dim, torch.tensor(member.index[1]), 0.0)
+        remove_channels(cut, group, [1])
+        torch.testing.assert_close(cut(**example), expected(**example), rtol=1e-9, atol=1e-9)
+        assert sorted([cut.attention.qk_head_dim, cut.attention.v_head_dim]) == [3, 4]
+        assert (cut.attention.num_heads, cut.attention.head_dim) == (4, 4)
+        assert not torch.allclose(cut(**example), model(**example), atol=1e-3)
+
+    fresh = make_resizable(copy.deepcopy(model))
+    cut = make_resizable(copy.deepcopy(model))
+    for number in range(2):
+        remove_channels(
+            cut, [one for one in analyse(cut, example, heads="within").groups if one.size == 4][0], [number]
+        )
+    fresh.load_state_dict(cut.state_dict())
+    assert [fresh.attention.qk_head_dim, fresh.attention.v_head_dim] == [3, 3]
+    torch.testing.assert_close(fresh(**example), cut(**example), rtol=0, atol=0)
+
+
 def test_heads_of_queries_keys_and_values_are_those_of_the_attention():
     (group,) = (group for group in find_groups(Between(), torch.randn(2, 3, 6)) if group.size == HEADS)
     (rows,) = (member for member in group.members if member.name == "attention.in_proj_weight")
@@ -263,6 +297,21 @@ def test_heads_that_a_given_mask_numbers_stay():
     model, x = Between(), torch.randn(2, 3, 6)
     structure = analyse(model, {"x": x, "attn_mask": torch.randn(2 * HEADS, 3, 3)})
     assert [group.size for group in structure.groups] == [16]
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_the_layer_before_counts_the_projection_as_one_layer_if_all_three_read_it(same):
+    """And heads are ranked: what stands between queries and the output is no activation."""
+
+    class Before(Between):
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x)
+            return self.last(self.attention(x if same else x.relu(), x, x)[0])
+
+    methods = {group.name: group.method for group in plan_pruning(Before(), torch.randn(2, 3, 6), 0.4).groups}
+    ranked = "rank (derived weight stands between its producer and its consumer)"
+    assert methods["first"] == ("reconstruction" if same else ranked)
+    assert methods["attention.in_proj_weight"] == ranked
 
 
 def test_products_of_attention_are_counted():
