@@ -269,7 +269,7 @@ def test_every_dimension_within_heads_is_right(case):
     cut = make_resizable(copy.deepcopy(model))
     for number in range(2):
         remove_channels(
-            cut, [one for one in analyse(cut, example, heads="within").groups if one.size == 4][0], [number]
+            cut, next(one for one in analyse(cut, example, heads="within").groups if one.size == 4), [number]
         )
     fresh.load_state_dict(cut.state_dict())
     assert [fresh.attention.qk_head_dim, fresh.attention.v_head_dim] == [3, 3]

@@ -72,7 +72,12 @@ _NORM: dict[str, Any] = {
     "running_stats": ("running_mean", "running_var"),
     "always_eval": True,
 }
-_SHAPED_NORM = ModuleSpec(tensor=("weight", "bias"), sizes={"normalized_shape": ...}, width="normalized_shape")
+_SHAPED_NORM = ModuleSpec(
+    tensor=("weight", "bias"),
+    sizes={"normalized_shape": ...},
+    width="normalized_shape",
+    input_sizes={"normalized_shape[0]": -1},  # channels of a norm over several dimensions stay
+)
 _EMBEDDING = ModuleSpec(sizes={"num_embeddings": 0, "embedding_dim": 1}, is_layer=True, reads="indices")
 _RECURRENT = ModuleSpec(is_layer=True, unsupported=_recurrent)
 _QUANTIZED = ModuleSpec(unsupported="is quantised (prune before quantising)")

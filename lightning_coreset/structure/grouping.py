@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from lightning_coreset.module_specs import COMMON_HEAD_COUNTS, module_spec
+from lightning_coreset.module_specs import COMMON_HEAD_COUNTS, module_spec, read_size
 from lightning_coreset.structure.head_dimensions import HeadBlocks, within_heads
 from lightning_coreset.structure.places import ClassPositions, Dim
 from lightning_coreset.structure.propagation import Propagation
@@ -159,17 +159,19 @@ class GroupBuilder:
 
     def _counts(self, number: int, members: tuple[Member, ...]) -> tuple[Count, ...]:
         """Group counts of GroupNorms, and head counts of the modules that hold a head's weights."""
-        named = [(module, name) for numbers, module, name in self._counted if number in numbers]
+        named = {(module, name): count for module, name, counts in self._counted if (count := counts.get(number))}
         if number in self._with_heads:
             weights = [member.name for member in members if member.role != "channelwise"]
             # The weight's own module where it is a parameter of the attention itself, else that module's parent.
             holders = {prefix for name in weights for prefix in _prefixes(name, 2)}
-            named += [(holder, name) for holder in sorted(holders) for name in self._head_counts(holder)]
+            named |= {(holder, name): (0, 0) for holder in sorted(holders) for name in self._head_counts(holder)}
         size = len(members[0].index)
         counts = []
-        for module, name in dict.fromkeys(named):
-            value = vars(self.engine.modules.get(module, object)).get(name)
-            if isinstance(value, int) and value and value % size == 0:
+        for (module, name), (labels, length) in named.items():
+            value = read_size(self.engine.modules[module], name) if module in self.engine.modules else None
+            if isinstance(value, int) and value == length and labels % size == 0:
+                counts.append(Count(module, name, labels // size))  # as wide as several groups together, maybe
+            elif isinstance(value, int) and value and value % size == 0:
                 counts.append(Count(module, name, value // size))
         return tuple(counts)
 
@@ -191,9 +193,14 @@ class GroupBuilder:
         return self._numbers(torch.cat(labels)) if labels else set()
 
     @cached_property
-    def _counted(self) -> list[tuple[set[int], str, str]]:
-        """Attributes of modules that count classes, with the groups of these."""
-        return [(self._numbers(labels), module, name) for labels, module, name in self.engine.counts]
+    def _counted(self) -> list[tuple[str, str, dict[int, tuple[int, int]]]]:
+        """Attributes of modules that count classes: how many labels are each group's own, and how many all are."""
+        counted = []
+        for labels, module, name in self.engine.counts:
+            groups, counts = self.group_of[self.roots[labels]].unique(return_counts=True)
+            own = {number: (count, len(labels)) for number, count in zip(groups.tolist(), counts.tolist(), strict=True)}
+            counted.append((module, name, own))
+        return counted
 
     def _numbers(self, labels: Tensor) -> set[int]:
         return set(self.group_of[self.roots[labels]].unique().tolist())
