@@ -187,7 +187,8 @@ def _whole_heads(propagation: Propagation, axes: list[ChannelLabels]) -> list[Ch
     """Heads lie along the batch dimension of a product; nothing goes within one, its size is in the user's code."""
     kept = []
     for axis in axes:
-        within = axis.dims if axis.single_head else axis.dims[1:]
+        # Labels along the batch dimension are heads, whatever the view of a sequence of one token looked like.
+        within = axis.dims if axis.single_head and 0 not in axis.dims else axis.dims[1:]
         rest = pin_dims(axis, within, propagation.union_find, "is a position within an attention head")
         if rest is not None:
             kept.append(rest)
