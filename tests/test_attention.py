@@ -268,9 +268,8 @@ def test_every_dimension_within_heads_is_right(case):
     fresh = make_resizable(copy.deepcopy(model))
     cut = make_resizable(copy.deepcopy(model))
     for number in range(2):
-        remove_channels(
-            cut, [one for one in analyse(cut, example, heads="within").groups if one.size == 4][0], [number]
-        )
+        group = next(one for one in analyse(cut, example, heads="within").groups if one.size == 4)
+        remove_channels(cut, group, [number])
     fresh.load_state_dict(cut.state_dict())
     assert [fresh.attention.qk_head_dim, fresh.attention.v_head_dim] == [3, 3]
     torch.testing.assert_close(fresh(**example), cut(**example), rtol=0, atol=0)
@@ -590,6 +589,11 @@ def test_a_transformer_loses_its_width_and_heads(options):
             expected, cut = zeroed(model, group, [1]), copy.deepcopy(model)
             remove_channels(cut, group, [1])
             torch.testing.assert_close(cut(source, target), expected(source, target), rtol=1e-9, atol=1e-9)
+    (width,) = (group for group in structure.groups if group.name == "tokens")
+    cut = copy.deepcopy(model)
+    remove_channels(cut, width, [0, 7])
+    assert cut.body.d_model == 22
+    assert cut(source, target).isfinite().all()
     prune(model.float(), (source, target), 0.6, include_residual=True)
     assert model.body.d_model == model.tokens.embedding_dim == model.head.in_features < 24
     model.train()(source, target).sum().backward()
