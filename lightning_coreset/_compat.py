@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 if TYPE_CHECKING:
     from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
@@ -169,6 +170,45 @@ def loads_itself(module: nn.Module) -> bool:
     """Whether a module has a way of its own to load tensors. ``False``, hence strict about shapes, if it is unknown."""
     load = getattr(type(module), "_load_from_state_dict", None)
     return load is not None and not load.__module__.startswith("torch.")
+
+
+# ---- torch: weights that are made of a magnitude and a direction
+
+
+def weight_norm_function() -> Callable[..., Tensor] | None:
+    """What computes the weight in either style of ``weight_norm``, called with direction, magnitude and dimension."""
+    return getattr(torch, "_weight_norm", None)
+
+
+def weight_norms(module: nn.Module) -> dict[str, tuple[str, str]]:
+    """The weight-normed tensors of a module itself, by attribute: the names of magnitude and direction within it.
+
+    One that is parametrized in yet another way is left out.
+    """
+    found = {}
+    kind = _found("torch.nn.utils.parametrizations", "_WeightNorm")
+    if parametrize.is_parametrized(module):
+        chains: Any = module.parametrizations
+        for name, chain in chains.items():
+            if kind is not None and len(chain) == 1 and isinstance(chain[0], kind):
+                path = f"parametrizations.{name}.original"
+                found[name] = (f"{path}0", f"{path}1")
+    for hook in _old_weight_norms(module):
+        found[hook.name] = (f"{hook.name}_g", f"{hook.name}_v")
+    return found
+
+
+def renew_weights(module: nn.Module) -> None:
+    """Compute the weights that an old-style ``weight_norm`` keeps as plain attributes until the next forward pass."""
+    with torch.no_grad():
+        for hook in _old_weight_norms(module):
+            setattr(module, hook.name, hook.compute_weight(module))
+
+
+def _old_weight_norms(module: nn.Module) -> list[Any]:
+    kind = _found("torch.nn.utils.weight_norm", "WeightNorm")
+    hooks = getattr(module, "_forward_pre_hooks", {}).values()
+    return [hook for hook in hooks if kind is not None and isinstance(hook, kind)]
 
 
 # ---- torch: compiled code

@@ -468,7 +468,7 @@ class Replaced(nn.MultiheadAttention):
     [
         (nn.LSTM(4, 6), ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"), "recurrent LSTM"),
         (Replaced(4, 2), ("out_proj.weight",), "MultiheadAttention with code of its own"),
-        (parametrizations.weight_norm(nn.Linear(4, 6)), ("parametrizations.weight.original0",), "parametrized"),
+        (parametrizations.orthogonal(nn.Linear(4, 6)), ("parametrizations.weight.original",), "parametrized"),
     ],
 )
 def test_what_is_never_pruned_may_not_shrink(layer, names, reason):

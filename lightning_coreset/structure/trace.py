@@ -23,6 +23,7 @@ from lightning_coreset.structure.example import Example, output_tensors
 from lightning_coreset.structure.propagation import Propagation
 from lightning_coreset.structure.registry import find_rule
 from lightning_coreset.structure.unsupported import unsupported_parameters
+from lightning_coreset.structure.weight_norms import FollowedWeightNorms
 
 
 def trace(model: nn.Module, example: Example, *, within_heads: bool = False) -> Propagation:
@@ -66,7 +67,7 @@ def trace(model: nn.Module, example: Example, *, within_heads: bool = False) -> 
 
 def _run(engine: Propagation, model: nn.Module, example: Example) -> None:
     try:
-        with engine.executor.running(), engine:
+        with engine.executor.running(), FollowedWeightNorms(engine), engine:
             outputs = example.run(model, example.inputs)
         for tensor in output_tensors(outputs):
             engine.block(tensor, "reaches the network's output")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from lightning_coreset._compat import renew_weights
 from lightning_coreset.module_specs import changed_attributes, owner, read_size
-from lightning_coreset.surgery.apply import replace_data
+from lightning_coreset.surgery.apply import replace_data, set_attributes
 from lightning_coreset.surgery.model_shapes import ModelShapes, all_tensors, record_original_shapes
 from lightning_coreset.surgery.settling import settling
 from lightning_coreset.surgery.slicing import match_memory_format
@@ -54,10 +55,11 @@ def resize(model: nn.Module, target: ModelShapes) -> None:
             for name, value in target.constants.items():
                 if id(tensors[name]) in ready:
                     tensors[name].copy_(value)
-        for module, name, value in values:
-            setattr(module, name, value)
+        set_attributes(values)
         for settle in waiting:
             settle()
+    for module in model.modules():
+        renew_weights(module)
 
 
 def _check(model: nn.Module, target: ModelShapes) -> None:

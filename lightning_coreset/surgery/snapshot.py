@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_coreset._compat import renew_weights
 from lightning_coreset.module_specs import configs_of, is_size
 from lightning_coreset.surgery.apply import replace_data
 from lightning_coreset.surgery.model_shapes import ModelShapes
@@ -77,6 +78,7 @@ class Snapshot:
             if tensor.requires_grad != requires_grad:
                 tensor.requires_grad_(requires_grad)
         for module, attributes in self._attributes:
+            renew_weights(module)
             for name in [name for name, value in vars(module).items() if isinstance(value, ModelShapes)]:
                 del vars(module)[name]
             for name, (value, elements) in attributes.items():
