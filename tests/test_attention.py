@@ -292,6 +292,13 @@ def test_weights_that_are_seen_keep_their_heads(average):
     assert "output" in structure.refused["attention.in_proj_weight"]
 
 
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("shape", [(1, 1), (2, 1), (1, 2)])
+def test_any_number_of_samples_and_tokens_shows_the_heads(shape, batch_first):
+    structure = analyse(Between(batch_first=batch_first), torch.randn(*shape, 6))
+    assert [group.size for group in structure.groups] == [16, HEADS]
+
+
 def test_heads_that_a_given_mask_numbers_stay():
     model, x = Between(), torch.randn(2, 3, 6)
     structure = analyse(model, {"x": x, "attn_mask": torch.randn(2 * HEADS, 3, 3)})
