@@ -53,9 +53,8 @@ def _projection(module: nn.MultiheadAttention, engine: Propagation) -> Callable[
             parts.stand_for_whole(whole)
         operands = zip((query, key, value), weights.tensors or separate, biases.tensors or (None,) * 3, strict=True)
         projected = tuple(F.linear(*each) for each in operands)
-        if whole:
-            for made in projected:
-                _mark_derived(engine, made)
+        for made in projected:
+            _tell(engine, made, derived=whole)
         return projected
 
     return project
@@ -90,8 +89,13 @@ class _Parts:
             self._engine.set_info(part, replace(self._engine.info(part), direct=self._name if whole else None))
 
 
-def _mark_derived(engine: Propagation, made: Tensor) -> None:
-    """A part makes other channels than the parameter does."""
+def _tell(engine: Propagation, made: Tensor, *, derived: bool) -> None:
+    """Say of projected channels that they are those of all heads, and if a part of a parameter made them.
+
+    With sequences of one token, the views of a Linear look as if they wrote a 1 for the heads.
+    """
     info = engine.info(made)
-    paths = engine.producer_paths([made], Step(StepKind.DERIVED_WEIGHT))
-    engine.set_info(made, replace(info, producer_paths=paths))
+    axes = tuple(replace(axis, single_head=False) for axis in info.channel_labels)
+    step = Step(StepKind.DERIVED_WEIGHT) if derived else None
+    paths = engine.producer_paths([made], step)
+    engine.set_info(made, replace(info, channel_labels=axes, producer_paths=paths))
