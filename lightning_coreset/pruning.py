@@ -79,8 +79,9 @@ def prune(
             of all groups (only for methods that rank: ``"magnitude"``, ``"random"``, ``Importance``).
         ignore: Rules for layers that keep all their output channels; they take precedence over all other rules.
         only: Rules for the layers that may lose output channels; all others keep theirs.
-        include_residual: Whether to prune channels that are coupled by residual additions, too. The paper only prunes
-            inside blocks.
+        include_residual: Whether to prune channels, too, that are coupled by residual additions or normalised by
+            LayerNorm, RMSNorm and the like, such as the width of a transformer. Statistics are then taken over the
+            channels that stay. The paper only prunes inside blocks.
         round_to: Channel counts are multiples of this number. A layer with fewer channels is not pruned; the number of
             attention heads is chosen so that their channels are a multiple.
         min_channels: The smallest number of channels that a layer keeps.
