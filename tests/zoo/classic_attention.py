@@ -52,7 +52,7 @@ class Vit(nn.Module):
         return self.head(self.norm(self.blocks(x))[:, 0])
 
 
-network(image(), must=("blocks.0.mlp.0", "blocks.1.mlp.0"))(Vit)
+network(image(), must=("blocks.0.mlp.0", "blocks.1.mlp.0"), normalized=("patch",))(Vit)
 
 
 class SwiGlu(nn.Module):
@@ -101,7 +101,8 @@ class NanoGpt(nn.Module):
 network(
     tokens(),
     must=("blocks.0.mlp.0", "blocks.1.mlp.0"),
-    hard=("blocks.*.attention.qkv",),
+    normalized=("tokens",),
+    hard=("tokens", "blocks.*.attention.qkv"),
     why="the head size is the width over the number of heads",
 )(NanoGpt)
 
