@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
-from lightning_coreset._compat import own_tensors, registered_buffers
+from lightning_coreset._compat import own_tensors, registered_buffers, weight_norms
 from lightning_coreset.module_specs.registry import find, module_spec
 from lightning_coreset.module_specs.spec import ModuleSpec, Shape
 from lightning_coreset.module_specs.values import Size, is_integer, is_size, plain_size
@@ -24,6 +24,9 @@ def sizing_tensor(module: nn.Module) -> tuple[str, Tensor] | None:
         tensor = None if owner is None else own_tensors(owner).get(attribute)
         if tensor is not None:
             return name, tensor
+        _, direction = weight_norms(owner).get(attribute, ("", "")) if owner is not None else ("", "")
+        if owner is not None and direction:  # which has the shape of the weight
+            return f"{path}.{direction}" if path else direction, owner.get_parameter(direction)
     return None
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lightning_coreset.plan import ParameterChange
 from lightning_coreset.structure import ChannelGroup
+from lightning_coreset.structure.records import layer_of
 
 if TYPE_CHECKING:
     from lightning_coreset.planning.allowed_sizes import AllowedSizes
@@ -142,7 +143,7 @@ class CostModel:
             return dict(sizes)
         held = {"products of activations": self._product_macs(sizes)} if unit == "macs" else {}
         for name, count in self._per_element[unit].items():
-            module = name.rpartition(".")[0] or name
+            module = layer_of(name) or name
             held[module] = held.get(module, 0.0) + count * self._numel(name, sizes)
         return held
 

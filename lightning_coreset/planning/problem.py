@@ -16,7 +16,7 @@ from lightning_coreset.planning.head_pairing import paired_by_rank
 from lightning_coreset.planning.layer_rules import Rule, RuleMatcher, format_rule
 from lightning_coreset.planning.request import PruningRatio, Request
 from lightning_coreset.structure import ChannelGroup, StepKind, Structure
-from lightning_coreset.surgery import named_tensors
+from lightning_coreset.surgery import made_weights, named_tensors, weight_norms_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +26,7 @@ class PruningProblem:
     Attributes:
         request: What is asked.
         tensors: Parameters and buffers by name.
+        weights: The same as methods see them: what ``weight_norm`` makes of a direction stands under its name.
         groups: The groups that may shrink, in network order.
         skipped: The layers that may not, each with the reason.
         ratios: Where rules name groups, the fraction of its original classes that each loses.
@@ -36,6 +37,7 @@ class PruningProblem:
 
     request: Request
     tensors: Mapping[str, Tensor]
+    weights: Mapping[str, Tensor]
     groups: Sequence[ChannelGroup]
     skipped: Mapping[str, str]
     ratios: Mapping[str, float]
@@ -72,7 +74,10 @@ class PruningProblem:
         # A group that is new under its name may be wider than the one that had it.
         allowed = [AllowedSizes.of(group, request, max(widths.get(group.name, 0), group.size)) for group in groups]
         ratios = _ratios(matcher, groups, request.pruning_ratio)
-        return cls(request, tensors, groups, skipped, ratios, allowed, cost_model, original or cost_model.totals())
+        weights = made_weights(tensors, weight_norms_of(groups).values())
+        return cls(
+            request, tensors, weights, groups, skipped, ratios, allowed, cost_model, original or cost_model.totals()
+        )
 
     def sizes(self) -> dict[str, int]:
         """The classes that stay in each group, by the request's ratio, rules and limits."""
@@ -115,7 +120,7 @@ class PruningProblem:
         state = PlanState(torch.Generator().manual_seed(self.request.seed))
         for group in self.groups:
             try:
-                yield group.name, question(GroupView(group, self.tensors, state))
+                yield group.name, question(GroupView(group, self.weights, state))
             except NoCoresetForm:
                 continue  # it shrinks at the pace of the others
 

@@ -12,7 +12,7 @@ from lightning_coreset.structure.head_dimensions import merged, paired, single_d
 from lightning_coreset.structure.labels import ChannelLabels, TensorInfo
 from lightning_coreset.structure.op_call import OpCall
 from lightning_coreset.structure.propagation import Propagation, Rule
-from lightning_coreset.structure.records import ChannelGroup, Count, Layer, Member, Path, Role
+from lightning_coreset.structure.records import ChannelGroup, Count, Layer, Member, Path, Role, WeightNorm
 from lightning_coreset.structure.registry import register_rule
 from lightning_coreset.structure.rule_kinds import Contraction, Elementwise, Movement, Pinned
 from lightning_coreset.structure.steps import Norm, Step, StepKind
@@ -44,6 +44,7 @@ __all__ = [
     "StepKind",
     "Structure",
     "TensorInfo",
+    "WeightNorm",
     "analyse",
     "find_groups",
     "merged",

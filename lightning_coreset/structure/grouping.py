@@ -12,7 +12,7 @@ from lightning_coreset.module_specs import COMMON_HEAD_COUNTS, module_spec
 from lightning_coreset.structure.head_dimensions import HeadBlocks, within_heads
 from lightning_coreset.structure.places import ClassPositions, Dim
 from lightning_coreset.structure.propagation import Propagation
-from lightning_coreset.structure.records import ChannelGroup, Count, Member, Path, Role, one_each
+from lightning_coreset.structure.records import ChannelGroup, Count, Member, Path, Role, layer_of, one_each
 from lightning_coreset.structure.union_find import FIXED, ChannelUnionFind
 
 
@@ -122,8 +122,10 @@ class GroupBuilder:
 
     def _name(self, producer: Dim) -> str:
         """The module's name where it makes channels with its ``weight``, else the parameter's."""
-        module, _, parameter = producer[0].rpartition(".")
-        return module if module and parameter == "weight" else producer[0]
+        made = self.engine.weight_norms.get(producer[0])
+        name = producer[0] if made is None else made.weight
+        module, _, parameter = name.rpartition(".")
+        return module if module and parameter == "weight" else name
 
     def _group(self, number: int, size: int, dims: list[Dim], places: ClassPositions) -> ChannelGroup:
         """The group of this number."""
@@ -148,6 +150,7 @@ class GroupBuilder:
             self._paths(members),
             self._counts(number, members),
             number in self._normalized,
+            tuple(norm for name, norm in self.engine.weight_norms.items() if name in {one.name for one in members}),
             within,
         )
 
@@ -230,7 +233,7 @@ class GroupBuilder:
                 refused[self._name(where)] = self._why(where)
         told = {name for name, _ in grouped} | {name for name, _ in self.engine.records.producers}
         for name, owner in self.engine.owners.items():
-            layer = name.partition(".parametrizations.")[0] if ".parametrizations." in name else _module(name)
+            layer = layer_of(name)
             if not layer:  # the model is a layer itself, which goes by the name of its weight
                 layer = "weight" if "weight" in self.engine.owners else name
             if (
@@ -253,12 +256,8 @@ class GroupBuilder:
 
 def _prefixes(name: str, count: int) -> list[str]:
     """The last ``count`` modules on the way to a parameter."""
-    parts = name.split(".")[:-1]
+    parts = [*layer_of(name).split(".")] if layer_of(name) else []
     return [".".join(parts[: len(parts) - back]) for back in range(min(count, len(parts) + 1))]
-
-
-def _module(name: str) -> str:
-    return name.rpartition(".")[0]
 
 
 def _each_once(values: Tensor) -> Tensor:

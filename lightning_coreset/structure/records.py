@@ -15,6 +15,11 @@ from lightning_coreset.structure.steps import Norm, Step
 Role = Literal["producer", "consumer", "channelwise"]
 
 
+def layer_of(name: str) -> str:
+    """The module of a parameter by qualified names; of a parametrized one, the module that it is a part of."""
+    return name.partition(".parametrizations.")[0] if ".parametrizations." in name else name.rpartition(".")[0]
+
+
 @lru_cache(maxsize=64)
 def one_each(size: int) -> tuple[tuple[int, ...], ...]:
     """The index of classes that each lie at their own position, as in nearly every member; one object for all."""
@@ -146,6 +151,27 @@ class Count:
 
 
 @dataclass(frozen=True)
+class WeightNorm:
+    """A weight that is a magnitude times a direction over the direction's norm, as ``weight_norm`` makes it.
+
+    When parts of the direction go, its norm changes, and the magnitude with it, so that what is left of the weight
+    stays as it was.
+
+    Attributes:
+        weight: Qualified name of the weight, which is no parameter itself.
+        magnitude: Qualified name of ``original0``, ``weight_g`` in the old style.
+        direction: Qualified name of ``original1``, ``weight_v`` in the old style. It has the weight's shape, and stands
+            for the weight wherever a parameter is named.
+        dim: The dimension along which the magnitude lies; ``None`` for a single number.
+    """
+
+    weight: str
+    magnitude: str
+    direction: str
+    dim: int | None
+
+
+@dataclass(frozen=True)
 class WithinHeads:
     """That the channels of a group are dimensions within attention heads.
 
@@ -186,6 +212,7 @@ class ChannelGroup:
         counts: Attributes of modules that count the classes, beside the sizes of tensors.
         normalized: Whether the network normalises over these channels, as LayerNorm does. Where it does, the statistics
             are those of the channels that stay.
+        weight_norms: How the weights are made that are no parameters themselves, by ``weight_norm``.
         within_heads: For dimensions within attention heads, what is special about them; ``None`` for all others.
     """
 
@@ -194,6 +221,7 @@ class ChannelGroup:
     paths: tuple[Path, ...] = field(default=(), repr=False)
     counts: tuple[Count, ...] = ()
     normalized: bool = False
+    weight_norms: tuple[WeightNorm, ...] = ()
     within_heads: WithinHeads | None = None
 
     @property

@@ -43,7 +43,6 @@ def take_statistic(
             others.append(axis)
         else:
             normalized.append(unite_along(axis, axis.dims[:-1], propagation.union_find, reason))
-    propagation.normalized += [axis.flat for axis in normalized]
     return tuple(pin_all(others, reduced, propagation.union_find, reason)), tuple(normalized)
 
 
@@ -58,15 +57,20 @@ def check_statistics(propagation: Propagation, call: OpCall, rule: Rule) -> list
 
 
 def pass_statistics(propagation: Propagation, call: OpCall, entering: Iterable[Statistic]) -> list[Statistic]:
-    """What the results of a call are still made of: the statistics that have not met the channels they are of."""
+    """What the results of a call are still made of: the statistics that have not met the channels they are of.
+
+    Those that meet them normalise them. A statistic that nothing uses, as the mean of an attention over its heads that
+    ``nn.MultiheadAttention`` returns beside its output, does not.
+    """
     axes = [axis for tensor in call.tensors for axis in propagation.info(tensor).channel_labels]
     met = [_classes(propagation, axis.labels) for axis in axes]
-    left = {id(one): one for one in entering}
-    return [
-        one
-        for one in left.values()
-        if not any(torch.equal(_classes(propagation, one.labels), classes) for classes in met)
-    ]
+    left = []
+    for one in {id(one): one for one in entering}.values():
+        if any(torch.equal(_classes(propagation, one.labels), classes) for classes in met):
+            propagation.normalized.append(one.labels)
+        else:
+            left.append(one)
+    return left
 
 
 def block_statistics(propagation: Propagation, tensor: Tensor, where: str) -> None:

@@ -115,7 +115,7 @@ def _run_both(call: OpCall, other: OpCall, layouts: Iterable[Tensor]) -> tuple[A
     """The results of a call and its twin, with the same random numbers."""
     first = call.args[0] if call.args else None
     twin = other.args[0] if other.args else None
-    kept = channels_left_out(call, twin, layouts) if isinstance(first, Tensor) and isinstance(twin, Tensor) else {}
+    kept = channels_left_out(call, twin, layouts) if isinstance(twin, Tensor) and isinstance(first, Tensor) else {}
     if kept:
         return reduced_over(call, kept), reduced_over(other, kept)
     removed = removed_in_product(call, other)

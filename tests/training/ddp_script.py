@@ -105,6 +105,27 @@ class Stream(Classifier):
         super().__init__(nn.Sequential(nn.Linear(8, 32), Shortcut(32), nn.LayerNorm(32), nn.Linear(32, 3)))
 
 
+class Attentive(Classifier):
+    """Reads eight numbers as four tokens, with an ``nn.MultiheadAttention`` between its layers."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Sequential(nn.Linear(2, 32), SelfAttention(32, 4), nn.Linear(32, 3)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x.view(-1, 4, 2)).mean(1)
+
+
+class SelfAttention(nn.Module):
+    """An attention beside a shortcut; without biases, for the gradient of that of keys is nothing but rounding."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(width, heads, bias=False, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.attention(x, x, x)[0]
+
+
 class Shares(pl.LightningDataModule):
     """Gives every process its part of every global batch."""
 
@@ -175,6 +196,7 @@ VARIANTS = {
     "numbers": Variant(Numbers),
     "compiled": Variant(Compiled),
     "stream": Variant(Stream, pruning={"include_residual": True}),
+    "attention": Variant(Attentive, pruning={"include_residual": True}),
     "certified": Variant(pruning={"method": "random", "certify": True}),
     "hook": Variant(strategy=hooked(allreduce_hook), pruning={"method": "random"}),
     "fp16_hook": Variant(strategy=hooked(fp16_compress_hook), exact=False),

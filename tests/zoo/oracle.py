@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor, nn
+from weight_norms import with_plain_weights
 
 from lightning_coreset.planning.problem import prunable
 from lightning_coreset.planning.request import Request
@@ -135,7 +136,7 @@ def judge(model: nn.Module, inputs: Sequence[Inputs], group: ChannelGroup, *, tr
     changed = False
     for seed in range(3):
         removed = choose(group.size, seed)
-        expected, fault = reference(model, [(group, removed)], runs)
+        expected, fault = reference(with_plain_weights(model), [(group, removed)], runs)
         if fault:
             return Verdict(group.name, *fault)
         cut = duplicate(model)
@@ -161,7 +162,7 @@ def judge_together(model: nn.Module, inputs: Sequence[Inputs], groups: Sequence[
     removed = [(group, choose(group.size, 0)) for group in groups]
     kept = [(group, [i for i in range(group.size) if i not in gone]) for group, gone in removed]
     runs = [(one, False) for one in inputs]
-    expected, fault = reference(model, removed, runs)
+    expected, fault = reference(with_plain_weights(model), removed, runs)
     if fault:
         return Verdict("all groups", *fault)
     cut = duplicate(model)

@@ -54,6 +54,7 @@ def _normalize(propagation: Propagation, call: OpCall, dim: int, dims: range, re
     """Normalise over ``dims``, of which ``dim`` has the channels that the weights scale; returns what is left."""
     source = call.args[0]
     others, normalized = take_statistic(propagation, source, dims, reason)
+    propagation.normalized += [axis.flat for axis in normalized]
     axis = next((axis for axis in normalized if axis.dims == (dim,)), None)
     if axis is None:
         _block_parameters(propagation, call, reason)
