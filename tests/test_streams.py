@@ -281,7 +281,8 @@ def test_scan(name):
     assert (str(model), scan[0].group) == (text, STREAM[name])
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
     for record in scan:
-        assert record.baseline - record.value == record.params_removed > 0
+        assert record.baseline - record.value == record.params_removed
+        assert (record.params_removed > 0) == (record.channels_after < record.channels_before)
 
 
 def test_a_plan_with_streams_is_plain_data():
