@@ -98,7 +98,8 @@ def sensitivity_scan(
             chooses sizes itself, is refused.
         ignore: Rules for layers that are not scanned, as for :func:`lightning_coreset.prune`.
         only: Rules for the only layers that are scanned.
-        include_residual: Whether channels coupled by residual additions are scanned as well.
+        include_residual: Whether channels that are coupled by residual additions or normalised by LayerNorm, RMSNorm
+            and the like are scanned as well.
         heads: Whether whole attention heads are scanned, or dimensions ``"within"`` them.
         seed: Seed of the random choices of channels, the same for every group.
         check: Whether to test on a copy first that channels of every group can be removed; groups that fail are not

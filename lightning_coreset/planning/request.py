@@ -34,7 +34,8 @@ class Request:
         unit: What is counted: parameters, multiply-accumulates or removable channels.
         method: How channels are chosen.
         ignore: Rules for layers whose output channels all stay, whatever else names them.
-        include_residual: Whether channels coupled by residual additions may go.
+        include_residual: Whether channels may go that are coupled by residual additions or normalised (LayerNorm,
+            RMSNorm and the like).
         heads: Whether attention loses whole heads, or dimensions within all of its heads.
         seed: Seed of the random choices.
         input_radius: Bound on the norm of the network's own input as its first layer sees it, for certificates.
