@@ -175,6 +175,7 @@ class CoresetPruningCallback(pl.Callback):
         if isinstance(schedule, Mapping):
             self.request = replace(self.request, pruning_ratio=self.timeline.target)
         self._source = ExampleSource(example_inputs)
+        self.request.check_trial(check)
         self._planner = EventPlanner(self.request, self._source, order, check, certify, change_attributes)
         self._monitor = Monitor(metric, monitor, monitor_mode, eval_batches)
         self._guard = Guard(max_drop, recover_epochs, on_failure, self._monitor.mode, self._monitor.name)

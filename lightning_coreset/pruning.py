@@ -218,6 +218,7 @@ def _planned(
 
     The warnings point two frames up, at the caller of the public function that calls this one.
     """
+    request.check_trial(check)
     example = Example.of(example_inputs)
     request.check_rules(model)  # cheap, so before the model is run
     structure = analyse(model, example, heads=request.heads)

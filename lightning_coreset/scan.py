@@ -136,6 +136,7 @@ def sensitivity_scan(
     if chosen.chooses_sizes:
         raise ValueError("Expected a method that prunes to a given size but got Sensitivity(epsilon=...).")
     request = Request(max(ratios), "params", chosen, ignore, include_residual, seed, only=only, heads=heads)
+    request.check_trial(check)
     structure, problem = _structure_and_problem(model, example_inputs, request, check, change_attributes)
     evaluation = _Evaluation(model, evaluate, Snapshot(model, copy=True))
     baseline = evaluation.value()

@@ -121,6 +121,18 @@ class Request:
         ratio = self.pruning_ratio
         return max(ratio.values()) if isinstance(ratio, Mapping) else ratio
 
+    def check_trial(self, check: bool) -> None:
+        """Refuse to do without the self-check where it decides what is pruned.
+
+        Raises:
+            ValueError: For dimensions within heads without it.
+        """
+        if self.heads == "within" and not check:
+            raise ValueError(
+                "Expected check=True with heads='within' but got check=False. Only the self-check can tell by which "
+                "numbers a network views its heads, and so which dimensions have to go together."
+            )
+
     def scaled(self, fraction: float, *, seed: int | None = None) -> Request:
         """The same request on its way: at a fraction of every ratio.
 
