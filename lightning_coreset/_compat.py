@@ -88,6 +88,28 @@ def is_torch_loss(module: nn.Module) -> bool:
     return any(base.__module__ == "torch.nn.modules.loss" for base in type(module).__mro__)
 
 
+class UnfusedAttention(nn.MultiheadAttention):
+    """``nn.MultiheadAttention`` that no caller runs by a fused kernel, which can only compute ``embed_dim`` wide heads.
+
+    ``nn.TransformerEncoderLayer``, the one caller in torch 2.6 to 2.13, asks for this attribute first. The property
+    hides the module's own, which keeps its value for the time when the module is of torch's class again.
+    """
+
+    @property
+    def _qkv_same_embed_dim(self) -> bool:
+        return False
+
+
+def may_be_unfused(module: nn.Module) -> bool:
+    """Whether torch asks an attention what :class:`UnfusedAttention` answers."""
+    return "_qkv_same_embed_dim" in vars(module)
+
+
+def has_packed_projection(attributes: Mapping[str, Any]) -> bool:
+    """Whether an attention with these attributes has one ``in_proj_weight`` for queries, keys and values."""
+    return attributes.get("_qkv_same_embed_dim", True)
+
+
 # ---- torch: what a module holds. By the methods of ``nn.Module`` itself, since wrappers override them.
 
 

@@ -8,6 +8,11 @@ from typing import Any
 from torch import nn
 
 from lightning_coreset._compat import BatchOrInstanceNorm, Convolution, Dropout, InstanceNorm
+from lightning_coreset.module_specs.attention import (
+    attention_sizes,
+    settle_attention,
+    unsupported_attention,
+)
 from lightning_coreset.module_specs.spec import ModuleSpec, Shape
 
 
@@ -95,8 +100,17 @@ TABLE: dict[type[nn.Module] | str, ModuleSpec] = {
     nn.RNNBase: _RECURRENT,
     nn.RNNCellBase: _RECURRENT,
     nn.MultiheadAttention: ModuleSpec(
+        tensor=("in_proj_weight", "q_proj_weight"),
+        sizes=attention_sizes,
+        head_counts=("num_heads",),
         is_layer=True,
-        unsupported="belongs to nn.MultiheadAttention, which takes its heads to be as wide together as the model",
+        always_eval=True,
+        settle=settle_attention,
+        unsupported=unsupported_attention,
+    ),
+    nn.Transformer: ModuleSpec(
+        tensor=("encoder.layers.0.self_attn.in_proj_weight", "encoder.layers.0.self_attn.q_proj_weight"),
+        sizes={"d_model": 1},
     ),
     "torch.ao.nn.quantized.*": _QUANTIZED,
     "torch.nn.quantized.*": _QUANTIZED,

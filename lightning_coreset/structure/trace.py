@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from lightning_coreset._compat import eager_execution, registered_buffers, set_registered_buffers
 from lightning_coreset.module_specs import check_module_sizes, module_spec, sizing_tensor
+from lightning_coreset.structure.attention import followed_attention
 from lightning_coreset.structure.example import Example, output_tensors
 from lightning_coreset.structure.propagation import Propagation
 from lightning_coreset.structure.registry import find_rule
@@ -48,6 +49,7 @@ def trace(model: nn.Module, example: Example, *, within_heads: bool = False) -> 
         engine = Propagation(model, find_rule, unsupported_parameters(model), within_heads=within_heads)
         stack.enter_context(_WatchedAttention(engine))
         stack.enter_context(_watched_inputs(model, engine))
+        stack.enter_context(followed_attention(model, engine))
         model.eval()
         _run(engine, model, example)
         engine.records.recording = False

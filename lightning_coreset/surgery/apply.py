@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from lightning_coreset._compat import renew_weights
 from lightning_coreset.module_specs import Size, changed_attributes, new_sizes, read_size, sizing_tensor
 from lightning_coreset.plan import AttributeChange, ParameterChange
 from lightning_coreset.surgery.model_shapes import record_original_shapes
+from lightning_coreset.surgery.settling import settling
 from lightning_coreset.surgery.slicing import index_dims, named_tensors
 from lightning_coreset.surgery.weight_norms import new_values
 
@@ -51,16 +53,18 @@ def _apply(
         tensor = tensors[change.name]
         grad = None if tensor.grad is None else index_dims(tensor.grad, change.kept)
         ready.append((tensor, value, grad, change))
+    new_shapes = {id(tensor): change.new_shape for tensor, _, _, change in ready}
     sizes = [
-        *_module_sizes(model, {id(tensor): change.new_shape for tensor, _, _, change in ready}),
+        *_module_sizes(model, new_shapes),
         *((model.get_submodule(attribute.module), attribute.name, attribute.new) for attribute in attributes),
     ]
-    values = changed_attributes(sizes)
+    values, waiting = changed_attributes(sizes), settling(model, new_shapes)
     with record_original_shapes(model):
         for tensor, value, grad, _ in ready:
             replace_data(tensor, value, grad)
-        for module, name, value in values:
-            setattr(module, name, value)
+        set_attributes(values)
+        for settle in waiting:
+            settle()
     for module in model.modules():
         renew_weights(module)
     return {tensor: change for tensor, _, _, change in ready if isinstance(tensor, nn.Parameter)}
@@ -77,6 +81,12 @@ def replace_data(tensor: Tensor, value: Tensor, grad: Tensor | None = None) -> N
     tensor.data = torch.empty(0, dtype=other_dtype, device=tensor.device)
     tensor.data = value
     tensor.grad = grad
+
+
+def set_attributes(values: Iterable[tuple[nn.Module, str, Any]]) -> None:
+    """Set attributes to values that were computed before the tensors were replaced."""
+    for module, name, value in values:
+        setattr(module, name, value)
 
 
 def _module_sizes(model: nn.Module, new_shapes: Mapping[int, tuple[int, ...]]) -> Iterator[tuple[nn.Module, str, Size]]:

@@ -21,7 +21,7 @@ _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
 """Largest difference relative to the largest output; a wrong index changes outputs by about their own size."""
 
 LEAK = "its channels reach further"
-"""The beginning of a reason that no number of the network explains."""
+"""The beginning of the reason that no number of the network explains."""
 
 
 class Trial:
@@ -89,12 +89,12 @@ class Trial:
         """
         groups = [_paired_at_random(group) for group in groups]
         removed = {group.name: _some_classes(group) for group in groups}
-        expected, disturbed = self._reference(groups, removed)
+        model = duplicate(self.model)
+        expected, disturbed = self._reference(model, groups, removed)
         leak = self._difference(disturbed, expected)
         if leak is not None:
-            return f"{LEAK} than its consumers ({leak})"
+            return f"its channels reach further than its consumers ({leak})"
         kept = [(group, sorted(set(range(group.size)) - removed[group.name])) for group in groups]
-        model = duplicate(self.model)
         try:
             apply_changes(model, slice_members(named_tensors(model), kept), scale_counts(model, kept))
             found = self.run(model)
@@ -106,15 +106,22 @@ class Trial:
         difference = self._difference(found, expected)
         return None if difference is None else f"its removal changes what the network computes ({difference})"
 
-    def _reference(self, groups: Sequence[ChannelGroup], removed: Removed) -> tuple[list[Tensor], list[Tensor]]:
+    def _reference(
+        self, model: nn.Module, groups: Sequence[ChannelGroup], removed: Removed
+    ) -> tuple[list[Tensor], list[Tensor]]:
         """What the network computes with the consumers of removed channels at zero.
 
-        Where it normalises over channels, the statistics are those of the channels that stay.
+        Where it normalises over channels, the statistics are those of the channels that stay; queries and keys are
+        multiplied without those that go.
+
+        Args:
+            model: A copy of the network; its consumers stay at zero.
+            groups: The groups.
+            removed: What goes of them.
 
         Returns:
             The outputs, and the outputs where the producers of removed channels have other weights.
         """
-        model = duplicate(self.model)
         fixed = FixedWeights(named_tensors(model), groups)
         zero_consumers_(fixed.tensors, groups, removed)
         twins = twin_run(fixed.tensors, self.model, groups, removed)
