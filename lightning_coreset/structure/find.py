@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
@@ -42,6 +42,29 @@ class Structure:
         """The structure with others in place of the groups of the same names."""
         others = {group.name: group for group in groups}
         return replace(self, groups=tuple(others.get(group.name, group) for group in self.groups))
+
+    def joined(self, other: Structure, names: Collection[str] | None = None) -> Structure:
+        """The structure with groups that only another analysis of the network found: those that overlap no own group.
+
+        Args:
+            other: What that found.
+            names: Names of the only groups that are taken from there.
+        """
+        taken = {place for group in self.groups for place in group.places()}
+        known = {group.name for group in self.groups}
+        groups = list(self.groups)
+        added: list[ChannelGroup] = []
+        for number, group in enumerate(other.groups):
+            if group.name in known or (names is not None and group.name not in names) or taken & group.places():
+                continue
+            later = {one.name for one in other.groups[number:]}  # in network order
+            at = next((place for place, one in enumerate(groups) if one.name in later), len(groups))
+            groups.insert(at, group)
+            added.append(group)
+        layers = {member.name.removesuffix(".weight") for group in added for member in group.by_role("producer")}
+        refused = {name: why for name, why in self.refused.items() if name not in layers or name in other.refused}
+        products = {group.name: other.product_macs[group.name] for group in added if group.name in other.product_macs}
+        return replace(self, groups=tuple(groups), refused=refused, product_macs={**self.product_macs, **products})
 
     def with_counts(self, counts: Mapping[str, Sequence[Count]]) -> Structure:
         """The structure with more numbers that change with a group, by the groups' names."""
@@ -84,19 +107,24 @@ def find_groups(model: nn.Module, example_inputs: ExampleInputs) -> list[Channel
     return list(analyse(model, example_inputs).groups)
 
 
-def analyse(model: nn.Module, example: Example | ExampleInputs, *, heads: Heads = "whole") -> Structure:
+def analyse(
+    model: nn.Module, example: Example | ExampleInputs, *, heads: Heads = "whole", unequal_pieces: bool = False
+) -> Structure:
     """``find_groups``, with the reasons of what is refused and the multiply-accumulates of every layer.
 
     Args:
         model: Any network.
         example: How it is run.
         heads: Whether whole attention heads may go, or dimensions ``"within"`` them.
+        unequal_pieces: Whether channels of tensors that are cut into pieces of different sizes are in groups, too. The
+            sizes of the pieces have to change with them, so such groups have to be tried.
     """
     example = example if isinstance(example, Example) else Example.of(example)
-    engine = trace(model, example, within_heads=heads == "within")
+    engine = trace(model, example, within_heads=heads == "within", unequal_pieces=unequal_pieces)
     blocks = HeadBlocks.of(engine.head_dimensions, engine.union_find) if engine.head_dimensions else None
     _decide_grids(engine)
-    looked_up = blocks is not None or engine.heads or engine.counts or engine.normalized or engine.records.products
+    by_label = (engine.pieces, engine.heads, engine.counts, engine.normalized, engine.records.products)
+    looked_up = blocks is not None or any(by_label)
     union_find = engine.union_find if looked_up else engine.union_find.condensed()
     _block_whole_dimensions(union_find)
     classes = GroupBuilder(engine, union_find, blocks)

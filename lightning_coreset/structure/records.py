@@ -199,6 +199,12 @@ class ChannelGroup:
         more = [count for count in counts if (count.module, count.name) not in known]
         return replace(self, counts=(*self.counts, *more)) if more else self
 
+    def places(self) -> set[tuple[str, int, int]]:
+        """Every position that a class has: tensor, dimension and position."""
+        return {
+            (member.name, member.dim, position) for member in self.members for own in member.index for position in own
+        }
+
     def by_role(self, role: Role) -> tuple[Member, ...]:
         """The members of one role, in network order."""
         return tuple(member for member in self.members if member.role == role)

@@ -26,7 +26,7 @@ from lightning_coreset.training.example import ExampleSource
 from lightning_coreset.training.progress import Progress
 from lightning_coreset.training.requirements import check_not_captured
 from lightning_coreset.training.strategies import from_rank_zero, run_on_all_ranks
-from lightning_coreset.verification import describe_failures, tried_groups
+from lightning_coreset.verification import describe_failures, tried_groups, uncertain_groups
 
 Order: TypeAlias = Literal["together", "bottom_up"]
 
@@ -82,7 +82,7 @@ class EventPlanner:
                 tried = run_on_all_ranks(trainer, lambda: self._tried(trainer, pl_module, structure))
                 # The same on every rank, though an example of another rank might show something else.
                 progress.counts, progress.unsound = from_rank_zero(trainer, lambda: tried)
-                structure = structure.with_counts(progress.counts).without(progress.unsound)
+                structure = run_on_all_ranks(trainer, lambda: self.structure(trainer, pl_module, progress))
             targets = from_rank_zero(trainer, lambda: self._targets(pl_module, structure))
             progress.original, progress.final_sizes = targets
         return progress.original, prunable(pl_module, structure, self.request)[0]
@@ -92,6 +92,9 @@ class EventPlanner:
         check_not_captured(pl_module)
         with self.source.examples(trainer, pl_module) as examples:
             structure = analyse(pl_module, examples[0])
+            uncertain = progress.counts.keys() - {group.name for group in structure.groups}
+            if uncertain:  # that the self-check accepted
+                structure = structure.joined(analyse(pl_module, examples[0], unequal_pieces=True), uncertain)
         names = {group.name for group in structure.groups}
         return structure.with_counts(progress.counts).without(
             {name: why for name, why in progress.unsound.items() if name in names}
@@ -158,8 +161,10 @@ class EventPlanner:
     ) -> tuple[dict[str, tuple[Count, ...]], dict[str, str]]:
         """The numbers that change with each group, and the groups that fail the self-check on some example."""
         failures: dict[str, str] = {}
-        groups = {group.name: group for group in structure.groups}
         with self.source.examples(trainer, pl_module) as examples:
+            uncertain = uncertain_groups(pl_module, structure, examples[0]) if self.change_attributes else None
+            offered = structure if uncertain is None else structure.joined(uncertain)
+            groups = {group.name: group for group in offered.groups}
             searches = [(example, self.change_attributes) for example in examples]
             for number, (example, search) in enumerate(searches):
                 sound = [group for name, group in groups.items() if name not in failures]
@@ -169,7 +174,10 @@ class EventPlanner:
                 failures |= failed
                 if changed and search:  # what this example added has to hold for those before
                     searches += [(example, False) for example, _ in searches[:number]]
+        found = {group.name: groups[group.name].counts[len(group.counts) :] for group in offered.groups}
+        own = {group.name for group in structure.groups}
+        counts = {name: new for name, new in found.items() if name not in failures and (new or name not in own)}
+        failures = {name: reason for name, reason in failures.items() if name in own}
         if failures:
             rank_zero_warn(describe_failures(failures))
-        found = {group.name: groups[group.name].counts[len(group.counts) :] for group in structure.groups}
-        return {name: counts for name, counts in found.items() if counts and name not in failures}, failures
+        return counts, failures
