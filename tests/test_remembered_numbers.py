@@ -579,7 +579,7 @@ def test_a_hopeless_group_has_a_limit(trials):
 def test_what_failed_once_is_not_searched_again(trials):
     class Several(Layers):
         def between(self, y: Tensor) -> Tensor:
-            assert self.one and self.two and self.three
+            assert self.one + self.two + self.three
             return y.view(len(y), 8)
 
     def blocks() -> nn.Module:

@@ -50,12 +50,13 @@ class Structure:
             other: What that found.
             names: Names of the only groups that are taken from there.
         """
-        taken = {place for group in self.groups for place in group.places()}
         known = {group.name for group in self.groups}
         groups = list(self.groups)
         added: list[ChannelGroup] = []
         for number, group in enumerate(other.groups):
-            if group.name in known or (names is not None and group.name not in names) or taken & group.places():
+            if group.name in known or (names is not None and group.name not in names):
+                continue
+            if any(group.overlaps(own) for own in self.groups):
                 continue
             later = {one.name for one in other.groups[number:]}  # in network order
             at = next((place for place, one in enumerate(groups) if one.name in later), len(groups))

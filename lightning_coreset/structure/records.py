@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
+from itertools import chain
 from typing import Literal
 
 import torch
@@ -199,11 +200,11 @@ class ChannelGroup:
         more = [count for count in counts if (count.module, count.name) not in known]
         return replace(self, counts=(*self.counts, *more)) if more else self
 
-    def places(self) -> set[tuple[str, int, int]]:
-        """Every position that a class has: tensor, dimension and position."""
-        return {
-            (member.name, member.dim, position) for member in self.members for own in member.index for position in own
-        }
+    def overlaps(self, other: ChannelGroup) -> bool:
+        """Whether both have a position of some tensor."""
+        own = {(member.name, member.dim): member for member in self.members}
+        both = [(own[member.name, member.dim], member) for member in other.members if (member.name, member.dim) in own]
+        return any({*chain(*one.index)} & {*chain(*two.index)} for one, two in both)
 
     def by_role(self, role: Role) -> tuple[Member, ...]:
         """The members of one role, in network order."""
