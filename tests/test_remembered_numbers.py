@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lightning_coreset import PruningPlan, load_pruned, make_resizable, plan_pruning, prune, sensitivity_scan
-from lightning_coreset.structure import Count, Example, analyse, find_groups
+from lightning_coreset.structure import Count, Example, Structure, analyse, find_groups
 from lightning_coreset.surgery import Snapshot, apply_changes, remove_channels
-from lightning_coreset.verification import tried_groups
+from lightning_coreset.verification import tried_groups, verified
 from lightning_coreset.verification.trial import Trial
 
 
@@ -135,6 +135,80 @@ class Attention(nn.Module):
 def test_numbers_of_one_module(model, numbers):
     assert tried(model, X, change_attributes=False)[1].keys() == {"a"}
     assert tried(model, X) == ({"a": numbers}, {})
+
+
+class Pieces(nn.Module):
+    """Pieces of several sizes, each with a layer of its own."""
+
+    def __init__(self, sizes: tuple[int, ...] | list[int] = (8, 4, 8)) -> None:
+        super().__init__()
+        self.split_sizes = sizes
+        self.a = nn.Linear(6, sum(sizes))
+        self.layers = nn.ModuleList(nn.Linear(size, 3) for size in sizes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return sum(layer(piece.relu()) for layer, piece in zip(self.layers, self.cut(self.a(x)), strict=True))
+
+    def cut(self, y: Tensor) -> Sequence[Tensor]:
+        return y.split(self.split_sizes, 1)
+
+
+class Slices(Pieces):
+    def cut(self, y: Tensor) -> Sequence[Tensor]:
+        first, second, third = self.split_sizes
+        return y[:, :first], y[:, first : first + second], y[:, first + second : first + second + third]
+
+
+class LiteralPieces(Pieces):
+    def cut(self, y: Tensor) -> Sequence[Tensor]:
+        return y.split((8, 4, 8), 1)
+
+
+def checked(model: nn.Module, x: Tensor, **options: bool) -> Structure:
+    return verified(model, analyse(model, x), Example.of(x), **options)
+
+
+@pytest.mark.parametrize("kind", [tuple, list])
+@pytest.mark.parametrize(
+    ("net", "last"),
+    [
+        (Pieces, [("split_sizes[2]", 1)]),
+        (Slices, []),  # it ends with the tensor in any case
+    ],
+)
+def test_pieces_of_several_sizes(net, last, kind):
+    model = net(kind([8, 4, 8]))
+    structure = checked(model, X)
+    assert {group.name: [(count.name, count.per_class) for count in group.counts] for group in structure.groups} == {
+        "a": [("split_sizes[0]", 1)],
+        "a#2": [("split_sizes[1]", 1)],
+        "a#3": last,
+    }
+    assert "a" not in structure.refused
+    prune(model, X, 0.4)
+    widths = tuple(layer.in_features for layer in model.layers)
+    assert tuple(model.split_sizes[: 2 + len(last)]) == widths[: 2 + len(last)] < (8, 4, 8)
+    assert type(model.split_sizes) is kind
+    model(X)
+
+
+@pytest.mark.parametrize("options", [{"change_attributes": False}, {"change_attributes": True}])
+def test_pieces_written_as_numbers_stay_refused_without_a_word(options):
+    """As before: nobody expects them to be pruned, so no warning says that they are not."""
+    structure = checked(LiteralPieces(), X, **options)
+    assert structure.groups == ()
+    assert structure.refused["a"] == "is cut into unequal pieces by aten.split_with_sizes"
+    assert checked(Pieces(), X, change_attributes=False).groups == ()
+
+
+def test_find_groups_knows_nothing_of_unequal_pieces():
+    assert find_groups(Pieces(), X) == []
+
+
+def test_pieces_beside_other_groups_come_in_network_order():
+    model = nn.Sequential(nn.Linear(6, 7), nn.ReLU(), nn.Linear(7, 6), Pieces(), nn.Linear(3, 5), nn.Linear(5, 2))
+    names = [group.name for group in checked(model, X).groups]
+    assert names == ["0", "2", "3.a", "3.a#2", "3.a#3", "3.layers.0", "4"]
 
 
 @pytest.mark.parametrize(
@@ -339,6 +413,15 @@ def test_two_groups_of_one_width_are_not_confused():
     assert (model.one, model.two) == (4, 6)
 
 
+def test_what_is_read_but_not_needed_stays():
+    class Noted(View):
+        def between(self, y: Tensor) -> Tensor:
+            assert self.note
+            return super().between(y)
+
+    assert tried(Noted(dim_head=8, note=8), X) == ({"a": {("", "dim_head", 1)}}, {})
+
+
 def test_what_is_not_read_stays():
     model = View(dim_head=8, note=8, config=Config())
     assert tried(model, X) == ({"a": {("", "dim_head", 1)}}, {})
@@ -394,6 +477,24 @@ def test_a_literal_beside_numbers_stays_refused_and_nothing_is_changed():
         checked = plan_pruning(nn.Sequential(model, nn.ReLU(), nn.Linear(3, 5), nn.Linear(5, 2)), X, 0.1)
     assert checked.attributes == ()
     assert model.dim_head == 8
+
+
+def test_only_numbers_that_are_read_on_the_way_are_tried():
+    class Partly(Layers):
+        def between(self, y: Tensor) -> Tensor:
+            return y.view(len(y), self.config.width).view(len(y), 8)
+
+    class Elsewhere(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.other = 8
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x.view(len(x), -1)[:, : self.other]
+
+    model = nn.Sequential(Partly(config=Config()), Elsewhere())
+    _, failures = tried(model, X)
+    assert failures["0.a"].endswith("; changing 0.config.width along does not help")
 
 
 def test_a_leak_is_not_searched(trials):
@@ -473,6 +574,22 @@ def test_a_hopeless_group_has_a_limit(trials):
     model = Many(**{f"n{number}": 8 for number in range(12)})
     assert tried(model, X)[1].keys() == {"a"}
     assert len(trials) <= 60
+
+
+def test_what_failed_once_is_not_searched_again(trials):
+    class Several(Layers):
+        def between(self, y: Tensor) -> Tensor:
+            assert self.one + self.two + self.three
+            return y.view(len(y), 8)
+
+    def blocks() -> nn.Module:
+        layers = [nn.Sequential(Several(one=8, two=8, three=8), nn.Linear(3, 6)) for _ in range(4)]
+        return nn.Sequential(*layers)
+
+    tried(blocks(), X, change_attributes=False)
+    plain, trials[:] = len(trials), []
+    assert len(tried(blocks(), X)[1]) == 4
+    assert len(trials) - plain <= 9
 
 
 # ---- what a search leaves behind: nothing

@@ -11,6 +11,7 @@ from lightning_coreset.structure.find import Heads, Structure, analyse, find_gro
 from lightning_coreset.structure.head_dimensions import merged, paired, single_dimensions
 from lightning_coreset.structure.labels import ChannelLabels, TensorInfo
 from lightning_coreset.structure.op_call import OpCall
+from lightning_coreset.structure.ops.pieces import UNEQUAL_PIECES
 from lightning_coreset.structure.propagation import Propagation, Rule
 from lightning_coreset.structure.records import ChannelGroup, Count, Layer, Member, Path, Role, WeightNorm
 from lightning_coreset.structure.registry import register_rule
@@ -19,6 +20,7 @@ from lightning_coreset.structure.steps import Norm, Step, StepKind
 from lightning_coreset.structure.trace import plain_execution, preserved, preserved_random
 
 __all__ = [
+    "UNEQUAL_PIECES",
     "ChannelGroup",
     "ChannelLabels",
     "Completion",

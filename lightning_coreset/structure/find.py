@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
@@ -34,12 +34,14 @@ class Structure:
             between activations, as in attention.
         product_macs: How much of ``macs[""]`` goes with the classes of groups in proportion, by the groups' names:
             of one, or of two that a product has along different dimensions.
+        heads: Whether whole attention heads are groups, or dimensions ``"within"`` them.
     """
 
     groups: tuple[ChannelGroup, ...]
     refused: Mapping[str, str] = field(repr=False)
     macs: Mapping[str, int] = field(repr=False)
     product_macs: Mapping[tuple[str, ...], float] = field(default_factory=dict, repr=False)
+    heads: Heads = "whole"
 
     def with_groups(self, groups: Sequence[ChannelGroup]) -> Structure:
         """The structure with others in place of groups of the same names, and of those that are merged into them."""
@@ -51,6 +53,31 @@ class Structure:
             macs[tuple(gone.get(name, name) for name in names)] += count
         left = tuple(others.get(group.name, group) for group in self.groups if group.name not in gone)
         return replace(self, groups=left, product_macs=dict(macs))
+
+    def joined(self, other: Structure, names: Collection[str] | None = None) -> Structure:
+        """The structure with groups that only another analysis of the network found: those that overlap no own group.
+
+        Args:
+            other: What that found.
+            names: Names of the only groups that are taken from there.
+        """
+        known = {group.name for group in self.groups}
+        groups = list(self.groups)
+        added: list[ChannelGroup] = []
+        for number, group in enumerate(other.groups):
+            if group.name in known or (names is not None and group.name not in names):
+                continue
+            if any(group.overlaps(own) for own in self.groups):
+                continue
+            later = {one.name for one in other.groups[number:]}  # in network order
+            at = next((place for place, one in enumerate(groups) if one.name in later), len(groups))
+            groups.insert(at, group)
+            added.append(group)
+        layers = {member.name.removesuffix(".weight") for group in added for member in group.by_role("producer")}
+        refused = {name: why for name, why in self.refused.items() if name not in layers or name in other.refused}
+        new = {group.name for group in added}
+        products = {names: count for names, count in other.product_macs.items() if new.intersection(names)}
+        return replace(self, groups=tuple(groups), refused=refused, product_macs={**self.product_macs, **products})
 
     def completed(self, completions: Mapping[str, Completion]) -> Structure:
         """The structure with what a self-check found out about groups, by their names."""
@@ -95,19 +122,24 @@ def find_groups(model: nn.Module, example_inputs: ExampleInputs) -> list[Channel
     return list(analyse(model, example_inputs).groups)
 
 
-def analyse(model: nn.Module, example: Example | ExampleInputs, *, heads: Heads = "whole") -> Structure:
+def analyse(
+    model: nn.Module, example: Example | ExampleInputs, *, heads: Heads = "whole", unequal_pieces: bool = False
+) -> Structure:
     """``find_groups``, with the reasons of what is refused and the multiply-accumulates of every layer.
 
     Args:
         model: Any network.
         example: How it is run.
         heads: Whether whole attention heads may go, or dimensions ``"within"`` them.
+        unequal_pieces: Whether channels of tensors that are cut into pieces of different sizes are in groups, too. The
+            sizes of the pieces have to change with them, so such groups have to be tried.
     """
     example = example if isinstance(example, Example) else Example.of(example)
-    engine = trace(model, example, within_heads=heads == "within")
+    engine = trace(model, example, within_heads=heads == "within", unequal_pieces=unequal_pieces)
     blocks = HeadBlocks.of(engine.head_dimensions, engine.union_find) if engine.head_dimensions else None
     _decide_grids(engine)
-    looked_up = blocks is not None or engine.heads or engine.counts or engine.normalized or engine.records.products
+    by_label = (engine.pieces, engine.heads, engine.counts, engine.normalized, engine.records.products)
+    looked_up = blocks is not None or any(by_label)
     union_find = engine.union_find if looked_up else engine.union_find.condensed()
     _block_whole_dimensions(union_find)
     classes = GroupBuilder(engine, union_find, blocks)
@@ -115,7 +147,7 @@ def analyse(model: nn.Module, example: Example | ExampleInputs, *, heads: Heads 
     batch = max(example.batch_size, 1)
     macs = {name: count // batch for name, count in engine.records.macs.items()}
     products = {name: count / batch for name, count in classes.product_macs().items()}
-    return Structure(groups, classes.refused(groups), macs, products)
+    return Structure(groups, classes.refused(groups), macs, products, heads)
 
 
 def _decide_grids(engine: Propagation) -> None:

@@ -92,7 +92,7 @@ class GroupBuilder:
         """The group of every root, numbered by their lowest roots, int32; -1 where there is none.
 
         Roots that are made by the same layers, and read by some, are a group, if there are several. Dimensions within
-        heads are groups of their own.
+        heads are groups of their own, and so are the channels of one of several unequal pieces.
         """
         group_of = torch.full((len(self.roots),), -1, dtype=torch.int32)
         if not self.engine.records.producers or not self.engine.records.consumers:
@@ -104,6 +104,11 @@ class GroupBuilder:
         usable &= self._reasons < 0
         usable[FIXED] = False
         lying = [self.roots_of(where) for where in self.engine.records.producers]
+        if self.engine.pieces:
+            produced = torch.zeros_like(usable)
+            produced[torch.cat(lying)] = True
+            usable &= produced
+            lying += [self.roots[labels] for labels in self.engine.pieces]
         made = torch.cat(lying)
         number = torch.arange(len(lying)).repeat_interleave(torch.tensor(list(map(len, lying))))
         chosen = usable[made]

@@ -55,8 +55,10 @@ class Propagation(DispatchMode):
         normalized: Labels of channels that the network normalises over.
         weight_norms: How weights are made that are no parameters themselves, by the name of the direction.
         within_heads: Whether dimensions within attention heads may go, instead of whole heads.
+        unequal_pieces: Whether pieces of different sizes may lose positions, each its own.
         head_dimensions: Labels of these dimensions, a row for each head (repeated for each sample).
         queries: Of every product of queries and keys, what is known of the queries.
+        pieces: With ``unequal_pieces``, the labels of each piece; classes of different pieces are different groups.
         modules: All modules of the network by qualified name.
         owners: The module that holds each parameter and buffer, or the weight that is made of it.
     """
@@ -70,6 +72,7 @@ class Propagation(DispatchMode):
         unsupported: Mapping[str, str],
         *,
         within_heads: bool = False,
+        unequal_pieces: bool = False,
     ) -> None:
         super().__init__()
         self.union_find = ChannelUnionFind(within_heads=within_heads)
@@ -81,9 +84,11 @@ class Propagation(DispatchMode):
         self.normalized: list[Tensor] = []
         self.weight_norms: dict[str, WeightNorm] = {}
         self.within_heads = within_heads
+        self.unequal_pieces = unequal_pieces
         self.head_dimensions: list[Tensor] = []
         self.queries: list[Queries] = []
         self.scale_is_implicit = False
+        self.pieces: list[Tensor] = []
         self.modules = dict(model.named_modules())
         self.owners: dict[str, nn.Module] = {}
         self._find_rule = find_rule

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
+from itertools import chain
 from typing import Literal
 
 import torch
@@ -234,6 +235,12 @@ class ChannelGroup:
         known = {(count.module, count.name) for count in self.counts}
         more = [count for count in counts if (count.module, count.name) not in known]
         return replace(self, counts=(*self.counts, *more)) if more else self
+
+    def overlaps(self, other: ChannelGroup) -> bool:
+        """Whether both have a position of some tensor."""
+        own = {(member.name, member.dim): member for member in self.members}
+        both = [(own[member.name, member.dim], member) for member in other.members if (member.name, member.dim) in own]
+        return any({*chain(*one.index)} & {*chain(*two.index)} for one, two in both)
 
     def by_role(self, role: Role) -> tuple[Member, ...]:
         """The members of one role, in network order."""

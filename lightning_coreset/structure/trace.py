@@ -26,7 +26,9 @@ from lightning_coreset.structure.unsupported import unsupported_parameters
 from lightning_coreset.structure.weight_norms import FollowedWeightNorms
 
 
-def trace(model: nn.Module, example: Example, *, within_heads: bool = False) -> Propagation:
+def trace(
+    model: nn.Module, example: Example, *, within_heads: bool = False, unequal_pieces: bool = False
+) -> Propagation:
     """Follow an example through ``model``, first as in evaluation, then as in training.
 
     The second run shows what evaluation does not reach, such as auxiliary heads. Modules that draw random numbers or
@@ -36,6 +38,7 @@ def trace(model: nn.Module, example: Example, *, within_heads: bool = False) -> 
         model: The network whose parameters are followed.
         example: How the network is run; what that returns counts as its output.
         within_heads: Whether dimensions within attention heads may go, instead of whole heads.
+        unequal_pieces: Whether pieces of different sizes may lose positions, each its own.
 
     Raises:
         ValueError: If a parameter is not initialised yet, or a module differs from its registered ``ModuleSpec``.
@@ -46,7 +49,13 @@ def trace(model: nn.Module, example: Example, *, within_heads: bool = False) -> 
     with ExitStack() as stack:
         for context in (preserved(model), plain_execution()):
             stack.enter_context(context)
-        engine = Propagation(model, find_rule, unsupported_parameters(model), within_heads=within_heads)
+        engine = Propagation(
+            model,
+            find_rule,
+            unsupported_parameters(model),
+            within_heads=within_heads,
+            unequal_pieces=unequal_pieces,
+        )
         stack.enter_context(_WatchedAttention(engine))
         stack.enter_context(_watched_inputs(model, engine))
         stack.enter_context(followed_attention(model, engine))

@@ -26,7 +26,7 @@ from lightning_coreset.training.example import ExampleSource
 from lightning_coreset.training.progress import Progress
 from lightning_coreset.training.requirements import check_not_captured
 from lightning_coreset.training.strategies import from_rank_zero, run_on_all_ranks
-from lightning_coreset.verification import describe_failures, tried_groups
+from lightning_coreset.verification import describe_failures, tried_groups, uncertain_groups
 
 Order: TypeAlias = Literal["together", "bottom_up"]
 
@@ -82,7 +82,7 @@ class EventPlanner:
                 tried = run_on_all_ranks(trainer, lambda: self._tried(trainer, pl_module, structure))
                 # The same on every rank, though an example of another rank might show something else.
                 progress.completions, progress.unsound = from_rank_zero(trainer, lambda: tried)
-                structure = structure.completed(progress.completions).without(progress.unsound)
+                structure = run_on_all_ranks(trainer, lambda: self.structure(trainer, pl_module, progress))
             targets = from_rank_zero(trainer, lambda: self._targets(pl_module, structure))
             progress.original, progress.final_sizes = targets
         return progress.original, prunable(pl_module, structure, self.request)[0]
@@ -92,6 +92,11 @@ class EventPlanner:
         check_not_captured(pl_module)
         with self.source.examples(trainer, pl_module) as examples:
             structure = analyse(pl_module, examples[0], heads=self.request.heads)
+            uncertain = progress.completions.keys() - {group.name for group in structure.groups}
+            if uncertain:  # that the self-check accepted
+                structure = structure.joined(
+                    analyse(pl_module, examples[0], heads=self.request.heads, unequal_pieces=True), uncertain
+                )
         names = {group.name for group in structure.groups}
         return structure.completed(progress.completions).without(
             {name: why for name, why in progress.unsound.items() if name in names}
@@ -158,9 +163,11 @@ class EventPlanner:
     ) -> tuple[dict[str, Completion], dict[str, str]]:
         """What has to be known of groups, and the groups that fail the self-check on some example."""
         failures: dict[str, str] = {}
-        before = {group.name: group for group in structure.groups}
-        groups = structure.groups
         with self.source.examples(trainer, pl_module) as examples:
+            uncertain = uncertain_groups(pl_module, structure, examples[0]) if self.change_attributes else None
+            offered = structure if uncertain is None else structure.joined(uncertain)
+            before = {group.name: group for group in offered.groups}
+            groups = offered.groups
             searches = [(example, self.change_attributes) for example in examples]
             for number, (example, search) in enumerate(searches):
                 found, failed = tried_groups(pl_module, groups, example, change_attributes=search)
@@ -168,7 +175,9 @@ class EventPlanner:
                     searches += [(example, False) for example, _ in searches[:number]]
                 failures |= failed
                 groups = tuple(group for group in found if group.name not in failures)
+        own = {group.name for group in structure.groups}
+        failures = {name: reason for name, reason in failures.items() if name in own}
         if failures:
             rank_zero_warn(describe_failures(failures))
-        found = {group.name: Completion.of(group, before) for group in groups if group != before[group.name]}
-        return found, failures
+        changed = [group for group in groups if group != before[group.name] or group.name not in own]
+        return {group.name: Completion.of(group, before) for group in changed}, failures

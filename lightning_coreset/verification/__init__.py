@@ -6,6 +6,12 @@ the network's own code, for which the group is refused, or kept as a number in a
 
 from __future__ import annotations
 
-from lightning_coreset.verification.check import describe_failures, failing_groups, tried_groups, verified
+from lightning_coreset.verification.check import (
+    describe_failures,
+    failing_groups,
+    tried_groups,
+    uncertain_groups,
+    verified,
+)
 
-__all__ = ["describe_failures", "failing_groups", "tried_groups", "verified"]
+__all__ = ["describe_failures", "failing_groups", "tried_groups", "uncertain_groups", "verified"]

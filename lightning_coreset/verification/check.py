@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
-from lightning_coreset.structure import ChannelGroup, Example, Structure
+from lightning_coreset.structure import UNEQUAL_PIECES, ChannelGroup, Example, Structure, analyse
 from lightning_coreset.verification.forms import Form, other_forms
 from lightning_coreset.verification.remembered import Search
 from lightning_coreset.verification.trial import LEAK, Trial, first_line
@@ -23,10 +23,26 @@ def verified(model: nn.Module, structure: Structure, example: Example, *, change
         example: How to run it.
         change_attributes: Whether to look for numbers that have to change with groups that fail.
     """
-    groups, failures = tried_groups(model, structure.groups, example, change_attributes=change_attributes)
+    uncertain = uncertain_groups(model, structure, example) if change_attributes else None
+    offered = structure if uncertain is None else structure.joined(uncertain)
+    groups, failures = tried_groups(model, offered.groups, example, change_attributes=change_attributes)
+    if uncertain is not None:
+        structure = structure.joined(uncertain, {group.name for group in groups} - failures.keys())
+    failures = {name: failures[name] for name in failures if any(name == group.name for group in structure.groups)}
     if failures:
         warnings.warn(describe_failures(failures), stacklevel=4)  # where `prune` was called
     return structure.with_groups(groups).without(failures)
+
+
+def uncertain_groups(model: nn.Module, structure: Structure, example: Example) -> Structure | None:
+    """The network as if all its pieces could change their sizes, where channels are refused for these.
+
+    Groups that only this analysis finds may be removed if a trial shows that numbers change with them, or that none has
+    to. Those that fail stay refused for their first reason.
+    """
+    if not any(UNEQUAL_PIECES in reason for reason in structure.refused.values()):
+        return None
+    return analyse(model, example, heads=structure.heads, unequal_pieces=True)
 
 
 def describe_failures(failures: Mapping[str, str]) -> str:

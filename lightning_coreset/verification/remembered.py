@@ -64,16 +64,15 @@ class Search:
                     reasons[group.name] = self._why(group, failures[group.name])
                 else:
                     found[group.name] = _with_numbers(group, choice)
-        found |= self._apart([group for group in groups if group.name in found], found)
         sound = [group for group in groups if group.name not in failures]
         # What fails with the groups that were never in question says nothing about the numbers.
         base = sound if found and (not sound or self._attempt(sound) is None) else []
         accepted = {group.name for group in self._together(base, list(found.values()), reasons)}
         return {name: group for name, group in found.items() if name in accepted}, reasons
 
-    def _solution(self, group: ChannelGroup, *, shared: bool = True) -> Choice | None:
+    def _solution(self, group: ChannelGroup) -> Choice | None:
         """A set of numbers with which a group succeeds alone, and of which none is left out."""
-        candidates = [each for each in self._numbers.candidates(group) if shared or len(each.counts) == 1]
+        candidates = self._numbers.candidates(group)
         tried: dict[frozenset[Candidate], bool] = {}
 
         def succeeds(choice: Choice) -> bool:
@@ -100,18 +99,6 @@ class Search:
                 break
         self._hopeless.add(kind)
         return None
-
-    def _apart(self, groups: Sequence[ChannelGroup], found: Mapping[str, ChannelGroup]) -> dict[str, ChannelGroup]:
-        """For groups that change one number of a config object, sets in which every module gets a number of its own."""
-        users: dict[tuple[str, str], list[ChannelGroup]] = {}
-        for group in groups:
-            known = {(count.module, count.name) for count in group.counts}
-            for count in found[group.name].counts:
-                if "." in count.name and (count.module, count.name) not in known:
-                    users.setdefault((count.module, count.name), []).append(group)
-        contested = {group.name: group for using in users.values() if len(using) > 1 for group in using}
-        choices = {name: self._solution(group, shared=False) for name, group in contested.items()}
-        return {name: _with_numbers(contested[name], choice) for name, choice in choices.items() if choice}
 
     def _together(
         self, base: list[ChannelGroup], added: list[ChannelGroup], reasons: dict[str, str]

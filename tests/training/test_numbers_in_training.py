@@ -79,6 +79,30 @@ def test_every_event_changes_them(make_trainer):
         assert {change.name for change in plan.attributes} == {"config.width", "parts[0]", "parts[1]"}
 
 
+class Pieces(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes = [8, 16]
+        self.a, self.b, self.c = nn.Linear(8, 24), nn.Linear(8, 3), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = self.a(x).relu().split(self.sizes, 1)
+        return self.b(first) + self.c(second)
+
+
+def test_unequal_pieces_change_at_every_event(make_trainer):
+    seen: list[list[int]] = []
+
+    class Sizes(pl.Callback):
+        def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            seen.append(pl_module.net.sizes)
+
+    make_trainer(pruning(), Sizes(), max_epochs=4).fit(Classifier(Pieces()), make_loader(8))
+    assert seen[0] == [8, 16]
+    assert all(before > after for before, after in zip(seen[0], seen[1], strict=True))
+    assert all(before > after for before, after in zip(seen[1], seen[3], strict=True))
+
+
 def test_the_switch(make_trainer):
     with (
         pytest.warns(UserWarning, match="since a trial on a copy failed"),

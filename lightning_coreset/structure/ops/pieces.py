@@ -10,9 +10,15 @@ from lightning_coreset.structure.labels import ChannelLabels, unite_along
 from lightning_coreset.structure.ops.movement import set_moved
 from lightning_coreset.structure.propagation import OpCall, Propagation, Rule
 
+UNEQUAL_PIECES = "is cut into unequal pieces"
+"""The beginning of the reason that holds for channels unless the sizes of pieces change with them."""
+
 
 def equal_chunks(propagation: Propagation, call: OpCall) -> None:
-    """Chunks and slices: equal pieces lose the same positions; unequal ones cannot lose any."""
+    """Chunks and slices: equal pieces lose the same positions; unequal ones cannot lose any.
+
+    Unless sizes and positions of pieces are taken to change with them (``unequal_pieces``), which has to be tried.
+    """
     source = call.args[0]
     dim = int(call.arguments["dim"]) % source.dim()
     size, start = _piece(call, source, dim)
@@ -20,6 +26,10 @@ def equal_chunks(propagation: Propagation, call: OpCall) -> None:
     reason = f"is cut into unequal pieces by {call.title}"
     if size == whole:
         axes = propagation.info(source).channel_labels
+    elif propagation.unequal_pieces and (int(call.arguments["step"]) == 1 if call.name == "slice" else not size):
+        set_moved(propagation, call, propagation.info(source).channel_labels)
+        propagation.pieces += [propagation.channel_labels(result, dim, reason) for result in call.results]
+        return
     elif size and whole % size == 0 and start % size == 0:
         axes = unite_pieces(propagation, source, dim, size, reason)
     else:
