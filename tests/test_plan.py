@@ -116,6 +116,7 @@ def test_the_text_is_a_table():
         "macs removed: 43.21% of the original (requested 50.00%)",
         "params 1,600 -> 1,500, sparsity 25.00%",
         "MACs per sample 12,345 -> 6,789",
+        "number changed: num_heads 4 -> 3 in encoder",
         "not pruned: head reaches the network's output",
         "not pruned: norm is normalised over",
     ]

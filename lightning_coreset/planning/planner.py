@@ -114,7 +114,7 @@ class _Choice:
             group.size,
             len(selection.kept),
             tuple(selection.kept.tolist()),
-            selection.method,
+            selection.method if group.within_heads is None else f"{selection.method}, within heads",
             selection.expected_error,
             **({} if self.certificate is None else vars(self.certificate)),
             params_removed=params,

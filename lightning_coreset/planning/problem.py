@@ -12,6 +12,7 @@ from lightning_coreset.layers import GroupView, NoCoresetForm, PlanState
 from lightning_coreset.planning.allocation import error_steps, ranked_steps, uniform_steps
 from lightning_coreset.planning.allowed_sizes import AllowedSizes
 from lightning_coreset.planning.cost_model import CostModel, ModelCost
+from lightning_coreset.planning.head_pairing import paired_by_rank
 from lightning_coreset.planning.layer_rules import Rule, RuleMatcher, format_rule
 from lightning_coreset.planning.request import PruningRatio, Request
 from lightning_coreset.structure import ChannelGroup, StepKind, Structure
@@ -63,6 +64,7 @@ class PruningProblem:
         if not groups:
             raise ValueError(_nothing_to_prune(skipped))
         tensors = named_tensors(model)
+        groups = [paired_by_rank(group, request.method, tensors, request.seed) for group in groups]
         widths = {} if original is None else original.widths
         sizes = {group.name: group.size for group in structure.groups}
         settled = sum(sizes.get(name, 1) for name in widths.keys() - {group.name for group in groups})

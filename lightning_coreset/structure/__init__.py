@@ -5,9 +5,10 @@ from __future__ import annotations
 from lightning_coreset._registration import Registration
 from lightning_coreset.module_specs import ModuleSpec, module_spec, register_module
 from lightning_coreset.structure.activations import register_activation
+from lightning_coreset.structure.completion import Completion
 from lightning_coreset.structure.example import Example, ExampleInputs, output_tensors
 from lightning_coreset.structure.find import Heads, Structure, analyse, find_groups
-from lightning_coreset.structure.head_dimensions import paired, single_dimensions
+from lightning_coreset.structure.head_dimensions import merged, paired, single_dimensions
 from lightning_coreset.structure.labels import ChannelLabels, TensorInfo
 from lightning_coreset.structure.op_call import OpCall
 from lightning_coreset.structure.propagation import Propagation, Rule
@@ -20,6 +21,7 @@ from lightning_coreset.structure.trace import plain_execution, preserved, preser
 __all__ = [
     "ChannelGroup",
     "ChannelLabels",
+    "Completion",
     "Contraction",
     "Count",
     "Elementwise",
@@ -44,6 +46,7 @@ __all__ = [
     "TensorInfo",
     "analyse",
     "find_groups",
+    "merged",
     "module_spec",
     "output_tensors",
     "paired",

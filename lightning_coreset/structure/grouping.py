@@ -71,14 +71,21 @@ class GroupBuilder:
         places.number(class_of)
         return [self._group(number, sizes[number], dims[number], places) for number in ranked]
 
-    def product_macs(self) -> dict[str, float]:
-        """By group name: what products without a weight cost where their results are labelled with its classes."""
-        found: dict[str, float] = defaultdict(float)
-        for labels, macs in self.engine.records.products:
-            group = self.group_of[self.roots[labels]].flatten()
-            for number, count in zip(*(part.tolist() for part in group.unique(return_counts=True)), strict=True):
-                if number >= 0:
-                    found[self._names[number]] += macs * count / len(group)
+    def product_macs(self) -> dict[tuple[str, ...], float]:
+        """What products without a weight cost, by the names of the groups that this goes with in proportion."""
+        found: dict[tuple[str, ...], float] = defaultdict(float)
+        for axes, macs in self.engine.records.products:
+            parts: dict[tuple[str, ...], float] = {(): float(macs)}
+            for labels in axes:
+                group = self.group_of[self.roots[labels]].flatten()
+                shares = zip(*(part.tolist() for part in group.unique(return_counts=True)), strict=True)
+                names = [
+                    ((self._names[number],) if number >= 0 else (), count / len(group)) for number, count in shares
+                ]
+                parts = {(*before, *name): cost * share for before, cost in parts.items() for name, share in names}
+            for name, cost in parts.items():
+                if name:
+                    found[name] += cost
         return dict(found)
 
     def _partition(self) -> Tensor:
@@ -216,9 +223,10 @@ class GroupBuilder:
     def refused(self, groups: tuple[ChannelGroup, ...]) -> dict[str, str]:
         """For every layer none of whose channels are in a group, why."""
         grouped = {(member.name, member.dim) for group in groups for member in group.members}
+        names = {group.name for group in groups}  # of a tied embedding, whose vocabulary stays
         refused = {}
         for where in sorted(self.engine.records.producers, key=lambda dim: self.engine.records.producers[dim]):
-            if where not in grouped:
+            if where not in grouped and self._name(where) not in names:
                 refused[self._name(where)] = self._why(where)
         told = {name for name, _ in grouped} | {name for name, _ in self.engine.records.producers}
         for name, owner in self.engine.owners.items():

@@ -162,7 +162,7 @@ class Propagation(DispatchMode):
         """Forbid the removal of anything this tensor is labelled with."""
         for axis in self.info(tensor).channel_labels:
             self.union_find.block(axis.labels, reason)
-        block_statistics(self, tensor, f"before its result {reason}")
+        block_statistics(self, tensor, reason)
 
     def refuse(self, call: OpCall, reason: str) -> None:
         """Block everything that enters a call; its results have no labels."""

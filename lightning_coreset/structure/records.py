@@ -150,18 +150,26 @@ class WithinHeads:
     """That the channels of a group are dimensions within attention heads.
 
     Attributes:
-        blocks: Each class has one part in each of so many blocks, its heads; which parts make up a class is free, see
-            ``structure/head_dimensions.py``. The positions of a class lie block by block in ``Member.index``. 1 if all
-            heads have to lose the same dimensions.
+        spans: For every member, the first of the blocks (heads) in which it carries the channels, and the one behind
+            the last. Each class has one part in each block, and which parts make up a class is free, see
+            ``structure/head_dimensions.py``. In ``Member.index`` the positions of a class lie block by block. One block
+            for all heads that have to lose the same dimensions.
         queries: Of queries and keys, what makes the queries: tensors, dimensions and positions.
         scaled_by_size: Whether the network divides the products of queries and keys by the root of how many dimensions
             they have. Where ``k`` of ``n`` classes stay, the queries are then multiplied by ``sqrt(k / n)``, so that
             the products are divided as before.
+        merged: Where it is several of the groups that the analysis finds, their names.
     """
 
-    blocks: int = 1
+    spans: tuple[tuple[int, int], ...]
     queries: tuple[tuple[str, int, tuple[int, ...]], ...] = ()
     scaled_by_size: bool = False
+    merged: tuple[str, ...] = ()
+
+    @property
+    def blocks(self) -> int:
+        """How many blocks there are."""
+        return max(stop for _, stop in self.spans)
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ def check_statistics(propagation: Propagation, call: OpCall, rule: Rule) -> list
     entering = [statistic for tensor in call.tensors for statistic in propagation.info(tensor).statistics]
     if entering and not getattr(rule, "passes_statistics", False):
         for tensor in call.tensors:
-            block_statistics(propagation, tensor, f"before its result enters {call.title}")
+            block_statistics(propagation, tensor, f"enters {call.title}")
         return []
     return entering
 
@@ -72,7 +72,7 @@ def pass_statistics(propagation: Propagation, call: OpCall, entering: Iterable[S
 def block_statistics(propagation: Propagation, tensor: Tensor, where: str) -> None:
     """Forbid the removal of the channels that the values of a tensor are statistics of."""
     for statistic in propagation.info(tensor).statistics:
-        propagation.union_find.block(statistic.labels, f"{statistic.reason} {where}")
+        propagation.union_find.block(statistic.labels, f"{statistic.reason} before its result {where}")
 
 
 def _classes(propagation: Propagation, labels: Tensor) -> Tensor:

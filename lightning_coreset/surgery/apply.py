@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -56,8 +57,7 @@ def _apply(
     with record_original_shapes(model):
         for tensor, value, grad, _ in ready:
             replace_data(tensor, value, grad)
-        for module, name, value in values:
-            setattr(module, name, value)
+        set_attributes(values)
     return {tensor: change for tensor, _, _, change in ready if isinstance(tensor, nn.Parameter)}
 
 
@@ -72,6 +72,12 @@ def replace_data(tensor: Tensor, value: Tensor, grad: Tensor | None = None) -> N
     tensor.data = torch.empty(0, dtype=other_dtype, device=tensor.device)
     tensor.data = value
     tensor.grad = grad
+
+
+def set_attributes(values: Iterable[tuple[nn.Module, str, Any]]) -> None:
+    """Set attributes to values that were computed before the tensors were replaced."""
+    for module, name, value in values:
+        setattr(module, name, value)
 
 
 def _module_sizes(model: nn.Module, new_shapes: Mapping[int, tuple[int, ...]]) -> Iterator[tuple[nn.Module, str, Size]]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_coreset.module_specs import changed_attributes, owner, read_size
-from lightning_coreset.surgery.apply import replace_data
+from lightning_coreset.surgery.apply import replace_data, set_attributes
 from lightning_coreset.surgery.model_shapes import ModelShapes, all_tensors, record_original_shapes
 from lightning_coreset.surgery.slicing import match_memory_format
 
@@ -52,8 +52,7 @@ def resize(model: nn.Module, target: ModelShapes) -> None:
             for name, value in target.constants.items():
                 if id(tensors[name]) in ready:
                     tensors[name].copy_(value)
-        for module, name, value in values:
-            setattr(module, name, value)
+        set_attributes(values)
 
 
 def _check(model: nn.Module, target: ModelShapes) -> None:

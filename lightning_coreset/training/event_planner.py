@@ -21,7 +21,7 @@ from lightning_coreset.planning import (
     measure_input_norms,
     prunable,
 )
-from lightning_coreset.structure import ChannelGroup, Count, Structure, analyse
+from lightning_coreset.structure import ChannelGroup, Completion, Structure, analyse
 from lightning_coreset.training.example import ExampleSource
 from lightning_coreset.training.progress import Progress
 from lightning_coreset.training.requirements import check_not_captured
@@ -81,8 +81,8 @@ class EventPlanner:
             if self.check:
                 tried = run_on_all_ranks(trainer, lambda: self._tried(trainer, pl_module, structure))
                 # The same on every rank, though an example of another rank might show something else.
-                progress.counts, progress.unsound = from_rank_zero(trainer, lambda: tried)
-                structure = structure.with_counts(progress.counts).without(progress.unsound)
+                progress.completions, progress.unsound = from_rank_zero(trainer, lambda: tried)
+                structure = structure.completed(progress.completions).without(progress.unsound)
             targets = from_rank_zero(trainer, lambda: self._targets(pl_module, structure))
             progress.original, progress.final_sizes = targets
         return progress.original, prunable(pl_module, structure, self.request)[0]
@@ -91,9 +91,9 @@ class EventPlanner:
         """The structure of the model as it is now, as the self-check left it: completed, without groups that failed."""
         check_not_captured(pl_module)
         with self.source.examples(trainer, pl_module) as examples:
-            structure = analyse(pl_module, examples[0])
+            structure = analyse(pl_module, examples[0], heads=self.request.heads)
         names = {group.name for group in structure.groups}
-        return structure.with_counts(progress.counts).without(
+        return structure.completed(progress.completions).without(
             {name: why for name, why in progress.unsound.items() if name in names}
         )
 
@@ -155,21 +155,20 @@ class EventPlanner:
 
     def _tried(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, structure: Structure
-    ) -> tuple[dict[str, tuple[Count, ...]], dict[str, str]]:
-        """The numbers that change with each group, and the groups that fail the self-check on some example."""
+    ) -> tuple[dict[str, Completion], dict[str, str]]:
+        """What has to be known of groups, and the groups that fail the self-check on some example."""
         failures: dict[str, str] = {}
-        groups = {group.name: group for group in structure.groups}
+        before = {group.name: group for group in structure.groups}
+        groups = structure.groups
         with self.source.examples(trainer, pl_module) as examples:
             searches = [(example, self.change_attributes) for example in examples]
             for number, (example, search) in enumerate(searches):
-                sound = [group for name, group in groups.items() if name not in failures]
-                found, failed = tried_groups(pl_module, sound, example, change_attributes=search)
-                changed = any(groups[group.name].counts != group.counts for group in found)
-                groups |= {group.name: group for group in found}
-                failures |= failed
-                if changed and search:  # what this example added has to hold for those before
+                found, failed = tried_groups(pl_module, groups, example, change_attributes=search)
+                if found != groups and search:  # what this example added has to hold for those before
                     searches += [(example, False) for example, _ in searches[:number]]
+                failures |= failed
+                groups = tuple(group for group in found if group.name not in failures)
         if failures:
             rank_zero_warn(describe_failures(failures))
-        found = {group.name: groups[group.name].counts[len(group.counts) :] for group in structure.groups}
-        return {name: counts for name, counts in found.items() if counts and name not in failures}, failures
+        found = {group.name: Completion.of(group, before) for group in groups if group != before[group.name]}
+        return found, failures

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from lightning_coreset.structure import ChannelGroup, Example, Structure
+from lightning_coreset.verification.forms import Form, other_forms
 from lightning_coreset.verification.remembered import Search
 from lightning_coreset.verification.trial import LEAK, Trial, first_line
 
@@ -79,15 +80,47 @@ def tried_groups(
 def _completed(
     trial: Trial, groups: tuple[ChannelGroup, ...], failures: dict[str, str]
 ) -> tuple[tuple[ChannelGroup, ...], dict[str, str]]:
-    """The groups with the numbers that have to change, and those that still fail."""
-    open_questions = {name: reason for name, reason in failures.items() if not reason.startswith(LEAK)}
-    if not open_questions:
+    """The groups with the numbers that have to change, or in other forms, and those that still fail."""
+    questions = {name: reason for name, reason in failures.items() if not reason.startswith(LEAK)}
+    if not questions:
         return groups, failures
+    answers: dict[str, ChannelGroup | None] = {}  # what takes the place of a group; nothing where another one does
+    reasons: dict[str, str] = {}
     try:
         search = Search(trial.model, trial.attempt, lambda: trial.run(trial.model))
-        found, reasons = search.completed(groups, open_questions)
+        for forms in other_forms([group for group in groups if group.name in questions]):
+            todo = [form for form in forms if not answers.keys() & set(form.instead_of)]
+            sound = [
+                group for group in _replaced(groups, answers) if group.name not in questions.keys() - answers.keys()
+            ]
+            found, why = _answers(trial, search, sound, todo, questions)
+            reasons = why | reasons
+            for form in todo:
+                if form.group.name in found:
+                    answers |= {**dict.fromkeys(form.instead_of), form.group.name: found[form.group.name]}
     except Exception as error:  # no memory for another copy: the groups stay refused
         suffix = f"the search for its width among attributes raised {type(error).__name__}: {first_line(error)}"
-        return groups, failures | {name: f"{reason}; {suffix}" for name, reason in open_questions.items()}
-    failures = {name: reasons.get(name, reason) for name, reason in failures.items() if name not in found}
-    return tuple(found.get(group.name, group) for group in groups), failures
+        reasons = {name: f"{reason}; {suffix}" for name, reason in questions.items()}
+    left = {name: reasons.get(name, reason) for name, reason in failures.items() if name not in answers}
+    return tuple(_replaced(groups, answers)), left
+
+
+def _answers(
+    trial: Trial, search: Search, sound: list[ChannelGroup], forms: list[Form], questions: Mapping[str, str]
+) -> tuple[dict[str, ChannelGroup], dict[str, str]]:
+    """The forms that succeed beside the groups that do, some of them with other numbers; and why others do not."""
+    asked = {form.group.name: form.group for form in forms}
+    solved = [form.group for form in forms if form.is_new and trial.attempt([form.group]) is None]
+    if solved and trial.attempt([*sound, *solved]) is not None:
+        solved = []
+    known = {group.name: group for group in solved}
+    open_questions = {name: questions[name] for name in asked if name not in known}
+    if not open_questions:
+        return known, {}
+    completed, why = search.completed([*sound, *asked.values()], open_questions)
+    return known | completed, why
+
+
+def _replaced(groups: Sequence[ChannelGroup], answers: Mapping[str, ChannelGroup | None]) -> list[ChannelGroup]:
+    replaced = (answers.get(group.name, group) for group in groups)
+    return [group for group in replaced if group is not None]

@@ -47,9 +47,13 @@ def twin_run(model: nn.Module, whole: nn.Module, groups: Sequence[ChannelGroup],
         removed: What goes of them.
     """
     before, tensors = named_tensors(whole), named_tensors(model)
+    layouts: dict[tuple[str, int], Tensor] = {}
     making: dict[str, list[tuple[Member, Tensor]]] = {}
     reading: dict[str, list[tuple[Member, Tensor]]] = {}
     for member, index in (found for group in groups for found in _positions(group.members, removed[group.name])):
+        if any(group.normalized for group in groups):
+            nothing = torch.zeros(tensors[member.name].shape[member.dim], dtype=torch.bool)
+            layouts.setdefault((member.name, member.dim), nothing)[index] = True
         if tensors[member.name].is_floating_point():
             of_role = reading if member.role == "consumer" else making
             of_role.setdefault(member.name, []).append((member, index))
@@ -60,6 +64,7 @@ def twin_run(model: nn.Module, whole: nn.Module, groups: Sequence[ChannelGroup],
     return TwinRun(
         [(tensors[name], _disturbed(tensors[name], places, reading.get(name, ()))) for name, places in making.items()],
         [(tensors[name], partial(looked_up, name)) for name in reading],
+        {tuple(mask.tolist()): mask for mask in layouts.values()}.values(),
     )
 
 
@@ -85,9 +90,10 @@ def _disturbed(
     for member, index in places:
         index = index.to(tensor.device)
         part = result.index_select(member.dim, index)
-        other = part * 1.7 + 0.1
-        if member.role != "channelwise":  # the same for all rows could cancel out in what is normalised afterwards
-            other = other + part.std(correction=0).clamp_min(0.1) * noise(part, generator)
+        if member.role == "channelwise":
+            other = part * 1.7 + 0.1
+        else:  # of the other sign, so that one of both passes a ReLU; and random, or it could cancel out in a norm
+            other = part.std(correction=0).clamp_min(0.1) * 0.5 * noise(part, generator) - part
         result.index_copy_(member.dim, index, other)
     for member, index in zeros:
         result.index_fill_(member.dim, index.to(tensor.device), 0.0)

@@ -21,7 +21,7 @@ _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
 """Largest difference relative to the largest output; a wrong index changes outputs by about their own size."""
 
 LEAK = "its channels reach further"
-"""The beginning of a reason that no number of the network explains."""
+"""The beginning of the reason that no number of the network explains."""
 
 
 class Trial:
@@ -92,7 +92,7 @@ class Trial:
         expected, disturbed = self._reference(model, groups, removed)
         leak = self._difference(disturbed, expected)
         if leak is not None:
-            return f"{LEAK} than its consumers ({leak})"
+            return f"its channels reach further than its consumers ({leak})"
         kept = [(group, sorted(set(range(group.size)) - removed[group.name])) for group in groups]
         try:
             apply_changes(model, slice_members(named_tensors(model), kept), scale_counts(model, kept))

@@ -17,6 +17,7 @@ import lightning.pytorch as pl
 import torch
 from fitting import Classifier, MemoryLogger, Validated, Watcher, make_loader, make_trainer, mlp
 from lightning.pytorch.strategies import DDPStrategy
+from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook, fp16_compress_hook
 from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
 from torch.nn.functional import cross_entropy
@@ -64,12 +65,44 @@ class Sharded(Classifier):
         return ZeroRedundancyOptimizer(self.parameters(), torch.optim.Adam, lr=1e-2)
 
 
+class Numbers(Classifier):
+    """Reads a width from an attribute, which the self-check of each process finds by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.width = 32
+
+    def forward(self, x: Any) -> Any:
+        return self.net[1:](self.net[0](x).view(len(x), self.width))
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return cross_entropy(self(batch[0]), batch[1])
+
+
 class Compiled(Classifier):
     """Compiles its network, whose graph DDP cuts at its buckets."""
 
     def __init__(self) -> None:
         super().__init__()
         self.net.compile(backend="eager")
+
+
+class Shortcut(nn.Module):
+    """A block of a transformer without its attention."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm, self.inner = nn.LayerNorm(width), mlp(width, 48, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.inner(self.norm(x))
+
+
+class Stream(Classifier):
+    """Has channels that are normalised over and added up."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Sequential(nn.Linear(8, 32), Shortcut(32), nn.LayerNorm(32), nn.Linear(32, 3)))
 
 
 class Shares(pl.LightningDataModule):
@@ -139,7 +172,9 @@ VARIANTS = {
     "by_hand": Variant(ByHand, lambda: UNUSED, {"method": "sensitivity"}),
     "static_graph_by_hand": Variant(ByHand, partial(DDPStrategy, static_graph=True)),
     "sharded_optimizer": Variant(Sharded),
+    "numbers": Variant(Numbers),
     "compiled": Variant(Compiled),
+    "stream": Variant(Stream, pruning={"include_residual": True}),
     "certified": Variant(pruning={"method": "random", "certify": True}),
     "hook": Variant(strategy=hooked(allreduce_hook), pruning={"method": "random"}),
     "fp16_hook": Variant(strategy=hooked(fp16_compress_hook), exact=False),

@@ -61,7 +61,7 @@ class Point:
 
 POINTS = {
     "structure": Point(event_planner, "analyse", 1),
-    "check": Point(event_planner, "failing_groups", 1),
+    "check": Point(event_planner, "tried_groups", 1),
     "reach": Point(event_planner, "check_reachable", 0),
     "certificate": Point(event_planner, "measure_input_norms", 1, certify=True),
     "plan": Point(event_planner, "make_plan", 0),

@@ -179,7 +179,7 @@ POINTS = {
     "a slice of the model": ("surgery.apply.new_value", 14, False),
     "first tensor in place": ("surgery.apply.replace_data", 1, True),
     "a tensor of the model in place": ("surgery.apply.replace_data", 14, True),
-    "sizes of modules": ("surgery.apply.update_module_sizes", 2, False),
+    "sizes of modules": ("surgery.apply.set_attributes", 2, False),
     "first optimizer": ("training.event.slice_optimizer_state", 1, False),
     "first optimizer cut": ("training.event.slice_optimizer_state", 1, True),
     "second optimizer cut": ("training.event.slice_optimizer_state", 2, True),
@@ -290,7 +290,7 @@ def test_ctrl_c_in_an_event(monkeypatch):
     assert_everything_same(everything(trainer, module), arm.before)
 
 
-@pytest.mark.parametrize("target", ["analyse", "failing_groups", "check_reachable", "measure"])
+@pytest.mark.parametrize("target", ["analyse", "tried_groups", "check_reachable", "measure"])
 def test_a_failure_before_the_first_event_leaves_everything_as_it_was(monkeypatch, target):
     fault = Fault(monkeypatch, f"training.event_planner.{target}", after=True)
     fault.armed = True

@@ -88,7 +88,7 @@ def contract(
     paths = _paths(propagation, tensors, spec, weight, bias, scaled)
     summed = _summed_labels(propagation, tensors, spec) if propagation.within_heads and weight is None else ()
     terms = math.prod([first.shape[spec.operands[0].index(letter)] for letter in spec.summed])
-    propagation.count_macs(weight, out.numel() * terms, axes or summed)
+    propagation.count_macs(weight, out.numel() * terms, (*axes, *summed))
     constant = all(propagation.info(tensor).constant for tensor in tensors)
     propagation.set_info(out, TensorInfo(axes, constant=constant, producer_paths=paths))
 
