@@ -17,7 +17,10 @@ SIZES = {
     "num_channels": 3,
 }
 # The reduced tokens are reshaped to as many channels as the stream has, though a convolution makes them.
-REDUCED: dict[str, Any] = {"hard": ("*patch_embeddings*", "*.sequence_reduction", "*.self.sr"), "why": "two widths have to be one"}
+REDUCED: dict[str, Any] = {
+    "hard": ("*patch_embeddings*", "*.sequence_reduction", "*.self.sr"),
+    "why": "two widths have to be one",
+}
 TOWER = {**SIZES, "projection_dim": 20}
 WORDS = {
     "vocab_size": 60,
