@@ -29,19 +29,22 @@ Python {python}.
 
 - **groups**: the number of groups; **classes**: the number of units in them that can be removed one by one
   ([glossary](glossary.md)).
-- **reachable**: the fraction of the parameters that lie in a row or column of some group.
+- **reach**: the fraction of the parameters that lie in a row or column of some group that may shrink by default, and
+  with `include_residual=True`, which adds the streams of residual networks and the channels under norms. Groups that
+  the self-check leaves whole do not count.
 - **checked**: the result of removing 30% of the classes of a group. At most six groups of a network are tried one by
   one, and then all groups together. *Right* means: the network computes what it computes with the columns of the
-  consumers set to zero, to 1e-6 in double precision on two inputs; the removed channels influence nothing else; and a
-  backward pass runs. *Not possible* means: the network raises an error, because its code contains the width as a
-  number. *Width* means: it computes something else, because its code divides by the width. Before pruning, every group
-  is tried on a copy; this finds exactly these groups, and they are left whole.
+  consumers set to zero and with every mean, variance and norm over these channels taken over the kept ones, to 1e-9
+  in double precision on two inputs; the removed channels influence nothing else; and a backward pass runs. *Not
+  possible* means: the network raises an error, because its code contains the width as a number. *Width* means: it
+  computes something else, because its code divides by the width. Before pruning, every group is tried on a copy; this
+  finds exactly these groups, and they are left whole.
 - **not pruned**: the number of layers without a channel that can be removed, with the two most frequent reasons.
 
 {summary}
 
-| network | groups | classes | reachable | checked | not pruned |
-| --- | --- | --- | --- | --- | --- |
+| network | groups | classes | reach by default | with `include_residual` | checked | not pruned |
+| --- | --- | --- | --- | --- | --- | --- |
 """
 
 
@@ -55,8 +58,9 @@ def row(record: Record) -> str:
     checked = ", ".join(f"{count} {NAMES.get(kind, kind)}" for kind, count in kinds.items())
     reasons = Counter(record.refused.values()).most_common(2)
     refused = "; ".join(f"{count}: {reason}" for reason, count in reasons).replace("|", "/")
-    share = record.reachable / max(record.parameters, 1)
-    return f"| {record.name} | {record.groups} | {record.classes} | {share:.0%} | {checked} | {refused} |"
+    default, whole = (count / max(record.parameters, 1) for count in (record.by_default, record.reachable))
+    sizes = f"{record.groups} | {record.classes} | {default:.0%} | {whole:.0%}"
+    return f"| {record.name} | {sizes} | {checked} | {refused} |"
 
 
 def main() -> None:

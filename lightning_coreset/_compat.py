@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 if TYPE_CHECKING:
     from torch.nn.modules.batchnorm import _BatchNorm as BatchNorm
@@ -87,6 +88,28 @@ def is_torch_loss(module: nn.Module) -> bool:
     return any(base.__module__ == "torch.nn.modules.loss" for base in type(module).__mro__)
 
 
+class UnfusedAttention(nn.MultiheadAttention):
+    """``nn.MultiheadAttention`` that no caller runs by a fused kernel, which can only compute ``embed_dim`` wide heads.
+
+    ``nn.TransformerEncoderLayer``, the one caller in torch 2.6 to 2.13, asks for this attribute first. The property
+    hides the module's own, which keeps its value for the time when the module is of torch's class again.
+    """
+
+    @property
+    def _qkv_same_embed_dim(self) -> bool:
+        return False
+
+
+def may_be_unfused(module: nn.Module) -> bool:
+    """Whether torch asks an attention what :class:`UnfusedAttention` answers."""
+    return "_qkv_same_embed_dim" in vars(module)
+
+
+def has_packed_projection(attributes: Mapping[str, Any]) -> bool:
+    """Whether an attention with these attributes has one ``in_proj_weight`` for queries, keys and values."""
+    return attributes.get("_qkv_same_embed_dim", True)
+
+
 # ---- torch: what a module holds. By the methods of ``nn.Module`` itself, since wrappers override them.
 
 
@@ -147,6 +170,45 @@ def loads_itself(module: nn.Module) -> bool:
     """Whether a module has a way of its own to load tensors. ``False``, hence strict about shapes, if it is unknown."""
     load = getattr(type(module), "_load_from_state_dict", None)
     return load is not None and not load.__module__.startswith("torch.")
+
+
+# ---- torch: weights that are made of a magnitude and a direction
+
+
+def weight_norm_function() -> Callable[..., Tensor] | None:
+    """What computes the weight in either style of ``weight_norm``, called with direction, magnitude and dimension."""
+    return getattr(torch, "_weight_norm", None)
+
+
+def weight_norms(module: nn.Module) -> dict[str, tuple[str, str]]:
+    """The weight-normed tensors of a module itself, by attribute: the names of magnitude and direction within it.
+
+    One that is parametrized in yet another way is left out.
+    """
+    found = {}
+    kind = _found("torch.nn.utils.parametrizations", "_WeightNorm")
+    if parametrize.is_parametrized(module):
+        chains: Any = module.parametrizations
+        for name, chain in chains.items():
+            if kind is not None and len(chain) == 1 and isinstance(chain[0], kind):
+                path = f"parametrizations.{name}.original"
+                found[name] = (f"{path}0", f"{path}1")
+    for hook in _old_weight_norms(module):
+        found[hook.name] = (f"{hook.name}_g", f"{hook.name}_v")
+    return found
+
+
+def renew_weights(module: nn.Module) -> None:
+    """Compute the weights that an old-style ``weight_norm`` keeps as plain attributes until the next forward pass."""
+    with torch.no_grad():
+        for hook in _old_weight_norms(module):
+            setattr(module, hook.name, hook.compute_weight(module))
+
+
+def _old_weight_norms(module: nn.Module) -> list[Any]:
+    kind = _found("torch.nn.utils.weight_norm", "WeightNorm")
+    hooks = getattr(module, "_forward_pre_hooks", {}).values()
+    return [hook for hook in hooks if kind is not None and isinstance(hook, kind)]
 
 
 # ---- torch: compiled code

@@ -16,7 +16,7 @@ from lightning_coreset.methods import MethodLike, as_method
 from lightning_coreset.plan import PruningPlan
 from lightning_coreset.planning import Allocation, Request, Rule, Unit
 from lightning_coreset.schedule import Interval, Schedule
-from lightning_coreset.structure import ExampleInputs
+from lightning_coreset.structure import ExampleInputs, Heads
 from lightning_coreset.training import (
     DryRun,
     EventPlanner,
@@ -72,6 +72,7 @@ class CoresetPruningCallback(pl.Callback):
         round_to: Numbers of channels are multiples of this where the group allows; 8 suits tensor cores.
         min_channels: No group is left with fewer channels.
         max_ratio: No group loses more than this fraction of its original channels.
+        heads: What attention loses: ``"whole"`` heads, or dimensions ``"within"`` all of them.
         include_residual: Whether channels coupled by residual additions may be removed as well.
         example_inputs: A tensor, a tuple of positional arguments or a dict of keyword arguments for the
             LightningModule, to run it once and read its structure. Without it the module's ``example_input_array`` is
@@ -134,6 +135,7 @@ class CoresetPruningCallback(pl.Callback):
         round_to: int = 1,
         min_channels: int = 1,
         max_ratio: float = 1.0,
+        heads: Heads = "whole",
         include_residual: bool = False,
         example_inputs: ExampleInputs | None = None,
         metric: Metric | None = None,
@@ -163,6 +165,7 @@ class CoresetPruningCallback(pl.Callback):
             round_to=round_to,
             min_channels=min_channels,
             max_ratio=max_ratio,
+            heads=heads,
             include_residual=include_residual,
             seed=seed,
             input_radius=input_radius,

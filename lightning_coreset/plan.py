@@ -26,6 +26,10 @@ class ParameterChange:
             multiplied by ``factors``.
         factors: For some dimensions, the factors (float64, one for each position that stays) that multiply the content
             along that dimension: the weights of a coreset, in the layers that read it.
+        norm_of: For the magnitude of a ``weight_norm`` the name of its direction: the content is multiplied by the
+            quotient of the direction's norms after and before the change as well, so that the weight that both make
+            changes as the direction does. Every model that the change is applied to has a quotient of its own.
+        norm_dim: The dimension along which a magnitude lies, over which these norms are not taken.
     """
 
     name: str
@@ -34,6 +38,8 @@ class ParameterChange:
     kept: Mapping[int, Tensor]
     value: Tensor | None = None
     factors: Mapping[int, Tensor] = field(default_factory=dict)
+    norm_of: str | None = None
+    norm_dim: int | None = None
 
 
 @dataclass(frozen=True)

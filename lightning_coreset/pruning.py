@@ -20,7 +20,7 @@ from lightning_coreset.planning import (
     measure_input_norms,
     why_nothing_goes,
 )
-from lightning_coreset.structure import Example, ExampleInputs, analyse
+from lightning_coreset.structure import Example, ExampleInputs, Heads, analyse
 from lightning_coreset.surgery import apply_changes
 from lightning_coreset.verification import verified
 
@@ -39,6 +39,7 @@ def prune(
     round_to: int = 1,
     min_channels: int = 1,
     max_ratio: float = 1.0,
+    heads: Heads = "whole",
     seed: int = 0,
     check: bool = True,
     change_attributes: bool = True,
@@ -81,6 +82,9 @@ def prune(
         only: Rules for the layers that may lose output channels; all others keep theirs.
         include_residual: Whether to prune channels that are coupled by residual additions, too. The paper only prunes
             inside blocks.
+        heads: What attention loses: ``"whole"`` heads, or dimensions ``"within"`` its heads, of values, and of queries
+            with keys. All heads lose as many of these, each its own where nothing that they share, such as rotary
+            embeddings, stands in between; the scale of the products stays.
         round_to: Channel counts are multiples of this number. A layer with fewer channels is not pruned; the number of
             attention heads is chosen so that their channels are a multiple.
         min_channels: The smallest number of channels that a layer keeps.
@@ -131,6 +135,7 @@ def prune(
         round_to=round_to,
         min_channels=min_channels,
         max_ratio=max_ratio,
+        heads=heads,
     )
     plan = _planned(model, example_inputs, request, check=check, change_attributes=change_attributes, certify=certify)
     apply_changes(model, plan.changes, plan.attributes)
@@ -151,6 +156,7 @@ def plan_pruning(
     round_to: int = 1,
     min_channels: int = 1,
     max_ratio: float = 1.0,
+    heads: Heads = "whole",
     seed: int = 0,
     check: bool = True,
     change_attributes: bool = True,
@@ -193,6 +199,7 @@ def plan_pruning(
         round_to=round_to,
         min_channels=min_channels,
         max_ratio=max_ratio,
+        heads=heads,
     )
     return _planned(model, example_inputs, request, check=check, change_attributes=change_attributes, certify=certify)
 
@@ -212,9 +219,9 @@ def _planned(
     """
     example = Example.of(example_inputs)
     request.check_rules(model)  # cheap, so before the model is run
-    structure = analyse(model, example)
+    structure = analyse(model, example, heads=request.heads)
     if check:
-        structure = verified(model, structure, example, change_attributes=change_attributes)
+        structure = verified(model, structure, example, change_attributes=change_attributes, heads=request.heads)
     for message in idle_rules(model, structure, request):
         warnings.warn(message, stacklevel=3)
     inputs = measure_input_norms(model, example) if certify else None

@@ -11,7 +11,7 @@ from torch import nn
 from lightning_coreset.methods import MethodLike, as_method
 from lightning_coreset.plan import PruningPlan, text_table
 from lightning_coreset.planning import PruningProblem, Request, Rule, make_plan
-from lightning_coreset.structure import ChannelGroup, Example, ExampleInputs, Structure, analyse, preserved
+from lightning_coreset.structure import ChannelGroup, Example, ExampleInputs, Heads, Structure, analyse, preserved
 from lightning_coreset.surgery import Snapshot, apply_changes
 from lightning_coreset.verification import verified
 
@@ -72,6 +72,7 @@ def sensitivity_scan(
     ignore: Sequence[Rule] = (),
     only: Sequence[Rule] = (),
     include_residual: bool = False,
+    heads: Heads = "whole",
     seed: int = 0,
     check: bool = True,
     change_attributes: bool = True,
@@ -98,6 +99,7 @@ def sensitivity_scan(
         ignore: Rules for layers that are not scanned, as for :func:`lightning_coreset.prune`.
         only: Rules for the only layers that are scanned.
         include_residual: Whether channels coupled by residual additions are scanned as well.
+        heads: Whether whole attention heads are scanned, or dimensions ``"within"`` them.
         seed: Seed of the random choices of channels, the same for every group.
         check: Whether to test on a copy first that channels of every group can be removed; groups that fail are not
             scanned, with a warning.
@@ -132,7 +134,7 @@ def sensitivity_scan(
     chosen = as_method(method)
     if chosen.chooses_sizes:
         raise ValueError("Expected a method that prunes to a given size but got Sensitivity(epsilon=...).")
-    request = Request(max(ratios), "params", chosen, ignore, include_residual, seed, only=only)
+    request = Request(max(ratios), "params", chosen, ignore, include_residual, seed, only=only, heads=heads)
     structure, problem = _structure_and_problem(model, example_inputs, request, check, change_attributes)
     evaluation = _Evaluation(model, evaluate, Snapshot(model, copy=True))
     baseline = evaluation.value()
@@ -166,9 +168,9 @@ def _structure_and_problem(
     """The structure, and the groups in it that are to be scanned."""
     example = Example.of(example_inputs)
     request.check_rules(model)  # before the model is run
-    structure = analyse(model, example)
+    structure = analyse(model, example, heads=request.heads)
     if check:
-        structure = verified(model, structure, example, change_attributes=change_attributes)
+        structure = verified(model, structure, example, change_attributes=change_attributes, heads=request.heads)
     return structure, PruningProblem.of(model, structure, request)
 
 

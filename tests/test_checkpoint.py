@@ -459,12 +459,16 @@ def test_another_number_of_heads_in_tensors_of_the_same_shapes():
     assert_untouched(model, before)
 
 
+class Replaced(nn.MultiheadAttention):
+    pass
+
+
 @pytest.mark.parametrize(
     ("layer", "names", "reason"),
     [
         (nn.LSTM(4, 6), ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"), "recurrent LSTM"),
-        (nn.MultiheadAttention(4, 2), ("out_proj.weight",), "MultiheadAttention"),
-        (parametrizations.weight_norm(nn.Linear(4, 6)), ("parametrizations.weight.original0",), "parametrized"),
+        (Replaced(4, 2), ("out_proj.weight",), "MultiheadAttention with code of its own"),
+        (parametrizations.orthogonal(nn.Linear(4, 6)), ("parametrizations.weight.original",), "parametrized"),
     ],
 )
 def test_what_is_never_pruned_may_not_shrink(layer, names, reason):

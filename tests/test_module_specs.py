@@ -6,6 +6,7 @@ import ast
 import copy
 import inspect
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ from lightning_coreset.structure import (
     module_spec,
     register_module,
 )
-from lightning_coreset.surgery import Snapshot, remove_channels
+from lightning_coreset.surgery import ModelShapes, Snapshot, remove_channels, resize
 from lightning_coreset.verification import failing_groups
 
 
@@ -204,6 +205,32 @@ def test_a_layer_that_is_not_run_is_reported(is_layer, reported):
     with register_module(MyLinear, ModuleSpec(is_layer=is_layer)):
         refused = analyse(model, torch.randn(2, 4)).refused
     assert [name for name in refused if refused[name] == "is not run by the example inputs"] == reported
+
+
+def test_settle_follows_every_surgery():
+    class Cached(nn.Linear):
+        pass
+
+    seen = []
+
+    def settle(module, original):
+        seen.append((module.out_features, original["out_features"], tuple(module.weight.shape)))
+
+    x = torch.randn(2, 4)
+    model = nn.Sequential(Cached(4, 8), nn.ReLU(), nn.Sequential(Cached(8, 2)))
+    fresh, before = copy.deepcopy(model), Snapshot(model)
+    with register_module(Cached, replace(module_spec(nn.Linear), settle=settle)):
+        prune(model, x, 0.5)
+        assert seen[-2:] == [(4, 8, (4, 4)), (2, 2, (2, 4))]
+        seen.clear()
+        resize(fresh, ModelShapes.of(model))
+        assert seen == [(4, 8, (4, 4)), (2, 2, (2, 4))]
+        seen.clear()
+        before.restore()
+        assert seen == [(8, 8, (8, 4)), (2, 2, (2, 8))]
+        seen.clear()
+        before.restore()  # nothing to undo
+        assert seen == []
 
 
 @pytest.mark.parametrize(("always_eval", "modes"), [(True, {False}), (False, {False, True})])
@@ -561,6 +588,9 @@ def test_no_other_file_knows_types_of_modules():
         if path.name != "_compat.py" and (types := module_types(ast.parse(path.read_text(encoding="utf-8"))))
     }
     assert "nn.Linear" in found.pop("module_specs/table.py")
+    # The one type that becomes another, and that is followed as that other one.
+    for path in ("module_specs/attention.py", "structure/attention.py"):
+        assert found.pop(path) == {"nn.MultiheadAttention"}
     # What it does with a BatchNorm, torch's `update_bn` does: it sets the momentum and resets the statistics.
     assert found == {"training/recalibration.py": {"BatchNorm"}}
 
@@ -604,6 +634,7 @@ def test_wrong_registrations(kind, spec, error, message):
         ({"expected_shape": tuple}, TypeError, "comes with a function"),
         ({"reads": "pixels"}, ValueError, "`reads` to be one of"),
         ({"is_layer": "yes"}, TypeError, "`is_layer` to be a bool"),
+        ({"settle": 1}, TypeError, "`settle` to be a function of a module and its sizes but got 1"),
         ({"always_eval": 1}, TypeError, "`always_eval` to be a bool"),
         ({"unsupported": " "}, TypeError, "a reason in words"),
         ({"unsupported": 1}, TypeError, "a reason in words"),

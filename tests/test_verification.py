@@ -358,6 +358,25 @@ def test_a_copy_of_a_lightning_module_knows_its_trainer():
 # ---- words
 
 
+class Gated(nn.Module):
+    """A gated block on a residual stream: its products grow with the square of what they read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.gate, self.up = nn.LayerNorm(16), nn.Linear(16, 24), nn.Linear(16, 24)
+        self.down = nn.Linear(24, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(x)
+        return x + self.down(self.gate(y) * self.up(y))
+
+
+def test_removed_channels_do_not_feed_each_other_in_deep_networks():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 16), *(Gated() for _ in range(10)), nn.LayerNorm(16), nn.Linear(16, 3))
+    assert not failures(model, torch.randn(4, 6))
+
+
 def test_no_groups_no_trial():
     assert failing_groups(nn.Linear(2, 2), (), Example.of(torch.randn(3))) == {}
 

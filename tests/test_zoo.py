@@ -47,6 +47,11 @@ def test_network(entry, trials):
         assert not names, f"nothing can be pruned: {entry.why}"
     missing = set(entry.must) - set(names)
     assert not missing, f"not found: {sorted(missing)}; found: {names}; refused: {dict(structure.refused)}"
+    known = {group.name for group in structure.groups if getattr(group, "normalized", False)}
+    unknown = set(entry.normalized) - known
+    assert not unknown, f"no groups under a norm: {sorted(unknown)}; known: {known}; refused: {dict(structure.refused)}"
+    made = {member.name for group in structure.groups for member in group.members if member.role == "producer"}
+    assert not made & {f"{name}.weight" for name in entry.never}, f"can be pruned, though {entry.why}"
     assert not unexplained(model, structure), "layers in no group, and no reason is given"
 
     for verdict in examine(entry, model, structure.groups, limit=trials):

@@ -37,6 +37,15 @@ def inferred_sizes(model: nn.Module, original: ModelShapes, shapes: Mapping[str,
     return inferred
 
 
+def head_counts(model: nn.Module, original: ModelShapes, shapes: Mapping[str, Shape]) -> Iterator[str]:
+    """Attributes that count heads, of modules whose heads together have another size than in the original."""
+    for prefix, module in _modules(model):
+        found = sizing_tensor(module)
+        name = None if found is None else prefix + found[0]
+        if name is not None and name in shapes and shapes[name][0] != original.shapes[name][0]:
+            yield from (prefix + count for count in module_spec(module).head_counts)
+
+
 def mismatches(model: nn.Module, original: ModelShapes, target: ModelShapes) -> Iterator[str]:
     """In words, where a model of the target's shapes and sizes would have modules in which they do not agree."""
     for prefix, module in _modules(model):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -12,6 +13,7 @@ from torch import nn
 from lightning_coreset._compat import state_dict_hooks, without_compile_wrapper
 from lightning_coreset.checkpoint.metadata import KEY, PruningMetadata
 from lightning_coreset.checkpoint.resize import resize_to_state_dict
+from lightning_coreset.module_specs import NarrowAttention
 from lightning_coreset.surgery import forget_original_shapes
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -79,6 +81,9 @@ def make_plain(model: Model) -> Model:
     was before pruning is forgotten: from now on its ``state_dict`` does not say how it was pruned, and it loads
     checkpoints of its own sizes only. So do this when training is over, or to a copy.
 
+    An ``nn.MultiheadAttention`` that lost heads or width is the one module whose code is in this package: a pickle of
+    it needs the package all the same, about which a warning tells.
+
     Args:
         model: Any module, pruned or not, with its submodules. Calling this twice is no error.
 
@@ -95,6 +100,13 @@ def make_plain(model: Model) -> Model:
         >>> b"lightning_coreset" in file.getvalue()
         False
     """
+    narrow = [path for path, module in model.named_modules() if isinstance(module, NarrowAttention)]
+    if narrow:
+        warnings.warn(
+            f"The pruned nn.MultiheadAttention {narrow[0]!r} runs code of lightning_coreset, so a pickle of the whole "
+            "model needs the package where it is loaded. Its weights alone and its exports do not.",
+            stacklevel=2,
+        )
     for module in model.modules():
         for hooks in state_dict_hooks(module):
             for key, hook in list(hooks.items()):

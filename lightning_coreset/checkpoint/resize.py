@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_coreset._compat import loads_itself
-from lightning_coreset.checkpoint.consistency import inferred_sizes, mismatches
+from lightning_coreset.checkpoint.consistency import head_counts, inferred_sizes, mismatches
 from lightning_coreset.checkpoint.metadata import KEY, PruningMetadata
 from lightning_coreset.module_specs import check_module_sizes
 from lightning_coreset.structure.unsupported import unsupported_parameters
@@ -131,11 +131,14 @@ def _wrong_shapes(model: nn.Module, original: ModelShapes, loaded: Shapes) -> It
 
 
 def _unknown_sizes(model: nn.Module, original: ModelShapes, loaded: Shapes) -> Iterator[str]:
-    """Without metadata: what surgery has changed about this model and does not follow from the shapes to be loaded."""
+    """Without metadata: what does not follow from the shapes to be loaded.
+
+    That is what surgery has changed about this model, or may have changed about the one that was saved.
+    """
     if all(shape == original.shapes[name] for name, shape in loaded.items()):
         return
     inferred, changed = inferred_sizes(model, original, original.shapes), recorded_shapes(model)
-    for name in (*changed.sizes, *changed.constants):
+    for name in dict.fromkeys((*changed.sizes, *changed.constants, *head_counts(model, original, loaded))):
         if name not in inferred:
             yield (
                 f"{name!r} does not follow from shapes, and the state dict has no metadata of a pruned model "

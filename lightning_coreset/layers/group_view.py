@@ -59,8 +59,13 @@ class GroupView:
         return torch.stack([class_norms(self.tensors[member.name], member, p) for member in makers]).sum(dim=0)
 
     def consumer_norms(self) -> Tensor:
-        """The largest norm of the weights by which any output of any consumer reads each channel, float64 (N,)."""
+        """The largest norm of the weights by which any output of any consumer reads each channel, float64 (N,).
+
+        Ones for queries and keys, which are multiplied with each other.
+        """
         consumers = self.group.by_role("consumer")
+        if not consumers:
+            return torch.ones(self.size, dtype=torch.float64)
         return torch.stack([largest_class_norms(self.tensors[member.name], member) for member in consumers]).amax(dim=0)
 
     def with_tensors(self, tensors: Mapping[str, Tensor]) -> GroupView:

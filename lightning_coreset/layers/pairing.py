@@ -22,6 +22,8 @@ def layer_pairs(view: GroupView) -> tuple[LayerPair, ...]:
         NoCoresetForm: If it is no such sum, with the reason.
     """
     group = view.group
+    if group.normalized:  # each then depends on all the others, whatever its paths look like
+        raise NoCoresetForm("its channels are normalised by their own statistics")
     makers = {member.name for member in group.by_role("producer")}
     if len(makers) != 1:
         raise NoCoresetForm("several layers make its channels" if makers else "no layer's weight makes its channels")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lightning_coreset.module_specs.attention import NarrowAttention
 from lightning_coreset.module_specs.attribute_paths import (
     changed_attributes,
     owner,
@@ -18,6 +19,7 @@ from lightning_coreset.module_specs.values import Size, is_integer, is_size, pla
 __all__ = [
     "COMMON_HEAD_COUNTS",
     "ModuleSpec",
+    "NarrowAttention",
     "Size",
     "changed_attributes",
     "check_module_sizes",

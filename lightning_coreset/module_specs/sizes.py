@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
-from lightning_coreset._compat import own_tensors, registered_buffers
+from lightning_coreset._compat import own_tensors, registered_buffers, weight_norms
+from lightning_coreset.module_specs.attribute_paths import read_size
 from lightning_coreset.module_specs.registry import find, module_spec
 from lightning_coreset.module_specs.spec import ModuleSpec, Shape
 from lightning_coreset.module_specs.values import Size, is_integer, is_size, plain_size
@@ -24,6 +25,9 @@ def sizing_tensor(module: nn.Module) -> tuple[str, Tensor] | None:
         tensor = None if owner is None else own_tensors(owner).get(attribute)
         if tensor is not None:
             return name, tensor
+        _, direction = weight_norms(owner).get(attribute, ("", "")) if owner is not None else ("", "")
+        if owner is not None and direction:  # which has the shape of the weight
+            return f"{path}.{direction}" if path else direction, owner.get_parameter(direction)
     return None
 
 
@@ -67,7 +71,7 @@ def _check(path: str, module: nn.Module, spec: ModuleSpec) -> None:
     sizes = (*(() if callable(spec.sizes) else spec.sizes), *(() if spec.width is None else (spec.width,)))
     counts = [name for name in (spec.groups, *spec.head_counts, *spec.input_sizes) if name is not None]
     for name in dict.fromkeys((*sizes, *counts)):
-        value = vars(module).get(name)
+        value = read_size(module, name)
         if not (is_size(value) if name in sizes else is_integer(value)):
             raise ValueError(
                 f"Expected {where} to have the integer attribute {name!r}, which its ModuleSpec lists, "

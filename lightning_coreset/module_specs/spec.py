@@ -59,6 +59,9 @@ class ModuleSpec:
         running_stats: Names of the buffers with running mean and variance, if it has them.
         always_eval: Whether it stays in eval mode when a network is run to analyse it, since in training mode it draws
             random numbers or updates statistics.
+        settle: A function that is called after tensors of a module or of its submodules were replaced and its sizes
+            updated, with the module and the sizes that it had before all pruning. It updates what sizes do not express,
+            such as a cache that is made of the weights.
         unsupported: Why no tensor within such a module may be pruned, as the end of a sentence ("belongs to ..."); or a
             function that returns this reason, or ``None``, for a module.
 
@@ -86,6 +89,7 @@ class ModuleSpec:
     reads: Reads = "rows"
     running_stats: tuple[str, str] | None = None
     always_eval: bool = False
+    settle: Callable[[nn.Module, Mapping[str, Any]], None] | None = None
     unsupported: str | Callable[[nn.Module], str | None] | None = None
 
     def __post_init__(self) -> None:
@@ -112,6 +116,8 @@ class ModuleSpec:
         for name in ("is_layer", "always_eval"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"Expected `{name}` to be a bool but got {getattr(self, name)!r}.")
+        if self.settle is not None and not callable(self.settle):
+            raise TypeError(f"Expected `settle` to be a function of a module and its sizes but got {self.settle!r}.")
         reason = self.unsupported
         if reason is not None and not callable(reason) and not (isinstance(reason, str) and reason.strip()):
             raise TypeError(f"Expected `unsupported` to be a reason in words or a function but got {reason!r}.")

@@ -8,6 +8,11 @@ from typing import Any
 from torch import nn
 
 from lightning_coreset._compat import BatchOrInstanceNorm, Convolution, Dropout, InstanceNorm
+from lightning_coreset.module_specs.attention import (
+    attention_sizes,
+    settle_attention,
+    unsupported_attention,
+)
 from lightning_coreset.module_specs.spec import ModuleSpec, Shape
 
 
@@ -67,7 +72,12 @@ _NORM: dict[str, Any] = {
     "running_stats": ("running_mean", "running_var"),
     "always_eval": True,
 }
-_SHAPED_NORM = ModuleSpec(tensor=("weight", "bias"), sizes={"normalized_shape": ...}, width="normalized_shape")
+_SHAPED_NORM = ModuleSpec(
+    tensor=("weight", "bias"),
+    sizes={"normalized_shape": ...},
+    width="normalized_shape",
+    input_sizes={"normalized_shape[0]": -1},  # channels of a norm over several dimensions stay
+)
 _EMBEDDING = ModuleSpec(sizes={"num_embeddings": 0, "embedding_dim": 1}, is_layer=True, reads="indices")
 _RECURRENT = ModuleSpec(is_layer=True, unsupported=_recurrent)
 _QUANTIZED = ModuleSpec(unsupported="is quantised (prune before quantising)")
@@ -95,8 +105,17 @@ TABLE: dict[type[nn.Module] | str, ModuleSpec] = {
     nn.RNNBase: _RECURRENT,
     nn.RNNCellBase: _RECURRENT,
     nn.MultiheadAttention: ModuleSpec(
+        tensor=("in_proj_weight", "q_proj_weight"),
+        sizes=attention_sizes,
+        head_counts=("num_heads",),
         is_layer=True,
-        unsupported="belongs to nn.MultiheadAttention, which takes its heads to be as wide together as the model",
+        always_eval=True,
+        settle=settle_attention,
+        unsupported=unsupported_attention,
+    ),
+    nn.Transformer: ModuleSpec(
+        tensor=("encoder.layers.0.self_attn.in_proj_weight", "encoder.layers.0.self_attn.q_proj_weight"),
+        sizes={"d_model": 1},
     ),
     "torch.ao.nn.quantized.*": _QUANTIZED,
     "torch.nn.quantized.*": _QUANTIZED,

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from lightning_coreset.planning.request import Request
 from lightning_coreset.structure import ChannelGroup, Member
 
+LEAST_NORMALIZED = 2
+"""Classes that a normalised group keeps: of one channel alone a LayerNorm makes zero, and a deviation is NaN."""
+
 # 10 * (1 - 0.7) is 3.0000000000000004.
 _ROUNDING = 1e-9
 
@@ -36,7 +39,7 @@ class AllowedSizes:
         fewest = max(
             math.ceil(request.min_channels / _narrowest(group)),
             math.ceil(original * (1 - request.max_ratio) - _ROUNDING),
-            1,
+            LEAST_NORMALIZED if group.normalized else 1,
         )
         lower = range(multiple * ((group.size - 1) // multiple), fewest - 1, -multiple)
         return cls(group.name, original, (group.size, *lower), multiple)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from lightning_coreset.plan import ParameterChange
 from lightning_coreset.structure import ChannelGroup
+from lightning_coreset.structure.records import layer_of
 
 if TYPE_CHECKING:
     from lightning_coreset.planning.allowed_sizes import AllowedSizes
@@ -45,8 +47,8 @@ class CostModel:
         macs: Multiply-accumulates of one sample by qualified name of the weight.
         settled: Channels of the original model that are left outside of these groups: a group that is down to one class
             is no group any more.
-        product_macs: Multiply-accumulates of products of activations that shrink with the classes of a group, by its
-            name.
+        product_macs: Multiply-accumulates of products of activations that shrink with the classes of groups, by their
+            names.
     """
 
     def __init__(
@@ -55,7 +57,7 @@ class CostModel:
         groups: Sequence[ChannelGroup],
         macs: Mapping[str, int],
         settled: int = 0,
-        product_macs: Mapping[str, float] | None = None,
+        product_macs: Mapping[tuple[str, ...], float] | None = None,
     ) -> None:
         self._shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         self._present = {group.name: group.size for group in groups}
@@ -66,9 +68,9 @@ class CostModel:
             "macs": {name: macs[name] / max(math.prod(self._shapes[name]), 1) for name in macs if name in tensors},
         }
         self._products = sum(count for name, count in macs.items() if name not in tensors)
-        self._per_class_products = {
-            name: count / self._present[name] for name, count in (product_macs or {}).items() if name in self._present
-        }
+        self._shrinking_products: dict[tuple[str, ...], float] = defaultdict(float)
+        for names, count in (product_macs or {}).items():
+            self._shrinking_products[tuple(name for name in names if name in self._present)] += count
         # What one class of each group takes away from each dimension; the average where classes differ.
         self._loss: dict[str, list[tuple[int, str, float]]] = {}
         for group in groups:
@@ -141,7 +143,7 @@ class CostModel:
             return dict(sizes)
         held = {"products of activations": self._product_macs(sizes)} if unit == "macs" else {}
         for name, count in self._per_element[unit].items():
-            module = name.rpartition(".")[0] or name
+            module = layer_of(name) or name
             held[module] = held.get(module, 0.0) + count * self._numel(name, sizes)
         return held
 
@@ -157,7 +159,10 @@ class CostModel:
 
     def _product_macs(self, sizes: Mapping[str, float]) -> float:
         """What products of activations cost, such as queries times keys: less where heads are removed."""
-        gone = (count * (self._present[name] - sizes[name]) for name, count in self._per_class_products.items())
+        gone = (
+            count * (1.0 - math.prod(sizes[name] / self._present[name] for name in names))
+            for names, count in self._shrinking_products.items()
+        )
         return self._products - sum(gone)
 
     def _numel(self, name: str, sizes: Mapping[str, float]) -> float:

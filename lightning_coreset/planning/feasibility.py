@@ -17,6 +17,8 @@ from lightning_coreset.structure import Structure
 _TOLERANCE = 1e-9
 _HOLDERS = 4
 """How many of the layers that hold the rest an error names."""
+_NORMALIZATION = "its normalisation, which needs two channels,"
+"""What limits the size of a group where no option does."""
 
 
 def check_reachable(
@@ -55,9 +57,10 @@ def _check_each_group(problem: PruningProblem) -> None:
     for group in problem.allowed:
         if problem.shortfall(group) > max(group.longest_step, group.multiple) + _TOLERANCE:
             least = 1 - group.smallest / group.original
+            limits = problem.request.limits() or _NORMALIZATION
             raise ValueError(
                 f"Expected pruning_ratio to be at most {least:.4g} for group {group.name!r} but got "
-                f"{problem.ratios[group.name]:g}: {problem.request.limits()} leaves it {group.smallest} of "
+                f"{problem.ratios[group.name]:g}: {limits} leaves it {group.smallest} of "
                 f"{group.original} channels."
             )
 
@@ -142,6 +145,8 @@ def why_nothing_goes(model: nn.Module, structure: Structure, request: Request) -
         for group in problem.allowed
         if len(group.sizes) > 1
     }
+    if not steps and not request.limits():
+        return "No channel is removed: every group has the two channels that its normalisation needs."
     if not steps:
         return f"No channel is removed: no group can become smaller with {request.limits()}. Lower these limits."
     group = min(steps, key=lambda name: steps[name])

@@ -148,12 +148,14 @@ class RuleMatcher:
 
     def _makers(self, group: ChannelGroup) -> Mapping[str, nn.Module | None]:
         makers: dict[str, nn.Module | None] = {}
+        weights = {norm.direction: norm.weight for norm in group.weight_norms}
         for member in group.by_role("producer"):
-            module, _, parameter = member.name.rpartition(".")
+            name = weights.get(member.name, member.name)
+            module, _, parameter = name.rpartition(".")
             if module:
                 makers[module] = self._modules.get(module)
             if not module or parameter != "weight":
-                makers[member.name] = self._modules.get(module)
+                makers[name] = self._modules.get(module)
         # The group's own name distinguishes several groups of one module, and is the only one where its producer is a
         # consumer, too.
         base = _NUMBER.sub("", group.name)

@@ -19,8 +19,8 @@ from lightning_coreset.planning.input_norms import InputNorms
 from lightning_coreset.planning.problem import PruningProblem
 from lightning_coreset.planning.request import Request
 from lightning_coreset.planning.working_weights import WorkingWeights
-from lightning_coreset.structure import ChannelGroup, Structure
-from lightning_coreset.surgery import scale_counts, slice_members
+from lightning_coreset.structure import ChannelGroup, Structure, WeightNorm
+from lightning_coreset.surgery import as_direction, follow_norms, scale_counts, slice_members, weight_norms_of
 
 
 def measure(model: nn.Module, structure: Structure, request: Request) -> ModelCost:
@@ -114,7 +114,7 @@ class _Choice:
             group.size,
             len(selection.kept),
             tuple(selection.kept.tolist()),
-            selection.method,
+            selection.method if group.within_heads is None else f"{selection.method}, within heads",
             selection.expected_error,
             **({} if self.certificate is None else vars(self.certificate)),
             params_removed=params,
@@ -151,14 +151,14 @@ def _choose(
 ) -> tuple[list[_Choice], tuple[ParameterChange, ...]]:
     """Select bottom to top on working copies, in which removed columns are gone and kept ones reweighted."""
     method, count = problem.request.method, len(problem.groups)
-    working = WorkingWeights(problem.tensors, problem.groups, cut=True)
+    working = WorkingWeights(problem.weights, problem.groups, cut=True)
     state = PlanState(torch.Generator().manual_seed(problem.request.seed))
     choices = []
     for position, group in enumerate(problem.groups, start=1):
         if progress is not None:
             progress(group.name, position, count)
         view = GroupView(group, working, state)
-        selection = _select(method, view, sizes.get(group.name, group.size), problem.tensors)
+        selection = _select(method, view, sizes.get(group.name, group.size), problem.weights)
         certificate = None if certifier is None else certifier.certificate(view, selection)
         choices.append(_Choice(group, selection, certificate))
         working.apply(group, selection)
@@ -225,4 +225,16 @@ def _changes(
     by_name = {name: ParameterChange(name, shape, shape, {}) for name, shape in shapes.items()}
     slices = slice_members(tensors, [(choice.group, choice.selection.kept) for choice in choices])
     by_name |= {change.name: change for change in slices}
-    return tuple(map(working.completed, by_name.values()))
+    norms = weight_norms_of(choice.group for choice in choices)
+    changes = (_of_direction(working.completed(change), norms, tensors) for change in by_name.values())
+    return follow_norms(changes, norms, tensors)
+
+
+def _of_direction(
+    change: ParameterChange, norms: Mapping[str, WeightNorm], tensors: Mapping[str, Tensor]
+) -> ParameterChange:
+    """The change of a direction, where a method gave the weight that is made of it new contents."""
+    norm = norms.get(change.name)
+    if norm is None or change.value is None:
+        return change
+    return replace(change, value=as_direction(change.value, change.kept, norm, tensors))

@@ -12,10 +12,11 @@ from lightning_coreset.layers import GroupView, NoCoresetForm, PlanState
 from lightning_coreset.planning.allocation import error_steps, ranked_steps, uniform_steps
 from lightning_coreset.planning.allowed_sizes import AllowedSizes
 from lightning_coreset.planning.cost_model import CostModel, ModelCost
+from lightning_coreset.planning.head_pairing import paired_by_rank
 from lightning_coreset.planning.layer_rules import Rule, RuleMatcher, format_rule
 from lightning_coreset.planning.request import PruningRatio, Request
 from lightning_coreset.structure import ChannelGroup, StepKind, Structure
-from lightning_coreset.surgery import named_tensors
+from lightning_coreset.surgery import made_weights, named_tensors, weight_norms_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +26,7 @@ class PruningProblem:
     Attributes:
         request: What is asked.
         tensors: Parameters and buffers by name.
+        weights: The same as methods see them: what ``weight_norm`` makes of a direction stands under its name.
         groups: The groups that may shrink, in network order.
         skipped: The layers that may not, each with the reason.
         ratios: Where rules name groups, the fraction of its original classes that each loses.
@@ -35,6 +37,7 @@ class PruningProblem:
 
     request: Request
     tensors: Mapping[str, Tensor]
+    weights: Mapping[str, Tensor]
     groups: Sequence[ChannelGroup]
     skipped: Mapping[str, str]
     ratios: Mapping[str, float]
@@ -63,6 +66,7 @@ class PruningProblem:
         if not groups:
             raise ValueError(_nothing_to_prune(skipped))
         tensors = named_tensors(model)
+        groups = [paired_by_rank(group, request.method, tensors, request.seed) for group in groups]
         widths = {} if original is None else original.widths
         sizes = {group.name: group.size for group in structure.groups}
         settled = sum(sizes.get(name, 1) for name in widths.keys() - {group.name for group in groups})
@@ -70,7 +74,10 @@ class PruningProblem:
         # A group that is new under its name may be wider than the one that had it.
         allowed = [AllowedSizes.of(group, request, max(widths.get(group.name, 0), group.size)) for group in groups]
         ratios = _ratios(matcher, groups, request.pruning_ratio)
-        return cls(request, tensors, groups, skipped, ratios, allowed, cost_model, original or cost_model.totals())
+        weights = made_weights(tensors, weight_norms_of(groups).values())
+        return cls(
+            request, tensors, weights, groups, skipped, ratios, allowed, cost_model, original or cost_model.totals()
+        )
 
     def sizes(self) -> dict[str, int]:
         """The classes that stay in each group, by the request's ratio, rules and limits."""
@@ -113,7 +120,7 @@ class PruningProblem:
         state = PlanState(torch.Generator().manual_seed(self.request.seed))
         for group in self.groups:
             try:
-                yield group.name, question(GroupView(group, self.tensors, state))
+                yield group.name, question(GroupView(group, self.weights, state))
             except NoCoresetForm:
                 continue  # it shrinks at the pace of the others
 

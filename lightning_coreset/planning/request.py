@@ -13,6 +13,7 @@ from torch import nn
 from lightning_coreset.methods import Method, Reconstruction
 from lightning_coreset.planning.cost_model import Unit
 from lightning_coreset.planning.layer_rules import Rule, as_rules, check_matches, check_rule, format_rule
+from lightning_coreset.structure import Heads
 
 Allocation: TypeAlias = Literal["uniform", "error", "global"]
 PruningRatio: TypeAlias = float | Mapping[Rule, float]
@@ -34,6 +35,7 @@ class Request:
         method: How channels are chosen.
         ignore: Rules for layers whose output channels all stay, whatever else names them.
         include_residual: Whether channels coupled by residual additions may go.
+        heads: Whether attention loses whole heads, or dimensions within all of its heads.
         seed: Seed of the random choices.
         input_radius: Bound on the norm of the network's own input as its first layer sees it, for certificates.
         only: Rules for the layers whose output channels may go; all may if there are none.
@@ -69,6 +71,7 @@ class Request:
     round_to: int = 1
     min_channels: int = 1
     max_ratio: float = 1.0
+    heads: Heads = "whole"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "pruning_ratio", _checked_ratio(self.pruning_ratio))
@@ -78,6 +81,8 @@ class Request:
             raise ValueError(f"Expected unit to be 'params', 'macs' or 'channels' but got {self.unit!r}.")
         if self.allocation not in get_args(Allocation):
             raise ValueError(f"Expected allocation to be 'uniform', 'error' or 'global' but got {self.allocation!r}.")
+        if self.heads not in get_args(Heads):
+            raise ValueError(f"Expected heads to be 'whole' or 'within' but got {self.heads!r}.")
         for name in ("round_to", "min_channels"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:

@@ -5,14 +5,15 @@ from __future__ import annotations
 from lightning_coreset._registration import Registration
 from lightning_coreset.module_specs import ModuleSpec, module_spec, register_module
 from lightning_coreset.structure.activations import register_activation
+from lightning_coreset.structure.completion import Completion
 from lightning_coreset.structure.example import Example, ExampleInputs, output_tensors
 from lightning_coreset.structure.find import Heads, Structure, analyse, find_groups
-from lightning_coreset.structure.head_dimensions import paired, single_dimensions
+from lightning_coreset.structure.head_dimensions import merged, paired, single_dimensions
 from lightning_coreset.structure.labels import ChannelLabels, TensorInfo
 from lightning_coreset.structure.op_call import OpCall
 from lightning_coreset.structure.ops.pieces import UNEQUAL_PIECES
 from lightning_coreset.structure.propagation import Propagation, Rule
-from lightning_coreset.structure.records import ChannelGroup, Count, Layer, Member, Path, Role
+from lightning_coreset.structure.records import ChannelGroup, Count, Layer, Member, Path, Role, WeightNorm
 from lightning_coreset.structure.registry import register_rule
 from lightning_coreset.structure.rule_kinds import Contraction, Elementwise, Movement, Pinned
 from lightning_coreset.structure.steps import Norm, Step, StepKind
@@ -22,6 +23,7 @@ __all__ = [
     "UNEQUAL_PIECES",
     "ChannelGroup",
     "ChannelLabels",
+    "Completion",
     "Contraction",
     "Count",
     "Elementwise",
@@ -44,8 +46,10 @@ __all__ = [
     "StepKind",
     "Structure",
     "TensorInfo",
+    "WeightNorm",
     "analyse",
     "find_groups",
+    "merged",
     "module_spec",
     "output_tensors",
     "paired",

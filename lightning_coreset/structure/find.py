@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
@@ -9,12 +10,13 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from lightning_coreset.structure.completion import Completion
 from lightning_coreset.structure.example import Example, ExampleInputs
 from lightning_coreset.structure.grouping import GroupBuilder
 from lightning_coreset.structure.head_dimensions import HeadBlocks
 from lightning_coreset.structure.labels import compress, unite_along
 from lightning_coreset.structure.propagation import Propagation
-from lightning_coreset.structure.records import ChannelGroup, Count
+from lightning_coreset.structure.records import ChannelGroup
 from lightning_coreset.structure.trace import trace
 from lightning_coreset.structure.union_find import ChannelUnionFind
 
@@ -30,18 +32,25 @@ class Structure:
         refused: Layers whose channels cannot be, by qualified module name, each with the reason.
         macs: Multiply-accumulates of one sample by qualified name of the weight; ``""`` holds those of products
             between activations, as in attention.
-        product_macs: By group name, how much of ``macs[""]`` goes with the group's classes in proportion.
+        product_macs: How much of ``macs[""]`` goes with the classes of groups in proportion, by the groups' names:
+            of one, or of two that a product has along different dimensions.
     """
 
     groups: tuple[ChannelGroup, ...]
     refused: Mapping[str, str] = field(repr=False)
     macs: Mapping[str, int] = field(repr=False)
-    product_macs: Mapping[str, float] = field(default_factory=dict, repr=False)
+    product_macs: Mapping[tuple[str, ...], float] = field(default_factory=dict, repr=False)
 
     def with_groups(self, groups: Sequence[ChannelGroup]) -> Structure:
-        """The structure with others in place of the groups of the same names."""
+        """The structure with others in place of groups of the same names, and of those that are merged into them."""
         others = {group.name: group for group in groups}
-        return replace(self, groups=tuple(others.get(group.name, group) for group in self.groups))
+        merged = {group.name: group.within_heads.merged for group in groups if group.within_heads is not None}
+        gone = {part: name for name, parts in merged.items() for part in parts if part != name}
+        macs: dict[tuple[str, ...], float] = defaultdict(float)
+        for names, count in self.product_macs.items():
+            macs[tuple(gone.get(name, name) for name in names)] += count
+        left = tuple(others.get(group.name, group) for group in self.groups if group.name not in gone)
+        return replace(self, groups=left, product_macs=dict(macs))
 
     def joined(self, other: Structure, names: Collection[str] | None = None) -> Structure:
         """The structure with groups that only another analysis of the network found: those that overlap no own group.
@@ -64,12 +73,17 @@ class Structure:
             added.append(group)
         layers = {member.name.removesuffix(".weight") for group in added for member in group.by_role("producer")}
         refused = {name: why for name, why in self.refused.items() if name not in layers or name in other.refused}
-        products = {group.name: other.product_macs[group.name] for group in added if group.name in other.product_macs}
+        new = {group.name for group in added}
+        products = {
+            names: macs for names, macs in other.product_macs.items() if new & {*names} and {*names} <= new | known
+        }
         return replace(self, groups=tuple(groups), refused=refused, product_macs={**self.product_macs, **products})
 
-    def with_counts(self, counts: Mapping[str, Sequence[Count]]) -> Structure:
-        """The structure with more numbers that change with a group, by the groups' names."""
-        return self.with_groups([group.with_counts(counts.get(group.name, ())) for group in self.groups])
+    def completed(self, completions: Mapping[str, Completion]) -> Structure:
+        """The structure with what a self-check found out about groups, by their names."""
+        groups = {group.name: group for group in self.groups}
+        found = [completion.apply(groups, name) for name, completion in completions.items()]
+        return self.with_groups([group for group in found if group is not None])
 
     def without(self, reasons: Mapping[str, str]) -> Structure:
         """The structure without some groups, by name, each refused for a reason."""

@@ -8,11 +8,11 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from lightning_coreset.module_specs import COMMON_HEAD_COUNTS, module_spec
+from lightning_coreset.module_specs import COMMON_HEAD_COUNTS, module_spec, read_size
 from lightning_coreset.structure.head_dimensions import HeadBlocks, within_heads
 from lightning_coreset.structure.places import ClassPositions, Dim
 from lightning_coreset.structure.propagation import Propagation
-from lightning_coreset.structure.records import ChannelGroup, Count, Member, Path, Role, one_each
+from lightning_coreset.structure.records import ChannelGroup, Count, Member, Path, Role, layer_of, one_each
 from lightning_coreset.structure.union_find import FIXED, ChannelUnionFind
 
 
@@ -71,14 +71,21 @@ class GroupBuilder:
         places.number(class_of)
         return [self._group(number, sizes[number], dims[number], places) for number in ranked]
 
-    def product_macs(self) -> dict[str, float]:
-        """By group name: what products without a weight cost where their results are labelled with its classes."""
-        found: dict[str, float] = defaultdict(float)
-        for labels, macs in self.engine.records.products:
-            group = self.group_of[self.roots[labels]].flatten()
-            for number, count in zip(*(part.tolist() for part in group.unique(return_counts=True)), strict=True):
-                if number >= 0:
-                    found[self._names[number]] += macs * count / len(group)
+    def product_macs(self) -> dict[tuple[str, ...], float]:
+        """What products without a weight cost, by the names of the groups that this goes with in proportion."""
+        found: dict[tuple[str, ...], float] = defaultdict(float)
+        for axes, macs in self.engine.records.products:
+            parts: dict[tuple[str, ...], float] = {(): float(macs)}
+            for labels in axes:
+                group = self.group_of[self.roots[labels]].flatten()
+                shares = zip(*(part.tolist() for part in group.unique(return_counts=True)), strict=True)
+                names = [
+                    ((self._names[number],) if number >= 0 else (), count / len(group)) for number, count in shares
+                ]
+                parts = {(*before, *name): cost * share for before, cost in parts.items() for name, share in names}
+            for name, cost in parts.items():
+                if name:
+                    found[name] += cost
         return dict(found)
 
     def _partition(self) -> Tensor:
@@ -120,8 +127,10 @@ class GroupBuilder:
 
     def _name(self, producer: Dim) -> str:
         """The module's name where it makes channels with its ``weight``, else the parameter's."""
-        module, _, parameter = producer[0].rpartition(".")
-        return module if module and parameter == "weight" else producer[0]
+        made = self.engine.weight_norms.get(producer[0])
+        name = producer[0] if made is None else made.weight
+        module, _, parameter = name.rpartition(".")
+        return module if module and parameter == "weight" else name
 
     def _group(self, number: int, size: int, dims: list[Dim], places: ClassPositions) -> ChannelGroup:
         """The group of this number."""
@@ -146,6 +155,7 @@ class GroupBuilder:
             self._paths(members),
             self._counts(number, members),
             number in self._normalized,
+            tuple(norm for name, norm in self.engine.weight_norms.items() if name in {one.name for one in members}),
             within,
         )
 
@@ -154,17 +164,19 @@ class GroupBuilder:
 
     def _counts(self, number: int, members: tuple[Member, ...]) -> tuple[Count, ...]:
         """Group counts of GroupNorms, and head counts of the modules that hold a head's weights."""
-        named = [(module, name) for numbers, module, name in self._counted if number in numbers]
+        named = {(module, name): count for module, name, counts in self._counted if (count := counts.get(number))}
         if number in self._with_heads:
             weights = [member.name for member in members if member.role != "channelwise"]
             # The weight's own module where it is a parameter of the attention itself, else that module's parent.
             holders = {prefix for name in weights for prefix in _prefixes(name, 2)}
-            named += [(holder, name) for holder in sorted(holders) for name in self._head_counts(holder)]
+            named |= {(holder, name): (0, 0) for holder in sorted(holders) for name in self._head_counts(holder)}
         size = len(members[0].index)
         counts = []
-        for module, name in dict.fromkeys(named):
-            value = vars(self.engine.modules.get(module, object)).get(name)
-            if isinstance(value, int) and value and value % size == 0:
+        for (module, name), (labels, length) in named.items():
+            value = read_size(self.engine.modules[module], name) if module in self.engine.modules else None
+            if isinstance(value, int) and value == length and labels % size == 0:
+                counts.append(Count(module, name, labels // size))  # as wide as several groups together, maybe
+            elif isinstance(value, int) and value and value % size == 0:
                 counts.append(Count(module, name, value // size))
         return tuple(counts)
 
@@ -186,9 +198,14 @@ class GroupBuilder:
         return self._numbers(torch.cat(labels)) if labels else set()
 
     @cached_property
-    def _counted(self) -> list[tuple[set[int], str, str]]:
-        """Attributes of modules that count classes, with the groups of these."""
-        return [(self._numbers(labels), module, name) for labels, module, name in self.engine.counts]
+    def _counted(self) -> list[tuple[str, str, dict[int, tuple[int, int]]]]:
+        """Attributes of modules that count classes: how many labels are each group's own, and how many all are."""
+        counted = []
+        for labels, module, name in self.engine.counts:
+            groups, counts = self.group_of[self.roots[labels]].unique(return_counts=True)
+            own = {number: (count, len(labels)) for number, count in zip(groups.tolist(), counts.tolist(), strict=True)}
+            counted.append((module, name, own))
+        return counted
 
     def _numbers(self, labels: Tensor) -> set[int]:
         return set(self.group_of[self.roots[labels]].unique().tolist())
@@ -221,13 +238,14 @@ class GroupBuilder:
     def refused(self, groups: tuple[ChannelGroup, ...]) -> dict[str, str]:
         """For every layer none of whose channels are in a group, why."""
         grouped = {(member.name, member.dim) for group in groups for member in group.members}
+        names = {group.name for group in groups}  # of a tied embedding, whose vocabulary stays
         refused = {}
         for where in sorted(self.engine.records.producers, key=lambda dim: self.engine.records.producers[dim]):
-            if where not in grouped:
+            if where not in grouped and self._name(where) not in names:
                 refused[self._name(where)] = self._why(where)
         told = {name for name, _ in grouped} | {name for name, _ in self.engine.records.producers}
         for name, owner in self.engine.owners.items():
-            layer = name.partition(".parametrizations.")[0] if ".parametrizations." in name else _module(name)
+            layer = layer_of(name)
             if not layer:  # the model is a layer itself, which goes by the name of its weight
                 layer = "weight" if "weight" in self.engine.owners else name
             if (
@@ -250,12 +268,8 @@ class GroupBuilder:
 
 def _prefixes(name: str, count: int) -> list[str]:
     """The last ``count`` modules on the way to a parameter."""
-    parts = name.split(".")[:-1]
+    parts = [*layer_of(name).split(".")] if layer_of(name) else []
     return [".".join(parts[: len(parts) - back]) for back in range(min(count, len(parts) + 1))]
-
-
-def _module(name: str) -> str:
-    return name.rpartition(".")[0]
 
 
 def _each_once(values: Tensor) -> Tensor:

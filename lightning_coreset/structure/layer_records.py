@@ -33,7 +33,8 @@ class LayerRecords:
         consumers: Those that read channels.
         paths: Producer, steps, consumer, in the order of execution.
         macs: Multiply-accumulates by the name of the weight, ``""`` for products without one.
-        products: Labels along the results of products without a weight, such as heads, with what these products cost.
+        products: What products without a weight cost, each with the labels that this goes with, such as heads: those of
+            each axis.
         multiplied: Labels that a product of two activations sums over: those of queries and keys.
         recording: Whether paths and multiply-accumulates are recorded, as in the first run.
     """
@@ -44,7 +45,7 @@ class LayerRecords:
         self.consumers: dict[tuple[str, int], int] = {}
         self.paths: list[tuple[str, tuple[Step, ...], str]] = []
         self.macs: dict[str, int] = defaultdict(int)
-        self.products: list[tuple[Tensor, int]] = []
+        self.products: list[tuple[tuple[Tensor, ...], int]] = []
         self.multiplied: list[Tensor] = []
         self.recording = True
         self._served_by: dict[Norm, set[str]] = {}
@@ -113,7 +114,7 @@ class LayerRecords:
             name = _name(weight, next(iter(weight.channel_labels), None)) or ""
             self.macs[name] += macs
             if not name and axes:
-                self.products.append((axes[0].labels, macs))
+                self.products.append((tuple(axis.labels for axis in axes), macs))
 
 
 def _name(weight: TensorInfo, axis: ChannelLabels | None) -> str | None:

@@ -23,6 +23,7 @@ from lightning_coreset.structure.labels import (
 from lightning_coreset.structure.layer_records import LayerRecords, Paths
 from lightning_coreset.structure.lazy_execution import LazyExecutor
 from lightning_coreset.structure.op_call import OpCall, tensors_among
+from lightning_coreset.structure.records import WeightNorm, layer_of
 from lightning_coreset.structure.statistics import block_statistics, check_statistics, pass_statistics
 from lightning_coreset.structure.steps import Norm, Step, StepKind
 from lightning_coreset.structure.union_find import ChannelUnionFind
@@ -52,13 +53,14 @@ class Propagation(DispatchMode):
         heads: Labels that number attention heads.
         counts: Labels whose classes an attribute of a module counts, with the names of both.
         normalized: Labels of channels that the network normalises over.
+        weight_norms: How weights are made that are no parameters themselves, by the name of the direction.
         within_heads: Whether dimensions within attention heads may go, instead of whole heads.
         unequal_pieces: Whether pieces of different sizes may lose positions, each its own.
         head_dimensions: Labels of these dimensions, a row for each head (repeated for each sample).
         queries: Of every product of queries and keys, what is known of the queries.
         pieces: With ``unequal_pieces``, the labels of each piece; classes of different pieces are different groups.
         modules: All modules of the network by qualified name.
-        owners: The module that holds each parameter and buffer.
+        owners: The module that holds each parameter and buffer, or the weight that is made of it.
     """
 
     supports_higher_order_operators = True
@@ -80,6 +82,7 @@ class Propagation(DispatchMode):
         self.heads: list[Tensor] = []
         self.counts: list[tuple[Tensor, str, str]] = []
         self.normalized: list[Tensor] = []
+        self.weight_norms: dict[str, WeightNorm] = {}
         self.within_heads = within_heads
         self.unequal_pieces = unequal_pieces
         self.head_dimensions: list[Tensor] = []
@@ -100,7 +103,7 @@ class Propagation(DispatchMode):
         self.union_find.reserve(sum(size for tensor in own.values() for size in tensor.shape))
         for name, tensor in own.items():
             if tensor not in self._known:  # the first of several names
-                self.owners[name] = self.modules[name.rpartition(".")[0]]
+                self.owners[name] = self.modules[layer_of(name)]
                 self._adopt_tensor(name, tensor)
         for (name, _), labels in self.union_find.ranges.items():
             if name in self._unsupported:
@@ -167,7 +170,7 @@ class Propagation(DispatchMode):
         """Forbid the removal of anything this tensor is labelled with."""
         for axis in self.info(tensor).channel_labels:
             self.union_find.block(axis.labels, reason)
-        block_statistics(self, tensor, f"before its result {reason}")
+        block_statistics(self, tensor, reason)
 
     def refuse(self, call: OpCall, reason: str) -> None:
         """Block everything that enters a call; its results have no labels."""

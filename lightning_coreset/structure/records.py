@@ -16,6 +16,11 @@ from lightning_coreset.structure.steps import Norm, Step
 Role = Literal["producer", "consumer", "channelwise"]
 
 
+def layer_of(name: str) -> str:
+    """The module of a parameter by qualified names; of a parametrized one, the module that it is a part of."""
+    return name.partition(".parametrizations.")[0] if ".parametrizations." in name else name.rpartition(".")[0]
+
+
 @lru_cache(maxsize=64)
 def one_each(size: int) -> tuple[tuple[int, ...], ...]:
     """The index of classes that each lie at their own position, as in nearly every member; one object for all."""
@@ -147,22 +152,51 @@ class Count:
 
 
 @dataclass(frozen=True)
+class WeightNorm:
+    """A weight that is a magnitude times a direction over the direction's norm, as ``weight_norm`` makes it.
+
+    When parts of the direction go, its norm changes, and the magnitude with it, so that what is left of the weight
+    stays as it was.
+
+    Attributes:
+        weight: Qualified name of the weight, which is no parameter itself.
+        magnitude: Qualified name of ``original0``, ``weight_g`` in the old style.
+        direction: Qualified name of ``original1``, ``weight_v`` in the old style. It has the weight's shape, and stands
+            for the weight wherever a parameter is named.
+        dim: The dimension along which the magnitude lies; ``None`` for a single number.
+    """
+
+    weight: str
+    magnitude: str
+    direction: str
+    dim: int | None
+
+
+@dataclass(frozen=True)
 class WithinHeads:
     """That the channels of a group are dimensions within attention heads.
 
     Attributes:
-        blocks: Each class has one part in each of so many blocks, its heads; which parts make up a class is free, see
-            ``structure/head_dimensions.py``. The positions of a class lie block by block in ``Member.index``. 1 if all
-            heads have to lose the same dimensions.
+        spans: For every member, the first of the blocks (heads) in which it carries the channels, and the one behind
+            the last. Each class has one part in each block, and which parts make up a class is free, see
+            ``structure/head_dimensions.py``. In ``Member.index`` the positions of a class lie block by block. One block
+            for all heads that have to lose the same dimensions.
         queries: Of queries and keys, what makes the queries: tensors, dimensions and positions.
         scaled_by_size: Whether the network divides the products of queries and keys by the root of how many dimensions
             they have. Where ``k`` of ``n`` classes stay, the queries are then multiplied by ``sqrt(k / n)``, so that
             the products are divided as before.
+        merged: Where it is several of the groups that the analysis finds, their names.
     """
 
-    blocks: int = 1
+    spans: tuple[tuple[int, int], ...]
     queries: tuple[tuple[str, int, tuple[int, ...]], ...] = ()
     scaled_by_size: bool = False
+    merged: tuple[str, ...] = ()
+
+    @property
+    def blocks(self) -> int:
+        """How many blocks there are."""
+        return max(stop for _, stop in self.spans)
 
 
 @dataclass(frozen=True)
@@ -179,6 +213,7 @@ class ChannelGroup:
         counts: Attributes of modules that count the classes, beside the sizes of tensors.
         normalized: Whether the network normalises over these channels, as LayerNorm does. Where it does, the statistics
             are those of the channels that stay.
+        weight_norms: How the weights are made that are no parameters themselves, by ``weight_norm``.
         within_heads: For dimensions within attention heads, what is special about them; ``None`` for all others.
     """
 
@@ -187,6 +222,7 @@ class ChannelGroup:
     paths: tuple[Path, ...] = field(default=(), repr=False)
     counts: tuple[Count, ...] = ()
     normalized: bool = False
+    weight_norms: tuple[WeightNorm, ...] = ()
     within_heads: WithinHeads | None = None
 
     @property

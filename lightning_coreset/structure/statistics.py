@@ -43,7 +43,6 @@ def take_statistic(
             others.append(axis)
         else:
             normalized.append(unite_along(axis, axis.dims[:-1], propagation.union_find, reason))
-    propagation.normalized += [axis.flat for axis in normalized]
     return tuple(pin_all(others, reduced, propagation.union_find, reason)), tuple(normalized)
 
 
@@ -52,27 +51,32 @@ def check_statistics(propagation: Propagation, call: OpCall, rule: Rule) -> list
     entering = [statistic for tensor in call.tensors for statistic in propagation.info(tensor).statistics]
     if entering and not getattr(rule, "passes_statistics", False):
         for tensor in call.tensors:
-            block_statistics(propagation, tensor, f"before its result enters {call.title}")
+            block_statistics(propagation, tensor, f"enters {call.title}")
         return []
     return entering
 
 
 def pass_statistics(propagation: Propagation, call: OpCall, entering: Iterable[Statistic]) -> list[Statistic]:
-    """What the results of a call are still made of: the statistics that have not met the channels they are of."""
+    """What the results of a call are still made of: the statistics that have not met the channels they are of.
+
+    Those that meet them normalise them. A statistic that nothing uses, as the mean of an attention over its heads that
+    ``nn.MultiheadAttention`` returns beside its output, does not.
+    """
     axes = [axis for tensor in call.tensors for axis in propagation.info(tensor).channel_labels]
     met = [_classes(propagation, axis.labels) for axis in axes]
-    left = {id(one): one for one in entering}
-    return [
-        one
-        for one in left.values()
-        if not any(torch.equal(_classes(propagation, one.labels), classes) for classes in met)
-    ]
+    left = []
+    for one in {id(one): one for one in entering}.values():
+        if any(torch.equal(_classes(propagation, one.labels), classes) for classes in met):
+            propagation.normalized.append(one.labels)
+        else:
+            left.append(one)
+    return left
 
 
 def block_statistics(propagation: Propagation, tensor: Tensor, where: str) -> None:
     """Forbid the removal of the channels that the values of a tensor are statistics of."""
     for statistic in propagation.info(tensor).statistics:
-        propagation.union_find.block(statistic.labels, f"{statistic.reason} {where}")
+        propagation.union_find.block(statistic.labels, f"{statistic.reason} before its result {where}")
 
 
 def _classes(propagation: Propagation, labels: Tensor) -> Tensor:

@@ -21,9 +21,10 @@ class StepKind(str, Enum):
     BATCH_NORM = "batch_norm"
     """A BatchNorm by the running statistics and weights that ``Step.norm`` names."""
     NORMALIZATION = "normalisation"
-    """A BatchNorm whose tensors are not parameters and buffers as they are, or that does not use running statistics."""
+    """A BatchNorm whose tensors are not parameters and buffers as they are, or that does not use running statistics; or
+    a statistic over channels, on its way to normalise them."""
     LAYER_NORM = "layer_norm"
-    """A LayerNorm or RMSNorm, over dimensions that are not the channels'."""
+    """A LayerNorm or RMSNorm, over the channels or over other dimensions."""
     GROUP_NORM = "group_norm"
     """A GroupNorm."""
     DEPTHWISE = "depthwise"

@@ -18,10 +18,12 @@ from torch.overrides import TorchFunctionMode
 
 from lightning_coreset._compat import eager_execution, registered_buffers, set_registered_buffers
 from lightning_coreset.module_specs import check_module_sizes, module_spec, sizing_tensor
+from lightning_coreset.structure.attention import followed_attention
 from lightning_coreset.structure.example import Example, output_tensors
 from lightning_coreset.structure.propagation import Propagation
 from lightning_coreset.structure.registry import find_rule
 from lightning_coreset.structure.unsupported import unsupported_parameters
+from lightning_coreset.structure.weight_norms import FollowedWeightNorms
 
 
 def trace(
@@ -56,6 +58,7 @@ def trace(
         )
         stack.enter_context(_WatchedAttention(engine))
         stack.enter_context(_watched_inputs(model, engine))
+        stack.enter_context(followed_attention(model, engine))
         model.eval()
         _run(engine, model, example)
         engine.records.recording = False
@@ -73,7 +76,7 @@ def trace(
 
 def _run(engine: Propagation, model: nn.Module, example: Example) -> None:
     try:
-        with engine.executor.running(), engine:
+        with engine.executor.running(), FollowedWeightNorms(engine), engine:
             outputs = example.run(model, example.inputs)
         for tensor in output_tensors(outputs):
             engine.block(tensor, "reaches the network's output")

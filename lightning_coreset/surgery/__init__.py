@@ -13,6 +13,7 @@ from lightning_coreset.surgery.model_shapes import (
 from lightning_coreset.surgery.removal import remove_channels
 from lightning_coreset.surgery.resizing import resize
 from lightning_coreset.surgery.slicing import (
+    follow_norms,
     index_dims,
     named_tensors,
     new_value,
@@ -20,16 +21,21 @@ from lightning_coreset.surgery.slicing import (
     scale_dims_,
     slice_members,
     staying_positions,
+    weight_norms_of,
 )
 from lightning_coreset.surgery.snapshot import Snapshot
+from lightning_coreset.surgery.weight_norms import as_direction, made_weights
 
 __all__ = [
     "ModelShapes",
     "Snapshot",
     "all_tensors",
     "apply_changes",
+    "as_direction",
+    "follow_norms",
     "forget_original_shapes",
     "index_dims",
+    "made_weights",
     "named_tensors",
     "new_value",
     "original_shapes",
@@ -41,4 +47,5 @@ __all__ = [
     "scale_dims_",
     "slice_members",
     "staying_positions",
+    "weight_norms_of",
 ]

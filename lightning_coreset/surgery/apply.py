@@ -8,10 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_coreset._compat import renew_weights
 from lightning_coreset.module_specs import Size, changed_attributes, new_sizes, read_size, sizing_tensor
 from lightning_coreset.plan import AttributeChange, ParameterChange
 from lightning_coreset.surgery.model_shapes import record_original_shapes
-from lightning_coreset.surgery.slicing import index_dims, named_tensors, new_value
+from lightning_coreset.surgery.settling import settling
+from lightning_coreset.surgery.slicing import index_dims, named_tensors
+from lightning_coreset.surgery.weight_norms import new_values
 
 
 def apply_changes(
@@ -37,7 +40,6 @@ def _apply(
 ) -> dict[Tensor, ParameterChange]:
     tensors = named_tensors(model)
     _check_attributes(model, attributes)
-    ready = []
     for change in changes:
         tensor = tensors.get(change.name)
         if tensor is None or tuple(tensor.shape) != change.old_shape:
@@ -46,18 +48,25 @@ def _apply(
                 f"Expected {change.name!r} to have shape {change.old_shape} but got {shape}. "
                 "The plan was made for another model, or for this one before it was pruned."
             )
-        value = new_value(change, tensor)
+    ready = []
+    for change, value in zip(changes, new_values(changes, tensors), strict=True):
+        tensor = tensors[change.name]
         grad = None if tensor.grad is None else index_dims(tensor.grad, change.kept)
         ready.append((tensor, value, grad, change))
+    new_shapes = {id(tensor): change.new_shape for tensor, _, _, change in ready}
     sizes = [
-        *_module_sizes(model, {id(tensor): change.new_shape for tensor, _, _, change in ready}),
+        *_module_sizes(model, new_shapes),
         *((model.get_submodule(attribute.module), attribute.name, attribute.new) for attribute in attributes),
     ]
-    values = changed_attributes(sizes)
+    values, waiting = changed_attributes(sizes), settling(model, new_shapes)
     with record_original_shapes(model):
         for tensor, value, grad, _ in ready:
             replace_data(tensor, value, grad)
         set_attributes(values)
+        for settle in waiting:
+            settle()
+    for module in model.modules():
+        renew_weights(module)
     return {tensor: change for tensor, _, _, change in ready if isinstance(tensor, nn.Parameter)}
 
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from lightning_coreset._compat import renew_weights
 from lightning_coreset.module_specs import changed_attributes, owner, read_size
 from lightning_coreset.surgery.apply import replace_data, set_attributes
 from lightning_coreset.surgery.model_shapes import ModelShapes, all_tensors, record_original_shapes
+from lightning_coreset.surgery.settling import settling
 from lightning_coreset.surgery.slicing import match_memory_format
 
 
@@ -44,6 +46,7 @@ def resize(model: nn.Module, target: ModelShapes) -> None:
             tensor = tensors[name]
             if tuple(tensor.shape) != shape and id(tensor) not in ready:
                 ready[id(tensor)] = (tensor, match_memory_format(tensor.detach().new_zeros(shape), tensor))
+        waiting = settling(model, ready)
         places = [(*owner(model, name), size) for name, size in target.sizes.items()]
         values = changed_attributes(place for place in places if read_size(*place[:2]) != place[2])
         for tensor, value in ready.values():
@@ -53,6 +56,10 @@ def resize(model: nn.Module, target: ModelShapes) -> None:
                 if id(tensors[name]) in ready:
                     tensors[name].copy_(value)
         set_attributes(values)
+        for settle in waiting:
+            settle()
+    for module in model.modules():
+        renew_weights(module)
 
 
 def _check(model: nn.Module, target: ModelShapes) -> None:

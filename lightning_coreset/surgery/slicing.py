@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,7 +13,7 @@ from lightning_coreset.module_specs import is_integer, read_size
 from lightning_coreset.plan import AttributeChange, ParameterChange
 
 if TYPE_CHECKING:
-    from lightning_coreset.structure import ChannelGroup, Count, Member
+    from lightning_coreset.structure import ChannelGroup, Count, Member, WeightNorm
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -55,7 +56,33 @@ def slice_members(
         )
         for name, dims in stays.items()
     )
-    return tuple(change for change in changes if change.kept)
+    norms = weight_norms_of(group for group, _ in kept)
+    return follow_norms([change for change in changes if change.kept], norms, tensors)
+
+
+def weight_norms_of(groups: Iterable[ChannelGroup]) -> dict[str, WeightNorm]:
+    """How weights of groups are made, by the name of the direction."""
+    return {norm.direction: norm for group in groups for norm in group.weight_norms}
+
+
+def follow_norms(
+    changes: Iterable[ParameterChange], norms: Mapping[str, WeightNorm], tensors: Mapping[str, Tensor]
+) -> tuple[ParameterChange, ...]:
+    """The changes with those of magnitudes whose directions change by more than a cut along the same dimension.
+
+    Args:
+        changes: The changes of tensors, of directions as well.
+        norms: The weights that are made, by the name of the direction.
+        tensors: Of which only shapes are read.
+    """
+    by_name = {change.name: change for change in changes}
+    for change in list(by_name.values()):
+        norm = norms.get(change.name)
+        if norm is not None and (change.value is not None or change.factors or set(change.kept) - {norm.dim}):
+            shape = tuple(tensors[norm.magnitude].shape)
+            own = by_name.get(norm.magnitude, ParameterChange(norm.magnitude, shape, shape, {}))
+            by_name[own.name] = replace(own, norm_of=norm.direction, norm_dim=norm.dim)
+    return tuple(by_name.values())
 
 
 def _scale_queries(

@@ -7,9 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_coreset._compat import renew_weights
 from lightning_coreset.module_specs import configs_of, is_size
 from lightning_coreset.surgery.apply import replace_data
 from lightning_coreset.surgery.model_shapes import ModelShapes
+from lightning_coreset.surgery.settling import settling
 from lightning_coreset.surgery.slicing import named_tensors
 
 
@@ -36,7 +38,7 @@ class Snapshot:
     """
 
     def __init__(self, model: nn.Module, *, copy: bool = False) -> None:
-        self._copy = copy
+        self._model, self._copy = model, copy
         self._tensors = [
             (
                 tensor,
@@ -64,22 +66,27 @@ class Snapshot:
     @torch.no_grad()
     def restore(self) -> None:
         """Restore everything; may be called again later."""
+        replaced = set()
         for tensor, value, grad, requires_grad in self._tensors:
             grad = None if grad is None else _copied_if(grad, self._copy)
             if not _same_layout(tensor, value):
                 replace_data(tensor, _copied_if(value, self._copy), grad)
+                replaced.add(id(tensor))
             elif tensor.data_ptr() != value.data_ptr():
                 tensor.data.copy_(value)
             tensor.grad = grad
             if tensor.requires_grad != requires_grad:
                 tensor.requires_grad_(requires_grad)
         for module, attributes in self._attributes:
+            renew_weights(module)
             for name in [name for name, value in vars(module).items() if isinstance(value, ModelShapes)]:
                 del vars(module)[name]
             for name, (value, elements) in attributes.items():
                 if elements is not None and value != elements:  # the same list, for whoever else holds it
                     value[:] = elements
                 vars(module)[name] = value
+        for settle in settling(self._model, replaced):
+            settle()
 
 
 def _same_layout(tensor: Tensor, other: Tensor) -> bool:

@@ -21,12 +21,12 @@ from lightning_coreset.planning import (
     measure_input_norms,
     prunable,
 )
-from lightning_coreset.structure import ChannelGroup, Count, Structure, analyse
+from lightning_coreset.structure import ChannelGroup, Completion, Structure, analyse
 from lightning_coreset.training.example import ExampleSource
 from lightning_coreset.training.progress import Progress
 from lightning_coreset.training.requirements import check_not_captured
 from lightning_coreset.training.strategies import from_rank_zero, run_on_all_ranks
-from lightning_coreset.verification import describe_failures, tried_groups, uncertain_groups
+from lightning_coreset.verification import describe_failures, tried_groups, with_unproven
 
 Order: TypeAlias = Literal["together", "bottom_up"]
 
@@ -81,7 +81,7 @@ class EventPlanner:
             if self.check:
                 tried = run_on_all_ranks(trainer, lambda: self._tried(trainer, pl_module, structure))
                 # The same on every rank, though an example of another rank might show something else.
-                progress.counts, progress.unsound = from_rank_zero(trainer, lambda: tried)
+                progress.completions, progress.unsound = from_rank_zero(trainer, lambda: tried)
                 structure = run_on_all_ranks(trainer, lambda: self.structure(trainer, pl_module, progress))
             targets = from_rank_zero(trainer, lambda: self._targets(pl_module, structure))
             progress.original, progress.final_sizes = targets
@@ -91,12 +91,13 @@ class EventPlanner:
         """The structure of the model as it is now, as the self-check left it: completed, without groups that failed."""
         check_not_captured(pl_module)
         with self.source.examples(trainer, pl_module) as examples:
-            structure = analyse(pl_module, examples[0])
-            uncertain = progress.counts.keys() - {group.name for group in structure.groups}
+            structure = analyse(pl_module, examples[0], heads=self.request.heads)
+            uncertain = progress.completions.keys() - {group.name for group in structure.groups}
             if uncertain:  # that the self-check accepted
-                structure = structure.joined(analyse(pl_module, examples[0], unequal_pieces=True), uncertain)
+                pieces = analyse(pl_module, examples[0], heads=self.request.heads, unequal_pieces=True)
+                structure = structure.joined(pieces, uncertain)
         names = {group.name for group in structure.groups}
-        return structure.with_counts(progress.counts).without(
+        return structure.completed(progress.completions).without(
             {name: why for name, why in progress.unsound.items() if name in names}
         )
 
@@ -158,26 +159,25 @@ class EventPlanner:
 
     def _tried(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, structure: Structure
-    ) -> tuple[dict[str, tuple[Count, ...]], dict[str, str]]:
-        """The numbers that change with each group, and the groups that fail the self-check on some example."""
+    ) -> tuple[dict[str, Completion], dict[str, str]]:
+        """What has to be known of groups, and the groups that fail the self-check on some example."""
         failures: dict[str, str] = {}
         with self.source.examples(trainer, pl_module) as examples:
-            uncertain = uncertain_groups(pl_module, structure, examples[0]) if self.change_attributes else None
-            offered = structure if uncertain is None else structure.joined(uncertain)
-            groups = {group.name: group for group in offered.groups}
+            offered = structure
+            if self.change_attributes:
+                offered = with_unproven(pl_module, structure, examples[0], heads=self.request.heads)
+            before = {group.name: group for group in offered.groups}
+            unproven = before.keys() - {group.name for group in structure.groups}
+            groups = offered.groups
             searches = [(example, self.change_attributes) for example in examples]
             for number, (example, search) in enumerate(searches):
-                sound = [group for name, group in groups.items() if name not in failures]
-                found, failed = tried_groups(pl_module, sound, example, change_attributes=search)
-                changed = any(groups[group.name].counts != group.counts for group in found)
-                groups |= {group.name: group for group in found}
-                failures |= failed
-                if changed and search:  # what this example added has to hold for those before
+                found, failed = tried_groups(pl_module, groups, example, change_attributes=search, unproven=unproven)
+                if found != groups and search:  # what this example added has to hold for those before
                     searches += [(example, False) for example, _ in searches[:number]]
-        found = {group.name: groups[group.name].counts[len(group.counts) :] for group in offered.groups}
-        own = {group.name for group in structure.groups}
-        counts = {name: new for name, new in found.items() if name not in failures and (new or name not in own)}
-        failures = {name: reason for name, reason in failures.items() if name in own}
+                failures |= failed
+                groups = tuple(group for group in found if group.name not in failures)
+        failures = {name: reason for name, reason in failures.items() if name not in unproven}
         if failures:
             rank_zero_warn(describe_failures(failures))
-        return counts, failures
+        changed = (group for group in groups if group.name in unproven or group != before[group.name])
+        return {group.name: Completion.of(group, before) for group in changed}, failures

@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning_coreset.plan import PruningPlan
 from lightning_coreset.planning import ModelCost
-from lightning_coreset.structure import Count
+from lightning_coreset.structure import Completion
 from lightning_coreset.training.report import History
 
 
@@ -22,7 +22,7 @@ class Progress:
         original: Parameters, MACs and widths of the model before the first event; ``None`` until they are measured.
         final_sizes: With ``order="bottom_up"``, the number of classes that every group will be left with.
         unsound: Groups that failed the self-check, each with the reason.
-        counts: By group name, the numbers that the self-check found to change with a group.
+        completions: By group name, what the self-check found out about groups, such as numbers that change with them.
         history: The record of every event in plain numbers.
     """
 
@@ -31,7 +31,7 @@ class Progress:
     original: ModelCost | None = None
     final_sizes: dict[str, int] = field(default_factory=dict)
     unsound: dict[str, str] = field(default_factory=dict)
-    counts: dict[str, tuple[Count, ...]] = field(default_factory=dict)
+    completions: dict[str, Completion] = field(default_factory=dict)
     history: History = field(default_factory=History)
 
     def open_events(self, events: Mapping[int, float]) -> dict[int, float]:
@@ -49,7 +49,7 @@ class Progress:
 
     def to_dict(self) -> dict[str, Any]:
         """Numbers, strings, lists and dicts."""
-        counts = {name: [asdict(count) for count in counts] for name, counts in self.counts.items()}
+        completions = {name: completion.to_dict() for name, completion in self.completions.items()}
         return {
             "plans": [replace(plan, changes=()).to_dict() for plan in self.plans],
             "done": dict(self.done),
@@ -57,7 +57,7 @@ class Progress:
             "final_sizes": dict(self.final_sizes),
             "unsound": dict(self.unsound),
             "history": self.history.to_dicts(),
-            **({"counts": counts} if counts else {}),
+            **({"completions": completions} if completions else {}),
         }
 
     @classmethod
@@ -69,9 +69,7 @@ class Progress:
             original=None if plain["original"] is None else ModelCost(**plain["original"]),
             final_sizes=dict(plain["final_sizes"]),
             unsound=dict(plain["unsound"]),
-            # Version 0.1 did not look for numbers.
-            counts={
-                name: tuple(Count(**count) for count in counts) for name, counts in plain.get("counts", {}).items()
-            },
+            # Version 0.1 looked for none.
+            completions={name: Completion.from_dict(one) for name, one in plain.get("completions", {}).items()},
             history=History.from_dicts(plain["history"]),
         )

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import nn
 
-from lightning_coreset.structure import UNEQUAL_PIECES, ChannelGroup, Example, Structure, analyse
+from lightning_coreset.structure import UNEQUAL_PIECES, ChannelGroup, Example, Heads, Structure, analyse
+from lightning_coreset.verification.forms import Form, other_forms
 from lightning_coreset.verification.remembered import Search
 from lightning_coreset.verification.trial import LEAK, Trial, first_line
 
 
-def verified(model: nn.Module, structure: Structure, example: Example, *, change_attributes: bool = True) -> Structure:
+def verified(
+    model: nn.Module,
+    structure: Structure,
+    example: Example,
+    *,
+    change_attributes: bool = True,
+    heads: Heads = "whole",
+) -> Structure:
     """The structure without the groups that fail the self-check, with a warning that names them.
 
     Args:
@@ -21,27 +29,29 @@ def verified(model: nn.Module, structure: Structure, example: Example, *, change
         structure: What was found in it.
         example: How to run it.
         change_attributes: Whether to look for numbers that have to change with groups that fail.
+        heads: How the structure was found.
     """
-    uncertain = uncertain_groups(model, structure, example) if change_attributes else None
-    offered = structure if uncertain is None else structure.joined(uncertain)
-    groups, failures = tried_groups(model, offered.groups, example, change_attributes=change_attributes)
-    if uncertain is not None:
-        structure = structure.joined(uncertain, {group.name for group in groups} - failures.keys())
-    failures = {name: failures[name] for name in failures if any(name == group.name for group in structure.groups)}
+    offered = with_unproven(model, structure, example, heads=heads) if change_attributes else structure
+    unproven = {group.name for group in offered.groups} - {group.name for group in structure.groups}
+    groups, failures = tried_groups(
+        model, offered.groups, example, change_attributes=change_attributes, unproven=unproven
+    )
+    structure = structure.joined(offered, unproven - failures.keys())
+    failures = {name: reason for name, reason in failures.items() if name not in unproven}
     if failures:
         warnings.warn(describe_failures(failures), stacklevel=4)  # where `prune` was called
     return structure.with_groups(groups).without(failures)
 
 
-def uncertain_groups(model: nn.Module, structure: Structure, example: Example) -> Structure | None:
-    """The network as if all its pieces could change their sizes, where channels are refused for these.
+def with_unproven(model: nn.Module, structure: Structure, example: Example, *, heads: Heads = "whole") -> Structure:
+    """The structure with groups of unequal pieces, where channels are refused for these.
 
-    Groups that only this analysis finds may be removed if a trial shows that numbers change with them, or that none has
-    to. Those that fail stay refused for their first reason.
+    They may be removed only if a trial shows that numbers change with them, or that none has to. Those that fail stay
+    refused for their first reason.
     """
     if not any(UNEQUAL_PIECES in reason for reason in structure.refused.values()):
-        return None
-    return analyse(model, example, unequal_pieces=True)
+        return structure
+    return structure.joined(analyse(model, example, heads=heads, unequal_pieces=True))
 
 
 def describe_failures(failures: Mapping[str, str]) -> str:
@@ -56,7 +66,12 @@ def failing_groups(model: nn.Module, groups: Sequence[ChannelGroup], example: Ex
 
 
 def tried_groups(
-    model: nn.Module, groups: Sequence[ChannelGroup], example: Example, *, change_attributes: bool = True
+    model: nn.Module,
+    groups: Sequence[ChannelGroup],
+    example: Example,
+    *,
+    change_attributes: bool = True,
+    unproven: Collection[str] = (),
 ) -> tuple[tuple[ChannelGroup, ...], dict[str, str]]:
     """Try the removal of channels on copies of a model.
 
@@ -68,6 +83,7 @@ def tried_groups(
         groups: What ``find_groups`` found in it.
         example: How to run it. It is run on these inputs and on others of the same shapes.
         change_attributes: Whether to look for numbers.
+        unproven: Names of groups that fail if they cannot be tried.
 
     Returns:
         The groups, completed by the numbers that have to change with them, and the names of those that fail, each with
@@ -89,21 +105,53 @@ def tried_groups(
         except Exception as error:
             message = f"A copy of the model cannot be run ({type(error).__name__}: {first_line(error)})"
             warnings.warn(f"{message}, so channels are pruned without a trial.", stacklevel=3)
-            return groups, {}
+            return groups, dict.fromkeys(unproven, message)
 
 
 def _completed(
     trial: Trial, groups: tuple[ChannelGroup, ...], failures: dict[str, str]
 ) -> tuple[tuple[ChannelGroup, ...], dict[str, str]]:
-    """The groups with the numbers that have to change, and those that still fail."""
-    open_questions = {name: reason for name, reason in failures.items() if not reason.startswith(LEAK)}
-    if not open_questions:
+    """The groups with the numbers that have to change, or in other forms, and those that still fail."""
+    questions = {name: reason for name, reason in failures.items() if not reason.startswith(LEAK)}
+    if not questions:
         return groups, failures
+    answers: dict[str, ChannelGroup | None] = {}  # what takes the place of a group; nothing where another one does
+    reasons: dict[str, str] = {}
     try:
         search = Search(trial.model, trial.attempt, lambda: trial.run(trial.model))
-        found, reasons = search.completed(groups, open_questions)
+        for forms in other_forms([group for group in groups if group.name in questions]):
+            todo = [form for form in forms if not answers.keys() & set(form.instead_of)]
+            sound = [
+                group for group in _replaced(groups, answers) if group.name not in questions.keys() - answers.keys()
+            ]
+            found, why = _answers(trial, search, sound, todo, questions)
+            reasons = why | reasons
+            for form in todo:
+                if form.group.name in found:
+                    answers |= {**dict.fromkeys(form.instead_of), form.group.name: found[form.group.name]}
     except Exception as error:  # no memory for another copy: the groups stay refused
         suffix = f"the search for its width among attributes raised {type(error).__name__}: {first_line(error)}"
-        return groups, failures | {name: f"{reason}; {suffix}" for name, reason in open_questions.items()}
-    failures = {name: reasons.get(name, reason) for name, reason in failures.items() if name not in found}
-    return tuple(found.get(group.name, group) for group in groups), failures
+        reasons = {name: f"{reason}; {suffix}" for name, reason in questions.items()}
+    left = {name: reasons.get(name, reason) for name, reason in failures.items() if name not in answers}
+    return tuple(_replaced(groups, answers)), left
+
+
+def _answers(
+    trial: Trial, search: Search, sound: list[ChannelGroup], forms: list[Form], questions: Mapping[str, str]
+) -> tuple[dict[str, ChannelGroup], dict[str, str]]:
+    """The forms that succeed beside the groups that do, some of them with other numbers; and why others do not."""
+    asked = {form.group.name: form.group for form in forms}
+    solved = [form.group for form in forms if form.is_new and trial.attempt([form.group]) is None]
+    if solved and trial.attempt([*sound, *solved]) is not None:
+        solved = []
+    known = {group.name: group for group in solved}
+    open_questions = {name: questions[name] for name in asked if name not in known}
+    if not open_questions:
+        return known, {}
+    completed, why = search.completed([*sound, *asked.values()], open_questions)
+    return known | completed, why
+
+
+def _replaced(groups: Sequence[ChannelGroup], answers: Mapping[str, ChannelGroup | None]) -> list[ChannelGroup]:
+    replaced = (answers.get(group.name, group) for group in groups)
+    return [group for group in replaced if group is not None]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -15,19 +15,23 @@ _NORMS = frozenset({"native_layer_norm", "_fused_rms_norm", "native_group_norm"}
 _PRODUCTS = {"bmm": 0, "mm": 0, "baddbmm": 1, "addmm": 1}
 """Products of matrices, each with the place of its first operand."""
 _DENSITY = 0.55
-"""How much of the removed channels must differ on average.
+"""How much of the removed channels must differ on average, where they do not lie as in any member of a group.
 
 Nearly all of them does, behind a ReLU about three quarters. Of tokens at most half does, since half of the channels
 stay.
 """
 
 
-def channels_left_out(call: OpCall, twin: Tensor) -> Mapping[int, Tensor]:
+def channels_left_out(call: OpCall, twin: Tensor, layouts: Iterable[Tensor] = ()) -> Mapping[int, Tensor]:
     """Along which reduced dimensions of a call's input there are removed channels.
+
+    Where they lie as in a member of a group, that tells which they are, too: behind a ReLU, channels are zero in both
+    versions for a part of the inputs, and for all of them if these are few.
 
     Args:
         call: Any call.
-        twin: Its first argument, with other values in all removed channels.
+        twin: Its first argument, with other values in removed channels.
+        layouts: The removed positions along the members of groups, as masks.
 
     Returns:
         The positions that stay, by dimension; empty if the call is no reduction, or reduces over no such channels.
@@ -40,8 +44,14 @@ def channels_left_out(call: OpCall, twin: Tensor) -> Mapping[int, Tensor]:
     for dim in dims:
         along = differs.movedim(dim, 0).flatten(1)
         removed = along.any(1)
-        if removed.any() and not removed.all() and along[removed].float().mean() > _DENSITY:
-            kept[dim] = (~removed).nonzero().squeeze(1)
+        if not removed.any() or removed.all():
+            continue
+        alike = [mask for mask in layouts if len(mask) == len(removed) and not (removed.cpu() & ~mask).any()]
+        if alike:
+            removed = min(alike, key=lambda mask: int(mask.sum())).to(removed.device)
+        elif along[removed].float().mean() <= _DENSITY:
+            continue
+        kept[dim] = (~removed).nonzero().squeeze(1)
     return kept
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from lightning_coreset.structure import ChannelGroup, Member
-from lightning_coreset.surgery import named_tensors
+from lightning_coreset.structure.weak_map import IdentityWeakMap
+from lightning_coreset.structure.weight_norms import MadeWeights
+from lightning_coreset.surgery import made_weights, named_tensors, weight_norms_of
 from lightning_coreset.verification.randomised import noise
 from lightning_coreset.verification.twin import TwinRun
 
@@ -17,39 +19,73 @@ Removed = Mapping[str, set[int]]
 """The classes that are removed, by the name of the group."""
 
 
+class FixedWeights(MadeWeights):
+    """Runs a model with weights that ``weight_norm`` would make, but which are given.
+
+    What is set to zero in a direction, or is another number there, would change its norm and with it all that is left.
+
+    Args:
+        tensors: The model's parameters and buffers by name.
+        groups: Of whose weights the present values are taken.
+
+    Attributes:
+        tensors: All tensors by name, with the weights under the names of their directions; what is done to these has an
+            effect on runs in this mode.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], groups: Iterable[ChannelGroup]) -> None:
+        super().__init__()
+        norms = weight_norms_of(groups)
+        self.tensors = made_weights(tensors, norms.values())
+        self._made: IdentityWeakMap[Tensor] = IdentityWeakMap()
+        for name in norms:
+            self._made[tensors[name]] = self.tensors[name]
+
+    def made(
+        self, direction: Tensor, magnitude: Tensor, dim: int | None, compute: Callable[[], Tensor]
+    ) -> Tensor | None:
+        """The weight that was given."""
+        return self._made.get(direction)
+
+
 def readers(group: ChannelGroup) -> tuple[Member, ...]:
     """What reads the channels of a group; of queries and keys, which only meet each other, what makes them."""
     return group.by_role("consumer") or group.by_role("producer")
 
 
-def zero_consumers_(model: nn.Module, groups: Iterable[ChannelGroup], removed: Removed) -> None:
+def zero_consumers_(tensors: Mapping[str, Tensor], groups: Iterable[ChannelGroup], removed: Removed) -> None:
     """Set to zero what reads removed classes."""
     for group in groups:
-        zero_(model, group.by_role("consumer"), removed[group.name])
+        zero_(tensors, group.by_role("consumer"), removed[group.name])
 
 
 @torch.no_grad()
-def zero_(model: nn.Module, members: Iterable[Member], removed: Collection[int]) -> None:
+def zero_(tensors: Mapping[str, Tensor], members: Iterable[Member], removed: Collection[int]) -> None:
     """Set members of a group to zero at the positions of removed classes."""
-    tensors = named_tensors(model)
     for member, index in _positions(members, removed):
         tensor = tensors[member.name]
         tensor.index_fill_(member.dim, index.to(tensor.device), 0.0)
 
 
-def twin_run(model: nn.Module, whole: nn.Module, groups: Sequence[ChannelGroup], removed: Removed) -> TwinRun:
+def twin_run(
+    tensors: Mapping[str, Tensor], whole: nn.Module, groups: Sequence[ChannelGroup], removed: Removed
+) -> TwinRun:
     """A run in two versions, which differ in what makes the removed classes.
 
     Args:
-        model: The network whose consumers were set to zero.
+        tensors: Those of the network whose consumers were set to zero.
         whole: The same network before that.
         groups: The groups.
         removed: What goes of them.
     """
-    before, tensors = named_tensors(whole), named_tensors(model)
+    before = FixedWeights(named_tensors(whole), groups).tensors
+    layouts: dict[tuple[str, int], Tensor] = {}
     making: dict[str, list[tuple[Member, Tensor]]] = {}
     reading: dict[str, list[tuple[Member, Tensor]]] = {}
     for member, index in (found for group in groups for found in _positions(group.members, removed[group.name])):
+        if any(group.normalized for group in groups):
+            nothing = torch.zeros(tensors[member.name].shape[member.dim], dtype=torch.bool)
+            layouts.setdefault((member.name, member.dim), nothing)[index] = True
         if tensors[member.name].is_floating_point():
             of_role = reading if member.role == "consumer" else making
             of_role.setdefault(member.name, []).append((member, index))
@@ -58,8 +94,9 @@ def twin_run(model: nn.Module, whole: nn.Module, groups: Sequence[ChannelGroup],
         return before[name], _disturbed(before[name], reading[name])
 
     return TwinRun(
-        [(tensors[name], _disturbed(tensors[name], places)) for name, places in making.items()],
+        [(tensors[name], _disturbed(tensors[name], places, reading.get(name, ()))) for name, places in making.items()],
         [(tensors[name], partial(looked_up, name)) for name in reading],
+        {tuple(mask.tolist()): mask for mask in layouts.values()}.values(),
     )
 
 
@@ -72,15 +109,24 @@ def _positions(members: Iterable[Member], removed: Collection[int]) -> Iterator[
 
 
 @torch.no_grad()
-def _disturbed(tensor: Tensor, places: Iterable[tuple[Member, Tensor]]) -> Tensor:
-    """A copy with other values at some positions; a variance stays positive."""
+def _disturbed(
+    tensor: Tensor, places: Iterable[tuple[Member, Tensor]], zeros: Iterable[tuple[Member, Tensor]] = ()
+) -> Tensor:
+    """A copy with other values at some positions; a variance stays positive.
+
+    What reads removed channels of another group stays zero: else each layer would read the ones before, and the values
+    would grow beyond all bounds in deep networks.
+    """
     result = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device).copy_(tensor)
     generator = torch.Generator().manual_seed(1)
     for member, index in places:
         index = index.to(tensor.device)
         part = result.index_select(member.dim, index)
-        other = part * 1.7 + 0.1
-        if member.role != "channelwise":  # the same for all rows could cancel out in what is normalised afterwards
-            other = other + part.std(correction=0).clamp_min(0.1) * noise(part, generator)
+        if member.role == "channelwise":
+            other = part * 1.7 + 0.1
+        else:  # of the other sign, so that one of both passes a ReLU; and random, or it could cancel out in a norm
+            other = part.std(correction=0).clamp_min(0.1) * 0.5 * noise(part, generator) - part
         result.index_copy_(member.dim, index, other)
+    for member, index in zeros:
+        result.index_fill_(member.dim, index.to(tensor.device), 0.0)
     return result

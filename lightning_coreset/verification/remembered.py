@@ -85,7 +85,9 @@ class Search:
             choice = tuple(each for each in candidates if each.key in keys)
             if {each.key for each in choice} == keys and _is_possible(choice) and succeeds(choice):
                 return choice
-        kind = (self._numbers.situation(group), frozenset(each.key for each in candidates))
+        within = group.within_heads
+        form = None if within is None else (within.scaled_by_size, bool(within.merged))
+        kind = (self._numbers.situation(group), frozenset(each.key for each in candidates), form)
         if kind in self._hopeless:
             return None
         for choice in _choices(candidates):

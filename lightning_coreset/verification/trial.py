@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lightning_coreset.structure import ChannelGroup, Example, output_tensors, paired, plain_execution, preserved_random
 from lightning_coreset.surgery import apply_changes, named_tensors, scale_counts, slice_members
 from lightning_coreset.verification.randomised import duplicate, noise, randomise_, seed_everything
-from lightning_coreset.verification.reference import Removed, readers, twin_run, zero_, zero_consumers_
+from lightning_coreset.verification.reference import FixedWeights, Removed, readers, twin_run, zero_, zero_consumers_
 
 _REMOVED_FRACTION = 0.3
 """Of the classes of every group."""
@@ -75,8 +75,9 @@ class Trial:
         silent = []
         for group in idle:  # the gradient may have been disabled, or really be zero
             model = duplicate(self.model)
-            zero_(model, readers(group), _some_classes(group))
-            if self._difference(self.run(model), expected) is None:
+            fixed = FixedWeights(named_tensors(model), [group])
+            zero_(fixed.tensors, readers(group), _some_classes(group))
+            if self._difference(self.run(model, modes=[fixed]), expected) is None:
                 silent.append(group.name)
         reason = "its removal cannot be tried, since it has no influence on the outputs of the example inputs"
         return dict.fromkeys(silent, reason)
@@ -121,19 +122,22 @@ class Trial:
         Returns:
             The outputs, and the outputs where the producers of removed channels have other weights.
         """
-        zero_consumers_(model, groups, removed)
-        twins = twin_run(model, self.model, groups, removed)
-        outputs = self.run(model, mode=twins)
+        fixed = FixedWeights(named_tensors(model), groups)
+        zero_consumers_(fixed.tensors, groups, removed)
+        twins = twin_run(fixed.tensors, self.model, groups, removed)
+        outputs = self.run(model, modes=[fixed, twins])
         disturbed = [twins.twin(tensor) for tensor in outputs]
         return outputs, [tensor if twin is None else twin for tensor, twin in zip(outputs, disturbed, strict=True)]
 
     def run(
-        self, model: nn.Module, *, gradients: bool = False, mode: AbstractContextManager[Any] | None = None
+        self, model: nn.Module, *, gradients: bool = False, modes: Sequence[AbstractContextManager[Any]] = ()
     ) -> list[Tensor]:
-        """All floating-point outputs of both examples, run in a mode, with the same random numbers every time."""
+        """All floating-point outputs of both examples, run in modes, with the same random numbers every time."""
         outputs = []
         for example in self.examples:
-            with preserved_random(model), plain_execution(), torch.set_grad_enabled(gradients), mode or nullcontext():
+            with preserved_random(model), plain_execution(), torch.set_grad_enabled(gradients), ExitStack() as stack:
+                for mode in modes:
+                    stack.enter_context(mode)
                 seed_everything(model)
                 found = example.run(model, example.inputs)
             outputs += [tensor for tensor in output_tensors(found) if tensor.is_floating_point()]

@@ -34,14 +34,17 @@ class TwinRun(DispatchMode):
         twins: Parameters, each with its second version, of the same layout.
         looked_up: Weights that an embedding may look up, each with a function that makes both versions for it. Where a
             head is tied, what the head multiplies with has zeros in removed channels; what is looked up has not.
+        layouts: How removed channels lie along the dimensions of tensors, as masks.
     """
 
     def __init__(
         self,
         twins: Iterable[tuple[Tensor, Tensor]],
         looked_up: Iterable[tuple[Tensor, Callable[[], tuple[Tensor, Tensor]]]],
+        layouts: Iterable[Tensor] = (),
     ) -> None:
         super().__init__()
+        self._layouts = tuple(layouts)
         self._twins: IdentityWeakMap[Tensor] = IdentityWeakMap()
         self._looked_up: IdentityWeakMap[Callable[[], tuple[Tensor, Tensor]]] = IdentityWeakMap()
         for tensor, twin in twins:
@@ -81,7 +84,7 @@ class TwinRun(DispatchMode):
             return leaf if twin is None else twin
 
         other_args, other_kwargs = tree_map(second, (args, kwargs))
-        result, other = _run_both(call, OpCall.read(func, other_args, other_kwargs, [], None))
+        result, other = _run_both(call, OpCall.read(func, other_args, other_kwargs, [], None), self._layouts)
         self._pair(result, other)
         return result
 
@@ -108,11 +111,11 @@ class TwinRun(DispatchMode):
 _EMBEDDING = torch.ops.aten.embedding
 
 
-def _run_both(call: OpCall, other: OpCall) -> tuple[Any, Any]:
+def _run_both(call: OpCall, other: OpCall, layouts: Iterable[Tensor]) -> tuple[Any, Any]:
     """The results of a call and its twin, with the same random numbers."""
     first = call.args[0] if call.args else None
     twin = other.args[0] if other.args else None
-    kept = channels_left_out(call, twin) if isinstance(first, Tensor) and isinstance(twin, Tensor) else {}
+    kept = channels_left_out(call, twin, layouts) if isinstance(twin, Tensor) and isinstance(first, Tensor) else {}
     if kept:
         return reduced_over(call, kept), reduced_over(other, kept)
     removed = removed_in_product(call, other)

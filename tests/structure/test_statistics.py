@@ -136,3 +136,13 @@ def test_weights_that_are_standardised_stay():
 
     model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), Standardised(6, 5), nn.ReLU(), nn.Linear(5, 2))
     assert [group.name for group in analyse(model, torch.randn(3, 4)).groups] == ["2"]
+
+
+@pytest.mark.parametrize("used", [True, False])
+def test_a_statistic_that_nothing_uses_normalises_nothing(used):
+    def between(net, x: Tensor) -> Tensor:
+        mean = x.mean(-1, keepdim=True)
+        return x - mean if used else x
+
+    (group,) = analyse(*linear(between)).groups
+    assert group.normalized == used

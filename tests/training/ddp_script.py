@@ -17,6 +17,7 @@ import lightning.pytorch as pl
 import torch
 from fitting import Classifier, MemoryLogger, Validated, Watcher, make_loader, make_trainer, mlp
 from lightning.pytorch.strategies import DDPStrategy
+from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook, fp16_compress_hook
 from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
 from torch.nn.functional import cross_entropy
@@ -84,6 +85,45 @@ class Compiled(Classifier):
     def __init__(self) -> None:
         super().__init__()
         self.net.compile(backend="eager")
+
+
+class Shortcut(nn.Module):
+    """A block of a transformer without its attention."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm, self.inner = nn.LayerNorm(width), mlp(width, 48, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.inner(self.norm(x))
+
+
+class Stream(Classifier):
+    """Has channels that are normalised over and added up."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Sequential(nn.Linear(8, 32), Shortcut(32), nn.LayerNorm(32), nn.Linear(32, 3)))
+
+
+class Attentive(Classifier):
+    """Reads eight numbers as four tokens, with an ``nn.MultiheadAttention`` between its layers."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Sequential(nn.Linear(2, 32), SelfAttention(32, 4), nn.Linear(32, 3)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x.view(-1, 4, 2)).mean(1)
+
+
+class SelfAttention(nn.Module):
+    """An attention beside a shortcut; without biases, for the gradient of that of keys is nothing but rounding."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(width, heads, bias=False, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.attention(x, x, x)[0]
 
 
 class Shares(pl.LightningDataModule):
@@ -155,6 +195,8 @@ VARIANTS = {
     "sharded_optimizer": Variant(Sharded),
     "numbers": Variant(Numbers),
     "compiled": Variant(Compiled),
+    "stream": Variant(Stream, pruning={"include_residual": True}),
+    "attention": Variant(Attentive, pruning={"include_residual": True}),
     "certified": Variant(pruning={"method": "random", "certify": True}),
     "hook": Variant(strategy=hooked(allreduce_hook), pruning={"method": "random"}),
     "fp16_hook": Variant(strategy=hooked(fp16_compress_hook), exact=False),

@@ -7,6 +7,8 @@ from . import (  # noqa: F401 (each import fills the zoo)
     classic_dense,
     classic_misc,
     classic_mobile,
+    classic_vit_pytorch,
+    classic_x_transformers,
     huggingface_text,
     huggingface_vision,
     traps_concat,
@@ -16,6 +18,8 @@ from . import (  # noqa: F401 (each import fills the zoo)
     traps_maths,
     traps_movement,
     traps_norms,
+    traps_statistics,
+    traps_streams,
     traps_weights,
 )
 from .entry import ZOO, Entry

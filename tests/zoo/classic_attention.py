@@ -52,7 +52,7 @@ class Vit(nn.Module):
         return self.head(self.norm(self.blocks(x))[:, 0])
 
 
-network(image(), must=("blocks.0.mlp.0", "blocks.1.mlp.0"))(Vit)
+network(image(), must=("blocks.0.mlp.0", "blocks.1.mlp.0"), normalized=("patch",))(Vit)
 
 
 class SwiGlu(nn.Module):
@@ -101,18 +101,33 @@ class NanoGpt(nn.Module):
 network(
     tokens(),
     must=("blocks.0.mlp.0", "blocks.1.mlp.0"),
-    hard=("blocks.*.attention.qkv",),
+    normalized=("tokens",),
+    hard=("tokens", "blocks.*.attention.qkv"),
     why="the head size is the width over the number of heads",
 )(NanoGpt)
 
 
-@network(floats((2, 5, 24)), must=("layers.0.linear1", "layers.1.linear1"))
+def heads(*attentions: str) -> tuple[str, ...]:
+    """The groups of heads of some ``nn.MultiheadAttention``."""
+    return tuple(f"{attention}.in_proj_weight" for attention in attentions)
+
+
+@network(
+    floats((2, 5, 24)),
+    must=("layers.0.linear1", "layers.1.linear1", *heads("layers.0.self_attn", "layers.1.self_attn")),
+)
 def transformer_encoder() -> nn.Module:
     layer = nn.TransformerEncoderLayer(24, 4, 36, batch_first=True)
     return nn.TransformerEncoder(layer, 2)
 
 
-@network(floats((5, 2, 24), (4, 2, 24)), must=("encoder.layers.0.linear1", "decoder.layers.0.linear1"))
+@network(
+    floats((5, 2, 24), (4, 2, 24)),
+    must=(
+        *("encoder.layers.0.linear1", "decoder.layers.0.linear1"),
+        *heads("encoder.layers.0.self_attn", "decoder.layers.0.self_attn", "decoder.layers.0.multihead_attn"),
+    ),
+)
 def transformer() -> nn.Module:
     return nn.Transformer(24, 3, 1, 1, 36, activation="gelu")
 
@@ -133,3 +148,81 @@ class CrossAttention(nn.Module):
 
 
 network(floats((2, 3, 24), (2, 6, 10)), must=("before.0",))(CrossAttention)
+
+
+class CrossAttentionAlone(CrossAttention):
+    """The same, whose weights nobody sees, so that heads can go."""
+
+    def forward(self, query: Tensor, other: Tensor) -> Tensor:
+        return super().forward(query, other)[0]
+
+
+network(floats((2, 3, 24), (2, 6, 10)), must=("before.0", "attention.q_proj_weight"))(CrossAttentionAlone)
+
+
+class TorchVit(nn.Module):
+    """A vision transformer made of torch's encoder."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch = nn.Conv2d(3, 24, 4, 4)
+        self.cls, self.place = nn.Parameter(torch.randn(1, 1, 24)), nn.Parameter(torch.randn(1, 17, 24))
+        layer = nn.TransformerEncoderLayer(24, 4, 36, activation="gelu", batch_first=True, norm_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2, norm=nn.LayerNorm(24), enable_nested_tensor=False)
+        self.head = nn.Linear(24, 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patch(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.cls.expand(x.shape[0], -1, -1), x], 1) + self.place
+        return self.head(self.encoder(x)[:, 0])
+
+
+network(image(), must=("patch", "encoder.layers.0.linear1", *heads("encoder.layers.0.self_attn")))(TorchVit)
+
+
+class TorchTranslator(nn.Module):
+    """``nn.Transformer`` between tied embeddings, with a causal mask and one of padding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.body = nn.Embedding(50, 24), nn.Transformer(24, 3, 1, 2, 36, batch_first=True)
+        self.head = nn.Linear(24, 50)
+        self.head.weight = self.tokens.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        source, target = self.tokens(x), self.tokens(x[:, :5])
+        causal = torch.ones(5, 5, dtype=torch.bool).triu(1)
+        padding = torch.arange(x.shape[1]) >= torch.tensor([[x.shape[1]], [4]])
+        return self.head(
+            self.body(
+                *(source, target),
+                tgt_mask=causal,
+                tgt_is_causal=True,
+                src_key_padding_mask=padding,
+                memory_key_padding_mask=padding,
+            )
+        )
+
+
+network(tokens(), must=("tokens", *heads("body.decoder.layers.1.multihead_attn")))(TorchTranslator)
+
+
+class Queries(nn.Module):
+    """Learned queries that read an image through attention with all its options, as in DETR and Perceiver."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch, self.queries = nn.Conv2d(3, 20, 4, 4), nn.Parameter(torch.randn(4, 1, 24))
+        self.read = nn.MultiheadAttention(24, 4, 0.1, add_bias_kv=True, add_zero_attn=True, kdim=20, vdim=20)
+        self.think = nn.MultiheadAttention(24, 3, bias=False)
+        self.norm, self.head = nn.LayerNorm(24), nn.Linear(24, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patch(x).flatten(2).permute(2, 0, 1)
+        queries = self.queries.expand(-1, x.shape[1], -1)
+        found = queries + self.read(queries, x, x)[0]
+        found = found + self.think(self.norm(found), self.norm(found), found)[0]
+        return self.head(found).transpose(0, 1)
+
+
+network(image(), must=("patch", "read.q_proj_weight", *heads("think")))(Queries)

@@ -35,7 +35,7 @@ class Patches(nn.Module):
         return self.head(self.norm(self.blocks(self.patch(x).flatten(2).transpose(1, 2))).mean(1))
 
 
-@network(image(), must=("blocks.0.across.0", "blocks.0.along.0"))
+@network(image(), must=("blocks.0.across.0", "blocks.0.along.0"), normalized=("patch",))
 def mlp_mixer() -> nn.Module:
     return Patches(24, Mixer(16, 24), Mixer(16, 24))
 
@@ -54,7 +54,7 @@ class Spatial(nn.Module):
         return x + self.down(u * self.place(self.inner(v)))
 
 
-@network(image(), expect="none", why="LayerNorms over all widths")
+@network(image(), normalized=("patch",))
 def gmlp() -> nn.Module:
     return Patches(24, Spatial(16, 24, 20), Spatial(16, 24, 14))
 

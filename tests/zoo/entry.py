@@ -25,6 +25,8 @@ class Entry:
         expect: ``"groups"`` if at least one group must be found, ``"none"`` if none may be, ``"any"`` if to refuse is
             fine too. Whatever is found must be right.
         must: Names of groups that must be found.
+        normalized: Names of groups that must be found, and be told to lie under a norm.
+        never: Layers whose outputs may be in no group.
         hard: Patterns of names of groups that nobody can know to be impossible, as the forward pass names their width
             in numbers: they may fail when tried, so that a self-check catches them.
         train: The network acts otherwise in train mode (an auxiliary head): compare there as well.
@@ -37,6 +39,8 @@ class Entry:
     slow: bool = False
     expect: Expect = "groups"
     must: tuple[str, ...] = ()
+    normalized: tuple[str, ...] = ()
+    never: tuple[str, ...] = ()
     hard: tuple[str, ...] = ()
     train: bool = False
     why: str = ""

@@ -16,6 +16,8 @@ SIZES = {
     "patch_size": 4,
     "num_channels": 3,
 }
+# The reduced tokens are reshaped to as many channels as the stream has, though a convolution makes them.
+REDUCED: dict[str, Any] = {"hard": ("*patch_embeddings*", "*.sequence_reduction"), "why": "two widths have to be one"}
 TOWER = {**SIZES, "projection_dim": 20}
 WORDS = {
     "vocab_size": 60,
@@ -60,14 +62,15 @@ vision("hiera", "Hiera", 32, {
     "image_size": [32, 32], "patch_size": [3, 3], "patch_stride": [2, 2], "patch_padding": [1, 1], "embed_dim": 12,
     "depths": [1, 1], "num_heads": [1, 2], "masked_unit_size": [4, 4], "masked_unit_attention": [True, False],
     "query_stride": [2, 2], "num_query_pool": 1, "embed_dim_multiplier": 2.0,
-}, hard=("*.attn.qkv",), why="the queries are pooled by numbers")  # fmt: skip
+}, hard=("*.attn.qkv", "*.layers.0.proj"), why="the queries are pooled by numbers")  # fmt: skip
 vision("focalnet", "FocalNet", 32, {"image_size": 32, "patch_size": 4, "embed_dim": 12, "depths": [1, 1],
-                                    "focal_levels": [2, 2], "focal_windows": [3, 3]})  # fmt: skip
+                                    "focal_levels": [2, 2], "focal_windows": [3, 3]},
+       hard=("*.projection", "*.projection_in"), why="splits name the width")  # fmt: skip
 vision("pvt", "Pvt", 32, {
     "image_size": 32, "num_encoder_blocks": 2, "depths": [1, 1], "sequence_reduction_ratios": [2, 1],
     "hidden_sizes": [12, 20], "patch_sizes": [4, 2], "strides": [4, 2], "num_attention_heads": [1, 2],
     "mlp_ratios": [2, 3],
-})  # fmt: skip
+}, **REDUCED)  # fmt: skip
 vision("cvt", "Cvt", 32, {
     "num_stages": 2, "embed_dim": [12, 20], "num_heads": [1, 2], "depth": [1, 2], "mlp_ratio": [2.0, 3.0],
     "patch_sizes": [7, 3], "patch_stride": [4, 2], "patch_padding": [2, 1], "attention_drop_rate": [0.0, 0.0],
@@ -81,7 +84,8 @@ vision("levit", "Levit", 64, {
 }, hard=("*keys_values*",), why="splits of the heads name their sizes")  # fmt: skip
 vision("convnext", "ConvNext", 32, {"hidden_sizes": [12, 20, 24, 28], "depths": [1, 1, 1, 1]})
 vision("convnextv2", "ConvNextV2", 32, {"hidden_sizes": [12, 20, 24, 28], "depths": [1, 1, 1, 1]},
-       expect="none", why="every width is normalised over, in the MLP by its global response norm")  # fmt: skip
+       normalized=("convnextv2.embeddings.patch_embeddings",
+                   "convnextv2.encoder.stages.0.layers.0.pwconv1"))  # fmt: skip
 RESNET = {"embedding_size": 12, "hidden_sizes": [20, 24, 28], "depths": [1, 2, 1]}
 vision("resnet", "ResNet", 32, {**RESNET, "layer_type": "bottleneck"})
 vision("resnet-basic", "ResNet", 32, {**RESNET, "layer_type": "basic"})
@@ -110,11 +114,12 @@ SEGFORMER = {
     "num_encoder_blocks": 2, "depths": [1, 1], "sr_ratios": [2, 1], "hidden_sizes": [12, 20], "patch_sizes": [7, 3],
     "strides": [4, 2], "num_attention_heads": [1, 2], "mlp_ratios": [2, 3], "decoder_hidden_size": 28,
 }  # fmt: skip
-vision("segformer", "Segformer", 32, SEGFORMER)
-vision("segformer-segmentation", "Segformer", 32, SEGFORMER, "ForSemanticSegmentation")
+vision("segformer", "Segformer", 32, SEGFORMER, **REDUCED)
+vision("segformer-segmentation", "Segformer", 32, SEGFORMER, "ForSemanticSegmentation", **REDUCED)
 vision("glpn", "GLPN", 32, SEGFORMER | {"num_encoder_blocks": 4, "depths": [1] * 4, "sr_ratios": [2, 2, 1, 1],
        "hidden_sizes": [12, 16, 20, 24], "patch_sizes": [7, 3, 3, 3], "strides": [2, 2, 2, 2],
-       "num_attention_heads": [1, 2, 2, 2], "mlp_ratios": [2, 2, 2, 2]}, "ForDepthEstimation", slow=True)  # fmt: skip
+       "num_attention_heads": [1, 2, 2, 2], "mlp_ratios": [2, 2, 2, 2]},
+       "ForDepthEstimation", slow=True, **REDUCED)  # fmt: skip
 vision("poolformer", "PoolFormer", 32, {
     "num_encoder_blocks": 2, "depths": [1, 2], "hidden_sizes": [12, 20], "patch_sizes": [7, 3], "strides": [4, 2],
     "padding": [2, 1], "mlp_ratio": 2.0,
@@ -130,7 +135,7 @@ vision("textnet", "TextNet", 32, {
 vision("dpt", "DPT", 16, {
     **SIZES, "num_hidden_layers": 4, "backbone_out_indices": [0, 1, 2, 3], "neck_hidden_sizes": [12, 16, 20, 24],
     "fusion_hidden_size": 20, "is_hybrid": False, "reassemble_factors": [4, 2, 1, 0.5],
-}, "ForDepthEstimation", hard=("*.readout_projects.*",), why="a view names the hidden size")  # fmt: skip
+}, "ForDepthEstimation", hard=("*.readout_projects.*", "*.projection"), why="a view names the hidden size")  # fmt: skip
 
 VIDEO = {**SIZES, "num_frames": 4}
 for name, stem, more in (
@@ -142,7 +147,7 @@ for name, stem, more in (
         f"hf/{name}",
         lambda s=stem, m=more: hugging(f"{s}Config", f"{s}ForVideoClassification", no_cache_key=True, **VIDEO, **m),
         keywords(pixel_values=floats((2, 4, 3, 16, 16))),
-        hard=("*.qkv",) if name == "timesformer" else (),
+        hard=("*.qkv", "*.projection") if name == "timesformer" else (),
         why="the head size is the width over the number of heads" if name == "timesformer" else "",
     )
 

@@ -1,8 +1,12 @@
-"""Is a group right? Removing its channels must do what zeroing their consumers does, and nothing else.
+"""Is a group right? Removing its channels must do what is defined as their removal, and nothing else.
 
-Legend: A is a copy of the network with channels removed, B one with the consumers' positions of the same channels
-set to zero. A and B must agree on every output. B must differ from the network itself (else nothing was tested), and
-must not notice when the weights that make the removed channels change (else the channels leak past their consumers).
+The network with channels removed must compute what the whole network computes in which every reduction takes kept
+channels only and the consumers' positions of removed ones are zero (``kept_only.py``). That one must differ from the
+network as it was (else nothing was tested), and must not notice when the weights that make the removed channels change
+(else the channels leak past their consumers).
+
+Channels over which nothing is normalised are zeros behind their consumers, no more: there the plain network with zeroed
+consumers is a second, independent oracle, and the two must agree.
 """
 
 from __future__ import annotations
@@ -14,15 +18,20 @@ from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor, nn
+from weight_norms import with_plain_weights
 
+from lightning_coreset.planning.problem import prunable
+from lightning_coreset.planning.request import Request
 from lightning_coreset.structure import ChannelGroup, Structure, analyse
 from lightning_coreset.surgery import apply_changes, named_tensors, remove_channels, scale_counts, slice_members
 
 from .entry import Entry, Inputs
-from .inspection import Verdict, fingerprint, malformed, reachable, tensors, wrong_attributes
+from .inspection import Kind, Verdict, fingerprint, malformed, reachable, tensors, wrong_attributes
+from .kept_only import Removed, kept_only
+from .lockstep import DivergedError
 from .running import call, distance, duplicate, evaluate, flat, randomise
 
-TOLERANCE = 1e-6
+TOLERANCE = 1e-9
 NO_GROUP_CHANGES = 1e-5  # a zeroing must move the outputs by more than this, relatively, to have tested anything
 
 
@@ -35,7 +44,8 @@ class Record:
         groups: Number of groups.
         classes: Channels (classes) in all groups together.
         parameters: Elements of all parameters.
-        reachable: Elements that lie in a row or column of some group.
+        by_default: Elements that lie in a row or column of some group that may shrink by default.
+        reachable: The same with ``include_residual=True``.
         refused: Layers without a group, each with the reason.
         verdicts: The oracle's word on the groups that it tried.
     """
@@ -44,6 +54,7 @@ class Record:
     groups: int
     classes: int
     parameters: int
+    by_default: int
     reachable: int
     refused: Mapping[str, str]
     verdicts: tuple[Verdict, ...]
@@ -54,10 +65,14 @@ def survey(entry: Entry, *, limit: int = 6) -> Record:
     model = build(entry)
     structure = search(entry, model)
     verdicts = examine(entry, model, structure.groups, limit=limit)
+    sound = [group for group in structure.groups if not excused(entry, group.name)]
+    inner, _ = prunable(model, structure, Request(0.5))
+    default, whole = (reachable(model, [one for one in sound if one in groups]) for groups in (inner, sound))
     classes = sum(group.size for group in structure.groups)
     total = sum(parameter.numel() for parameter in model.parameters())
-    reached = reachable(model, structure.groups)
-    return Record(entry.name, len(structure.groups), classes, total, reached, dict(structure.refused), verdicts)
+    return Record(
+        entry.name, len(structure.groups), classes, total, default, whole, dict(structure.refused), verdicts
+    )  # fmt: skip
 
 
 def build(entry: Entry) -> nn.Module:
@@ -116,21 +131,18 @@ def judge(model: nn.Module, inputs: Sequence[Inputs], group: ChannelGroup, *, tr
         train: Compare in train mode as well.
     """
     modes = (False, True) if train else (False,)
-    whole = [evaluate(model, one, mode) for mode in modes for one in inputs]
+    runs = [(one, mode) for mode in modes for one in inputs]
+    whole = [evaluate(model, *run) for run in runs]
     changed = False
     for seed in range(3):
         removed = choose(group.size, seed)
-        cut, zeroed = duplicate(model), duplicate(model)
-        zero_consumers(zeroed, group, removed)
-        expected = [evaluate(zeroed, one, mode) for mode in modes for one in inputs]
-        disturb_producers(zeroed, group, removed)
-        disturbed = [evaluate(zeroed, one, mode) for mode in modes for one in inputs]
-        leak = max(map(distance, disturbed, expected))
-        if not leak <= TOLERANCE:
-            return Verdict(group.name, "leak", f"the weights of removed channels move the outputs by {leak:.1e}")
+        expected, fault = reference(with_plain_weights(model), [(group, removed)], runs)
+        if fault:
+            return Verdict(group.name, *fault)
+        cut = duplicate(model)
         try:
             remove_channels(cut, group, removed)
-            found = [evaluate(cut, one, mode) for mode in modes for one in inputs]
+            found = [evaluate(cut, *run) for run in runs]
         except Exception as error:
             return Verdict(group.name, "exception", f"{type(error).__name__}: {error}")
         error = max(map(distance, found, expected))
@@ -146,22 +158,45 @@ def judge(model: nn.Module, inputs: Sequence[Inputs], group: ChannelGroup, *, tr
 
 
 def judge_together(model: nn.Module, inputs: Sequence[Inputs], groups: Sequence[ChannelGroup]) -> Verdict:
-    """Compares the removal of 30% of every group at once, as a pruning step does it, with zeroed consumers."""
-    cut, zeroed = duplicate(model), duplicate(model)
-    chosen = [choose(group.size, 0) for group in groups]
-    for group, removed in zip(groups, chosen, strict=True):
-        zero_consumers(zeroed, group, removed)
-    kept = [[i for i in range(group.size) if i not in removed] for group, removed in zip(groups, chosen, strict=True)]
+    """Compares the removal of 30% of every group at once, as a pruning step does it."""
+    removed = [(group, choose(group.size, 0)) for group in groups]
+    kept = [(group, [i for i in range(group.size) if i not in gone]) for group, gone in removed]
+    runs = [(one, False) for one in inputs]
+    expected, fault = reference(with_plain_weights(model), removed, runs)
+    if fault:
+        return Verdict("all groups", *fault)
+    cut = duplicate(model)
     try:
-        pairs = list(zip(groups, kept, strict=True))
-        apply_changes(cut, slice_members(named_tensors(cut), pairs), scale_counts(cut, pairs))
-        found = [evaluate(cut, one) for one in inputs]
+        apply_changes(cut, slice_members(named_tensors(cut), kept), scale_counts(cut, kept))
+        found = [evaluate(cut, *run) for run in runs]
     except Exception as error:
         return Verdict("all groups", "exception", f"{type(error).__name__}: {error}")
-    error = max(distance(a, evaluate(zeroed, one)) for a, one in zip(found, inputs, strict=True))
+    error = max(map(distance, found, expected))
     if not error <= TOLERANCE:
         return Verdict("all groups", "wrong output", f"relative error {error:.1e}")
     return Verdict("all groups", "right")
+
+
+def reference(
+    model: nn.Module, removed: Removed, runs: Sequence[tuple[Inputs, bool]]
+) -> tuple[list[list[Tensor]], tuple[Kind, str] | None]:
+    """What the network computes without the removed classes in every run, and a fault if that is not well defined."""
+    try:
+        both = [kept_only(model, removed, *run) for run in runs]
+    except DivergedError as error:
+        return [], ("leak", f"the weights of removed channels decide about {error}")
+    expected = [one for one, _ in both]
+    leak = max(distance(other, one) for one, other in both)
+    if not leak <= TOLERANCE:
+        return expected, ("leak", f"the weights of removed channels move the outputs by {leak:.1e}")
+    if not any(getattr(group, "normalized", False) for group, _ in removed):
+        zeroed = duplicate(model)
+        for group, classes in removed:
+            zero_consumers(zeroed, group, classes)
+        error = max(distance(evaluate(zeroed, *run), one) for run, one in zip(runs, expected, strict=True))
+        if not error <= TOLERANCE:
+            return expected, ("leak", f"channels that are zero, not gone, move the outputs by {error:.1e}")
+    return expected, None
 
 
 def choose(size: int, seed: int) -> list[int]:
@@ -174,14 +209,6 @@ def zero_consumers(model: nn.Module, group: ChannelGroup, removed: Sequence[int]
     """Sets the consumers' positions of the removed classes to zero."""
     for tensor, dim, places in positions(model, group, removed, ("consumer",)):
         tensor.index_fill_(dim, places, 0)
-
-
-def disturb_producers(model: nn.Module, group: ChannelGroup, removed: Sequence[int]) -> None:
-    """Changes what makes the removed classes, keeping signs (a variance stays positive) and the consumers' zeros."""
-    for tensor, dim, places in positions(model, group, removed, ("producer", "channelwise")):
-        if tensor.is_floating_point():
-            tensor.index_copy_(dim, places, tensor.index_select(dim, places) * 1.7 + 0.1)
-    zero_consumers(model, group, removed)
 
 
 def positions(

@@ -7,10 +7,11 @@ import copy
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Generator, Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from .entry import Inputs
 from .inspection import tensors
@@ -70,9 +71,37 @@ def randomise_weights(model: nn.Module, generator: Generator) -> None:
 def evaluate(model: nn.Module, inputs: Inputs, train: bool = False) -> list[Tensor]:
     """The outputs in double precision, on a copy, so that no statistics are kept."""
     model = duplicate(model).double().train(train)
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), AllDouble():
         torch.manual_seed(0)
-        return flat(call(model, as_double(inputs)))
+        return results(call(model, as_double(inputs)))
+
+
+class AllDouble(TorchDispatchMode):
+    """Double precision also where the code asks for single, as many norms and softmaxes of transformers do."""
+
+    WIDER: ClassVar = {
+        torch.float16: torch.float64,
+        torch.bfloat16: torch.float64,
+        torch.float32: torch.float64,
+        torch.complex64: torch.complex128,
+    }
+
+    def __enter__(self) -> AllDouble:
+        self.default = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float64)
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        torch.set_default_dtype(self.default)
+        super().__exit__(*error)
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if kwargs.get("dtype") in self.WIDER:
+            kwargs["dtype"] = self.WIDER[kwargs["dtype"]]
+        found = function(*args, **kwargs)
+        is_new = function.overloadpacket is torch.ops.aten.lift_fresh  # made of Python's numbers
+        return found.to(self.WIDER[found.dtype]) if is_new and found.dtype in self.WIDER else found
 
 
 def call(model: nn.Module, inputs: Inputs) -> Any:
@@ -88,6 +117,14 @@ def as_double(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: as_double(one) for key, one in value.items()}
     return type(value)(map(as_double, value)) if isinstance(value, tuple | list) else value
+
+
+def results(value: Any) -> list[Tensor]:
+    """The tensors for which a network is run: beside logits or a loss, not what transformers made on the way."""
+    if isinstance(value, Mapping) and any("logits" in name or "loss" in name for name in value):
+        ends = ("hidden_state", "hidden_states", "attentions", "past_key_values")
+        value = [one for name, one in value.items() if not name.endswith(ends) and not isinstance(one, Mapping)]
+    return flat(value)
 
 
 def flat(value: Any) -> list[Tensor]:

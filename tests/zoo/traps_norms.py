@@ -52,9 +52,9 @@ def group_norm() -> nn.Module:
     return normed(nn.GroupNorm(3, 12))
 
 
-@network(SMALL, must=("3",))
+@network(SMALL, must=("3",), normalized=("0",))
 def group_norm_of_one_group() -> nn.Module:
-    """Its statistics run over all channels, so that none in front of it can go."""
+    """Its statistics run over all channels and places, which go together."""
     return normed(nn.GroupNorm(1, 12))
 
 
@@ -63,7 +63,7 @@ def group_norm_per_channel() -> nn.Module:
     return normed(nn.GroupNorm(12, 12))
 
 
-@network(SMALL, must=("3",))
+@network(SMALL, must=("3",), never=("0",), why="its weights lie along places as well")
 def layer_norm_over_everything() -> nn.Module:
     return normed(nn.LayerNorm([12, 6, 6]))
 
@@ -79,14 +79,14 @@ def local_response_norm() -> nn.Module:
     return normed(nn.LocalResponseNorm(3))
 
 
-@network(ROWS, must=("4",))
+@network(ROWS, must=("4",), normalized=("0",))
 def layer_norm() -> nn.Module:
     return nn.Sequential(
         nn.Linear(6, 12), nn.ReLU(), nn.LayerNorm(12), nn.ReLU(), nn.Linear(12, 20), nn.ReLU(), nn.Linear(20, 3)
     )
 
 
-@network(ROWS, must=("4",))
+@network(ROWS, must=("4",), normalized=("0",))
 def rms_norm() -> nn.Module:
     return nn.Sequential(
         nn.Linear(6, 12), nn.ReLU(), nn.RMSNorm(12), nn.ReLU(), nn.Linear(12, 20), nn.ReLU(), nn.Linear(20, 3)
@@ -130,6 +130,7 @@ OVER = {
     "divided_by_width": lambda x: x / x.shape[1],
     "pool_over_channels": lambda x: F.avg_pool3d(x[:, None], (3, 1, 1), 1, (1, 0, 0))[:, 0],
 }
+NORMALISING = ("subtract_mean", "l2_normalise", "hand_made_rms", "variance", "whole_norm", "whole_mean")
 for name, function in OVER.items():
     of_width = name in ("channel_is_index", "divided_by_width")
     add(
@@ -137,6 +138,7 @@ for name, function in OVER.items():
         lambda f=function: over_channels(f),
         SMALL,
         must=("3",),
+        normalized=("0",) if name in NORMALISING else (),
         hard=("0",) if of_width else (),
         why="the function depends on the number of channels" if of_width else "",
     )

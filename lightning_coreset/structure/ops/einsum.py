@@ -88,7 +88,7 @@ def contract(
     paths = _paths(propagation, tensors, spec, weight, bias, scaled)
     summed = _summed_labels(propagation, tensors, spec) if propagation.within_heads and weight is None else ()
     terms = math.prod([first.shape[spec.operands[0].index(letter)] for letter in spec.summed])
-    propagation.count_macs(weight, out.numel() * terms, axes or summed)
+    propagation.count_macs(weight, out.numel() * terms, (*axes, *summed))
     constant = all(propagation.info(tensor).constant for tensor in tensors)
     propagation.set_info(out, TensorInfo(axes, constant=constant, producer_paths=paths))
 
@@ -187,7 +187,8 @@ def _whole_heads(propagation: Propagation, axes: list[ChannelLabels]) -> list[Ch
     """Heads lie along the batch dimension of a product; nothing goes within one, its size is in the user's code."""
     kept = []
     for axis in axes:
-        within = axis.dims if axis.single_head else axis.dims[1:]
+        # Labels along the batch dimension are heads, whatever the view of a sequence of one token looked like.
+        within = axis.dims if axis.single_head and 0 not in axis.dims else axis.dims[1:]
         rest = pin_dims(axis, within, propagation.union_find, "is a position within an attention head")
         if rest is not None:
             kept.append(rest)

@@ -38,7 +38,8 @@ def layer_norm(propagation: Propagation, call: OpCall) -> None:
     """Statistics over the last dimensions: those of channels that stay, if the channels are all that is normalised."""
     source, out = call.args[0], call.results[0]
     count = len(call.arguments["normalized_shape"])
-    dims, reason = range(source.dim() - count, source.dim()), f"is normalised over by {call.title}"
+    dims = range(source.dim() - count, source.dim())
+    reason = f"is normalised over by {call.title}"
     if count == 1:
         axes = _normalize(propagation, call, source.dim() - 1, dims, reason)
     else:
@@ -53,6 +54,7 @@ def _normalize(propagation: Propagation, call: OpCall, dim: int, dims: range, re
     """Normalise over ``dims``, of which ``dim`` has the channels that the weights scale; returns what is left."""
     source = call.args[0]
     others, normalized = take_statistic(propagation, source, dims, reason)
+    propagation.normalized += [axis.flat for axis in normalized]
     axis = next((axis for axis in normalized if axis.dims == (dim,)), None)
     if axis is None:
         _block_parameters(propagation, call, reason)

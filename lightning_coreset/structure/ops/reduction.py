@@ -42,11 +42,11 @@ def reduce(propagation: Propagation, call: OpCall) -> None:
     """The reduced dimensions are pinned, unless the result can normalise them; the axes over the others go on."""
     source = call.args[0]
     dims = call.dims("dim", source.dim())
-    reason, normalized = f"is reduced over by {call.title}", ()
+    reason = f"is reduced over by {call.title}"
     if call.name in REDUCTIONS:
         axes, normalized = take_statistic(propagation, source, dims, reason)
     else:
-        axes = propagation.pin_dims(source, dims, reason)
+        axes, normalized = propagation.pin_dims(source, dims, reason), ()
     statistics = tuple(Statistic(axis.flat, reason) for axis in normalized)
     if statistics:
         step = Step(StepKind.NORMALIZATION)

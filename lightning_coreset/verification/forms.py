@@ -1,0 +1,71 @@
+"""Other forms of groups that fail: of dimensions within heads, the analysis cannot tell all that matters.
+
+Whether attention divides its products by the root of how many dimensions there are, or by a number that it keeps, looks
+the same in one run; and a network that views queries, keys and values by one width of its heads cannot give them two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from lightning_coreset.structure import ChannelGroup, merged
+
+
+@dataclass(frozen=True)
+class Form:
+    """A group to try instead of others.
+
+    Attributes:
+        group: The group; it has the name of the first.
+        instead_of: The names of the groups whose channels it has.
+        is_new: Whether it differs from what failed before.
+    """
+
+    group: ChannelGroup
+    instead_of: tuple[str, ...]
+    is_new: bool = True
+
+
+def other_forms(groups: Sequence[ChannelGroup]) -> Iterator[list[Form]]:
+    """What to try for groups that fail, the likeliest first: as they are, with other numbers, then in other forms."""
+    alone = [Form(group, (group.name,), is_new=False) for group in groups]
+    yield alone
+    yield _scaled_otherwise(alone)
+    together = list(_of_one_width(groups))
+    yield together
+    yield _scaled_otherwise(together)
+
+
+def _scaled_otherwise(forms: Iterable[Form]) -> list[Form]:
+    """The same queries and keys, with the other answer to what their products are divided by."""
+    changed = []
+    for form in forms:
+        within = form.group.within_heads
+        if within is not None and within.queries:
+            other = replace(within, scaled_by_size=not within.scaled_by_size)
+            changed.append(Form(replace(form.group, within_heads=other), form.instead_of))
+    return changed
+
+
+def _of_one_width(groups: Sequence[ChannelGroup]) -> Iterator[Form]:
+    """Groups within the heads of the same attention, as one."""
+    sets: list[tuple[set[str], list[ChannelGroup]]] = []
+    for group in groups:
+        if group.within_heads is None:
+            continue
+        modules, members = _attentions(group), [group]
+        for other in [one for one in sets if one[0] & modules]:
+            sets.remove(other)
+            modules, members = modules | other[0], [*other[1], *members]
+        sets.append((modules, members))
+    for _, members in sets:
+        one = merged(members) if len(members) > 1 else None
+        if one is not None:
+            yield Form(one, tuple(group.name for group in members))
+
+
+def _attentions(group: ChannelGroup) -> set[str]:
+    """The modules around the layers that make the channels."""
+    layers = {member.name.rpartition(".")[0] for member in group.by_role("producer")}
+    return {layer.rpartition(".")[0] for layer in layers}

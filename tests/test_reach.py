@@ -1,0 +1,70 @@
+"""How much of transformers and their kin is in groups that can shrink, and that most of it can go."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from zoo import ZOO
+from zoo.inspection import reachable
+from zoo.oracle import build
+from zoo.running import call, results
+
+from lightning_coreset import prune
+from lightning_coreset.structure import Example, analyse
+from lightning_coreset.verification import verified
+
+HUGGING_FACE = """
+bert distilbert gpt2 llama llama-tied qwen2 qwen3 vit deit swin convnext convnextv2 t5 whisper clip segformer wav2vec2
+wav2vec2-layer-norm
+""".split()
+WRITTEN_OUT = """
+ClassTokenVit SimpleVit Twins Vit x_decoder_tied x_encoder_positions x_decoder_vector_norm x_decoder_scale_norm
+x_cross_attention
+""".split()
+NAMED = [f"hf/{name}" for name in HUGGING_FACE] + [f"classic/{name}" for name in WRITTEN_OUT]
+FAST = ("hf/bert", "hf/llama", "hf/convnextv2", "classic/ClassTokenVit", "classic/x_decoder_tied")
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
+networks = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in NAMED]
+)
+
+
+@networks
+def test_nearly_all_parameters_belong_to_groups(name):
+    """After the self-check, whose failures are not pruned."""
+    model, inputs = made(name)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The channels of these layers are not pruned")
+        structure = verified(model, analyse(model, inputs), Example.of(inputs))
+    total = sum(parameter.numel() for parameter in model.parameters())
+    share = reachable(model, structure.groups) / total
+    assert share >= 0.9, f"{share:.3f} of {total}; refused: {dict(structure.refused)}"
+
+
+@networks
+def test_seven_tenths_can_go(name):
+    model, inputs = made(name)
+    before = [tuple(one.shape) for one in outputs(model, inputs)]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The channels of these layers are not pruned")
+        plan = prune(model, inputs, 0.7, include_residual=True)
+    assert plan.params_after == sum(parameter.numel() for parameter in model.parameters())
+    # To the nearest channel, which is one of few here.
+    assert plan.params_after / plan.params_before == pytest.approx(0.3, abs=0.05)
+    assert [tuple(one.shape) for one in outputs(model, inputs)] == before
+    assert all(one.isfinite().all() for one in outputs(model, inputs) if one.is_floating_point())
+
+
+def made(name):
+    if name.startswith("hf/"):
+        pytest.importorskip("transformers")
+    entry = ZOO[name]
+    return build(entry).eval(), entry.inputs(torch.Generator().manual_seed(0))
+
+
+def outputs(model, inputs):
+    with torch.no_grad():
+        return results(call(model, inputs))
