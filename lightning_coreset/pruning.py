@@ -223,7 +223,7 @@ def _planned(
     request.check_rules(model)  # cheap, so before the model is run
     structure = analyse(model, example, heads=request.heads)
     if check:
-        structure = verified(model, structure, example, change_attributes=change_attributes)
+        structure = verified(model, structure, example, change_attributes=change_attributes, heads=request.heads)
     for message in idle_rules(model, structure, request):
         warnings.warn(message, stacklevel=3)
     inputs = measure_input_norms(model, example) if certify else None

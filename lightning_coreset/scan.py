@@ -172,7 +172,7 @@ def _structure_and_problem(
     request.check_rules(model)  # before the model is run
     structure = analyse(model, example, heads=request.heads)
     if check:
-        structure = verified(model, structure, example, change_attributes=change_attributes)
+        structure = verified(model, structure, example, change_attributes=change_attributes, heads=request.heads)
     return structure, PruningProblem.of(model, structure, request)
 
 

@@ -749,3 +749,15 @@ def test_hyperparameters_of_lightning_are_not_touched():
     _, failures = tried(model, X)
     assert failures.keys() == {"a"}
     assert model.hparams.width == 8
+
+
+def test_pieces_are_not_pruned_without_a_trial(monkeypatch):
+    model = nn.Sequential(Pieces(), nn.Linear(3, 5), nn.Linear(5, 2))
+    structure, example = analyse(model, X), Example.of(X)
+
+    def no_memory(*_: object) -> None:
+        raise torch.OutOfMemoryError("no memory left")
+
+    monkeypatch.setattr(Trial, "__init__", no_memory)
+    with pytest.warns(UserWarning, match="so channels are pruned without a trial"):
+        assert verified(model, structure, example).groups == structure.groups

@@ -34,14 +34,12 @@ class Structure:
             between activations, as in attention.
         product_macs: How much of ``macs[""]`` goes with the classes of groups in proportion, by the groups' names:
             of one, or of two that a product has along different dimensions.
-        heads: Whether whole attention heads are groups, or dimensions ``"within"`` them.
     """
 
     groups: tuple[ChannelGroup, ...]
     refused: Mapping[str, str] = field(repr=False)
     macs: Mapping[str, int] = field(repr=False)
     product_macs: Mapping[tuple[str, ...], float] = field(default_factory=dict, repr=False)
-    heads: Heads = "whole"
 
     def with_groups(self, groups: Sequence[ChannelGroup]) -> Structure:
         """The structure with others in place of groups of the same names, and of those that are merged into them."""
@@ -76,7 +74,9 @@ class Structure:
         layers = {member.name.removesuffix(".weight") for group in added for member in group.by_role("producer")}
         refused = {name: why for name, why in self.refused.items() if name not in layers or name in other.refused}
         new = {group.name for group in added}
-        products = {names: count for names, count in other.product_macs.items() if new.intersection(names)}
+        products = {
+            names: macs for names, macs in other.product_macs.items() if new & {*names} and {*names} <= new | known
+        }
         return replace(self, groups=tuple(groups), refused=refused, product_macs={**self.product_macs, **products})
 
     def completed(self, completions: Mapping[str, Completion]) -> Structure:
@@ -147,7 +147,7 @@ def analyse(
     batch = max(example.batch_size, 1)
     macs = {name: count // batch for name, count in engine.records.macs.items()}
     products = {name: count / batch for name, count in classes.product_macs().items()}
-    return Structure(groups, classes.refused(groups), macs, products, heads)
+    return Structure(groups, classes.refused(groups), macs, products)
 
 
 def _decide_grids(engine: Propagation) -> None:

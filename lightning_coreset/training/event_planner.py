@@ -26,7 +26,7 @@ from lightning_coreset.training.example import ExampleSource
 from lightning_coreset.training.progress import Progress
 from lightning_coreset.training.requirements import check_not_captured
 from lightning_coreset.training.strategies import from_rank_zero, run_on_all_ranks
-from lightning_coreset.verification import describe_failures, tried_groups, uncertain_groups
+from lightning_coreset.verification import describe_failures, tried_groups, with_unproven
 
 Order: TypeAlias = Literal["together", "bottom_up"]
 
@@ -94,9 +94,8 @@ class EventPlanner:
             structure = analyse(pl_module, examples[0], heads=self.request.heads)
             uncertain = progress.completions.keys() - {group.name for group in structure.groups}
             if uncertain:  # that the self-check accepted
-                structure = structure.joined(
-                    analyse(pl_module, examples[0], heads=self.request.heads, unequal_pieces=True), uncertain
-                )
+                pieces = analyse(pl_module, examples[0], heads=self.request.heads, unequal_pieces=True)
+                structure = structure.joined(pieces, uncertain)
         names = {group.name for group in structure.groups}
         return structure.completed(progress.completions).without(
             {name: why for name, why in progress.unsound.items() if name in names}
@@ -164,20 +163,21 @@ class EventPlanner:
         """What has to be known of groups, and the groups that fail the self-check on some example."""
         failures: dict[str, str] = {}
         with self.source.examples(trainer, pl_module) as examples:
-            uncertain = uncertain_groups(pl_module, structure, examples[0]) if self.change_attributes else None
-            offered = structure if uncertain is None else structure.joined(uncertain)
+            offered = structure
+            if self.change_attributes:
+                offered = with_unproven(pl_module, structure, examples[0], heads=self.request.heads)
             before = {group.name: group for group in offered.groups}
+            unproven = before.keys() - {group.name for group in structure.groups}
             groups = offered.groups
             searches = [(example, self.change_attributes) for example in examples]
             for number, (example, search) in enumerate(searches):
-                found, failed = tried_groups(pl_module, groups, example, change_attributes=search)
+                found, failed = tried_groups(pl_module, groups, example, change_attributes=search, unproven=unproven)
                 if found != groups and search:  # what this example added has to hold for those before
                     searches += [(example, False) for example, _ in searches[:number]]
                 failures |= failed
                 groups = tuple(group for group in found if group.name not in failures)
-        own = {group.name for group in structure.groups}
-        failures = {name: reason for name, reason in failures.items() if name in own}
+        failures = {name: reason for name, reason in failures.items() if name not in unproven}
         if failures:
             rank_zero_warn(describe_failures(failures))
-        changed = [group for group in groups if group != before[group.name] or group.name not in own]
+        changed = (group for group in groups if group.name in unproven or group != before[group.name])
         return {group.name: Completion.of(group, before) for group in changed}, failures

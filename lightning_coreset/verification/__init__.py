@@ -10,8 +10,8 @@ from lightning_coreset.verification.check import (
     describe_failures,
     failing_groups,
     tried_groups,
-    uncertain_groups,
     verified,
+    with_unproven,
 )
 
-__all__ = ["describe_failures", "failing_groups", "tried_groups", "uncertain_groups", "verified"]
+__all__ = ["describe_failures", "failing_groups", "tried_groups", "verified", "with_unproven"]

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import nn
 
-from lightning_coreset.structure import UNEQUAL_PIECES, ChannelGroup, Example, Structure, analyse
+from lightning_coreset.structure import UNEQUAL_PIECES, ChannelGroup, Example, Heads, Structure, analyse
 from lightning_coreset.verification.forms import Form, other_forms
 from lightning_coreset.verification.remembered import Search
 from lightning_coreset.verification.trial import LEAK, Trial, first_line
 
 
-def verified(model: nn.Module, structure: Structure, example: Example, *, change_attributes: bool = True) -> Structure:
+def verified(
+    model: nn.Module,
+    structure: Structure,
+    example: Example,
+    *,
+    change_attributes: bool = True,
+    heads: Heads = "whole",
+) -> Structure:
     """The structure without the groups that fail the self-check, with a warning that names them.
 
     Args:
@@ -22,27 +29,29 @@ def verified(model: nn.Module, structure: Structure, example: Example, *, change
         structure: What was found in it.
         example: How to run it.
         change_attributes: Whether to look for numbers that have to change with groups that fail.
+        heads: How the structure was found.
     """
-    uncertain = uncertain_groups(model, structure, example) if change_attributes else None
-    offered = structure if uncertain is None else structure.joined(uncertain)
-    groups, failures = tried_groups(model, offered.groups, example, change_attributes=change_attributes)
-    if uncertain is not None:
-        structure = structure.joined(uncertain, {group.name for group in groups} - failures.keys())
-    failures = {name: failures[name] for name in failures if any(name == group.name for group in structure.groups)}
+    offered = with_unproven(model, structure, example, heads=heads) if change_attributes else structure
+    unproven = {group.name for group in offered.groups} - {group.name for group in structure.groups}
+    groups, failures = tried_groups(
+        model, offered.groups, example, change_attributes=change_attributes, unproven=unproven
+    )
+    structure = structure.joined(offered, unproven - failures.keys())
+    failures = {name: reason for name, reason in failures.items() if name not in unproven}
     if failures:
         warnings.warn(describe_failures(failures), stacklevel=4)  # where `prune` was called
     return structure.with_groups(groups).without(failures)
 
 
-def uncertain_groups(model: nn.Module, structure: Structure, example: Example) -> Structure | None:
-    """The network as if all its pieces could change their sizes, where channels are refused for these.
+def with_unproven(model: nn.Module, structure: Structure, example: Example, *, heads: Heads = "whole") -> Structure:
+    """The structure with groups of unequal pieces, where channels are refused for these.
 
-    Groups that only this analysis finds may be removed if a trial shows that numbers change with them, or that none has
-    to. Those that fail stay refused for their first reason.
+    They may be removed only if a trial shows that numbers change with them, or that none has to. Those that fail stay
+    refused for their first reason.
     """
     if not any(UNEQUAL_PIECES in reason for reason in structure.refused.values()):
-        return None
-    return analyse(model, example, heads=structure.heads, unequal_pieces=True)
+        return structure
+    return structure.joined(analyse(model, example, heads=heads, unequal_pieces=True))
 
 
 def describe_failures(failures: Mapping[str, str]) -> str:
@@ -57,7 +66,12 @@ def failing_groups(model: nn.Module, groups: Sequence[ChannelGroup], example: Ex
 
 
 def tried_groups(
-    model: nn.Module, groups: Sequence[ChannelGroup], example: Example, *, change_attributes: bool = True
+    model: nn.Module,
+    groups: Sequence[ChannelGroup],
+    example: Example,
+    *,
+    change_attributes: bool = True,
+    unproven: Collection[str] = (),
 ) -> tuple[tuple[ChannelGroup, ...], dict[str, str]]:
     """Try the removal of channels on copies of a model.
 
@@ -69,6 +83,7 @@ def tried_groups(
         groups: What ``find_groups`` found in it.
         example: How to run it. It is run on these inputs and on others of the same shapes.
         change_attributes: Whether to look for numbers.
+        unproven: Names of groups that fail if they cannot be tried.
 
     Returns:
         The groups, completed by the numbers that have to change with them, and the names of those that fail, each with
@@ -90,7 +105,7 @@ def tried_groups(
         except Exception as error:
             message = f"A copy of the model cannot be run ({type(error).__name__}: {first_line(error)})"
             warnings.warn(f"{message}, so channels are pruned without a trial.", stacklevel=3)
-            return groups, {}
+            return groups, dict.fromkeys(unproven, message)
 
 
 def _completed(

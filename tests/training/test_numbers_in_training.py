@@ -171,12 +171,13 @@ def test_progress_keeps_them_for_the_next_events(make_trainer):
     callback = pruning()
     make_trainer(callback, max_epochs=4).fit(module(), make_loader(8))
     state = copy.deepcopy(callback.state_dict())
-    counts = Progress.from_dict({key: state[key] for key in (*VERSION_0_1, "counts")}).counts
+    found = Progress.from_dict({key: state[key] for key in (*VERSION_0_1, "completions")}).completions
+    counts = {name: completion.counts for name, completion in found.items()}
     assert {name: {(count.module, count.name, count.per_class) for count in each} for name, each in counts.items()} == {
         "net.a": {("net", "config.width", 1)},
         "net.b": {("net", "parts[0]", 1), ("net", "parts[1]", 1)},
     }
-    assert Progress.from_dict({key: state[key] for key in VERSION_0_1}).counts == {}
+    assert Progress.from_dict({key: state[key] for key in VERSION_0_1}).completions == {}
 
 
 VERSION_0_1 = ("plans", "done", "original", "final_sizes", "unsound", "history")
