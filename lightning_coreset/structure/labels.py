@@ -65,15 +65,17 @@ class ChannelLabels:
 
 @dataclass(frozen=True, eq=False)
 class Statistic:
-    """A mean, a variance or a norm over channels, as a normalisation takes it.
+    """A value made of channels that holds them only if it is used: a mean or a norm over them, or one of them.
 
     Attributes:
         labels: The labels of the channels, in one dimension.
         reason: What to report if the channels may not go because of it.
+        normalizes: Whether it may meet the channels again, as the mean of a normalisation does.
     """
 
     labels: Tensor
     reason: str
+    normalizes: bool = True
 
 
 @dataclass(frozen=True, eq=False)

@@ -66,7 +66,7 @@ def pass_statistics(propagation: Propagation, call: OpCall, entering: Iterable[S
     met = [_classes(propagation, axis.labels) for axis in axes]
     left = []
     for one in {id(one): one for one in entering}.values():
-        if any(torch.equal(_classes(propagation, one.labels), classes) for classes in met):
+        if one.normalizes and any(torch.equal(_classes(propagation, one.labels), classes) for classes in met):
             propagation.normalized.append(one.labels)
         else:
             left.append(one)

@@ -146,3 +146,24 @@ def test_a_statistic_that_nothing_uses_normalises_nothing(used):
 
     (group,) = analyse(*linear(between)).groups
     assert group.normalized == used
+
+
+class Selects(nn.Module):
+    """Looks at one channel, and uses it or not."""
+
+    def __init__(self, uses: bool) -> None:
+        super().__init__()
+        self.first, self.last, self.uses = nn.Linear(4, 6), nn.Linear(6, 2), uses
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        one = y.select(-1, 0)
+        return self.last(y * one.unsqueeze(-1) if self.uses else y)
+
+
+@pytest.mark.parametrize("uses", [False, True])
+def test_a_channel_that_is_selected_holds_the_others_only_if_it_is_used(uses):
+    structure = analyse(Selects(uses), torch.randn(3, 4))
+    assert [group.name for group in structure.groups] == ([] if uses else ["first"])
+    if uses:
+        assert "is taken apart at fixed positions by aten.select before its result" in structure.refused["first"]

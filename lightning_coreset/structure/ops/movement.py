@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lightning_coreset._compat import tree_map
-from lightning_coreset.structure.labels import ChannelLabels, TensorInfo, compress
+from lightning_coreset.structure.labels import ChannelLabels, Statistic, TensorInfo, compress, pin_all
 from lightning_coreset.structure.ops.views import reshape_labels, splits_heads
 from lightning_coreset.structure.propagation import OpCall, Propagation, Rule
 from lightning_coreset.structure.statistics import passes_statistics
@@ -114,6 +114,18 @@ def pin_dim(propagation: Propagation, call: OpCall) -> None:
     )
 
 
+def select(propagation: Propagation, call: OpCall) -> None:
+    """One position along ``dim``: no single index may go, unless nothing uses what is there."""
+    source = call.args[0]
+    dim, info = int(call.arguments["dim"]) % source.dim(), propagation.info(source)
+    reason = f"is taken apart at fixed positions by {call.title}"
+    named = [axis for axis in info.channel_labels if axis.dims == (dim,) and not info.constant]
+    others = [axis for axis in info.channel_labels if all(axis is not one for one in named)]
+    set_moved(propagation, call, pin_all(others, {dim}, propagation.union_find, reason))
+    unused = tuple(Statistic(axis.flat, reason, normalizes=False) for axis in named)
+    propagation.set_info(call.results[0], replace(propagation.info(call.results[0]), statistics=unused))
+
+
 def pin_all_dims(propagation: Propagation, call: OpCall) -> None:
     """Operations that name positions in the last two dimensions (``tril``), or along no stated one."""
     source = call.args[0]
@@ -150,7 +162,8 @@ RULES: dict[str, Rule] = {
         ),
         rearrange,
     ),
-    **dict.fromkeys(("select", "unbind", "roll", "index_select", "diagonal", "unfold", "rot90"), pin_dim),
+    "select": select,
+    **dict.fromkeys(("unbind", "roll", "index_select", "diagonal", "unfold", "rot90"), pin_dim),
     **dict.fromkeys(("tril", "triu"), pin_all_dims),
     **dict.fromkeys(("_local_scalar_dense", "is_nonzero", "equal", "sym_size", "_assert_async"), ignore),
     "index": index,
