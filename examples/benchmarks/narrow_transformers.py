@@ -10,7 +10,8 @@ remove half of everything that they can remove: the width of the stream, heads, 
 - whether the pruned network is right (``kept_channels.py``): it has to compute what the whole network computes when
   every mean, variance and norm over channels takes the kept ones and no layer reads the removed ones, to 1e-9 in
   double precision, on two inputs,
-- the seconds; for this package with its self-check, which runs copies of the network.
+- the seconds; for this package with its self-check, which runs copies of the network. After a minute a library is
+  stopped: on some of these networks Torch-Pruning's search for groups has no end in sight.
 
 The other tables are about a ViT and a Llama, small and trained here, on CIFAR-10 and on the docstrings of Python's
 standard library: accuracy right after half of the channels and heads is gone, and after a tenth of the training.
@@ -22,10 +23,12 @@ Without ``--data`` there is no ViT. A quarter of an hour on two cores; prints Ma
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -50,6 +53,7 @@ bert distilbert gpt2 llama qwen2 qwen3 t5 whisper clip vit deit swin convnext co
 wav2vec2-layer-norm
 """.split()
 RATIO = 0.5
+LIMIT = 60  # seconds
 OURS = {"lightning_coreset, default": "reconstruction", "lightning_coreset, magnitude": "magnitude"}
 Prune = Callable[[nn.Module, Any], None]
 
@@ -119,12 +123,31 @@ def one_result(model: nn.Module, inputs: list[Any], library: Prune) -> tuple[str
     """The three columns of one library."""
     pruned, start = duplicate(model), time.perf_counter()
     try:
-        library(pruned, as_double(inputs[0]))
+        with limited(LIMIT):
+            library(pruned, as_double(inputs[0]))
+    except TimeoutError:
+        return "-", "no end", f"> {LIMIT}"
     except Exception as error:
         return "-", f"raises {type(error).__name__}", "-"
     seconds = time.perf_counter() - start
     before, after = size(model, model), size(model, pruned)
     return f"{1 - after / before:.0%}", verdict(model, pruned, inputs), f"{seconds:.1f}"
+
+
+@contextmanager
+def limited(seconds: int) -> Iterator[None]:
+    """Raise TimeoutError after some seconds: a graph search may take exponentially long."""
+
+    def stop(*_: object) -> None:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def size(model: nn.Module, pruned: nn.Module) -> int:
