@@ -73,7 +73,8 @@ class CoresetPruningCallback(pl.Callback):
         min_channels: No group is left with fewer channels.
         max_ratio: No group loses more than this fraction of its original channels.
         heads: What attention loses: ``"whole"`` heads, or dimensions ``"within"`` all of them.
-        include_residual: Whether channels coupled by residual additions may be removed as well.
+        include_residual: Whether channels that are coupled by residual additions or normalised by LayerNorm, RMSNorm
+            and the like, such as the width of a transformer, may be removed as well.
         example_inputs: A tensor, a tuple of positional arguments or a dict of keyword arguments for the
             LightningModule, to run it once and read its structure. Without it the module's ``example_input_array`` is
             used, and without that its own training step on the first batch, whose side effects are undone.
@@ -174,6 +175,7 @@ class CoresetPruningCallback(pl.Callback):
         if isinstance(schedule, Mapping):
             self.request = replace(self.request, pruning_ratio=self.timeline.target)
         self._source = ExampleSource(example_inputs)
+        self.request.check_trial(check)
         self._planner = EventPlanner(self.request, self._source, order, check, certify, change_attributes)
         self._monitor = Monitor(metric, monitor, monitor_mode, eval_batches)
         self._guard = Guard(max_drop, recover_epochs, on_failure, self._monitor.mode, self._monitor.name)

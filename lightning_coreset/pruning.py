@@ -80,8 +80,9 @@ def prune(
             of all groups (only for methods that rank: ``"magnitude"``, ``"random"``, ``Importance``).
         ignore: Rules for layers that keep all their output channels; they take precedence over all other rules.
         only: Rules for the layers that may lose output channels; all others keep theirs.
-        include_residual: Whether to prune channels that are coupled by residual additions, too. The paper only prunes
-            inside blocks.
+        include_residual: Whether to prune channels, too, that are coupled by residual additions or normalised by
+            LayerNorm, RMSNorm and the like, such as the width of a transformer. Statistics are then taken over the
+            channels that stay. The paper only prunes inside blocks.
         heads: What attention loses: ``"whole"`` heads, or dimensions ``"within"`` its heads, of values, and of queries
             with keys. All heads lose as many of these, each its own where nothing that they share, such as rotary
             embeddings, stands in between; the scale of the products stays.
@@ -217,6 +218,7 @@ def _planned(
 
     The warnings point two frames up, at the caller of the public function that calls this one.
     """
+    request.check_trial(check)
     example = Example.of(example_inputs)
     request.check_rules(model)  # cheap, so before the model is run
     structure = analyse(model, example, heads=request.heads)

@@ -98,7 +98,8 @@ def sensitivity_scan(
             chooses sizes itself, is refused.
         ignore: Rules for layers that are not scanned, as for :func:`lightning_coreset.prune`.
         only: Rules for the only layers that are scanned.
-        include_residual: Whether channels coupled by residual additions are scanned as well.
+        include_residual: Whether channels that are coupled by residual additions or normalised by LayerNorm, RMSNorm
+            and the like are scanned as well.
         heads: Whether whole attention heads are scanned, or dimensions ``"within"`` them.
         seed: Seed of the random choices of channels, the same for every group.
         check: Whether to test on a copy first that channels of every group can be removed; groups that fail are not
@@ -135,6 +136,7 @@ def sensitivity_scan(
     if chosen.chooses_sizes:
         raise ValueError("Expected a method that prunes to a given size but got Sensitivity(epsilon=...).")
     request = Request(max(ratios), "params", chosen, ignore, include_residual, seed, only=only, heads=heads)
+    request.check_trial(check)
     structure, problem = _structure_and_problem(model, example_inputs, request, check, change_attributes)
     evaluation = _Evaluation(model, evaluate, Snapshot(model, copy=True))
     baseline = evaluation.value()

@@ -275,3 +275,66 @@ def test_batches_of_a_part_of_an_epoch(load):
     assert len(seen) == 4
     tuning.train(Model(1, 10), batches, 1, tuning.sgd(0.1))
     assert sorted(seen[4:]) == [*range(10)]
+
+
+# ---- transformers
+
+
+@pytest.mark.slow
+def test_transformers_beside_torch_pruning(load, cifar, theirs):
+    pytest.importorskip("transformers")
+    tiny = ["--images", "24", "--test-images", "10", "--epochs", "1", "--characters", "5000", "--steps", "4"]
+
+    tables, text = printed(load("narrow_transformers"), "--data", cifar, "--networks", "bert|gpt2", *tiny)
+
+    (bert, gpt2), *accuracies = tables
+    assert (bert["lightning_coreset"], gpt2["lightning_coreset"]) == ("right", "right")
+    assert int(bert["lightning_coreset: gone"].rstrip("%")) > 60
+    assert (bert["Torch-Pruning"], gpt2["Torch-Pruning"]) == ("right", "left whole")
+    assert "ViT, CIFAR-10 (24 training images" in text
+    assert "Llama, docstrings (4,500 characters" in text
+    for table in accuracies:
+        assert [row["pruned"] for row in table] == ["inside"] * 4 + ["everywhere"] * 4
+        for where in ("inside", "everywhere"):
+            assert len({row["parameters"] for row in table if row["pruned"] == where}) == 1  # of the same widths
+        for row in table:
+            assert all(0 <= float(row[stage]) <= 100 for stage in ("right after", "after a tenth of the training"))
+
+
+def test_wrongly_pruned_networks_are_found_out(load):
+    """Each fault gets its name: nothing is asked of the library that pruned."""
+    kept_channels = load("kept_channels")
+
+    def made() -> nn.Sequential:
+        torch.manual_seed(0)
+        layers = nn.Linear(6, 8), nn.LayerNorm(8), nn.Linear(8, 3)
+        return nn.Sequential(*layers).double()
+
+    def cut(producer: list[int], norm: list[int], consumer: list[int]) -> nn.Sequential:
+        model = made()
+        model[0].weight, model[0].bias = (nn.Parameter(one[producer]) for one in model[0].parameters())
+        model[1].weight, model[1].bias = (nn.Parameter(one[norm]) for one in model[1].parameters())
+        model[1].normalized_shape = (len(norm),)
+        model[2].weight = nn.Parameter(model[2].weight[:, consumer])
+        return model
+
+    with torch.random.fork_rng():
+        whole, inputs = made(), [(torch.randn(4, 6),)]
+        for parameter in whole[1].parameters():
+            nn.init.normal_(parameter)
+        norm = whole[1].state_dict()
+
+        def verdict(*kept: list[int]) -> str:
+            pruned = cut(*kept)
+            pruned[1].weight, pruned[1].bias = (nn.Parameter(one[kept[1]]) for one in norm.values())
+            return kept_channels.verdict(whole, pruned, inputs)
+
+        first, others = [0, 2, 3, 5, 6], [0, 1, 3, 5, 6]
+        assert verdict(first, first, first) == "right"
+        assert verdict(first, first, others) == "**wrong: removed channels are still read**"
+        assert verdict(first, others, first) == "**wrong: removed channels are still read**"
+        assert verdict(first, first, first[1:]) == "**a network that does not run**"
+        assert verdict(*[list(range(8))] * 3) == "left whole"
+        scaled = cut(first, first, first)
+        scaled[0].weight.data *= 2
+        assert kept_channels.verdict(whole, scaled, inputs) == "**other weights**"

@@ -58,6 +58,22 @@ def test_seven_tenths_can_go(name):
     assert all(one.isfinite().all() for one in outputs(model, inputs) if one.is_floating_point())
 
 
+@pytest.mark.parametrize("name", ["LayerNorm_without_weights", "RMSNorm_without_weights", "remembered_shape"])
+def test_the_shape_of_a_norm_is_searched_for(name):
+    model, inputs = made(f"traps/stream_{name}")
+    prune(model, inputs, {"0": 0.5}, include_residual=True)
+    assert model[0].out_features == 6
+    assert outputs(model, inputs)[0].shape == (2, 5, 3)
+
+
+@pytest.mark.parametrize(("name", "layer"), [("literal_shape", "first"), ("divided_by_width", "0")])
+def test_a_number_in_the_source_is_refused(name, layer):
+    model, inputs = made(f"traps/stream_{name}")
+    with pytest.warns(UserWarning, match=f"a trial on a copy failed:\n  {layer}: "):
+        plan = prune(model, inputs, 0.3, include_residual=True)
+    assert layer in plan.skipped
+
+
 def made(name):
     if name.startswith("hf/"):
         pytest.importorskip("transformers")

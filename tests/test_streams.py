@@ -250,6 +250,24 @@ def test_no_radius_is_proven_through_a_stream():
     assert second.certified_error >= second.found_error > 0
 
 
+# ---- which channels
+
+
+def test_the_ranking_of_normalised_channels():
+    """By all that writes a channel and all that reads it: small weights of many layers count as a large one of one."""
+    model = nn.Sequential(nn.Linear(2, 4, bias=False), nn.LayerNorm(4), nn.Linear(4, 5, bias=False))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[2.0, 0.0], [1.0, 0.0], [1.0, 0.0], [0.1, 0.0]]))
+        model[2].weight.zero_()
+        model[2].weight[:, 0] = 0.5  # 2 * 1.1
+        model[2].weight[0, 1] = 2.0  # 1 * 2
+        model[2].weight[:, 2] = 1.0  # 1 * 2.2, though each is smaller than the one before
+        model[2].weight[0, 3] = 9.0  # 0.1 * 9
+        model[1].weight.copy_(torch.tensor([1.0, 7.0, 1.0, 7.0]))  # of which no account is taken
+    (group,) = plan_pruning(model, torch.randn(3, 2), {"0": 0.5}, include_residual=True, check=False).groups
+    assert group.kept == (0, 2)
+
+
 # ---- the scan
 
 
@@ -263,7 +281,8 @@ def test_scan(name):
     assert (str(model), scan[0].group) == (text, STREAM[name])
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
     for record in scan:
-        assert record.baseline - record.value == record.params_removed > 0
+        assert record.baseline - record.value == record.params_removed
+        assert (record.params_removed > 0) == (record.channels_after < record.channels_before)
 
 
 def test_a_plan_with_streams_is_plain_data():

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import math
+from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -216,6 +218,14 @@ def test_heads_are_checked():
         prune(Attention(fused), torch.randn(2, 5, 8), 0.5, heads="some")
 
 
+def test_it_needs_the_self_check():
+    message = "Expected check=True with heads='within' but got check=False"
+    with pytest.raises(ValueError, match=message):
+        prune(Attention(fused), torch.randn(2, 5, 8), 0.5, heads="within", check=False)
+    with pytest.raises(ValueError, match=message):
+        CoresetPruningCallback(0.5, heads="within", check=False)
+
+
 def test_whole_heads_are_the_default():
     model, x = Attention(fused, heads=4, key_heads=4), torch.randn(2, 5, 8)
     prune(model, x, {"v": 0.5}, method="magnitude")
@@ -240,39 +250,35 @@ class Module(pl.LightningModule):
         return DataLoader(torch.randn(8, 5, 8, generator=torch.Generator().manual_seed(0)), batch_size=4)
 
 
-def _fit(module: pl.LightningModule, epochs: int, folder, ckpt_path=None) -> CoresetPruningCallback:
+def _fit(module: pl.LightningModule, folder: Path, ckpt_path: Path | None = None) -> None:
     callback = CoresetPruningCallback(
-        {"net.q": 0.5}, schedule="linear", start=0, end=2, heads="within", method="magnitude", verbose=False
+        {"net.q": 0.5}, schedule="linear", start=0, end=1, heads="within", method="magnitude", verbose=False
     )
     trainer = pl.Trainer(
-        max_epochs=epochs,
-        callbacks=[callback],
+        max_epochs=3,
+        callbacks=[callback, ModelCheckpoint(folder, "{epoch}", save_top_k=-1)],
         accelerator="cpu",
         logger=False,
-        default_root_dir=folder,
-        enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
     )
     trainer.fit(module, ckpt_path=ckpt_path)
-    trainer.save_checkpoint(folder / "last.ckpt")
-    return callback
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_events_in_training_and_a_resume_between_them(tmp_path):
     """What the self-check found out before the first event (one width for all) holds for those after a resume."""
     torch.manual_seed(0)
-    start = Module()
-    whole, cut = copy.deepcopy(start), copy.deepcopy(start)
-    (tmp_path / "whole").mkdir(), (tmp_path / "cut").mkdir()
-    _fit(whole, 4, tmp_path / "whole")
-    _fit(cut, 2, tmp_path / "cut")
-    assert cut.net.dim_head not in (WIDTH, WIDTH // 2)
-    resumed = copy.deepcopy(start)
-    _fit(resumed, 4, tmp_path / "cut", tmp_path / "cut" / "last.ckpt")
-    assert (whole.net.dim_head, whole.net.q.out_features, whole.net.v.out_features) == (3, 9, 9)
-    assert resumed.net.dim_head == 3
+    whole, resumed = Module(), Module()
+    _fit(whole, tmp_path / "whole")
+    first = tmp_path / "whole" / "epoch=0.ckpt"
+    assert torch.load(first, weights_only=True)["state_dict"]["net.q.weight"].shape[0] // HEADS not in (
+        WIDTH,
+        WIDTH // 2,
+    )
+    _fit(resumed, tmp_path / "resumed", first)
+    for module in (whole, resumed):
+        assert (module.net.dim_head, module.net.q.out_features, module.net.v.out_features) == (3, 9, 9)
     for (name, one), other in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
         assert torch.equal(one, other), name
 

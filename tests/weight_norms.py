@@ -52,6 +52,11 @@ def duplicate(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, computed)
 
 
+def is_weight_normed(model: nn.Module) -> bool:
+    """Whether a weight is made by ``weight_norm``, in either style."""
+    return any(name.endswith(("weight.original1", "weight_v")) for name, _ in model.named_parameters())
+
+
 @torch.no_grad()
 def with_plain_weights(model: nn.Module) -> nn.Module:
     """A copy in which the tensors named directions hold the weights themselves: what is zero there is zero, no more."""

@@ -59,11 +59,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="CIFAR-10: an .npz file, or a folder for torchvision")
     parser.add_argument("--networks", default="*", help="shell patterns of the tiny networks, with | between them")
-    parser.add_argument("--images", type=int, default=20000, help="training images of the ViT")
+    parser.add_argument("--images", type=int, default=10000, help="training images of the ViT")
     parser.add_argument("--test-images", type=int, default=5000)
-    parser.add_argument("--epochs", type=float, default=12, help="epochs of the ViT")
+    parser.add_argument("--epochs", type=float, default=10, help="epochs of the ViT")
     parser.add_argument("--characters", type=int, default=1_000_000, help="length of the language model's text")
-    parser.add_argument("--steps", type=int, default=2000, help="steps of the language model")
+    parser.add_argument("--steps", type=int, default=1000, help="steps of the language model")
     given = parser.parse_args(argv)
     warnings.simplefilter("ignore")  # both warn about what they do not prune
     print(setting("transformers", "torch-pruning") if has_torch_pruning() else f"{setting()}\n{ABSENT}", flush=True)
@@ -123,8 +123,14 @@ def one_result(model: nn.Module, inputs: list[Any], library: Prune) -> tuple[str
     except Exception as error:
         return "-", f"raises {type(error).__name__}", "-"
     seconds = time.perf_counter() - start
-    before, after = (sum(one.numel() for one in network.parameters()) for network in (model, pruned))
+    before, after = size(model, model), size(model, pruned)
     return f"{1 - after / before:.0%}", verdict(model, pruned, inputs), f"{seconds:.1f}"
+
+
+def size(model: nn.Module, pruned: nn.Module) -> int:
+    """The parameters of a pruned network, where those that were one tensor count once, also if they are two now."""
+    left = dict(pruned.named_parameters(remove_duplicate=False))
+    return sum(left[name].numel() for name, _ in model.named_parameters())
 
 
 def as_double(inputs: Any) -> Any:
@@ -155,7 +161,6 @@ def accuracies(task: Task, model: nn.Module, where: str) -> Iterable[tuple[str, 
         from torch_pruning_transformers import IMPORTANCES
 
         methods |= {name: partial(to_our_widths, name, everywhere) for name in IMPORTANCES}
-    whole = sum(one.numel() for one in model.parameters())
     for name, method in methods.items():
         pruned = duplicate(model)
         try:
@@ -164,9 +169,9 @@ def accuracies(task: Task, model: nn.Module, where: str) -> Iterable[tuple[str, 
         except Exception as error:
             yield where, name, "-", f"raises {type(error).__name__}", "-"
             continue
-        size = sum(one.numel() for one in pruned.parameters())
+        left = size(model, pruned) / size(model, model)
         train(task, pruned, 0.1, 1e-3, seed=1)
-        yield where, name, f"{size / whole:.1%}", f"{after:.1f}", f"{task.score(pruned):.1f}"
+        yield where, name, f"{left:.1%}", f"{after:.1f}", f"{task.score(pruned):.1f}"
 
 
 def to_our_widths(name: str, everywhere: bool, model: nn.Module, inputs: Any) -> None:

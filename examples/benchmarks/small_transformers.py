@@ -84,7 +84,7 @@ def vit(path: Path, count: int, test_count: int, epochs: float, width: int = 96,
     )
 
 
-def language_model(characters: int, steps: int, width: int = 96, layers: int = 3) -> Task:
+def language_model(characters: int, steps: int, width: int = 64, layers: int = 3) -> Task:
     """A Llama on the characters of the standard library's docstrings."""
     from transformers import LlamaConfig, LlamaForCausalLM
 

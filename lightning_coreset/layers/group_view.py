@@ -68,6 +68,13 @@ class GroupView:
             return torch.ones(self.size, dtype=torch.float64)
         return torch.stack([largest_class_norms(self.tensors[member.name], member) for member in consumers]).amax(dim=0)
 
+    def total_consumer_norms(self) -> Tensor:
+        """The norm of all weights together that read each channel, of all consumers, float64 (N,)."""
+        consumers = self.group.by_role("consumer")
+        if not consumers:
+            return self.consumer_norms()
+        return torch.stack([class_norms(self.tensors[member.name], member) for member in consumers]).norm(dim=0)
+
     def with_tensors(self, tensors: Mapping[str, Tensor]) -> GroupView:
         """The same group with other contents of its tensors."""
         return replace(self, tensors=tensors)

@@ -30,11 +30,15 @@ class RankingMethod(Method):
 def rank_by_norms(group: GroupView, size: int, reason: object) -> Selection:
     """What a coreset method does with a group that has no coreset form: rank by norms, without new weights.
 
-    The score is the norm of the weights that compute a channel times the largest norm of those that read it.
+    The score is the norm of the weights that compute a channel times the largest norm of those that read it. Normalised
+    channels are read by many layers, and none of them alone tells how much of the network notices: there it is the norm
+    of all weights together that read a channel. The weights of the norms in between do not count, which made no
+    difference.
     """
     if size >= group.size:
         return Selection.whole(group.size)
-    return Selection(largest(group.producer_norms() * group.consumer_norms(), size), f"rank ({reason})")
+    reading = group.total_consumer_norms() if group.group.normalized else group.consumer_norms()
+    return Selection(largest(group.producer_norms() * reading, size), f"rank ({reason})")
 
 
 def largest(scores: Tensor, size: int) -> Tensor:

@@ -34,7 +34,8 @@ class Request:
         unit: What is counted: parameters, multiply-accumulates or removable channels.
         method: How channels are chosen.
         ignore: Rules for layers whose output channels all stay, whatever else names them.
-        include_residual: Whether channels coupled by residual additions may go.
+        include_residual: Whether channels may go that are coupled by residual additions or normalised (LayerNorm,
+            RMSNorm and the like).
         heads: Whether attention loses whole heads, or dimensions within all of its heads.
         seed: Seed of the random choices.
         input_radius: Bound on the norm of the network's own input as its first layer sees it, for certificates.
@@ -119,6 +120,18 @@ class Request:
         """The pruning ratio as one number: the largest of the rules' where there are several."""
         ratio = self.pruning_ratio
         return max(ratio.values()) if isinstance(ratio, Mapping) else ratio
+
+    def check_trial(self, check: bool) -> None:
+        """Refuse to do without the self-check where it decides what is pruned.
+
+        Raises:
+            ValueError: For dimensions within heads without it.
+        """
+        if self.heads == "within" and not check:
+            raise ValueError(
+                "Expected check=True with heads='within' but got check=False. Only the self-check can tell by which "
+                "numbers a network views its heads, and so which dimensions have to go together."
+            )
 
     def scaled(self, fraction: float, *, seed: int | None = None) -> Request:
         """The same request on its way: at a fraction of every ratio.

@@ -90,6 +90,5 @@ class FollowedWeightNorms(MadeWeights):
             return
         engine.weight_norms[norm.direction] = norm
         if norm.dim is not None and magnitude.shape[norm.dim] > 1:
-            reason = "is the magnitude of a weight_norm"
-            own = engine.channel_labels(magnitude, norm.dim, reason)
-            engine.unite(own, engine.channel_labels(direction, norm.dim, reason), reason)
+            own = engine.channel_labels(magnitude, norm.dim, "")
+            engine.unite(own, engine.channel_labels(direction, norm.dim, ""), "")  # nothing is without a label

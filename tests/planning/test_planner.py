@@ -255,7 +255,7 @@ def test_a_pattern_that_matches_nothing_names_what_is_close(pattern, close):
 
 
 class Nothing(nn.Module):
-    """Whatever is inside is normalised over, recurrent, or goes out."""
+    """Whatever is inside is recurrent, or goes out."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -273,7 +273,7 @@ def test_nothing_to_prune_tells_why_layer_by_layer():
         make_plan(model, structure, Request(0.5))
     lines = str(caught.value).splitlines()
     for name, reason in [
-        ("first", "layer_norm"),
+        ("first", "belongs to a recurrent GRU"),
         ("last", "reaches the network's output"),
         ("never", "is not run by the example inputs"),
         ("rnn", "recurrent GRU"),

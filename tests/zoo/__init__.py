@@ -8,6 +8,7 @@ from . import (  # noqa: F401 (each import fills the zoo)
     classic_misc,
     classic_mobile,
     classic_vit_pytorch,
+    classic_vocoders,
     classic_x_transformers,
     huggingface_text,
     huggingface_vision,

@@ -184,4 +184,6 @@ for name, (stem, more) in SOUND.items():
         f"hf/{name}",
         lambda s=stem, m=more: hugging(f"{s}Config", f"{s}ForSequenceClassification", no_cache_key=True, **AUDIO, **m),
         wave,
+        # torch's attention takes the size of a head, by which it scales, from the width of the stream
+        **({"hard": ("wavlm.feature_projection.projection",)} if name == "wavlm" else {}),
     )

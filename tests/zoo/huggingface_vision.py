@@ -17,7 +17,10 @@ SIZES = {
     "num_channels": 3,
 }
 # The reduced tokens are reshaped to as many channels as the stream has, though a convolution makes them.
-REDUCED: dict[str, Any] = {"hard": ("*patch_embeddings*", "*.sequence_reduction"), "why": "two widths have to be one"}
+REDUCED: dict[str, Any] = {
+    "hard": ("*patch_embeddings*", "*.sequence_reduction", "*.self.sr"),
+    "why": "two widths have to be one",
+}
 TOWER = {**SIZES, "projection_dim": 20}
 WORDS = {
     "vocab_size": 60,
@@ -118,8 +121,8 @@ vision("segformer", "Segformer", 32, SEGFORMER, **REDUCED)
 vision("segformer-segmentation", "Segformer", 32, SEGFORMER, "ForSemanticSegmentation", **REDUCED)
 vision("glpn", "GLPN", 32, SEGFORMER | {"num_encoder_blocks": 4, "depths": [1] * 4, "sr_ratios": [2, 2, 1, 1],
        "hidden_sizes": [12, 16, 20, 24], "patch_sizes": [7, 3, 3, 3], "strides": [2, 2, 2, 2],
-       "num_attention_heads": [1, 2, 2, 2], "mlp_ratios": [2, 2, 2, 2]},
-       "ForDepthEstimation", slow=True, **REDUCED)  # fmt: skip
+       "num_attention_heads": [1, 2, 2, 2], "mlp_ratios": [2, 2, 2, 2]}, "ForDepthEstimation", slow=True,
+       **REDUCED)  # fmt: skip
 vision("poolformer", "PoolFormer", 32, {
     "num_encoder_blocks": 2, "depths": [1, 2], "hidden_sizes": [12, 20], "patch_sizes": [7, 3], "strides": [4, 2],
     "padding": [2, 1], "mlp_ratio": 2.0,

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor, nn
-from weight_norms import with_plain_weights
+from weight_norms import is_weight_normed, with_plain_weights
 
 from lightning_coreset.planning.problem import prunable
 from lightning_coreset.planning.request import Request
@@ -29,7 +29,7 @@ from .entry import Entry, Inputs
 from .inspection import Kind, Verdict, fingerprint, malformed, reachable, tensors, wrong_attributes
 from .kept_only import Removed, kept_only
 from .lockstep import DivergedError
-from .running import call, distance, duplicate, evaluate, flat, randomise
+from .running import as_double, call, distance, duplicate, evaluate, flat, randomise
 
 TOLERANCE = 1e-9
 NO_GROUP_CHANGES = 1e-5  # a zeroing must move the outputs by more than this, relatively, to have tested anything
@@ -108,6 +108,8 @@ def examine(entry: Entry, model: nn.Module, groups: Sequence[ChannelGroup], *, l
         reference = duplicate(model)
         generator = Generator().manual_seed(3)
         inputs = [entry.inputs(generator) for _ in range(2)]
+        if is_weight_normed(model):  # what is rescaled is rounded
+            reference, inputs = reference.double(), [as_double(one) for one in inputs]
         randomise(reference, inputs[0], Generator().manual_seed(2))
         verdicts = [judge(reference, inputs, group, train=entry.train) for group in sample]
         sound = [group for group in groups if not excused(entry, group.name)]

@@ -99,16 +99,20 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
 streams({name: lambda f=function: Between(f) for name, function in FUNCTIONS.items()})
 streams({
     "layer_norm": lambda: nn.LayerNorm(12),
-    "layer_norm_without_affine": lambda: nn.LayerNorm(12, elementwise_affine=False),
     "layer_norm_without_bias": lambda: nn.LayerNorm(12, bias=False),
     "rms_norm": lambda: nn.RMSNorm(12),
-    "rms_norm_without_affine": lambda: nn.RMSNorm(12, elementwise_affine=False),
     "gained": lambda: Gained(rms, 12),
     "gained_and_scaled": lambda: Gained(lambda x: F.normalize(x, dim=-1) * 12**0.5, 12, shift=False),
     "scale_of_one": lambda: Gained(lambda x: F.normalize(x, dim=-1), 1, shift=False),
     "plus_one": lambda: Gained(lambda x: standard(x) * 0.5, 1, 12),
     "activated": lambda: nn.Sequential(nn.GELU(), nn.LayerNorm(12), nn.SiLU(), nn.Dropout(0.1)),
 })  # fmt: skip
+for kind in (nn.LayerNorm, nn.RMSNorm):
+    add(
+        f"traps/stream_{kind.__name__}_without_weights", lambda made=kind: stream(made(12, elementwise_affine=False)),
+        SEQUENCES, must=("2",), normalized=("0",), hard=("0",),
+        why="no tensor tells the norm's shape, so that only a search for numbers changes it",
+    )  # fmt: skip
 add(
     "traps/stream_dot_product", lambda: stream(Between(dot_product)), SEQUENCES, must=("2",),
     why="a product of the channels with themselves is no reduction to the analysis",
