@@ -555,14 +555,20 @@ def test_nothing_is_searched_where_nothing_fails(trials):
 
 
 def test_layers_of_one_class_cost_one_trial_each(trials):
+    class Noted(View):
+        def between(self, y: Tensor) -> Tensor:
+            assert self.note + self.other
+            return super().between(y)
+
     count = 6
-    model = nn.Sequential(*(nn.Sequential(View(dim_head=8), nn.Linear(3, 6)) for _ in range(count)))
+    layers = [nn.Sequential(Noted(dim_head=8, note=8, other=8), nn.Linear(3, 6)) for _ in range(count)]
+    model = nn.Sequential(*layers)
     plain = len(trials)
     tried(model, X, change_attributes=False)
     plain, trials[:] = len(trials) - plain, []
     _, failures = tried(model, X)
     assert failures == {}
-    assert len(trials) - plain <= count + 4
+    assert len(trials) - plain <= count + 6
 
 
 def test_a_hopeless_group_has_a_limit(trials):
@@ -746,8 +752,9 @@ def test_hyperparameters_of_lightning_are_not_touched():
             return self.b(self.a(x).view(-1, self.hparams.width).relu())
 
     model = Module()
-    _, failures = tried(model, X)
-    assert failures.keys() == {"a"}
+    assert tried(model, X)[1].keys() == {"a"}
+    model._hparams = SimpleNamespace(width=8)  # Lightning keeps a config of OmegaConf as it is
+    assert tried(model, X)[1].keys() == {"a"}
     assert model.hparams.width == 8
 
 
@@ -761,3 +768,24 @@ def test_pieces_are_not_pruned_without_a_trial(monkeypatch):
     monkeypatch.setattr(Trial, "__init__", no_memory)
     with pytest.warns(UserWarning, match="so channels are pruned without a trial"):
         assert verified(model, structure, example).groups == structure.groups
+
+
+def test_pieces_of_a_parameter_that_no_layer_makes():
+    class Learned(Pieces):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tokens = nn.Parameter(torch.randn(1, 20))
+
+        def forward(self, x: Tensor) -> Tensor:
+            learned = zip(self.layers, self.cut(self.tokens), strict=True)
+            return super().forward(x) + sum(layer(piece) for layer, piece in learned)
+
+    model = Learned()
+    assert {group.name for group in checked(model, X).groups} <= {"a", "a#2", "a#3"}
+    assert all(group.by_role("producer") for group in analyse(model, X, unequal_pieces=True).groups)
+
+    class Only(Learned):
+        def forward(self, x: Tensor) -> Tensor:
+            return sum(layer(piece) for layer, piece in zip(self.layers, self.cut(self.tokens), strict=True)) + x[:, :3]
+
+    assert checked(nn.Sequential(Only(), nn.Linear(3, 2)), X).groups == ()
