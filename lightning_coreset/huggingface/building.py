@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, TypeAlias
 
 import torch
 from torch import nn
 
-from lightning_coreset.module_specs import Size, changed_attributes, is_size, owner, plain_size, remembered_sizes
-from lightning_coreset.surgery import ModelShapes, all_tensors
+from lightning_coreset.module_specs import Size, changed_attributes, owner, remembered_sizes
+from lightning_coreset.surgery import ModelShapes, resize
 
 Fact: TypeAlias = tuple[str, int]
-"""The name of a tensor or an attribute, and the number of one of its dimensions or elements; -1 if it has none."""
+"""The name of a tensor or a size, and the number of one of its dimensions or elements; -1 if it has none."""
 
 
 def is_pretrained_model(module: nn.Module) -> bool:
@@ -38,7 +38,9 @@ def with_fields(config: Any, fields: Mapping[str, Size]) -> Any:
     holder.config = config
     changes = [(holder, f"config.{path}", size) for path, size in fields.items()]
     changed = changed_attributes(changes)[0][2] if changes else config
-    return type(config).from_dict(changed.to_dict())
+    read = type(config).from_dict(changed.to_dict())
+    read._attn_implementation = config._attn_implementation  # which is in no file
+    return read
 
 
 def fields_of_config(config: Any) -> dict[str, Size]:
@@ -76,33 +78,23 @@ class Builder:
             return self._cls(config)
 
 
-def facts(model: nn.Module) -> dict[Fact, Any]:
-    """What can be compared of two models: sizes of tensors, and settings that modules keep as attributes.
-
-    Numbers that are no sizes count as well, such as the scale of the logits. Fields of configs do not.
-    """
-    found: dict[Fact, Any] = {}
-    for name, tensor in all_tensors(model).items():
-        found |= _elements(name, tuple(tensor.shape))
-    for path, module in model.named_modules(remove_duplicate=False):
-        for attribute, value in vars(module).items():
-            name = f"{path}.{attribute}" if path else attribute
-            if attribute.startswith("_") or attribute == "training":
-                continue
-            if is_size(value):
-                found |= _elements(name, plain_size(value))
-            elif isinstance(value, (bool, float, str)):
-                found[name, -1] = value
+def facts(model: nn.Module, names: Collection[str]) -> dict[Fact, int]:
+    """What can be compared of two models: the shapes of all tensors, and the sizes that are named."""
+    shapes = ModelShapes.of(model)
+    sizes = {name: size for name, size in shapes.sizes.items() if name in names}
+    found: dict[Fact, int] = {}
+    for name, size in {**shapes.shapes, **sizes}.items():
+        found |= {(name, -1): size} if isinstance(size, int) else {(name, i): each for i, each in enumerate(size)}
     return found
-
-
-def _elements(name: str, size: Size) -> dict[Fact, Any]:
-    if isinstance(size, int):
-        return {(name, -1): size}
-    return {(name, number): each for number, each in enumerate(size)}
 
 
 def config_sizes(model: nn.Module) -> dict[str, Size]:
     """The sizes in the configs that the modules of a model hold, by qualified name."""
     sizes = ModelShapes.of(model).sizes
     return {name: size for name, size in sizes.items() if "." in owner(model, name)[1]}
+
+
+def adopt_fields(model: nn.Module, sizes: Mapping[str, Size], names: Collection[str]) -> None:
+    """Give the configs that the modules of a model hold the sizes of those of another one, where these are named."""
+    present = config_sizes(model)
+    resize(model, ModelShapes(sizes={name: sizes[name] for name in names if name in sizes and name in present}))

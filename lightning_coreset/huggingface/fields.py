@@ -1,16 +1,18 @@
 """The search for config fields that tell the sizes of a pruned model, each proven by a model that is built from it.
 
-A field gets another value only if everything that it changes about a model that is built from the config becomes as it
-is in the pruned model. Where a config cannot tell everything, at least one tensor keeps another shape, so that
-``from_pretrained`` fails instead of giving a model that computes something else.
+A field gets another value only if every size becomes right that it changes in a model that is built from the config.
+Where a config cannot tell everything, at least one tensor keeps another shape, so that ``from_pretrained`` fails
+instead of giving a model that computes something else.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from itertools import combinations, product
 from typing import Any, TypeAlias
+
+from torch import nn
 
 from lightning_coreset.checkpoint import PruningMetadata
 from lightning_coreset.huggingface.building import Builder, Fact, facts, fields_of_config, with_fields
@@ -30,22 +32,25 @@ class FieldSearch:
     Args:
         builder: Builds models of its class.
         start: Its config, in which no field tells of the pruning yet.
-        wanted: The facts of the pruned model that a config should tell.
-        saved: The tensors that ``save_pretrained`` writes.
-        never: Names whose facts no config can tell.
+        pruned: The pruned model.
+        names: The sizes that pruning changed.
+        never: The tensors whose contents no config can tell.
+        proof: Whether the pruned model can have a config, and whether one that tells every size gives this model.
     """
 
     def __init__(
         self,
         builder: Builder,
         start: Any,
-        wanted: Mapping[Fact, Any],
-        saved: Collection[str],
-        never: Collection[str] = (),
+        pruned: nn.Module,
+        names: Collection[str],
+        never: Collection[str],
+        proof: Callable[[Any, bool], bool],
     ) -> None:
-        self._builder, self._start, self._wanted = builder, start, wanted
-        self._saved, self._never = saved, never
-        self._known: dict[frozenset[tuple[str, int]], dict[Fact, Any] | None] = {}
+        self._builder, self._start, self._names = builder, start, names
+        self._wanted, self._saved = facts(pruned, names), set(pruned.state_dict())
+        self._never, self._proof = never, proof
+        self._known: dict[frozenset[tuple[str, int]], dict[Fact, int] | None] = {}
 
     def run(self, candidates: Mapping[str, list[int]]) -> Fields:
         """The fields found, with their new values; none if the config can tell nothing."""
@@ -75,8 +80,10 @@ class FieldSearch:
         changed, built = self._changed(trial, found), self._built(trial)
         if not changed or built is None or any(self._is_wrong(fact, built) for fact in changed):
             return False
-        wrong = {fact[0] for fact in self._wanted if self._is_wrong(fact, built)}.union(self._never)
-        return not wrong or any(name in self._saved for name in wrong)
+        wrong = {name for name, number in {**self._wanted, **built} if self._is_wrong((name, number), built)}
+        if wrong and wrong.isdisjoint(self._saved):
+            return False
+        return self._proof(with_fields(self._start, trial), not wrong)
 
     def _mends_something(self, trial: Fields, found: Fields) -> bool:
         built = self._built(trial)
@@ -86,25 +93,26 @@ class FieldSearch:
         before, after = self._built(found) or {}, self._built(trial) or {}
         return [fact for fact in {**before, **after} if before.get(fact) != after.get(fact)]
 
-    def _is_wrong(self, fact: Fact, built: Mapping[Fact, Any]) -> bool:
+    def _is_wrong(self, fact: Fact, built: Mapping[Fact, int]) -> bool:
         return fact[0] in self._never or built.get(fact) != self._wanted.get(fact)
 
-    def _built(self, fields: Fields) -> dict[Fact, Any] | None:
+    def _built(self, fields: Fields) -> dict[Fact, int] | None:
         """The facts of a model with these fields; ``None`` if there is none, or too many have been built."""
         key = frozenset(fields.items())
         if key not in self._known:
             if len(self._known) >= _MOST_BUILDS:
                 return None
             try:
-                self._known[key] = facts(self._builder.build(with_fields(self._start, fields)))
+                self._known[key] = facts(self._builder.build(with_fields(self._start, fields)), self._names)
             except Exception:  # a config, or a module, that refuses sizes which do not go together
                 self._known[key] = None
         return self._known[key]
 
 
 def candidate_fields(config: Any, metadata: PruningMetadata) -> dict[str, list[int]]:
-    """Values to try for each integer of a config: those that tensors have now where they had the config's, or a
-    multiple or a fraction of it; the most frequent first.
+    """Values to try for each integer of a config: new sizes of what had the same size, or scaled like a multiple of it.
+
+    The most frequent first.
     """
     changes: Counter[tuple[int, int]] = Counter()
     for kind in ("shapes", "sizes"):

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
 from lightning_coreset._compat import non_persistent_buffers
 from lightning_coreset.checkpoint import inferred_sizes, make_resizable
-from lightning_coreset.huggingface.building import Builder, config_sizes, with_fields
+from lightning_coreset.huggingface.building import Builder, adopt_fields, config_sizes, with_fields
 from lightning_coreset.huggingface.record import ConfigRecord, unfolded
-from lightning_coreset.huggingface.updating import adopt_fields
 from lightning_coreset.surgery import ModelShapes, original_shapes, resize
 
 # Where a folder is found; the rest of the arguments only concern the model.
@@ -77,29 +77,42 @@ def _resized(cls: Any, record: ConfigRecord) -> Any:
     ``from_pretrained`` makes the instance and loads it in one call: this is the only place in between.
     """
 
-    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+    def made(self: Any, *args: Any, **kwargs: Any) -> None:
         cls.__init__(self, *args, **kwargs)
         present = ModelShapes.of(self)
         shapes = unfolded(record.pruned.shapes, present.shapes)
         # Others are computed anew when the model is loaded, at their original size.
         resize(self, ModelShapes({name: shape for name, shape in shapes.items() if name not in present.constants}))
+        for module in self.modules():
+            if hasattr(module, "_init_weights"):
+                vars(module)["_init_weights"] = _tolerant(module._init_weights)
 
-    def _init_weights(self: Any, module: nn.Module) -> None:
+    return type(
+        cls.__name__, (cls,), {"__init__": made, "__module__": cls.__module__, "__qualname__": cls.__qualname__}
+    )
+
+
+def _tolerant(initialise: Callable[[nn.Module], None]) -> Callable[[nn.Module], None]:
+    """The initialisation of modules, which is also called for those that are loaded.
+
+    There it computes what it does not use, and in some classes cannot do that at other sizes. It is needed for buffers
+    that are in no file.
+    """
+
+    def initialise_if_possible(module: nn.Module) -> None:
         try:
-            cls._init_weights(self, module)
+            initialise(module)
         except Exception:
-            # Also called for modules that are loaded, where it computes what it does not use. Some classes cannot do
-            # that at other sizes. It is needed for buffers that are in no file.
             if any(non_persistent_buffers(each) for each in module.modules()):
                 raise
 
-    methods = {"__init__": __init__, "_init_weights": _init_weights}
-    names = {**methods, "__module__": cls.__module__, "__qualname__": cls.__qualname__}
-    return type(cls.__name__, (cls,), names)
+    return initialise_if_possible
 
 
 def _finish(model: nn.Module, config: Any, record: ConfigRecord) -> None:
     """Give a loaded model what is not in its weights."""
+    for module in model.modules():
+        vars(module).pop("_init_weights", None)
     present = ModelShapes.of(model)
     shapes, sizes = unfolded(record.pruned.shapes, present.shapes), unfolded(record.pruned.sizes, present.sizes)
     inferred = inferred_sizes(model, original_shapes(model), {**present.shapes, **shapes})

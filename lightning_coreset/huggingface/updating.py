@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 from torch import nn
@@ -12,20 +12,22 @@ from lightning_coreset._compat import without_compile_wrapper
 from lightning_coreset.checkpoint import KEY, PruningMetadata, inferred_sizes
 from lightning_coreset.huggingface.building import (
     Builder,
+    adopt_fields,
     config_sizes,
-    facts,
     is_pretrained_model,
     with_fields,
 )
 from lightning_coreset.huggingface.fields import FieldSearch, candidate_fields
+from lightning_coreset.huggingface.proof import ConfigProof
 from lightning_coreset.huggingface.record import ConfigRecord
 from lightning_coreset.module_specs import Size
-from lightning_coreset.surgery import ModelShapes, hand_down_record, original_shapes, recorded_shapes, resize
+from lightning_coreset.structure import Example, ExampleInputs
+from lightning_coreset.surgery import ModelShapes, hand_down_record, original_shapes, recorded_shapes
 
 Model = TypeVar("Model", bound=nn.Module)
 
 
-def update_config(model: Model) -> Model:
+def update_config(model: Model, example_inputs: ExampleInputs) -> Model:
     """Let the config of a pruned model of Hugging Face transformers say its sizes, before ``save_pretrained``.
 
     Fields such as ``hidden_size``, ``intermediate_size``, ``num_attention_heads`` or ``hidden_sizes`` get new values
@@ -36,38 +38,42 @@ def update_config(model: Model) -> Model:
     ``config.lightning_coreset``.
 
     The model gets a new config object; the old one, which others may hold, is not changed. Call it again after pruning
-    again. It builds the model a few times, without memory for its weights.
+    again. It builds the model a few times without memory for its
+    weights, and runs a copy in double precision.
 
     Args:
-        model: A model of transformers, or a module that contains some, such as a LightningModule: the module that was
-            pruned. Whatever is not pruned stays as it is.
+        model: A model of transformers, or a module that contains one, such as a LightningModule: the module that was
+            pruned. A model that is not pruned stays as it is.
+        example_inputs: For the model of transformers, as for :func:`prune`. It is run on them to prove that it computes
+            the same with the config.
 
     Returns:
         The model itself.
 
     Raises:
-        ValueError: If there is no model of transformers in it, or one with other shapes than its config gives, of
-            which nothing tells how it was pruned.
+        ValueError: If there is no model of transformers in it, or more than one, or one with other shapes than its
+            config gives, of which nothing tells how it was pruned.
 
     Example:
         >>> from lightning_coreset import prune
         >>> from lightning_coreset.huggingface import load_pretrained, update_config
         >>> from transformers import AutoModelForCausalLM  # doctest: +SKIP
         >>> model = AutoModelForCausalLM.from_pretrained(name)  # doctest: +SKIP
-        >>> _ = prune(model, {"input_ids": tokens}, 0.5, include_residual=True)  # doctest: +SKIP
-        >>> update_config(model).save_pretrained("pruned")  # doctest: +SKIP
+        >>> _ = prune(model, inputs, 0.5, include_residual=True)  # doctest: +SKIP
+        >>> update_config(model, inputs).save_pretrained("pruned")  # doctest: +SKIP
         >>> model = load_pretrained(AutoModelForCausalLM, "pruned")  # doctest: +SKIP
     """
     inner = without_compile_wrapper(model)
-    parts = list(_pretrained_models(inner))
-    if not parts:
+    parts = dict(_pretrained_models(inner))
+    if len(parts) != 1:
+        found = f" with {sorted(parts)}" if parts else ""
         raise ValueError(
             f"Expected a model of Hugging Face transformers, or a module that contains one, but got a "
-            f"{type(inner).__name__}. Other models keep their sizes in state dicts: see make_resizable."
+            f"{type(inner).__name__}{found}. Other models keep their sizes in state dicts: see make_resizable."
         )
-    for path, part in parts:
-        hand_down_record(inner, path)
-        _update(path, part)
+    ((path, part),) = parts.items()
+    hand_down_record(inner, path)
+    _update(path, part, Example.of(example_inputs))
     return model
 
 
@@ -80,7 +86,7 @@ def _pretrained_models(model: nn.Module, path: str = "") -> Iterator[tuple[str, 
         yield from _pretrained_models(child, f"{path}.{name}" if path else name)
 
 
-def _update(path: str, model: nn.Module) -> None:
+def _update(path: str, model: nn.Module, example: Example) -> None:
     metadata, config, record = PruningMetadata.of(model), model.config, ConfigRecord.of(model.config)
     builder = Builder(type(model))
     start = with_fields(config, {} if record is None else record.fields)
@@ -90,22 +96,14 @@ def _update(path: str, model: nn.Module) -> None:
     told = config_sizes(builder.build(with_fields(config, {})))
     ours = {name for name, size in config_sizes(model).items() if told.get(name) == size}
     touched = {*metadata.pruned.shapes, *metadata.pruned.sizes} - ours
-    present, built = facts(model), facts(builder.build(start))
-    # What differs for other reasons, such as a setting that the user changed, is not for the config to tell.
-    wanted = {fact: value for fact, value in present.items() if fact[0] in touched or built.get(fact) == value}
-    search = FieldSearch(builder, start, wanted, model.state_dict().keys(), metadata.pruned.constants)
+    proof = ConfigProof(model, example, builder, ours)
+    search = FieldSearch(builder, start, model, touched, metadata.pruned.constants, proof)
     found = search.run(candidate_fields(start, metadata))
 
     adopt_fields(model, config_sizes(builder.build(with_fields(start, found))), ours)
     names = touched - inferred_sizes(model, original_shapes(model), ModelShapes.of(model).shapes).keys()
     record = ConfigRecord.made(model, _changed_fields(model), metadata.pruned, names)
     _attach(model, record.to_text())
-
-
-def adopt_fields(model: nn.Module, sizes: Mapping[str, Size], names: set[str]) -> None:
-    """Give the configs that the modules of a model hold the sizes of those of another one, where these are named."""
-    present = config_sizes(model)
-    resize(model, ModelShapes(sizes={name: sizes[name] for name in names if name in sizes and name in present}))
 
 
 def _check_unpruned(path: str, model: nn.Module, built: nn.Module) -> None:
