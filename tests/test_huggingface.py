@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pages import blocks_of
 from torch import nn
 from zoo import ZOO
 from zoo.oracle import build
@@ -156,6 +157,14 @@ def test_dimensions_within_heads_keep_their_scale_and_angles(tmp_path):
 
     assert_same(outputs(load_pretrained(type(model), tmp_path), inputs), expected)
     assert loads_alone(model, tmp_path) is None
+
+
+def test_the_code_of_the_page_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    names = {"__name__": "__main__"}
+    for block in blocks_of("huggingface.md"):
+        exec(compile(block.code, "huggingface.md", "exec", dont_inherit=True), names)
+    assert capsys.readouterr().out.startswith("64 -> ")
 
 
 # ---- what configs tell

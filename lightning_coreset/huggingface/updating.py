@@ -66,10 +66,10 @@ def update_config(model: Model, example_inputs: ExampleInputs) -> Model:
     inner = without_compile_wrapper(model)
     parts = dict(_pretrained_models(inner))
     if len(parts) != 1:
-        found = f" with {sorted(parts)}" if parts else ""
         raise ValueError(
-            f"Expected a model of Hugging Face transformers, or a module that contains one, but got a "
-            f"{type(inner).__name__}{found}. Other models keep their sizes in state dicts: see make_resizable."
+            "Expected a model of Hugging Face transformers, or a module that contains one, but got a "
+            f"{type(inner).__name__} with {sorted(parts) or 'none'}. Other models keep their sizes in state dicts: see "
+            "make_resizable."
         )
     ((path, part),) = parts.items()
     hand_down_record(inner, path)
