@@ -7,6 +7,7 @@ from lightning_coreset.surgery.model_shapes import (
     ModelShapes,
     all_tensors,
     forget_original_shapes,
+    hand_down_record,
     original_shapes,
     recorded_shapes,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "as_direction",
     "follow_norms",
     "forget_original_shapes",
+    "hand_down_record",
     "index_dims",
     "made_weights",
     "named_tensors",

@@ -107,6 +107,20 @@ def recorded_shapes(model: nn.Module) -> ModelShapes:
     return recorded
 
 
+def hand_down_record(model: nn.Module, path: str) -> None:
+    """Record on a submodule, too, what surgery of the whole model has changed about it."""
+    part, prefix = model.get_submodule(path), f"{path}." if path else ""
+    whole = recorded_shapes(model)
+    below = ModelShapes(
+        *(
+            {name.removeprefix(prefix): value for name, value in entries.items() if name.startswith(prefix)}
+            for entries in (whole.shapes, whole.sizes, whole.constants)
+        )
+    )
+    if below.shapes or below.sizes:
+        vars(part)[_ATTRIBUTE] = below
+
+
 def forget_original_shapes(model: nn.Module) -> None:
     """Delete the records of a model and its submodules: as they are now, they count as the original."""
     for module in model.modules():

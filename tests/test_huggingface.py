@@ -1,0 +1,311 @@
+"""Pruned models of transformers: their configs, and what ``save_pretrained`` writes, loaded again."""
+
+from __future__ import annotations
+
+import copy
+import json
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from pages import blocks_of
+from torch import nn
+from zoo import ZOO
+from zoo.oracle import build
+from zoo.running import call, results
+
+from lightning_coreset import prune
+from lightning_coreset.huggingface import load_pretrained, update_config
+from lightning_coreset.surgery import ModelShapes
+
+transformers = pytest.importorskip("transformers")
+
+FAST = ("bert", "qwen3", "vit", "t5")
+NAMES = (
+    *FAST,
+    *"distilbert gpt2 llama gemma swin convnext whisper clip wav2vec2 wav2vec2-layer-norm segformer".split(),
+)
+GENERATING = ("gpt2", "llama", "qwen3", "gemma", "t5")
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:.*tied weights:UserWarning"),
+]
+networks = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in NAMES]
+)
+
+
+def made(name: str):
+    model = build(ZOO[f"hf/{name}"]).eval()
+    return model, ZOO[f"hf/{name}"].inputs(torch.Generator().manual_seed(0))
+
+
+def pruned(name: str, ratio=0.5, **options):
+    model, inputs = made(name)
+    cut(model, inputs, ratio, **options)
+    return model, inputs
+
+
+def cut(model, inputs, ratio=0.5, **options):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The channels of these layers are not pruned")
+        prune(model, inputs, ratio, include_residual=True, **options)
+
+
+def outputs(model, inputs):
+    with torch.no_grad():
+        return results(call(model, inputs))
+
+
+def assert_same(one, other):
+    assert len(one) == len(other)
+    assert all(map(torch.equal, one, other))
+
+
+def fields(config, *without: str):
+    """What a config says, but for what transformers writes into it when it saves and loads."""
+    drop = ("architectures", "dtype", "torch_dtype", "_name_or_path", "transformers_version", *without)
+    return {name: value for name, value in config.to_dict().items() if name not in drop}
+
+
+def loads_alone(model, folder: Path):
+    """What plain ``from_pretrained`` loads; ``None`` where it rejects the sizes."""
+    try:
+        return type(model).from_pretrained(folder)
+    except RuntimeError as error:
+        if "mismatch" not in str(error):
+            raise
+        return None
+
+
+# ---- saved and loaded
+
+
+@networks
+@pytest.mark.parametrize("heads", ["whole", pytest.param("within", marks=pytest.mark.slow)])
+def test_what_is_saved_comes_back(name, heads, tmp_path):
+    model, inputs = pruned(name, heads=heads)
+    expected = outputs(model, inputs)
+
+    update_config(model, inputs)
+    assert_same(outputs(model, inputs), expected)
+    model.save_pretrained(tmp_path)
+    loaded = load_pretrained(type(model), tmp_path)
+
+    assert type(loaded) is type(model)
+    assert_same(outputs(loaded, inputs), expected)
+    assert ModelShapes.of(loaded).sizes == ModelShapes.of(model).sizes
+    assert fields(loaded.config) == fields(model.config)
+    alone = loads_alone(model, tmp_path)
+    if alone is not None:
+        assert_same(outputs(alone, inputs), expected)
+
+
+@networks
+def test_a_loaded_model_is_pruned_saved_and_loaded_again(name, tmp_path):
+    model, inputs = pruned(name, 0.3)
+    update_config(model, inputs).save_pretrained(tmp_path / "first")
+    model = load_pretrained(type(model), tmp_path / "first")
+
+    cut(model, inputs, 0.6)
+    update_config(model, inputs).save_pretrained(tmp_path / "second")
+
+    assert_same(outputs(load_pretrained(type(model), tmp_path / "second"), inputs), outputs(model, inputs))
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name == "qwen3" else pytest.mark.slow) for name in GENERATING]
+)
+@pytest.mark.parametrize("options", [{"use_cache": True}, {"cache_implementation": "static"}], ids=str)
+def test_a_loaded_model_generates_with_its_caches(name, options, tmp_path):
+    model, inputs = pruned(name)
+    update_config(model, inputs).save_pretrained(tmp_path)
+    prompt = {key: value for key, value in inputs.items() if not key.startswith("decoder")}
+    how = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
+
+    loaded = load_pretrained(type(model), tmp_path)
+
+    expected = model.generate(**prompt, **how, use_cache=False)
+    assert torch.equal(loaded.generate(**prompt, **how, **options), expected)
+
+
+def test_an_auto_class_finds_the_class(tmp_path):
+    model, inputs = pruned("bert")
+    update_config(model, inputs).save_pretrained(tmp_path)
+    loaded = load_pretrained(transformers.AutoModelForSequenceClassification, tmp_path)
+    assert type(loaded) is type(model)
+    assert_same(outputs(loaded, inputs), outputs(model, inputs))
+
+
+def test_arguments_of_from_pretrained_are_passed_on(tmp_path):
+    model, inputs = pruned("qwen3")
+    update_config(model, inputs).save_pretrained(tmp_path)
+    loaded = load_pretrained(type(model), tmp_path, torch_dtype=torch.bfloat16)
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.bfloat16}
+
+
+def test_dimensions_within_heads_keep_their_scale_and_angles(tmp_path):
+    """A model with heads of 5 dimensions would divide by another number, and turn by other angles."""
+    model, inputs = made("qwen3")
+    cut(model, inputs, {"*.q_proj": 0.5, "*.v_proj": 0.5}, heads="within")
+    assert model.model.layers[0].self_attn.q_proj.out_features < 40
+    expected = outputs(model, inputs)
+
+    update_config(model, inputs).save_pretrained(tmp_path)
+
+    assert_same(outputs(load_pretrained(type(model), tmp_path), inputs), expected)
+    assert loads_alone(model, tmp_path) is None
+
+
+def test_the_code_of_the_page_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    names = {"__name__": "__main__"}
+    for block in blocks_of("huggingface.md"):
+        exec(compile(block.code, "huggingface.md", "exec", dont_inherit=True), names)
+    assert capsys.readouterr().out.startswith("64 -> ")
+
+
+# ---- what configs tell
+
+
+def test_a_config_that_can_tell_everything_is_enough(tmp_path):
+    model, inputs = pruned("qwen3")
+    update_config(model, inputs).save_pretrained(tmp_path)
+
+    layer = model.model.layers[0]
+    assert model.config.hidden_size == layer.mlp.gate_proj.in_features < 24
+    assert model.config.intermediate_size == layer.mlp.gate_proj.out_features < 36
+    assert model.config.num_attention_heads * model.config.head_dim == layer.self_attn.q_proj.out_features
+    assert model.config.head_dim == 10
+    assert_same(outputs(loads_alone(model, tmp_path), inputs), outputs(model, inputs))
+
+
+def test_numbers_of_heads_are_found_together(tmp_path):
+    """Fewer heads of the keys alone would change how often each is repeated, which is right as it is."""
+    model, inputs = made("qwen3")
+    cut(model, inputs, {"*.v_proj": 0.5})
+    assert model.model.layers[0].self_attn.q_proj.out_features == 20
+
+    update_config(model, inputs).save_pretrained(tmp_path)
+
+    assert (model.config.num_attention_heads, model.config.num_key_value_heads) == (2, 1)
+    assert_same(outputs(loads_alone(model, tmp_path), inputs), outputs(model, inputs))
+
+
+def test_a_field_that_would_be_wrong_somewhere_stays():
+    """In BERT, the heads together are as wide as the stream; here each has lost another part."""
+    model, inputs = pruned("bert")
+    update_config(model, inputs)
+    layer = model.bert.encoder.layer[0]
+    assert model.config.hidden_size == 24
+    assert layer.attention.self.query.in_features != layer.attention.self.query.out_features
+    assert model.config.intermediate_size == layer.intermediate.dense.out_features < 36
+
+
+def test_a_config_that_would_give_another_model_does_not_tell_everything(tmp_path):
+    """Gemma multiplies embeddings by a power of the width that it was trained with, which no weight shows."""
+    model, inputs = pruned("gemma", round_to=4)
+    expected = outputs(model, inputs)
+    update_config(model, inputs).save_pretrained(tmp_path)
+    layer = model.model.layers[0].mlp.gate_proj
+    assert (model.config.hidden_size, model.config.intermediate_size) != (layer.in_features, layer.out_features)
+    assert_same(outputs(model, inputs), expected)
+    assert loads_alone(model, tmp_path) is None
+
+
+def test_elements_of_lists_are_told():
+    model, inputs = pruned("swin", {"*.layers.0.*.q_proj": 0.5})
+    sizes = [layer.blocks[0].attention.num_attention_heads for layer in model.swin.encoder.layers]
+    update_config(model, inputs)
+    assert model.config.num_heads == sizes == [1, 4]
+
+
+def test_objects_of_others_are_not_changed():
+    model, inputs = made("t5")
+    config, before = model.config, copy.deepcopy(model.config.to_dict())
+    other = type(model)(config)
+    shapes = ModelShapes.of(other)
+    cut(model, inputs)
+    update_config(model, inputs)
+    assert config.to_dict() == before
+    assert other.config is config
+    assert model.config is not config
+    assert not ModelShapes.of(other).differs_from(shapes)
+    assert ModelShapes.of(type(model)(config)).shapes == shapes.shapes
+
+
+def test_the_global_random_state_stays():
+    model, inputs = pruned("qwen3")
+    state = torch.get_rng_state()
+    update_config(model, inputs)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_second_call_changes_nothing():
+    model, inputs = pruned("qwen3")
+    update_config(model, inputs)
+    before = fields(model.config)
+    assert fields(update_config(model, inputs).config) == before
+
+
+# ---- whole modules, models that are not pruned, and errors
+
+
+def test_the_module_that_was_pruned_knows_of_its_parts(tmp_path):
+    network, inputs = made("qwen3")
+    whole = Whole(network)
+    cut(whole, inputs)
+    with pytest.raises(ValueError, match=r"Expected to find on 'Qwen3ForCausalLM' how it was pruned"):
+        update_config(network, inputs)
+
+    update_config(whole, inputs)
+    network.save_pretrained(tmp_path)
+
+    assert_same(outputs(load_pretrained(type(network), tmp_path), inputs), outputs(network, inputs))
+
+
+class Whole(nn.Module):
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, **inputs):
+        return self.network(**inputs)
+
+
+def test_a_model_that_is_not_pruned_stays_as_it_is(tmp_path):
+    model, inputs = made("bert")
+    config = model.config
+    assert update_config(model, inputs).config is config
+    model.save_pretrained(tmp_path)
+    assert_same(outputs(load_pretrained(type(model), tmp_path), inputs), outputs(model, inputs))
+
+
+@pytest.mark.parametrize("parts", [(), ("bert", "vit")])
+def test_other_modules_are_rejected(parts):
+    whole = nn.ModuleList(made(name)[0] for name in parts)
+    with pytest.raises(ValueError, match=r"^Expected a model of Hugging Face transformers, or a module that contains"):
+        update_config(whole, torch.zeros(1))
+
+
+def test_another_class_is_rejected(tmp_path):
+    model, inputs = pruned("bert")
+    update_config(model, inputs).save_pretrained(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"^Expected the class of a pruned BertForSequenceClassification but got BertMo"
+    ):
+        load_pretrained(transformers.BertModel, tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"class": "A"}', 3])
+def test_a_damaged_record_is_rejected(text, tmp_path):
+    model, inputs = pruned("qwen3")
+    update_config(model, inputs).save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "lightning_coreset": text}))
+    with pytest.raises(
+        ValueError, match=r"^Expected how a model was pruned under 'lightning_coreset' in its config but"
+    ):
+        load_pretrained(type(model), tmp_path)
