@@ -42,7 +42,7 @@ def channels_left_out(call: OpCall, twin: Tensor, layouts: Iterable[Tensor] = ()
     differs = call.args[0] != twin
     kept = {}
     for dim in dims:
-        along = differs.movedim(dim, 0).flatten(1)
+        along = differs.movedim(dim, 0).reshape(differs.shape[dim], -1)
         removed = along.any(1)
         if not removed.any() or removed.all():
             continue
@@ -106,7 +106,7 @@ def product_without(call: OpCall, removed: Tensor) -> Tensor:
 
 
 def _reduced_dims(call: OpCall) -> list[int]:
-    if not call.args or not isinstance(call.args[0], Tensor):
+    if not call.args or not isinstance(call.args[0], Tensor) or call.args[0].dim() == 0:
         return []
     ndim = call.args[0].dim()
     if call.name in REDUCTIONS:
