@@ -8,7 +8,7 @@ import io
 import re
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import ClassVar
 
@@ -789,3 +789,12 @@ def test_pieces_of_a_parameter_that_no_layer_makes():
             return sum(layer(piece) for layer, piece in zip(self.layers, self.cut(self.tokens), strict=True)) + x[:, :3]
 
     assert checked(nn.Sequential(Only(), nn.Linear(3, 2)), X).groups == ()
+
+
+def test_groups_of_another_analysis_that_overlap_are_not_taken():
+    structure = analyse(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)), X)
+    (group,) = structure.groups
+    other = replace(structure, groups=(replace(group, name="another"),))
+    assert structure.joined(other).groups == (group,)
+    assert replace(structure, groups=()).joined(other).groups == other.groups
+    assert structure.joined(replace(structure, groups=())).groups == (group,)
