@@ -69,6 +69,15 @@ class ModelShapes:
             {name: value for name, value in self.constants.items() if name in names.constants},
         )
 
+    def within(self, path: str) -> ModelShapes:
+        """What of it lies in the submodule ``path``, for that submodule."""
+        prefix = f"{path}." if path else ""
+        return ModelShapes(
+            {name.removeprefix(prefix): shape for name, shape in self.shapes.items() if name.startswith(prefix)},
+            {name.removeprefix(prefix): size for name, size in self.sizes.items() if name.startswith(prefix)},
+            {name.removeprefix(prefix): value for name, value in self.constants.items() if name.startswith(prefix)},
+        )
+
     def with_prefix(self, path: str) -> ModelShapes:
         """The same for a model that has this one as its submodule ``path``."""
         prefix = f"{path}." if path else ""
@@ -109,16 +118,9 @@ def recorded_shapes(model: nn.Module) -> ModelShapes:
 
 def hand_down_record(model: nn.Module, path: str) -> None:
     """Record on a submodule, too, what surgery of the whole model has changed about it."""
-    part, prefix = model.get_submodule(path), f"{path}." if path else ""
-    whole = recorded_shapes(model)
-    below = ModelShapes(
-        *(
-            {name.removeprefix(prefix): value for name, value in entries.items() if name.startswith(prefix)}
-            for entries in (whole.shapes, whole.sizes, whole.constants)
-        )
-    )
+    below = recorded_shapes(model).within(path)
     if below.shapes or below.sizes:
-        vars(part)[_ATTRIBUTE] = below
+        vars(model.get_submodule(path))[_ATTRIBUTE] = below
 
 
 def forget_original_shapes(model: nn.Module) -> None:
