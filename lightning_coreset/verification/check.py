@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import nn
 
 from lightning_coreset.structure import UNEQUAL_PIECES, ChannelGroup, Example, Heads, Structure, analyse
 from lightning_coreset.verification.forms import Form, other_forms
+from lightning_coreset.verification.like_groups import completed_alike
 from lightning_coreset.verification.remembered import Search
 from lightning_coreset.verification.trial import LEAK, Trial, first_line
 
@@ -96,9 +98,7 @@ def tried_groups(
     with torch.inference_mode(False):
         try:
             trial = Trial(model, example)
-            failures = trial.failing(groups)
-            if change_attributes and failures:
-                groups, failures = _completed(trial, groups, failures)
+            groups, failures = _tried(trial, groups, change_attributes)
             passed = [group for group in groups if group.name not in failures]
             return groups, failures | trial.without_effect(passed)
         # No memory for a copy, a module that cannot be copied, a run that needs the original.
@@ -108,8 +108,24 @@ def tried_groups(
             return groups, dict.fromkeys(unproven, message)
 
 
+def _tried(
+    trial: Trial, groups: tuple[ChannelGroup, ...], change_attributes: bool
+) -> tuple[tuple[ChannelGroup, ...], dict[str, str]]:
+    """The groups, completed, and those that fail."""
+    if not change_attributes:
+        return groups, trial.failing(groups)
+    if trial.attempt(groups) is None:
+        return groups, {}
+    search = Search(trial.model, trial.attempt, lambda: trial.run(trial.model))
+    alike = completed_alike(groups, search, trial.attempt, partial(_completed, trial, search))
+    if alike is not None:
+        return alike, {}
+    failures = trial.failing(groups)
+    return _completed(trial, search, groups, failures) if failures else (groups, failures)
+
+
 def _completed(
-    trial: Trial, groups: tuple[ChannelGroup, ...], failures: dict[str, str]
+    trial: Trial, search: Search, groups: tuple[ChannelGroup, ...], failures: dict[str, str]
 ) -> tuple[tuple[ChannelGroup, ...], dict[str, str]]:
     """The groups with the numbers that have to change, or in other forms, and those that still fail."""
     questions = {name: reason for name, reason in failures.items() if not reason.startswith(LEAK)}
@@ -118,7 +134,6 @@ def _completed(
     answers: dict[str, ChannelGroup | None] = {}  # what takes the place of a group; nothing where another one does
     reasons: dict[str, str] = {}
     try:
-        search = Search(trial.model, trial.attempt, lambda: trial.run(trial.model))
         for forms in other_forms([group for group in groups if group.name in questions]):
             todo = [form for form in forms if not answers.keys() & set(form.instead_of)]
             sound = [

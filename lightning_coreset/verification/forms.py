@@ -32,7 +32,7 @@ def other_forms(groups: Sequence[ChannelGroup]) -> Iterator[list[Form]]:
     alone = [Form(group, (group.name,), is_new=False) for group in groups]
     yield alone
     yield _scaled_otherwise(alone)
-    together = list(_of_one_width(groups))
+    together = [Form(group, parts) for group, parts in one_width_each(groups)]
     yield together
     yield _scaled_otherwise(together)
 
@@ -48,8 +48,8 @@ def _scaled_otherwise(forms: Iterable[Form]) -> list[Form]:
     return changed
 
 
-def _of_one_width(groups: Sequence[ChannelGroup]) -> Iterator[Form]:
-    """Groups within the heads of the same attention, as one."""
+def one_width_each(groups: Sequence[ChannelGroup]) -> list[tuple[ChannelGroup, tuple[str, ...]]]:
+    """The groups within the heads of each attention as one, where there are several, with their names."""
     sets: list[tuple[set[str], list[ChannelGroup]]] = []
     for group in groups:
         if group.within_heads is None:
@@ -59,10 +59,8 @@ def _of_one_width(groups: Sequence[ChannelGroup]) -> Iterator[Form]:
             sets.remove(other)
             modules, members = modules | other[0], [*other[1], *members]
         sets.append((modules, members))
-    for _, members in sets:
-        one = merged(members) if len(members) > 1 else None
-        if one is not None:
-            yield Form(one, tuple(group.name for group in members))
+    together = ((members, merged(members)) for _, members in sets if len(members) > 1)
+    return [(one, tuple(group.name for group in members)) for members, one in together if one is not None]
 
 
 def _attentions(group: ChannelGroup) -> set[str]:

@@ -70,6 +70,22 @@ class Search:
         accepted = {group.name for group in self._together(base, list(found.values()), reasons)}
         return {name: group for name, group in found.items() if name in accepted}, reasons
 
+    def situation(self, group: ChannelGroup) -> Key:
+        """What groups have in common whose layers lie alike in modules of the same type."""
+        return self._numbers.situation(group)
+
+    def keys(self, group: ChannelGroup, before: ChannelGroup) -> frozenset[Key]:
+        """Which numbers were added to a group, in words that hold for a group of like layers."""
+        added = {*group.counts} - {*before.counts}
+        return frozenset(each.key for each in self._numbers.candidates(before) if added.issuperset(each.counts))
+
+    def with_keys(self, group: ChannelGroup, keys: frozenset[Key]) -> ChannelGroup | None:
+        """A group with these numbers; ``None`` if it has no such."""
+        choice = tuple(each for each in self._numbers.candidates(group) if each.key in keys)
+        if {each.key for each in choice} != keys or (choice and not _is_possible(choice)):
+            return None
+        return _with_numbers(group, choice)
+
     def _solution(self, group: ChannelGroup) -> Choice | None:
         """A set of numbers with which a group succeeds alone, and of which none is left out."""
         candidates = self._numbers.candidates(group)
