@@ -109,13 +109,11 @@ def recorded_shapes(model: nn.Module) -> ModelShapes:
 
 def hand_down_record(model: nn.Module, path: str) -> None:
     """Record on a submodule, too, what surgery of the whole model has changed about it."""
-    part, prefix = model.get_submodule(path), f"{path}." if path else ""
-    whole = recorded_shapes(model)
+    part, prefix, whole = model.get_submodule(path), f"{path}." if path else "", recorded_shapes(model)
     below = ModelShapes(
-        *(
-            {name.removeprefix(prefix): value for name, value in entries.items() if name.startswith(prefix)}
-            for entries in (whole.shapes, whole.sizes, whole.constants)
-        )
+        {name.removeprefix(prefix): shape for name, shape in whole.shapes.items() if name.startswith(prefix)},
+        {name.removeprefix(prefix): size for name, size in whole.sizes.items() if name.startswith(prefix)},
+        {name.removeprefix(prefix): value for name, value in whole.constants.items() if name.startswith(prefix)},
     )
     if below.shapes or below.sizes:
         vars(part)[_ATTRIBUTE] = below
