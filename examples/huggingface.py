@@ -149,7 +149,8 @@ def main() -> None:
         network.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         again = load_pretrained(type(network), folder)
-        same = torch.equal(again(**example).logits, network.eval()(**example).logits)
+        # Not to the last bit: kernels round differently where a tensor starts at another place in memory.
+        same = torch.allclose(again(**example).logits, network.eval()(**example).logits, rtol=1e-4, atol=1e-6)
         print(f"saved, and loaded again: {'the same' if same else 'OTHER'} answers")
 
 

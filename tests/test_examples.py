@@ -100,7 +100,7 @@ def check(case: Case, output: str) -> None:
     if "plain_pytorch" in case.command:
         assert f"saved, and loaded again: test accuracy {after}%" in output
     if "huggingface" in case.command:
-        assert re.search(r"attention\.q_lin: 2 of 4 left$", output, re.MULTILINE)
+        assert re.search(r"attention\.q_lin: 3 of 4 left$", output, re.MULTILINE)
         assert "saved, and loaded again: the same answers" in output
 
 
@@ -244,7 +244,7 @@ def test_huggingface_takes_the_users_model_and_texts(tmp_path: Path, monkeypatch
     output = run(tmp_path, "huggingface --model . --dataset texts.csv --epochs 2")
     before, after = figures(output)["MACs"]
     assert after / before == pytest.approx(0.5, abs=0.03)
-    assert "attention.self.query: 2 of 4 left" in output
+    assert "attention.self.query: 3 of 4 left" in output
     assert "the same answers" in output
 
 
