@@ -22,7 +22,10 @@ Complete: TypeAlias = Callable[
 
 
 def completed_alike(
-    groups: Sequence[ChannelGroup], search: Search, attempt: Attempt, complete: Callable[..., Tried]
+    groups: Sequence[ChannelGroup],
+    search: Search,
+    attempt: Attempt,
+    complete: Callable[[tuple[ChannelGroup, ...], dict[str, str]], tuple[tuple[ChannelGroup, ...], dict[str, str]]],
 ) -> tuple[ChannelGroup, ...] | None:
     """The groups with what has to change with them, found out for one group of each kind.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import random
 import sys
 
@@ -30,7 +31,15 @@ def duplicate(model: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def randomise_(model: nn.Module, generator: torch.Generator) -> None:
-    """Change statistics and constant parameters, such as fresh biases, which would hide a wrong index."""
+    """Change statistics and constant parameters, such as fresh biases, which would hide a wrong index.
+
+    Small weights are made larger: with those of some fresh networks, attention takes the mean of all tokens whichever
+    way its heads are cut, and a wrong head would not show.
+    """
+    for parameter in model.parameters():
+        if parameter.is_floating_point() and parameter.dim() > 1 and parameter.numel():
+            spread = math.sqrt(2 / parameter[0].numel())
+            parameter.mul_((spread / parameter.std(correction=0).clamp_min(1e-12)).clamp_min(1.0))
     for module in model.modules():
         for tensor in own_parameters(module).values():
             if tensor.is_floating_point() and (tensor.dim() < 2 or _is_constant(tensor)):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
 from typing import Any
@@ -14,9 +13,8 @@ from lightning_coreset.structure import ChannelGroup, Example, output_tensors, p
 from lightning_coreset.surgery import apply_changes, named_tensors, scale_counts, slice_members
 from lightning_coreset.verification.randomised import duplicate, noise, randomise_, seed_everything
 from lightning_coreset.verification.reference import FixedWeights, Removed, readers, twin_run, zero_, zero_consumers_
+from lightning_coreset.verification.removed import removed_classes
 
-_REMOVED_FRACTION = 0.3
-"""Of the classes of every group."""
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
 """Largest difference relative to the largest output; a wrong index changes outputs by about their own size."""
 
@@ -76,7 +74,7 @@ class Trial:
         for group in idle:  # the gradient may have been disabled, or really be zero
             model = duplicate(self.model)
             fixed = FixedWeights(named_tensors(model), [group])
-            zero_(fixed.tensors, readers(group), _some_classes(group))
+            zero_(fixed.tensors, readers(group), removed_classes([group])[group.name])
             if self._difference(self.run(model, modes=[fixed]), expected) is None:
                 silent.append(group.name)
         reason = "its removal cannot be tried, since it has no influence on the outputs of the example inputs"
@@ -88,7 +86,7 @@ class Trial:
         With the consumers at zero, no output may notice what their producers compute.
         """
         groups = [_paired_at_random(group) for group in groups]
-        removed = {group.name: _some_classes(group) for group in groups}
+        removed = removed_classes(groups)
         model = duplicate(self.model)
         expected, disturbed = self._reference(model, groups, removed)
         leak = self._difference(disturbed, expected)
@@ -188,9 +186,3 @@ def _paired_at_random(group: ChannelGroup) -> ChannelGroup:
     generator = torch.Generator().manual_seed(0)
     orders = [torch.randperm(group.size, generator=generator) for _ in range(group.within_heads.blocks)]
     return paired(group, torch.stack(orders))
-
-
-def _some_classes(group: ChannelGroup) -> set[int]:
-    """About a third of the classes, at least one; at least one stays."""
-    count = min(max(1, round(_REMOVED_FRACTION * group.size)), group.size - 1)
-    return set(random.Random(0).sample(range(group.size), count))
