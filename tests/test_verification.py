@@ -15,8 +15,11 @@ from networks import NETWORKS, assert_same_random, assert_untouched, make, rando
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lightning_coreset import prune
 from lightning_coreset.structure import ChannelGroup, Example, Member, analyse, find_groups
-from lightning_coreset.verification import describe_failures, failing_groups, verified
+from lightning_coreset.structure.records import one_each
+from lightning_coreset.verification import describe_failures, failing_groups, tried_groups, verified
+from lightning_coreset.verification.removed import removed_classes
 
 
 def failures(model: nn.Module, x: Tensor, groups: Sequence[ChannelGroup] | None = None) -> dict[str, str]:
@@ -106,7 +109,7 @@ class Joint(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = torch.cat([self.a(x).relu(), self.b(x).relu()], 1)
-        return self.head(2 * y if y.shape[1] < 15 else y)
+        return self.head(2 * y if y.shape[1] < 16 else y)
 
 
 def test_what_fails_only_together_is_caught():
@@ -416,3 +419,62 @@ def test_no_memory_for_a_copy_is_told_and_costs_no_model(copies, monkeypatch):
         return
     with pytest.warns(UserWarning, match="A copy of the model cannot be run .OutOfMemoryError: no memory left"):
         assert failing_groups(model, groups, Example.of(x)) == {}
+
+
+class SameWidth(nn.Module):
+    """Views what one layer makes by the width of another: both have to lose as many channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Linear(4, 12), nn.Linear(4, 12), nn.Linear(12, 2)
+        self.other = nn.Linear(12, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = self.a(x).relu()
+        return self.head(a) + self.other(self.b(x).relu().reshape(len(x), a.shape[1]))
+
+
+def test_groups_that_have_to_lose_as_many_are_pruned_as_one():
+    """If every group lost the same fraction in a trial, nobody would see that they must."""
+    model, x = SameWidth().double(), torch.randn(5, 4, dtype=torch.float64)
+    assert set(failing_groups(model, analyse(model, x).groups, Example.of(x))) == {"a", "b"}
+    before = copy.deepcopy(model)
+    plan = prune(model, x, 0.4, method="magnitude")
+    (group,) = plan.groups
+    assert group.method == "magnitude (L2), as many as of b"
+    assert model.a.out_features == model.b.out_features < 12
+    kept = {change.name: change.kept for change in plan.changes}
+    with torch.no_grad():
+        for name in ("head.weight", "other.weight"):
+            gone = torch.tensor([place for place in range(12) if place not in kept[name][1]])
+            before.get_parameter(name).index_fill_(1, gone, 0.0)
+    torch.testing.assert_close(model(x), before(x), rtol=0, atol=1e-12)
+    assert kept["head.weight"][1].tolist() != kept["other.weight"][1].tolist()  # each its own
+
+
+def test_every_group_loses_another_fraction_in_a_trial():
+    groups = [ChannelGroup(str(number), (Member("w", 0, "producer", one_each(12)),)) for number in range(6)]
+    assert sorted(map(len, removed_classes(groups).values())) == [1, 2, 3, 4, 5, 6]
+
+
+class Flat(nn.Module):
+    """Attention over fresh weights so small that it takes the mean, of however many heads of four dimensions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.o = (nn.Linear(12, 16, bias=False) for _ in range(4))
+        self.o = nn.Linear(16, 12)
+        for parameter in self.parameters():
+            nn.init.normal_(parameter, std=1e-4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (part(x).view(*x.shape[:2], -1, 4).transpose(1, 2) for part in (self.q, self.k, self.v))
+        return self.o(((q @ k.transpose(-1, -2)).softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+
+def test_small_weights_do_not_hide_wrong_heads():
+    """Four heads of three dimensions would be viewed as three of four."""
+    model, x = Flat(), torch.randn(2, 5, 12)
+    groups = analyse(model, x, heads="within").groups
+    assert [group.size for group in groups] == [4, 4]
+    assert tried_groups(model, groups, Example.of(x))[1].keys() == {"q", "v"}

@@ -196,7 +196,7 @@ def _structure(model: nn.Module, x: Tensor) -> Structure:
 def test_blocks_can_be_paired_in_any_way():
     model, x = Attention(fused), torch.randn(2, 5, 8)
     (queries, values) = _structure(model, x).groups
-    assert queries.within_heads.blocks == values.within_heads.blocks == HEADS
+    assert queries.pairing.blocks == values.pairing.blocks == HEADS
     order = torch.stack([torch.arange(WIDTH).roll(head) for head in range(HEADS)])
     again = paired(queries, order)
     assert again.members[0].index[0] == (0, WIDTH + WIDTH - 1, 2 * WIDTH + WIDTH - 2)
@@ -207,10 +207,10 @@ def test_a_wrong_scale_is_found_out():
     """The analysis cannot tell whether a number that divides products is the root of their size; the self-check can."""
     model, x = Attention(scale_by_size), torch.randn(2, 5, 8)
     before = {group.name: group for group in _structure(model, x).groups}
-    assert not before["q"].within_heads.scaled_by_size
+    assert not before["q"].pairing.scaled_by_size
     groups, failures = tried_groups(model, tuple(before.values()), Example.of(x))
     assert not failures
-    assert next(group for group in groups if group.name == "q").within_heads.scaled_by_size
+    assert next(group for group in groups if group.name == "q").pairing.scaled_by_size
 
 
 def test_heads_are_checked():
@@ -291,5 +291,5 @@ def test_groups_name_their_parts():
     )
     (group,) = groups
     assert isinstance(group, ChannelGroup)
-    assert group.within_heads.merged == ("q", "v")
+    assert group.pairing.merged == ("q", "v")
     assert [(count.name, count.per_class) for count in group.counts] == [("dim_head", 1)]

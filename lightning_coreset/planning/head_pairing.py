@@ -18,7 +18,7 @@ def paired_by_rank(group: ChannelGroup, method: Method, tensors: Mapping[str, Te
     So each head keeps the dimensions that matter most in it, and all keep as many. Ranks are those of the method, or of
     the norms of the weights if it has none.
     """
-    within = group.within_heads
+    within = group.pairing
     if within is None or within.blocks == 1:
         return group
     view = GroupView(single_dimensions(group), tensors, PlanState(torch.Generator().manual_seed(seed)))

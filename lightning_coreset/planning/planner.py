@@ -114,12 +114,22 @@ class _Choice:
             group.size,
             len(selection.kept),
             tuple(selection.kept.tolist()),
-            selection.method if group.within_heads is None else f"{selection.method}, within heads",
+            f"{selection.method}{_how(group)}",
             selection.expected_error,
             **({} if self.certificate is None else vars(self.certificate)),
             params_removed=params,
             macs_removed=macs,
         )
+
+
+def _how(group: ChannelGroup) -> str:
+    """What a plan says beside the method of groups whose classes are put together of parts."""
+    if group.pairing is None:
+        return ""
+    if group.pairing.heads:
+        return ", within heads"
+    others = [name for name in group.pairing.merged if name != group.name]
+    return f", as many as of {', '.join(others)}"
 
 
 def _reports(

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from lightning_coreset.structure.head_dimensions import merged
+from lightning_coreset.structure.pairing import merged
 from lightning_coreset.structure.records import ChannelGroup, Count
 
 
@@ -18,7 +18,7 @@ class Completion:
         counts: Numbers that modules remember, which change with the group.
         merged: Names of groups within the heads of an attention that have to lose equally many, the first of them the
             group's own; empty for a group by itself.
-        scaled_by_size: As for ``WithinHeads``; ``None`` for other groups.
+        scaled_by_size: As for ``Pairing``; ``None`` for other groups.
     """
 
     counts: tuple[Count, ...] = ()
@@ -33,7 +33,7 @@ class Completion:
             group: The group as it is now.
             before: The groups as the analysis saw them, by name.
         """
-        within = group.within_heads
+        within = group.pairing
         parts = within.merged if within is not None else ()
         known = {count for name in parts or (group.name,) for count in before[name].counts}
         counts = tuple(count for count in group.counts if count not in known)
@@ -44,10 +44,10 @@ class Completion:
         if any(part not in groups for part in self.merged or (name,)):
             return None
         group = merged([groups[part] for part in self.merged]) if self.merged else groups[name]
-        if group is None or group.within_heads is None or self.scaled_by_size is None:
+        if group is None or group.pairing is None or self.scaled_by_size is None:
             return None if group is None else group.with_counts(self.counts)
-        within = replace(group.within_heads, scaled_by_size=self.scaled_by_size)
-        return replace(group, within_heads=within).with_counts(self.counts)
+        within = replace(group.pairing, scaled_by_size=self.scaled_by_size)
+        return replace(group, pairing=within).with_counts(self.counts)
 
     def to_dict(self) -> dict[str, Any]:
         """Numbers, strings, lists and dicts."""

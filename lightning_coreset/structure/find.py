@@ -44,7 +44,7 @@ class Structure:
     def with_groups(self, groups: Sequence[ChannelGroup]) -> Structure:
         """The structure with others in place of groups of the same names, and of those that are merged into them."""
         others = {group.name: group for group in groups}
-        merged = {group.name: group.within_heads.merged for group in groups if group.within_heads is not None}
+        merged = {group.name: group.pairing.merged for group in groups if group.pairing is not None}
         gone = {part: name for name, parts in merged.items() for part in parts if part != name}
         macs: dict[tuple[str, ...], float] = defaultdict(float)
         for names, count in self.product_macs.items():

@@ -8,8 +8,7 @@ are put together is free: they are *blocks* that can be paired in any way.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lightning_coreset.structure.labels import ChannelLabels
-from lightning_coreset.structure.records import ChannelGroup, Member, WithinHeads
+from lightning_coreset.structure.records import Member, Pairing
 from lightning_coreset.structure.union_find import ChannelUnionFind
 
 if TYPE_CHECKING:
@@ -111,7 +110,7 @@ def within_heads(
     blocks: HeadBlocks,
     queries: Sequence[Queries],
     biases: Mapping[str, str | None],
-) -> tuple[tuple[Member, ...], WithinHeads]:
+) -> tuple[tuple[Member, ...], Pairing]:
     """The members of a group of dimensions within heads, and what else is to be known of it.
 
     Args:
@@ -137,7 +136,7 @@ def within_heads(
                     made.setdefault((own.name, own.dim), set()).update(positions)
             scaled |= bool(positions) and one.scaled_by_size
     places = tuple((*where, tuple(sorted(positions))) for where, positions in made.items())
-    return tuple(members), WithinHeads(((0, count),) * len(members), places, scaled)
+    return tuple(members), Pairing(((0, count),) * len(members), True, places, scaled)
 
 
 def _positions(queries: Queries, member: Member, own: range) -> set[int]:
@@ -146,84 +145,3 @@ def _positions(queries: Queries, member: Member, own: range) -> set[int]:
         return {place for places in member.index for place in places} if member.name in queries.makers else set()
     labels = queries.labels[(queries.labels >= own.start) & (queries.labels < own.stop)]
     return set((labels - own.start).tolist())
-
-
-def paired(group: ChannelGroup, order: Tensor) -> ChannelGroup:
-    """The group with the dimensions of its heads put together in another way.
-
-    Args:
-        group: A group of dimensions within heads.
-        order: For every block a permutation of the classes, ``(blocks, classes)``: the part that each new class takes.
-    """
-    rows, members = order.tolist(), []
-    for member, (start, stop), parts in _parts(group):
-        index = tuple(
-            tuple(place for block in range(start, stop) for place in parts[rows[block][number]][block - start])
-            for number in range(group.size)
-        )
-        members.append(replace(member, index=index))
-    return replace(group, members=tuple(members))
-
-
-def single_dimensions(group: ChannelGroup) -> ChannelGroup:
-    """Every part as a class of its own, those of one class side by side in the order of the blocks; to score them."""
-    assert group.within_heads is not None
-    blocks, members = group.within_heads.blocks, []
-    for member, (start, stop), parts in _parts(group):
-        index = [own[block - start] if start <= block < stop else () for own in parts for block in range(blocks)]
-        members.append(replace(member, index=tuple(index)))
-    return replace(group, members=tuple(members), within_heads=WithinHeads(((0, 1),) * len(members)))
-
-
-def merged(groups: Sequence[ChannelGroup]) -> ChannelGroup | None:
-    """Groups of dimensions within heads that have to lose equally many, as one; ``None`` if they have none in common.
-
-    So it is where a network views queries, keys and values by one width of its heads.
-    """
-    size = math.gcd(*(group.size for group in groups))
-    if size < 2:
-        return None
-    members: list[Member] = []
-    spans: list[tuple[int, int]] = []
-    first = 0
-    for group in groups:
-        assert group.within_heads is not None
-        several = group.size // size
-        for member, (start, stop), parts in _parts(group):
-            index = (
-                tuple(
-                    place
-                    for block in range(stop - start)
-                    for part in parts[number * several : (number + 1) * several]
-                    for place in part[block]
-                )
-                for number in range(size)
-            )
-            members.append(replace(member, index=tuple(index)))
-            spans.append((first + start, first + stop))
-        first += group.within_heads.blocks
-    within = [group.within_heads for group in groups if group.within_heads is not None]
-    return replace(
-        groups[0],
-        members=tuple(members),
-        paths=tuple(path for group in groups for path in group.paths),
-        counts=tuple(dict.fromkeys(count for group in groups for count in group.counts)),
-        normalized=any(group.normalized for group in groups),
-        within_heads=WithinHeads(
-            tuple(spans),
-            tuple(place for one in within for place in one.queries),
-            any(one.scaled_by_size for one in within),
-            tuple(group.name for group in groups),
-        ),
-    )
-
-
-def _parts(group: ChannelGroup) -> Iterator[tuple[Member, tuple[int, int], list[list[tuple[int, ...]]]]]:
-    """For every member, its blocks, and for every class its positions in each of them."""
-    spans = group.within_heads.spans if group.within_heads is not None else ()
-    for member, (start, stop) in zip(group.members, spans, strict=True):
-        parts = []
-        for places in member.index:
-            width = len(places) // (stop - start)
-            parts.append([places[block * width : (block + 1) * width] for block in range(stop - start)])
-        yield member, (start, stop), parts

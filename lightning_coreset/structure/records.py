@@ -173,14 +173,17 @@ class WeightNorm:
 
 
 @dataclass(frozen=True)
-class WithinHeads:
-    """That the channels of a group are dimensions within attention heads.
+class Pairing:
+    """That each class of a group has one part in each of several blocks, and which parts make up a class is free.
+
+    So it is with dimensions within attention heads: every head loses as many, each its own. And with channels of two
+    layers that only have to be as many, such as where the code views one tensor by the width of another.
 
     Attributes:
-        spans: For every member, the first of the blocks (heads) in which it carries the channels, and the one behind
-            the last. Each class has one part in each block, and which parts make up a class is free, see
-            ``structure/head_dimensions.py``. In ``Member.index`` the positions of a class lie block by block. One block
-            for all heads that have to lose the same dimensions.
+        spans: For every member, the first of the blocks in which it carries the channels, and the one behind the last.
+            In ``Member.index`` the positions of a class lie block by block.
+        heads: Whether the blocks are attention heads; one block stands for all heads that have to lose the same
+            dimensions.
         queries: Of queries and keys, what makes the queries: tensors, dimensions and positions.
         scaled_by_size: Whether the network divides the products of queries and keys by the root of how many dimensions
             they have. Where ``k`` of ``n`` classes stay, the queries are then multiplied by ``sqrt(k / n)``, so that
@@ -189,6 +192,7 @@ class WithinHeads:
     """
 
     spans: tuple[tuple[int, int], ...]
+    heads: bool = False
     queries: tuple[tuple[str, int, tuple[int, ...]], ...] = ()
     scaled_by_size: bool = False
     merged: tuple[str, ...] = ()
@@ -214,7 +218,7 @@ class ChannelGroup:
         normalized: Whether the network normalises over these channels, as LayerNorm does. Where it does, the statistics
             are those of the channels that stay.
         weight_norms: How the weights are made that are no parameters themselves, by ``weight_norm``.
-        within_heads: For dimensions within attention heads, what is special about them; ``None`` for all others.
+        pairing: Where classes are put together of parts, as of dimensions within attention heads, how; else ``None``.
     """
 
     name: str
@@ -223,7 +227,7 @@ class ChannelGroup:
     counts: tuple[Count, ...] = ()
     normalized: bool = False
     weight_norms: tuple[WeightNorm, ...] = ()
-    within_heads: WithinHeads | None = None
+    pairing: Pairing | None = None
 
     @property
     def size(self) -> int:

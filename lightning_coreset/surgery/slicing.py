@@ -89,7 +89,7 @@ def _scale_queries(
     factors: dict[str, dict[int, Tensor]], tensors: Mapping[str, Tensor], group: ChannelGroup, kept: int
 ) -> None:
     """Multiply queries, where the network divides their products by the root of how many dimensions there are."""
-    within = group.within_heads
+    within = group.pairing
     for name, dim, positions in within.queries if within is not None and within.scaled_by_size else ():
         along = torch.ones(tensors[name].shape[dim], dtype=torch.float64)
         along[list(positions)] = (kept / group.size) ** 0.5

@@ -114,13 +114,14 @@ def _tried(
     """The groups, completed, and those that fail."""
     if not change_attributes:
         return groups, trial.failing(groups)
-    if trial.attempt(groups) is None:
+    reason = trial.attempt(groups)
+    if reason is None:
         return groups, {}
     search = Search(trial.model, trial.attempt, lambda: trial.run(trial.model))
     alike = completed_alike(groups, search, trial.attempt, partial(_completed, trial, search))
     if alike is not None:
         return alike, {}
-    failures = trial.failing(groups)
+    failures = trial.failing(groups, reason)
     return _completed(trial, search, groups, failures) if failures else (groups, failures)
 
 
@@ -160,7 +161,11 @@ def _answers(
     if solved and trial.attempt([*sound, *solved]) is not None:
         solved = []
     known = {group.name: group for group in solved}
-    open_questions = {name: questions[name] for name in asked if name not in known}
+    open_questions = {
+        form.group.name: questions[form.group.name]
+        for form in forms
+        if form.with_numbers and form.group.name not in known
+    }
     if not open_questions:
         return known, {}
     completed, why = search.completed([*sound, *asked.values()], open_questions)

@@ -40,7 +40,7 @@ def completed_alike(
     """
     kinds: dict[object, list[ChannelGroup]] = {}
     for group in groups:
-        kinds.setdefault((search.situation(group), group.within_heads is None), []).append(group)
+        kinds.setdefault((search.situation(group), group.pairing is None), []).append(group)
     if 2 * len(kinds) > len(groups):
         return None
     first = tuple(members[0] for members in kinds.values())
@@ -67,16 +67,18 @@ def _completed_like(
     example: ChannelGroup, known: Mapping[str, ChannelGroup], of_kind: Mapping[str, list[ChannelGroup]], search: Search
 ) -> dict[str, ChannelGroup | None] | None:
     """What takes the place of all groups of the kinds that an example was made of; nothing where another one does."""
-    within = example.within_heads
+    within = example.pairing
     parts = within.merged if within is not None and within.merged else (example.name,)
+    if within is not None and within.merged and not within.heads:
+        return None  # which groups are as wide as one another is to be found out for each
     members = [group for part in parts for group in of_kind[part]]
     forms = one_width_each(members) if len(parts) > 1 else [(group, (group.name,)) for group in members]
     bases = {group.name: group for group, _ in one_width_each([known[part] for part in parts])}
     keys = search.keys(example, bases[example.name] if len(parts) > 1 else known[example.name])
     replaced: dict[str, ChannelGroup | None] = {}
     for group, instead_of in forms:
-        if group.within_heads is not None and within is not None:
-            group = replace(group, within_heads=replace(group.within_heads, scaled_by_size=within.scaled_by_size))
+        if group.pairing is not None and within is not None:
+            group = replace(group, pairing=replace(group.pairing, scaled_by_size=within.scaled_by_size))
         completed = search.with_keys(group, keys)
         if completed is None:
             return None

@@ -101,7 +101,7 @@ class Search:
             choice = tuple(each for each in candidates if each.key in keys)
             if {each.key for each in choice} == keys and _is_possible(choice) and succeeds(choice):
                 return choice
-        within = group.within_heads
+        within = group.pairing
         form = None if within is None else (within.scaled_by_size, bool(within.merged))
         kind = (self._numbers.situation(group), frozenset(each.key for each in candidates), form)
         if kind in self._hopeless:

@@ -54,9 +54,14 @@ class Trial:
                 if number == len(attempts):
                     raise
 
-    def failing(self, groups: Sequence[ChannelGroup]) -> dict[str, str]:
-        """The groups that fail, with the reasons, found by halving; all of them where they fail only together."""
-        reason = self.attempt(groups)
+    def failing(self, groups: Sequence[ChannelGroup], reason: str | None = None) -> dict[str, str]:
+        """The groups that fail, with the reasons, found by halving; all of them where they fail only together.
+
+        Args:
+            groups: The groups.
+            reason: Why they fail together, if that is known.
+        """
+        reason = reason or self.attempt(groups)
         if reason is None:
             return {}
         if len(groups) == 1:
@@ -181,8 +186,8 @@ def first_line(error: Exception) -> str:
 
 def _paired_at_random(group: ChannelGroup) -> ChannelGroup:
     """Dimensions of different heads are put together by their ranks later: any way must be right."""
-    if group.within_heads is None or group.within_heads.blocks == 1:
+    if group.pairing is None or group.pairing.blocks == 1:
         return group
     generator = torch.Generator().manual_seed(0)
-    orders = [torch.randperm(group.size, generator=generator) for _ in range(group.within_heads.blocks)]
+    orders = [torch.randperm(group.size, generator=generator) for _ in range(group.pairing.blocks)]
     return paired(group, torch.stack(orders))
