@@ -509,3 +509,9 @@ def add_summaries(writer: Any, summaries: Iterable[Any]) -> None:
     for summary in summaries:
         file.add_summary(summary)
     file.close()
+
+
+# ---- transformers
+
+INITIALISE_WEIGHTS = "_init_weights"
+"""The method by which a model of transformers gives a module its first weights; without it, nothing is done there."""

@@ -14,7 +14,7 @@ from lightning_coreset._compat import state_key
 from lightning_coreset.checkpoint import make_resizable, store_metadata_as_item
 from lightning_coreset.methods import MethodLike, as_method
 from lightning_coreset.plan import PruningPlan
-from lightning_coreset.planning import Allocation, Request, Rule, Unit
+from lightning_coreset.planning import Allocation, Request, Rule, Unit, check_flags
 from lightning_coreset.schedule import Interval, Schedule
 from lightning_coreset.structure import ExampleInputs, Heads
 from lightning_coreset.training import (
@@ -175,6 +175,7 @@ class CoresetPruningCallback(pl.Callback):
         if isinstance(schedule, Mapping):
             self.request = replace(self.request, pruning_ratio=self.timeline.target)
         self._source = ExampleSource(example_inputs)
+        check_flags(check=check, change_attributes=change_attributes, certify=certify)
         self.request.check_trial(check)
         self._planner = EventPlanner(self.request, self._source, order, check, certify, change_attributes)
         self._monitor = Monitor(metric, monitor, monitor_mode, eval_batches)

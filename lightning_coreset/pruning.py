@@ -15,6 +15,7 @@ from lightning_coreset.planning import (
     Request,
     Rule,
     Unit,
+    check_flags,
     idle_rules,
     make_plan,
     measure_input_norms,
@@ -218,6 +219,7 @@ def _planned(
 
     The warnings point two frames up, at the caller of the public function that calls this one.
     """
+    check_flags(check=check, change_attributes=change_attributes, certify=certify)
     request.check_trial(check)
     example = Example.of(example_inputs)
     request.check_rules(model)  # cheap, so before the model is run

@@ -10,7 +10,7 @@ from torch import nn
 
 from lightning_coreset.methods import MethodLike, as_method
 from lightning_coreset.plan import PruningPlan, text_table
-from lightning_coreset.planning import PruningProblem, Request, Rule, make_plan
+from lightning_coreset.planning import PruningProblem, Request, Rule, check_flags, make_plan
 from lightning_coreset.structure import ChannelGroup, Example, ExampleInputs, Heads, Structure, analyse, preserved
 from lightning_coreset.surgery import Snapshot, apply_changes
 from lightning_coreset.verification import verified
@@ -136,6 +136,7 @@ def sensitivity_scan(
     if chosen.chooses_sizes:
         raise ValueError("Expected a method that prunes to a given size but got Sensitivity(epsilon=...).")
     request = Request(max(ratios), "params", chosen, ignore, include_residual, seed, only=only, heads=heads)
+    check_flags(check=check, change_attributes=change_attributes)
     request.check_trial(check)
     structure, problem = _structure_and_problem(model, example_inputs, request, check, change_attributes)
     evaluation = _Evaluation(model, evaluate, Snapshot(model, copy=True))
@@ -178,7 +179,9 @@ def _structure_and_problem(
 
 def _up_to(structure: Structure, group: ChannelGroup) -> Structure:
     """What a plan for this group depends on: earlier layers give the moments of its inputs."""
-    return replace(structure, groups=structure.groups[: structure.groups.index(group) + 1])
+    # By name: which parts of heads make up a class depends on the request.
+    last = [one.name for one in structure.groups].index(group.name)
+    return replace(structure, groups=structure.groups[: last + 1])
 
 
 @dataclass(frozen=True)

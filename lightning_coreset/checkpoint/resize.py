@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_coreset._compat import loads_itself
-from lightning_coreset.checkpoint.consistency import head_counts, inferred_sizes, mismatches
+from lightning_coreset.checkpoint.consistency import head_counts, inferred_sizes, kept_numbers, mismatches
 from lightning_coreset.checkpoint.metadata import KEY, PruningMetadata
 from lightning_coreset.module_specs import check_module_sizes
 from lightning_coreset.structure.unsupported import unsupported_parameters
@@ -55,7 +56,27 @@ def resize_to_state_dict(
     inferred = ModelShapes(sizes=inferred_sizes(model, original, shapes))
     target = original | inferred | pruned | ModelShapes(shapes)
     _raise_for(model, mismatches(model, original, target))
+    if metadata is None:
+        _warn_of_numbers(model, original, shapes)
     resize(model, target.difference(present))
+
+
+def _warn_of_numbers(model: nn.Module, original: ModelShapes, shapes: Shapes) -> None:
+    """Warn of modules that keep numbers which no shape tells, and whose layers have other sizes now."""
+    numbers = [
+        f"{path}.{name}" if path else name
+        for path, module in model.named_modules()
+        for name in kept_numbers(path, module, original, shapes)
+    ]
+    if numbers:
+        more = f" and {len(numbers) - _MOST_LINES} more" if len(numbers) > _MOST_LINES else ""
+        warnings.warn(
+            "The state dict has other sizes than the model and no metadata, so numbers that shapes do not tell, such "
+            f"as of heads, stay as they are: {', '.join(numbers[:_MOST_LINES])}{more}. If pruning changed any of them, "
+            "the model computes something else now. Load the state dict as it was saved (torch.save keeps its "
+            "metadata, safetensors and dict(state_dict) do not).",
+            stacklevel=2,
+        )
 
 
 def _loaded_shapes(

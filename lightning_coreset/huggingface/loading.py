@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from lightning_coreset._compat import non_persistent_buffers
+from lightning_coreset._compat import INITIALISE_WEIGHTS, non_persistent_buffers
 from lightning_coreset.checkpoint import inferred_sizes, make_resizable
 from lightning_coreset.huggingface.building import Builder, adopt_fields, config_sizes, with_fields
 from lightning_coreset.huggingface.record import ConfigRecord, unfolded
@@ -84,8 +84,8 @@ def _resized(cls: Any, record: ConfigRecord) -> Any:
         # Others are computed anew when the model is loaded, at their original size.
         resize(self, ModelShapes({name: shape for name, shape in shapes.items() if name not in present.constants}))
         for module in self.modules():
-            if hasattr(module, "_init_weights"):
-                vars(module)["_init_weights"] = _tolerant(module._init_weights)
+            if hasattr(module, INITIALISE_WEIGHTS):
+                vars(module)[INITIALISE_WEIGHTS] = _tolerant(getattr(module, INITIALISE_WEIGHTS))
 
     return type(
         cls.__name__, (cls,), {"__init__": made, "__module__": cls.__module__, "__qualname__": cls.__qualname__}
@@ -112,7 +112,7 @@ def _tolerant(initialise: Callable[[nn.Module], None]) -> Callable[[nn.Module], 
 def _finish(model: nn.Module, config: Any, record: ConfigRecord) -> None:
     """Give a loaded model what is not in its weights."""
     for module in model.modules():
-        vars(module).pop("_init_weights", None)
+        vars(module).pop(INITIALISE_WEIGHTS, None)
     present = ModelShapes.of(model)
     shapes, sizes = unfolded(record.pruned.shapes, present.shapes), unfolded(record.pruned.sizes, present.sizes)
     inferred = inferred_sizes(model, original_shapes(model), {**present.shapes, **shapes})

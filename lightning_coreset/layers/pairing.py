@@ -28,6 +28,8 @@ def layer_pairs(view: GroupView) -> tuple[LayerPair, ...]:
     if len(makers) != 1:
         raise NoCoresetForm("several layers make its channels" if makers else "no layer's weight makes its channels")
     reached = {(path.consumer.weight, path.consumer.in_dim) for path in group.paths}
+    if not reached:
+        raise NoCoresetForm("no layer reads its channels, which only meet each other")
     for consumer in group.by_role("consumer"):
         if (consumer.name, consumer.dim) not in reached:
             raise NoCoresetForm(f"what stands before {consumer.name} is not known")

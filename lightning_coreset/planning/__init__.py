@@ -8,7 +8,7 @@ from lightning_coreset.planning.input_norms import InputNorms, measure_input_nor
 from lightning_coreset.planning.layer_rules import Rule
 from lightning_coreset.planning.planner import bottom_up_sizes, final_sizes, make_plan, measure
 from lightning_coreset.planning.problem import PruningProblem, is_residual, prunable
-from lightning_coreset.planning.request import Allocation, PruningRatio, Request
+from lightning_coreset.planning.request import Allocation, PruningRatio, Request, check_flags
 
 __all__ = [
     "Allocation",
@@ -21,6 +21,7 @@ __all__ = [
     "Rule",
     "Unit",
     "bottom_up_sizes",
+    "check_flags",
     "check_reachable",
     "final_sizes",
     "idle_rules",

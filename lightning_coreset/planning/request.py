@@ -82,6 +82,7 @@ class Request:
             raise ValueError(f"Expected unit to be 'params', 'macs' or 'channels' but got {self.unit!r}.")
         if self.allocation not in get_args(Allocation):
             raise ValueError(f"Expected allocation to be 'uniform', 'error' or 'global' but got {self.allocation!r}.")
+        check_flags(include_residual=self.include_residual)
         if self.heads not in get_args(Heads):
             raise ValueError(f"Expected heads to be 'whole' or 'within' but got {self.heads!r}.")
         for name in ("round_to", "min_channels"):
@@ -164,6 +165,17 @@ _SIZE_OPTIONS = {"allocation": "uniform", "round_to": 1, "min_channels": 1, "max
 
 def _is_number(value: object) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def check_flags(**flags: object) -> None:
+    """Refuse what is neither True nor False.
+
+    Raises:
+        ValueError: For the first such argument.
+    """
+    for name, value in flags.items():
+        if not isinstance(value, bool):
+            raise ValueError(f"Expected {name} to be True or False but got {value!r}.")
 
 
 def _checked_ratio(ratio: PruningRatio) -> PruningRatio:

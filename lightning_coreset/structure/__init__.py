@@ -17,7 +17,7 @@ from lightning_coreset.structure.records import ChannelGroup, Count, Layer, Memb
 from lightning_coreset.structure.registry import register_rule
 from lightning_coreset.structure.rule_kinds import Contraction, Elementwise, Movement, Pinned
 from lightning_coreset.structure.steps import Norm, Step, StepKind
-from lightning_coreset.structure.trace import plain_execution, preserved, preserved_random
+from lightning_coreset.structure.trace import plain_execution, preserved, preserved_random, train_mode
 
 __all__ = [
     "UNEQUAL_PIECES",
@@ -60,4 +60,5 @@ __all__ = [
     "register_module",
     "register_rule",
     "single_dimensions",
+    "train_mode",
 ]

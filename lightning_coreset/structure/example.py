@@ -54,8 +54,11 @@ def _is_model_output(value: Any) -> bool:
     )
 
 
+_ON_THE_WAY = ("hidden_state", "hidden_states", "attentions", "past_key_values", "cache", "cache_params", "mems")
+
+
 def _on_the_way(name: str, value: Any) -> bool:
-    return _is_model_output(value) or name.endswith(("hidden_state", "hidden_states", "attentions", "past_key_values"))
+    return _is_model_output(value) or name.endswith(_ON_THE_WAY)
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,13 +87,24 @@ class Example:
         return cls(inputs, batch_size=batch)
 
     def other(self, generator: torch.Generator) -> Example:
-        """An example of the same shapes with other floating values; whole numbers (tokens, targets) stay."""
+        """An example of the same shapes with other floating values; whole numbers (tokens, targets) stay.
+
+        Those that are all 0, or another number above 1, become 0 and this number (1): of equal tokens, attention is the
+        same whatever it computes.
+        """
 
         def redraw(tensor: Tensor) -> Tensor:
-            if not tensor.is_floating_point() or tensor.numel() < 2:
+            if tensor.numel() < 2 or tensor.is_complex() or tensor.dtype == torch.bool:
                 return tensor
+            if not tensor.is_floating_point():
+                value = int(tensor.reshape(-1)[0])
+                if value in (1, -1) or bool((tensor != value).any()):  # a mask of ones stays
+                    return tensor
+                drawn = torch.randint(0, 2, tensor.shape, generator=generator).to(tensor.device, tensor.dtype)
+                return drawn * (value or 1)
             noise = torch.randn(tensor.shape, generator=generator).to(tensor.device, tensor.dtype)
-            return tensor.flip(0) + tensor.std() * noise
+            spread = tensor.std()
+            return tensor.flip(0) + (spread if bool(spread > 0) else 1.0) * noise
 
         return replace(self, inputs=map_tensors(redraw, self.inputs))
 

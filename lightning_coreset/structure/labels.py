@@ -71,11 +71,13 @@ class Statistic:
         labels: The labels of the channels, in one dimension.
         reason: What to report if the channels may not go because of it.
         normalizes: Whether it may meet the channels again, as the mean of a normalisation does.
+        sums: Whether it is a sum, which the network may divide by a number of channels that it keeps.
     """
 
     labels: Tensor
     reason: str
     normalizes: bool = True
+    sums: bool = False
 
 
 @dataclass(frozen=True, eq=False)

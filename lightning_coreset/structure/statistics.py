@@ -9,6 +9,7 @@ own: its channels stay.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING
 
@@ -62,6 +63,8 @@ def pass_statistics(propagation: Propagation, call: OpCall, entering: Iterable[S
     Those that meet them normalise them. A statistic that nothing uses, as the mean of an attention over its heads that
     ``nn.MultiheadAttention`` returns beside its output, does not.
     """
+    entering = list(entering)
+    _block_averages(propagation, call, entering)
     axes = [axis for tensor in call.tensors for axis in propagation.info(tensor).channel_labels]
     met = [_classes(propagation, axis.labels) for axis in axes]
     left = []
@@ -71,6 +74,17 @@ def pass_statistics(propagation: Propagation, call: OpCall, entering: Iterable[S
         else:
             left.append(one)
     return left
+
+
+def _block_averages(propagation: Propagation, call: OpCall, entering: Iterable[Statistic]) -> None:
+    """A sum that is divided by how many channels there are is a mean, but would be divided by their old number."""
+    numbers = [number for number in (*call.args, *call.kwargs.values()) if isinstance(number, (int, float)) and number]
+    for one in entering if call.name in ("div", "mul", "true_divide") else ():
+        count = len(one.labels)
+        if one.sums and any(math.isclose(number, count) or math.isclose(number * count, 1.0) for number in numbers):
+            propagation.union_find.block(
+                one.labels, f"{one.reason} and divided by how many there are (use mean or var)"
+            )
 
 
 def block_statistics(propagation: Propagation, tensor: Tensor, where: str) -> None:

@@ -62,7 +62,7 @@ def trace(
         model.eval()
         _run(engine, model, example)
         engine.records.recording = False
-        _train_mode(model)
+        train_mode(model)
         try:
             _run(engine, model, example)
         except Exception as error:
@@ -127,7 +127,8 @@ def _watched_inputs(model: nn.Module, engine: Propagation) -> Iterator[None]:
             handle.remove()
 
 
-def _train_mode(model: nn.Module) -> None:
+def train_mode(model: nn.Module) -> None:
+    """Training mode, but for modules that draw random numbers or keep statistics."""
     model.train()
     for module in model.modules():
         if module_spec(module).always_eval:

@@ -99,13 +99,16 @@ def tried_groups(
         try:
             trial = Trial(model, example)
             groups, failures = _tried(trial, groups, change_attributes)
+            failures |= trial.failing_in_training([group for group in groups if group.name not in failures])
             passed = [group for group in groups if group.name not in failures]
             return groups, failures | trial.without_effect(passed)
         # No memory for a copy, a module that cannot be copied, a run that needs the original.
         except Exception as error:
             message = f"A copy of the model cannot be run ({type(error).__name__}: {first_line(error)})"
             warnings.warn(f"{message}, so channels are pruned without a trial.", stacklevel=3)
-            return groups, dict.fromkeys(unproven, message)
+            # What depends on the trial, such as which dimensions of heads have to go together, is left alone.
+            dependent = {group.name for group in groups if group.pairing is not None}
+            return groups, dict.fromkeys((*unproven, *sorted(dependent)), message)
 
 
 def _tried(

@@ -37,7 +37,8 @@ def randomise_(model: nn.Module, generator: torch.Generator) -> None:
     way its heads are cut, and a wrong head would not show.
     """
     for parameter in model.parameters():
-        if parameter.is_floating_point() and parameter.dim() > 1 and parameter.numel():
+        # What lies around another number than 0 is no weight: a magnitude, a scale.
+        if _is_weight(parameter):
             spread = math.sqrt(2 / parameter[0].numel())
             parameter.mul_((spread / parameter.std(correction=0).clamp_min(1e-12)).clamp_min(1.0))
     for module in model.modules():
@@ -64,6 +65,12 @@ def seed_everything(model: nn.Module) -> None:
     torch.default_generator.manual_seed(0)
     for device in {parameter.device for parameter in model.parameters() if parameter.is_cuda}:
         torch.cuda.default_generators[device.index].manual_seed(0)
+
+
+def _is_weight(tensor: Tensor) -> bool:
+    if not tensor.is_floating_point() or tensor.dim() < 2 or tensor.numel() < 2:
+        return False
+    return bool(tensor.mean().abs() < tensor.std(correction=0))
 
 
 def _is_constant(tensor: Tensor) -> bool:

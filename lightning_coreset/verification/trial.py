@@ -9,8 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_coreset.structure import ChannelGroup, Example, output_tensors, paired, plain_execution, preserved_random
+from lightning_coreset.structure import (
+    ChannelGroup,
+    Example,
+    output_tensors,
+    paired,
+    plain_execution,
+    preserved_random,
+    train_mode,
+)
 from lightning_coreset.surgery import apply_changes, named_tensors, scale_counts, slice_members
+from lightning_coreset.verification.expectations import Expectations
 from lightning_coreset.verification.randomised import duplicate, noise, randomise_, seed_everything
 from lightning_coreset.verification.reference import FixedWeights, Removed, readers, twin_run, zero_, zero_consumers_
 from lightning_coreset.verification.removed import removed_classes
@@ -37,7 +46,7 @@ class Trial:
         self.model = duplicate(model)
         generator = torch.Generator().manual_seed(0)
         randomise_(self.model, generator)
-        self.dtype, self.examples = torch.float64, []
+        self.dtype, self.examples, self.training = torch.float64, [], False
         # Code that makes single-precision tensors itself cannot run in double precision; a step that checks its inputs
         # may reject random ones.
         attempts = [
@@ -70,9 +79,25 @@ class Trial:
         found = self.failing(groups[:middle]) | self.failing(groups[middle:])
         return found or {group.name: f"together with others, {reason}" for group in groups}
 
+    def failing_in_training(self, groups: Sequence[ChannelGroup]) -> dict[str, str]:
+        """The groups that fail in training mode, with the reasons; none if the network cannot be run in it."""
+        self.training = True
+        try:
+            try:
+                self.run(duplicate(self.model))
+            except Exception:  # it may want targets: the analysis has warned of that
+                return {}
+            failures = self.failing(groups) if groups else {}
+        finally:
+            self.training = False
+        return {name: f"in training mode, {reason}" for name, reason in failures.items()}
+
     def without_effect(self, groups: Sequence[ChannelGroup]) -> dict[str, str]:
         """The groups whose consumers have no influence on any output, so that the trial proved nothing."""
-        influential = self._influential(groups)
+        try:
+            influential = self._influential(groups)
+        except Exception:  # a network that cannot be differentiated: each group is tried
+            influential = set()
         idle = [group for group in groups if not any(one.name in influential for one in readers(group))]
         expected = self.run(self.model) if idle else []
         silent = []
@@ -137,6 +162,9 @@ class Trial:
     ) -> list[Tensor]:
         """All floating-point outputs of both examples, run in modes, with the same random numbers every time."""
         outputs = []
+        if self.training:
+            train_mode(model)
+            modes = [Expectations(), *modes]
         for example in self.examples:
             with preserved_random(model), plain_execution(), torch.set_grad_enabled(gradients), ExitStack() as stack:
                 for mode in modes:
@@ -144,6 +172,7 @@ class Trial:
                 seed_everything(model)
                 found = example.run(model, example.inputs)
             outputs += [tensor for tensor in output_tensors(found) if tensor.is_floating_point()]
+        model.eval()
         return outputs
 
     def _difference(self, found: Sequence[Tensor], expected: Sequence[Tensor]) -> str | None:
@@ -172,7 +201,8 @@ class Trial:
         if not outputs or not parameters:
             return set()
         generator = torch.Generator().manual_seed(0)
-        with torch.enable_grad():
+        # What a checkpointed part computes again has to be computed in the same way.
+        with plain_execution(), torch.enable_grad():
             # Random weights, since plain sums cancel, as behind a softmax.
             weighted = [(output * noise(output, generator)).nansum().cpu() for output in outputs]
             gradients = torch.autograd.grad(torch.stack(weighted).sum(), list(parameters.values()), allow_unused=True)

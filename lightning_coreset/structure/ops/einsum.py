@@ -158,13 +158,19 @@ def _sum_within_heads(
     for number, axis in enumerate(axes):
         survivors[number] = [own for own in survivors[number] if own is not axis]
         for own in survivors[number]:
-            if len(own.dims) > 1 or own.single_head:
+            if own.dims == (0,):
+                propagation.union_find.block(own.labels, "is an attention head, where dimensions within heads may go")
+            elif len(own.dims) > 1 or own.single_head:
                 note_head_dimensions(propagation, own, max(own.dims))
     first, second = axes
     if first is None or second is None:
         for axis in axes:
             if axis is not None:
                 propagation.union_find.block(axis.labels, reason)
+        return
+    if tensors[1].shape[-1] == 1:
+        for axis in (first, second):
+            propagation.union_find.block(axis.labels, "meets a single key in the example inputs, so that nothing shows")
         return
     queries, keys = (_by_head(propagation, axis, dim) for axis, dim in zip((first, second), dims, strict=True))
     shape = (max(len(queries), len(keys)), -1)

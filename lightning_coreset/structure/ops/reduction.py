@@ -47,7 +47,7 @@ def reduce(propagation: Propagation, call: OpCall) -> None:
         axes, normalized = take_statistic(propagation, source, dims, reason)
     else:
         axes, normalized = propagation.pin_dims(source, dims, reason), ()
-    statistics = tuple(Statistic(axis.flat, reason) for axis in normalized)
+    statistics = tuple(Statistic(axis.flat, reason, sums=call.name == "sum") for axis in normalized)
     if statistics:
         step = Step(StepKind.NORMALIZATION)
     elif call.name in _LINEAR:
