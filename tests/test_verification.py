@@ -10,6 +10,7 @@ from dataclasses import replace
 import lightning.pytorch as pl
 import pytest
 import torch
+import torch.utils.checkpoint
 from breadth import crossed
 from networks import NETWORKS, assert_same_random, assert_untouched, make, random_states, snapshot
 from torch import Tensor, nn
@@ -478,3 +479,90 @@ def test_small_weights_do_not_hide_wrong_heads():
     groups = analyse(model, x, heads="within").groups
     assert [group.size for group in groups] == [4, 4]
     assert tried_groups(model, groups, Example.of(x))[1].keys() == {"q", "v"}
+
+
+class _NoGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        raise RuntimeError("this network is for inference only")
+
+
+class Literal(nn.Module):
+    """A width in the code, between functions of several kinds."""
+
+    def __init__(self, after=lambda y: y, wrap=lambda function, x: function(x)) -> None:
+        super().__init__()
+        self.first, self.mid, self.last = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 2)
+        self.after, self.wrap = after, wrap
+
+    def block(self, x: Tensor) -> Tensor:
+        y = self.mid(self.first(x).relu().view(-1, 8)).view(-1, 2, 1, 8)
+        return functional.scaled_dot_product_attention(y, y, y).flatten(1, 2)[:, 0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.after(self.wrap(self.block, x)))
+
+
+CHECKPOINTED = {"wrap": lambda function, x: torch.utils.checkpoint.checkpoint(function, x, use_reentrant=False)}
+
+
+@pytest.mark.parametrize("options", [{"after": _NoGradient.apply}, CHECKPOINTED], ids=["no gradient", "checkpointed"])
+def test_what_failed_stays_so_whatever_the_gradient_does(options):
+    """Whether channels have any influence is asked of the gradient, and of the outputs where there is none."""
+    model, x = Literal(**options), torch.randn(4, 6)
+    assert failures(model, x).keys() == {"first"}
+
+
+class TrainingOnly(nn.Module):
+    def __init__(self, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.first, self.last, self.dropout = nn.Linear(6, 8), nn.Linear(8, 2), dropout
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x).relu()
+        if self.training and not self.dropout:
+            y = y.view(-1, 8)
+        return self.last(functional.dropout(y, self.dropout, self.training) + 0 * torch.randn_like(y))
+
+
+def test_groups_are_tried_in_training_mode_as_well():
+    assert failures(TrainingOnly(), torch.randn(4, 6))["first"].startswith("in training mode, without some of its")
+
+
+def test_random_numbers_in_training_are_no_reason():
+    """Fewer channels draw fewer random numbers, so that all that follow are others."""
+    assert failures(TrainingOnly(dropout=0.5), torch.randn(4, 6)) == {}
+
+
+class Uncopyable(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.o = (nn.Linear(12, 12) for _ in range(4))
+
+    def __deepcopy__(self, memo: object) -> nn.Module:
+        raise TypeError("cannot be copied")
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (part(x).unflatten(-1, (3, -1)).transpose(1, 2) for part in (self.q, self.k, self.v))
+        return self.o(functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+def test_what_only_a_trial_can_tell_is_refused_without_one():
+    model, x = Uncopyable(), torch.randn(2, 5, 12)
+    groups = analyse(model, x, heads="within").groups
+    with pytest.warns(UserWarning, match="A copy of the model cannot be run"):
+        assert tried_groups(model, groups, Example.of(x))[1].keys() == {"q", "v"}
+
+
+@pytest.mark.parametrize("value", [0, 3])
+def test_equal_inputs_are_made_different(value):
+    generator = torch.Generator().manual_seed(0)
+    other = Example.of((torch.full((2, 9), value), torch.zeros(2, 4), torch.ones(2, 9, dtype=torch.long)))
+    tokens, floats, mask = other.other(generator).inputs
+    assert set(tokens.unique().tolist()) == {0, value or 1}
+    assert floats.std() > 0.3
+    assert mask.all()

@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from lightning_coreset import CoresetPruningCallback, count_macs, plan_pruning, prune
+from lightning_coreset import CoresetPruningCallback, count_macs, plan_pruning, prune, sensitivity_scan
 from lightning_coreset.structure import ChannelGroup, Example, Structure, analyse, paired
 from lightning_coreset.verification import tried_groups
 
@@ -293,3 +293,36 @@ def test_groups_name_their_parts():
     assert isinstance(group, ChannelGroup)
     assert group.pairing.merged == ("q", "v")
     assert [(count.name, count.per_class) for count in group.counts] == [("dim_head", 1)]
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"method": "sensitivity"}, {"allocation": "error"}, {"certify": True}], ids=str
+)
+def test_queries_and_keys_of_one_weight_have_no_coreset_form(options):
+    class Packed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.attention, self.head = (
+                nn.Linear(8, 12),
+                nn.MultiheadAttention(12, 2, batch_first=True),
+                nn.Linear(12, 2),
+            )
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.first(x)
+            return self.head(self.attention(y, y, y, need_weights=False)[0])
+
+    plan = prune(Packed(), torch.randn(2, 5, 8), 0.3, heads="within", **options)
+    assert any("within heads" in group.method for group in plan.groups)
+
+
+def test_a_scan_finds_groups_that_are_one():
+    scan = sensitivity_scan(
+        Attention(one_width), torch.randn(2, 5, 8), lambda model: 1.0, ratios=(0.5,), heads="within"
+    )
+    assert [record.group for record in scan] == ["q"]
+
+
+def test_with_a_single_key_nothing_shows():
+    structure = analyse(Attention(fused), torch.randn(2, 1, 8), heads="within")
+    assert structure.refused["q"] == "meets a single key in the example inputs, so that nothing shows"

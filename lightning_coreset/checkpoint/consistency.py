@@ -62,8 +62,10 @@ def kept_numbers(path: str, module: nn.Module, original: ModelShapes, shapes: Ma
     own += [prefix + name for name in own_tensors(module)]
     if all(shapes.get(name) == original.shapes.get(name) for name in own):
         return []
+    found = sizing_tensor(module)
+    follow = {} if found is None else _try_updated_sizes(module, vars(module), tuple(found[1].shape))
     numbers = [name for name, value in vars(module).items() if is_integer(value) and value > 1]
-    return [name for name in numbers if not name.startswith("_")]
+    return [name for name in numbers if not name.startswith("_") and name not in follow]
 
 
 def _weights(name: str, child: nn.Module) -> list[str]:

@@ -7,8 +7,10 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+import torch
 from torch import nn
 
+from lightning_coreset import CoresetPruningCallback, prune
 from lightning_coreset.methods import Magnitude, Random, Reconstruction, Sensitivity
 from lightning_coreset.planning import Request
 
@@ -93,3 +95,12 @@ def test_a_request_does_not_follow_what_it_was_made_of():
     request = Request(ratios, ignore=ignored)
     ratios["a"], ignored[0] = 0.9, "c"
     assert (request.pruning_ratio, request.ignore) == ({"a": 0.4}, ("b",))
+
+
+@pytest.mark.parametrize("flag", ["check", "change_attributes", "certify", "include_residual"])
+def test_flags_are_true_or_false(flag):
+    model, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(2, 4)
+    with pytest.raises(ValueError, match=f"Expected {flag} to be True or False but got 'no'"):
+        prune(model, x, 0.5, **{flag: "no"})
+    with pytest.raises(ValueError, match=f"Expected {flag} to be True or False but got 'no'"):
+        CoresetPruningCallback(**{flag: "no"})

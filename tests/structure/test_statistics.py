@@ -167,3 +167,25 @@ def test_a_channel_that_is_selected_holds_the_others_only_if_it_is_used(uses):
     assert [group.name for group in structure.groups] == ([] if uses else ["first"])
     if uses:
         assert "is taken apart at fixed positions by aten.select before its result" in structure.refused["first"]
+
+
+def by_sums(net, x: Tensor) -> Tensor:
+    return x - x.sum(-1, keepdim=True) / 6
+
+
+def by_sums_of_squares(net, x: Tensor) -> Tensor:
+    return x * (x.square().sum(-1, keepdim=True) * (1 / x.shape[-1])).rsqrt()
+
+
+@pytest.mark.parametrize("between", [by_sums, by_sums_of_squares])
+def test_a_sum_divided_by_the_number_of_channels_holds_them(between):
+    """That number stays in the code: what is left would be divided by the old one."""
+    structure = analyse(*linear(between))
+    assert (
+        structure.refused["first"] == "is reduced over by aten.sum and divided by how many there are (use mean or var)"
+    )
+
+
+def test_a_sum_of_squares_is_a_norm():
+    (group,) = analyse(*linear(lambda net, x: x / x.square().sum(-1, keepdim=True).sqrt())).groups
+    assert group.normalized
