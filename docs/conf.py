@@ -56,11 +56,12 @@ nitpicky = True
 nitpick_ignore = [
     ("py:class", "lightning_coreset.checkpoint.hooks.Model"),  # type variables
     ("py:class", "lightning_coreset.checkpoint.loading.Model"),
+    ("py:class", "lightning_coreset.huggingface.updating.Model"),
     ("py:class", "Tensor"),  # of functions whose annotations Sphinx cannot evaluate
     ("py:class", "nn.Module"),
     ("py:exc", "MisconfigurationException"),
 ]
-nitpick_ignore_regex = [("py:class", r"(collections|lightning|os|re|torch|torchmetrics)\..*")]
+nitpick_ignore_regex = [("py:class", r"(collections|lightning|os|re|torch|torchmetrics|types)\..*")]
 
 if os.environ.get("DOCS_INTERSPHINX") == "1":
     extensions.append("sphinx.ext.intersphinx")

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 
+from weight_norms import with_plain_weights
 from zoo.entry import Inputs
 from zoo.kept_only import kept_only
 from zoo.running import distance, evaluate
@@ -33,6 +34,7 @@ def verdict(model: nn.Module, pruned: nn.Module, inputs: list[Inputs]) -> str:
         return f"**{error}**"
     if not members:
         return "left whole"
+    model = with_plain_weights(model.double())
     try:
         found = [evaluate(pruned, one) for one in inputs]
     except Exception:
@@ -55,7 +57,13 @@ def removed_members(model: nn.Module, pruned: nn.Module) -> list[Member]:
     for path, module in model.named_modules():
         for name, parameter in module.named_parameters(recurse=False):
             full = f"{path}.{name}" if path else name
-            for dim, gone in enumerate(removed_places(parameter.detach(), smaller[full].detach())):
+            removed = removed_places(parameter.detach(), smaller[full].detach())
+            owner, _, made = path.partition(".parametrizations.")
+            if made and name == "original0":
+                continue  # the magnitude of a weight_norm, which changes with the weight
+            if made:  # its direction, which lies as the weight does
+                module, name = model.get_submodule(owner), made
+            for dim, gone in enumerate(removed):
                 if gone:
                     members.append(Member(full, dim, role(module, name, dim), (tuple(gone),), parameter.shape[dim]))
     first = {name for name, _ in model.named_parameters()}  # a tied weight comes under its first name
@@ -85,5 +93,5 @@ def role(module: nn.Module, name: str, dim: int) -> str:
     if isinstance(module, nn.Linear):
         return ("producer", "consumer")[dim]
     if isinstance(module, nn.modules.conv._ConvNd):
-        return "consumer" if dim == 1 and module.groups == 1 else "producer"
+        return "consumer" if dim == 1 and module.weight.shape[1] > 1 else "producer"
     return ("consumer", "producer")[dim] if type(module).__name__ == "Conv1D" else "channelwise"

@@ -22,7 +22,8 @@ def load_pretrained(cls: Any, name: str | os.PathLike[str], **kwargs: Any) -> An
     """Load a model of Hugging Face transformers, pruned or not, from what ``save_pretrained`` wrote.
 
     For a pruned model, :func:`update_config` has to be called before it is saved. It is built at its original size,
-    takes on its sizes, and is then loaded by ``cls.from_pretrained``. It is resizable (:func:`make_resizable`), and can
+    takes on its sizes, and is then loaded by ``cls.from_pretrained``. It is resizable
+    (:func:`~lightning_coreset.make_resizable`), and can
     be pruned, saved and loaded again.
 
     Args:

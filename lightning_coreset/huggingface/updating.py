@@ -44,7 +44,8 @@ def update_config(model: Model, example_inputs: ExampleInputs) -> Model:
     Args:
         model: A model of transformers, or a module that contains one, such as a LightningModule: the module that was
             pruned. A model that is not pruned stays as it is.
-        example_inputs: For the model of transformers, as for :func:`prune`. It is run on them to prove that it computes
+        example_inputs: For the model of transformers, as for :func:`~lightning_coreset.prune`. It is run on them to
+        prove that it computes
             the same with the config.
 
     Returns:

@@ -8,12 +8,12 @@ from lightning_coreset.structure.activations import register_activation
 from lightning_coreset.structure.completion import Completion
 from lightning_coreset.structure.example import Example, ExampleInputs, output_tensors
 from lightning_coreset.structure.find import Heads, Structure, analyse, find_groups
-from lightning_coreset.structure.labels import ChannelLabels, TensorInfo
+from lightning_coreset.structure.labels import ChannelLabels, Statistic, TensorInfo
 from lightning_coreset.structure.op_call import OpCall
 from lightning_coreset.structure.ops.pieces import UNEQUAL_PIECES
 from lightning_coreset.structure.pairing import merged, paired, single_dimensions
 from lightning_coreset.structure.propagation import Propagation, Rule
-from lightning_coreset.structure.records import ChannelGroup, Count, Layer, Member, Path, Role, WeightNorm
+from lightning_coreset.structure.records import ChannelGroup, Count, Layer, Member, Pairing, Path, Role, WeightNorm
 from lightning_coreset.structure.registry import register_rule
 from lightning_coreset.structure.rule_kinds import Contraction, Elementwise, Movement, Pinned
 from lightning_coreset.structure.steps import Norm, Step, StepKind
@@ -36,12 +36,14 @@ __all__ = [
     "Movement",
     "Norm",
     "OpCall",
+    "Pairing",
     "Path",
     "Pinned",
     "Propagation",
     "Registration",
     "Role",
     "Rule",
+    "Statistic",
     "Step",
     "StepKind",
     "Structure",
