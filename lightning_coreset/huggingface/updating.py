@@ -38,15 +38,13 @@ def update_config(model: Model, example_inputs: ExampleInputs) -> Model:
     ``config.lightning_coreset``.
 
     The model gets a new config object; the old one, which others may hold, is not changed. Call it again after pruning
-    again. It builds the model a few times without memory for its
-    weights, and runs a copy in double precision.
+    again. It builds the model a few times without memory for its weights, and runs a copy in double precision.
 
     Args:
         model: A model of transformers, or a module that contains one, such as a LightningModule: the module that was
             pruned. A model that is not pruned stays as it is.
         example_inputs: For the model of transformers, as for :func:`~lightning_coreset.prune`. It is run on them to
-        prove that it computes
-            the same with the config.
+            prove that it computes the same with the config.
 
     Returns:
         The model itself.
