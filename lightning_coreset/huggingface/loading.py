@@ -23,8 +23,7 @@ def load_pretrained(cls: Any, name: str | os.PathLike[str], **kwargs: Any) -> An
 
     For a pruned model, :func:`update_config` has to be called before it is saved. It is built at its original size,
     takes on its sizes, and is then loaded by ``cls.from_pretrained``. It is resizable
-    (:func:`~lightning_coreset.make_resizable`), and can
-    be pruned, saved and loaded again.
+    (:func:`~lightning_coreset.make_resizable`), and can be pruned, saved and loaded again.
 
     Args:
         cls: The model's class, or an Auto class of it such as ``AutoModelForCausalLM``.
