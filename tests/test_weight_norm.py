@@ -12,8 +12,7 @@ from breadth import crossed, some_of
 from fitting import Classifier, make_loader, make_trainer
 from lightning.pytorch import callbacks
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
-from weight_norms import DIMS, NETWORKS, STYLES, duplicate, with_plain_weights
+from weight_norms import DIMS, NETWORKS, STYLES, baked, duplicate, with_plain_weights
 
 from lightning_coreset import CoresetPruningCallback, make_resizable, plan_pruning, prune
 from lightning_coreset.plan import PruningPlan
@@ -68,16 +67,6 @@ def without_effect(model: nn.Module, kept: list[tuple[ChannelGroup, list[int]]])
     return result
 
 
-def plain(model: nn.Module) -> nn.Module:
-    """The model as users bake the weights in; copies made before break, for torch shares classes among them."""
-    for module in list(model.modules()):
-        if parametrize.is_parametrized(module, "weight"):
-            parametrize.remove_parametrizations(module, "weight")
-        elif hasattr(module, "weight_g"):
-            nn.utils.remove_weight_norm(module)
-    return model
-
-
 def assert_alike(found: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10 * float(expected.detach().abs().max()))
 
@@ -91,7 +80,7 @@ def test_what_is_left_of_the_weights_is_what_it_was(case):
     cut(model, inputs)
     assert_alike(model(inputs), expected)
     assert_alike(duplicate(model)(inputs), expected)
-    assert_alike(plain(model)(inputs), expected)
+    assert_alike(baked(model)(inputs), expected)
     for module in model.modules():
         if isinstance(module, nn.Linear):
             assert (module.out_features, module.in_features) == tuple(module.weight.shape)
@@ -133,7 +122,7 @@ def test_a_part_of_a_direction_that_is_all_zero_is_a_weight_of_zero(style, dim):
 def test_methods_see_the_weights(case):
     *network, method = case
     model, inputs = build(*network)
-    other = plain(build(*network)[0])
+    other = baked(build(*network)[0])
     ratios = {group.name: 0.5 for group in find_groups(model, inputs)}
     plan = prune(model, inputs, ratios, method=method)
     expected = prune(other, inputs, ratios, method=method)
@@ -159,7 +148,7 @@ def test_a_direction_keeps_its_length():
 @pytest.mark.parametrize("style", STYLES)
 def test_certificates_are_those_of_the_weights(style, method):
     model, inputs = build("linear", style, 0)
-    other = plain(build("linear", style, 0)[0])
+    other = baked(build("linear", style, 0)[0])
     ratios = {"0": 0.25, "2": 0.25}
     plans = [plan_pruning(each, inputs, ratios, method=method, certify=True) for each in (model, other)]
     for one, expected in zip(*(plan.groups for plan in plans), strict=True):
@@ -260,7 +249,7 @@ def test_a_fresh_model_loads_a_pruned_one(network, style):
             parameter.normal_()
     fresh.load_state_dict(model.state_dict())
     assert torch.equal(fresh(inputs), model(inputs))
-    assert torch.equal(plain(fresh)(inputs), plain(model)(inputs))
+    assert torch.equal(baked(fresh)(inputs), baked(model)(inputs))
 
 
 @pytest.mark.parametrize("style", STYLES)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, parametrize
 
 Norm = Callable[..., nn.Module]
 
@@ -50,6 +50,16 @@ def duplicate(model: nn.Module) -> nn.Module:
         if isinstance(value, Tensor) and not value.is_leaf
     }
     return copy.deepcopy(model, computed)
+
+
+def baked(model: nn.Module) -> nn.Module:
+    """The model as users bake the weights in; copies made before break, for torch shares classes among them."""
+    for module in list(model.modules()):
+        if parametrize.is_parametrized(module, "weight"):
+            parametrize.remove_parametrizations(module, "weight")
+        elif hasattr(module, "weight_g"):
+            nn.utils.remove_weight_norm(module)
+    return model
 
 
 def is_weight_normed(model: nn.Module) -> bool:

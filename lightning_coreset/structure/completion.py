@@ -44,10 +44,11 @@ class Completion:
         if any(part not in groups for part in self.merged or (name,)):
             return None
         group = merged([groups[part] for part in self.merged]) if self.merged else groups[name]
-        if group is None or group.pairing is None or self.scaled_by_size is None:
-            return None if group is None else group.with_counts(self.counts)
-        within = replace(group.pairing, scaled_by_size=self.scaled_by_size)
-        return replace(group, pairing=within).with_counts(self.counts)
+        if group is None:
+            return None
+        if group.pairing is not None and self.scaled_by_size is not None:
+            group = replace(group, pairing=replace(group.pairing, scaled_by_size=self.scaled_by_size))
+        return group.with_counts(self.counts)
 
     def to_dict(self) -> dict[str, Any]:
         """Numbers, strings, lists and dicts."""

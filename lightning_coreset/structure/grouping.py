@@ -145,7 +145,7 @@ class GroupBuilder:
             for where, length in lengths.items()
         )
         within = None
-        if self.blocks is not None and self._is_within_heads(number):
+        if self.blocks is not None and number in self._within_heads:
             ranges, layers = self.engine.union_find.ranges, self.engine.records.layers
             biases = {name: record.layer.bias for name, record in layers.items()}
             members, within = within_heads(members, ranges, self.blocks, self.engine.queries, biases)
@@ -159,8 +159,10 @@ class GroupBuilder:
             within,
         )
 
-    def _is_within_heads(self, number: int) -> bool:
-        return self.blocks is not None and bool((self.blocks.kind_of[self.group_of == number] > 0).any())
+    @cached_property
+    def _within_heads(self) -> set[int]:
+        """The groups whose channels are dimensions within attention heads."""
+        return set() if self.blocks is None else set(self.group_of[self.blocks.kind_of > 0].tolist())
 
     def _counts(self, number: int, members: tuple[Member, ...]) -> tuple[Count, ...]:
         """Group counts of GroupNorms, and head counts of the modules that hold a head's weights."""

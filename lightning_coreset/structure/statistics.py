@@ -10,7 +10,7 @@ own: its channels stay.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -57,13 +57,12 @@ def check_statistics(propagation: Propagation, call: OpCall, rule: Rule) -> list
     return entering
 
 
-def pass_statistics(propagation: Propagation, call: OpCall, entering: Iterable[Statistic]) -> list[Statistic]:
+def pass_statistics(propagation: Propagation, call: OpCall, entering: Sequence[Statistic]) -> list[Statistic]:
     """What the results of a call are still made of: the statistics that have not met the channels they are of.
 
     Those that meet them normalise them. A statistic that nothing uses, as the mean of an attention over its heads that
     ``nn.MultiheadAttention`` returns beside its output, does not.
     """
-    entering = list(entering)
     _block_averages(propagation, call, entering)
     axes = [axis for tensor in call.tensors for axis in propagation.info(tensor).channel_labels]
     met = [_classes(propagation, axis.labels) for axis in axes]

@@ -22,10 +22,7 @@ Complete: TypeAlias = Callable[
 
 
 def completed_alike(
-    groups: Sequence[ChannelGroup],
-    search: Search,
-    attempt: Attempt,
-    complete: Callable[[tuple[ChannelGroup, ...], dict[str, str]], tuple[tuple[ChannelGroup, ...], dict[str, str]]],
+    groups: Sequence[ChannelGroup], search: Search, attempt: Attempt, complete: Complete
 ) -> tuple[ChannelGroup, ...] | None:
     """The groups with what has to change with them, found out for one group of each kind.
 
@@ -33,7 +30,7 @@ def completed_alike(
         groups: Groups that fail together.
         search: Knows the numbers of the network.
         attempt: Tries groups.
-        complete: Completes groups that fail, one by one; from groups and failures.
+        complete: Completes groups that fail, one by one.
 
     Returns:
         Groups that succeed together; ``None`` if they have to be looked at one by one.

@@ -13,7 +13,7 @@ from lightning_coreset.structure.weak_map import IdentityWeakMap
 from lightning_coreset.structure.weight_norms import MadeWeights
 from lightning_coreset.surgery import made_weights, named_tensors, weight_norms_of
 from lightning_coreset.verification.randomised import noise
-from lightning_coreset.verification.twin import TwinRun
+from lightning_coreset.verification.twin import TwinRun, copy_of_layout
 
 Removed = Mapping[str, set[int]]
 """The classes that are removed, by the name of the group."""
@@ -82,8 +82,9 @@ def twin_run(
     layouts: dict[tuple[str, int], Tensor] = {}
     making: dict[str, list[tuple[Member, Tensor]]] = {}
     reading: dict[str, list[tuple[Member, Tensor]]] = {}
+    normalized = any(group.normalized for group in groups)
     for member, index in (found for group in groups for found in _positions(group.members, removed[group.name])):
-        if any(group.normalized for group in groups):
+        if normalized:
             nothing = torch.zeros(tensors[member.name].shape[member.dim], dtype=torch.bool)
             layouts.setdefault((member.name, member.dim), nothing)[index] = True
         if tensors[member.name].is_floating_point():
@@ -117,7 +118,7 @@ def _disturbed(
     What reads removed channels of another group stays zero: else each layer would read the ones before, and the values
     would grow beyond all bounds in deep networks.
     """
-    result = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device).copy_(tensor)
+    result = copy_of_layout(tensor)
     generator = torch.Generator().manual_seed(1)
     for member, index in places:
         index = index.to(tensor.device)

@@ -81,13 +81,15 @@ class Trial:
 
     def failing_in_training(self, groups: Sequence[ChannelGroup]) -> dict[str, str]:
         """The groups that fail in training mode, with the reasons; none if the network cannot be run in it."""
+        if not groups:
+            return {}
         self.training = True
         try:
             try:
                 self.run(duplicate(self.model))
             except Exception:  # it may want targets: the analysis has warned of that
                 return {}
-            failures = self.failing(groups) if groups else {}
+            failures = self.failing(groups)
         finally:
             self.training = False
         return {name: f"in training mode, {reason}" for name, reason in failures.items()}

@@ -92,9 +92,7 @@ class TwinRun(DispatchMode):
         """A twin for a tensor that is about to be written into, and with it for all that it is a view of."""
         base = view_base(tensor)
         whole = tensor if base is None else base
-        self._twins[whole] = torch.empty_strided(
-            whole.shape, whole.stride(), dtype=whole.dtype, device=whole.device
-        ).copy_(whole)
+        self._twins[whole] = copy_of_layout(whole)
         twin = self.twin(tensor)
         assert twin is not None
         return twin
@@ -106,6 +104,11 @@ class TwinRun(DispatchMode):
         elif isinstance(result, (tuple, list)) and isinstance(other, (tuple, list)):
             for one, its in zip(result, other, strict=True):
                 self._pair(one, its)
+
+
+def copy_of_layout(tensor: Tensor) -> Tensor:
+    """A copy with the same strides, so that views of the tensor are views of its copy as well."""
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device).copy_(tensor)
 
 
 _EMBEDDING = torch.ops.aten.embedding

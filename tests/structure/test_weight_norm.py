@@ -7,22 +7,12 @@ import torch
 from breadth import crossed
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
-from weight_norms import DIMS, NETWORKS, STYLES, old_style
+from weight_norms import DIMS, NETWORKS, STYLES, baked, old_style
 
 from lightning_coreset.structure import Example, WeightNorm, analyse
 from lightning_coreset.verification.check import failing_groups
 
 THE_REST = "is parametrized (remove the parametrization first: torch.nn.utils.parametrize.remove_parametrizations)"
-
-
-def plain(model: nn.Module) -> list[tuple[str, int]]:
-    """The groups of the network once the parametrizations are gone."""
-    for module in list(model.modules()):
-        if parametrize.is_parametrized(module, "weight"):
-            parametrize.remove_parametrizations(module, "weight")
-        elif hasattr(module, "weight_g"):
-            nn.utils.remove_weight_norm(module)
-    return model
 
 
 @pytest.mark.parametrize(("network", "style", "dim"), crossed(NETWORKS, STYLES, DIMS))
@@ -34,7 +24,7 @@ def test_the_groups_are_those_of_the_network_without_weight_norm(network, style,
     macs = {
         name.partition(".parametrizations")[0].removesuffix(".weight_v"): own for name, own in structure.macs.items()
     }
-    without = analyse(plain(model), inputs)
+    without = analyse(baked(model), inputs)
     assert before == ([(group.name, group.size) for group in without.groups], dict(without.refused))
     assert macs == {name.removesuffix(".weight"): own for name, own in without.macs.items()}
 

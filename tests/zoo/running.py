@@ -12,18 +12,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Generator, Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from weight_norms import duplicate
 
 from .entry import Inputs
 from .inspection import tensors
-
-
-def duplicate(model: nn.Module) -> nn.Module:
-    """A deep copy, also where a module keeps a computed weight as an attribute (weight_norm of old, prune masks)."""
-    for module in model.modules():
-        for name, value in vars(module).items():
-            if isinstance(value, Tensor) and not value.is_leaf:
-                vars(module)[name] = value.detach()
-    return copy.deepcopy(model)
 
 
 @torch.no_grad()
