@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lightning_coreset.module_specs import module_spec, sizing_tensor
-from lightning_coreset.structure import Example, plain_execution, preserved
+from lightning_coreset.structure import Example, plain_execution, preserved, set_mode
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class InputNorms:
 
 
 def measure_input_norms(model: nn.Module, example: Example) -> InputNorms:
-    """Run a network once, as in evaluation, and measure the inputs of its Linears and convolutions.
+    """Run a network once, in the first mode of the example, and measure the inputs of its Linears and convolutions.
 
     Flags, buffers and random states are restored. Layers that are no module of their own, such as a weight used in a
     functional call, are not seen.
@@ -47,7 +47,7 @@ def measure_input_norms(model: nn.Module, example: Example) -> InputNorms:
     ]
     try:
         with preserved(model), plain_execution():
-            model.eval()
+            set_mode(model, example.modes[0])
             example.run(model, example.inputs)
     finally:
         for handle in handles:

@@ -6,7 +6,7 @@ from lightning_coreset._registration import Registration
 from lightning_coreset.module_specs import ModuleSpec, module_spec, register_module
 from lightning_coreset.structure.activations import register_activation
 from lightning_coreset.structure.completion import Completion
-from lightning_coreset.structure.example import Example, ExampleInputs, output_tensors
+from lightning_coreset.structure.example import Example, ExampleInputs, Examples, RunMode, as_examples, output_tensors
 from lightning_coreset.structure.find import Heads, Structure, analyse, find_groups
 from lightning_coreset.structure.labels import ChannelLabels, Statistic, TensorInfo
 from lightning_coreset.structure.op_call import OpCall
@@ -17,7 +17,7 @@ from lightning_coreset.structure.records import ChannelGroup, Count, Layer, Memb
 from lightning_coreset.structure.registry import register_rule
 from lightning_coreset.structure.rule_kinds import Contraction, Elementwise, Movement, Pinned
 from lightning_coreset.structure.steps import Norm, Step, StepKind
-from lightning_coreset.structure.trace import plain_execution, preserved, preserved_random, train_mode
+from lightning_coreset.structure.trace import plain_execution, preserved, preserved_random, set_mode, train_mode
 
 __all__ = [
     "UNEQUAL_PIECES",
@@ -29,6 +29,7 @@ __all__ = [
     "Elementwise",
     "Example",
     "ExampleInputs",
+    "Examples",
     "Heads",
     "Layer",
     "Member",
@@ -43,6 +44,7 @@ __all__ = [
     "Registration",
     "Role",
     "Rule",
+    "RunMode",
     "Statistic",
     "Step",
     "StepKind",
@@ -50,6 +52,7 @@ __all__ = [
     "TensorInfo",
     "WeightNorm",
     "analyse",
+    "as_examples",
     "find_groups",
     "merged",
     "module_spec",
@@ -61,6 +64,7 @@ __all__ = [
     "register_activation",
     "register_module",
     "register_rule",
+    "set_mode",
     "single_dimensions",
     "train_mode",
 ]

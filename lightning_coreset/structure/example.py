@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,9 @@ from lightning_coreset.nested import map_tensors, tensors_in
 
 ExampleInputs: TypeAlias = Tensor | tuple[Any, ...] | Mapping[str, Any]
 """A tensor, a tuple of positional arguments or a mapping of keyword arguments for ``model.forward``."""
+
+RunMode: TypeAlias = Literal["evaluation", "training"]
+BOTH_MODES: tuple[RunMode, ...] = ("evaluation", "training")
 
 
 def call(model: nn.Module, example_inputs: ExampleInputs) -> Any:
@@ -69,11 +72,13 @@ class Example:
         inputs: Any nest of tensors.
         run: Takes the network, or a copy of it, and the inputs; what it returns counts as the network's output.
         batch_size: Samples in ``inputs``, for multiply-accumulates per sample.
+        modes: The modes in which the network is run on them. One that fails is left out if the other works.
     """
 
     inputs: Any
     run: Callable[[nn.Module, Any], Any] = call
     batch_size: int = 1
+    modes: tuple[RunMode, ...] = BOTH_MODES
 
     @classmethod
     def of(cls, example_inputs: ExampleInputs) -> Example:
@@ -115,3 +120,12 @@ class Example:
             return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
         return replace(self, inputs=map_tensors(convert, self.inputs))
+
+
+Examples: TypeAlias = Example | Sequence[Example]
+"""One way of running a network, or several: what holds for its channels has to hold in all of them."""
+
+
+def as_examples(examples: Examples) -> tuple[Example, ...]:
+    """The examples, also if it is only one."""
+    return (examples,) if isinstance(examples, Example) else tuple(examples)

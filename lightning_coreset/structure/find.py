@@ -1,4 +1,4 @@
-"""From the labels of one run to groups of channels."""
+"""From the labels of a network's runs to groups of channels."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from lightning_coreset.structure.completion import Completion
-from lightning_coreset.structure.example import Example, ExampleInputs
+from lightning_coreset.structure.example import Example, ExampleInputs, Examples, as_examples
 from lightning_coreset.structure.grouping import GroupBuilder
 from lightning_coreset.structure.head_dimensions import HeadBlocks
 from lightning_coreset.structure.labels import compress, unite_along
 from lightning_coreset.structure.propagation import Propagation
 from lightning_coreset.structure.records import ChannelGroup
-from lightning_coreset.structure.trace import trace
+from lightning_coreset.structure.trace import OnFailure, raise_or_warn, trace
 from lightning_coreset.structure.union_find import ChannelUnionFind
 
 Heads: TypeAlias = Literal["whole", "within"]
@@ -123,19 +123,30 @@ def find_groups(model: nn.Module, example_inputs: ExampleInputs) -> list[Channel
 
 
 def analyse(
-    model: nn.Module, example: Example | ExampleInputs, *, heads: Heads = "whole", unequal_pieces: bool = False
+    model: nn.Module,
+    example: Examples | ExampleInputs,
+    *,
+    heads: Heads = "whole",
+    unequal_pieces: bool = False,
+    on_failure: OnFailure = raise_or_warn,
 ) -> Structure:
     """``find_groups``, with the reasons of what is refused and the multiply-accumulates of every layer.
 
     Args:
         model: Any network.
-        example: How it is run.
+        example: How it is run, or a list of several ways; multiply-accumulates are those of the first.
         heads: Whether whole attention heads may go, or dimensions ``"within"`` them.
         unequal_pieces: Whether channels of tensors that are cut into pieces of different sizes are in groups, too. The
             sizes of the pieces have to change with them, so such groups have to be tried.
+        on_failure: Told of every example that does not run in some of its modes, with what the network raised.
     """
-    example = example if isinstance(example, Example) else Example.of(example)
-    engine = trace(model, example, within_heads=heads == "within", unequal_pieces=unequal_pieces)
+    engine = trace(
+        model,
+        _read_examples(example),
+        within_heads=heads == "within",
+        unequal_pieces=unequal_pieces,
+        on_failure=on_failure,
+    )
     blocks = HeadBlocks.of(engine.head_dimensions, engine.union_find) if engine.head_dimensions else None
     _decide_grids(engine)
     by_label = (engine.pieces, engine.heads, engine.counts, engine.normalized, engine.records.products)
@@ -144,10 +155,15 @@ def analyse(
     _block_whole_dimensions(union_find)
     classes = GroupBuilder(engine, union_find, blocks)
     groups = tuple(classes.groups())
-    batch = max(example.batch_size, 1)
-    macs = {name: count // batch for name, count in engine.records.macs.items()}
-    products = {name: count / batch for name, count in classes.product_macs().items()}
+    samples = engine.records.samples
+    macs = {name: count // samples for name, count in engine.records.macs.items()}
+    products = {name: count / samples for name, count in classes.product_macs().items()}
     return Structure(groups, classes.refused(groups), macs, products)
+
+
+def _read_examples(example: Examples | ExampleInputs) -> tuple[Example, ...]:
+    several = isinstance(example, list | tuple) and bool(example) and all(isinstance(one, Example) for one in example)
+    return as_examples(example if several or isinstance(example, Example) else Example.of(example))  # type: ignore[arg-type]
 
 
 def _decide_grids(engine: Propagation) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -35,8 +36,8 @@ class LayerRecords:
         macs: Multiply-accumulates by the name of the weight, ``""`` for products without one.
         products: What products without a weight cost, each with the labels that this goes with, such as heads: those of
             each axis.
+        samples: Of how many samples these are.
         multiplied: Labels that a product of two activations sums over: those of queries and keys.
-        recording: Whether paths and multiply-accumulates are recorded, as in the first run.
     """
 
     def __init__(self) -> None:
@@ -46,9 +47,34 @@ class LayerRecords:
         self.paths: list[tuple[str, tuple[Step, ...], str]] = []
         self.macs: dict[str, int] = defaultdict(int)
         self.products: list[tuple[tuple[Tensor, ...], int]] = []
+        self.samples = 1
         self.multiplied: list[Tensor] = []
-        self.recording = True
+        self._records_paths = self._records_macs = False
         self._served_by: dict[Norm, set[str]] = {}
+
+    @contextmanager
+    def recording(self, samples: int) -> Iterator[None]:
+        """Record paths and, unless there are some already, multiply-accumulates; none of them if the block raises.
+
+        For one run of every example: others of it would show the same again.
+
+        Args:
+            samples: How many the example has.
+        """
+        paths = len(self.paths)
+        self._records_paths, self._records_macs = True, not self.macs
+        try:
+            yield
+            if self._records_macs:
+                self.samples = max(samples, 1)
+        except Exception:
+            del self.paths[paths:]
+            if self._records_macs:
+                self.macs.clear()
+                self.products.clear()
+            raise
+        finally:
+            self._records_paths = self._records_macs = False
 
     def add_layer(
         self,
@@ -90,7 +116,7 @@ class LayerRecords:
             self.layers[name] = LayerRecord(layer, order)
         derived = (Step(StepKind.DERIVED_WEIGHT),)
         reads_as_is = weight.direct is not None and not scaled
-        if self.recording and inputs is not None:
+        if self._records_paths and inputs is not None:
             before = () if reads_as_is else derived
             self.paths += [(producer, steps + before, name) for producer, steps in inputs.producer_paths.items()]
         # A bias that is computed, and not a parameter, is missing in ``Layer.bias``.
@@ -110,7 +136,7 @@ class LayerRecords:
 
     def add_macs(self, weight: TensorInfo, macs: int, axes: Sequence[ChannelLabels]) -> None:
         """Multiply-accumulates of a weight, or of a product without one, whose result is labelled with ``axes``."""
-        if self.recording:
+        if self._records_macs:
             name = _name(weight, next(iter(weight.channel_labels), None)) or ""
             self.macs[name] += macs
             if not name and axes:

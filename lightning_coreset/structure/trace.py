@@ -1,4 +1,4 @@
-"""Run a network once under the engine, and leave it exactly as it was."""
+"""Run a network on examples under the engine, and leave it exactly as it was."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -19,30 +19,54 @@ from torch.overrides import TorchFunctionMode
 from lightning_coreset._compat import eager_execution, registered_buffers, set_registered_buffers
 from lightning_coreset.module_specs import check_module_sizes, module_spec, sizing_tensor
 from lightning_coreset.structure.attention import followed_attention
-from lightning_coreset.structure.example import Example, output_tensors
+from lightning_coreset.structure.example import BOTH_MODES, Example, Examples, RunMode, as_examples, output_tensors
 from lightning_coreset.structure.propagation import Propagation
 from lightning_coreset.structure.registry import find_rule
 from lightning_coreset.structure.unsupported import unsupported_parameters
 from lightning_coreset.structure.weight_norms import FollowedWeightNorms
 
+OnFailure: TypeAlias = Callable[[Example, Mapping[RunMode, Exception]], None]
+"""What is done about an example that does not run in some of its modes; it may raise."""
+
+
+def raise_or_warn(example: Example, errors: Mapping[RunMode, Exception]) -> None:
+    """Raise what a network raised in all modes of an example; warn if it ran in one of them."""
+    if len(errors) == len(example.modes):
+        failure, *_ = errors.values()
+        raise failure
+    for mode, error in errors.items():
+        other = next(one for one in example.modes if one != mode)
+        message = (
+            f"The network could not be run in {mode} mode, so only what {other} reaches is seen: {error}\n"
+            f"Give example inputs that suit {mode} mode as well, such as a tuple of inputs and targets."
+        )
+        warnings.warn(message, stacklevel=2)
+
 
 def trace(
-    model: nn.Module, example: Example, *, within_heads: bool = False, unequal_pieces: bool = False
+    model: nn.Module,
+    examples: Examples,
+    *,
+    within_heads: bool = False,
+    unequal_pieces: bool = False,
+    on_failure: OnFailure = raise_or_warn,
 ) -> Propagation:
-    """Follow an example through ``model``, first as in evaluation, then as in training.
+    """Follow examples through ``model``, each first as in evaluation, then as in training.
 
     The second run shows what evaluation does not reach, such as auxiliary heads. Modules that draw random numbers or
-    keep statistics stay in evaluation mode. Flags, buffers and random states are restored.
+    keep statistics stay in evaluation mode. Flags, buffers and random states are restored. Multiply-accumulates are
+    those of the first example.
 
     Args:
         model: The network whose parameters are followed.
-        example: How the network is run; what that returns counts as its output.
+        examples: How the network is run; what that returns counts as its output.
         within_heads: Whether dimensions within attention heads may go, instead of whole heads.
         unequal_pieces: Whether pieces of different sizes may lose positions, each its own.
+        on_failure: Told of every example that does not run in some of its modes, with what the network raised.
 
     Raises:
         ValueError: If a parameter is not initialised yet, or a module differs from its registered ``ModuleSpec``.
-        Exception: What the network raises in evaluation mode.
+        Exception: What ``on_failure`` raises; by default what the network does, if an example runs in no mode.
     """
     _check_initialised(model)
     check_module_sizes(model)
@@ -59,19 +83,33 @@ def trace(
         stack.enter_context(_WatchedAttention(engine))
         stack.enter_context(_watched_inputs(model, engine))
         stack.enter_context(followed_attention(model, engine))
-        model.eval()
-        _run(engine, model, example)
-        engine.records.recording = False
-        train_mode(model)
-        try:
-            _run(engine, model, example)
-        except Exception as error:
-            message = (
-                f"The network could not be run in training mode, so only what evaluation reaches is seen: {error}\n"
-                "Give example inputs that suit training mode as well, such as a tuple of inputs and targets."
-            )
-            warnings.warn(message, stacklevel=2)
+        for example in as_examples(examples):
+            errors = _follow(engine, model, example)
+            if errors:
+                on_failure(example, errors)
     return engine
+
+
+def _follow(engine: Propagation, model: nn.Module, example: Example) -> dict[RunMode, Exception]:
+    """Follow one example in its modes; returns what the network raised in some of them.
+
+    Paths and multiply-accumulates are recorded in the first mode that works, the latter if no example has shown any.
+    """
+    errors: dict[RunMode, Exception] = {}
+    recorded = False
+    modes: list[RunMode] = [one for one in BOTH_MODES if one in example.modes]
+    for mode in modes:
+        set_mode(model, mode)
+        try:
+            if recorded:
+                _run(engine, model, example)
+            else:
+                with engine.records.recording(example.batch_size):
+                    _run(engine, model, example)
+            recorded = True
+        except Exception as error:
+            errors[mode] = error
+    return errors
 
 
 def _run(engine: Propagation, model: nn.Module, example: Example) -> None:
@@ -125,6 +163,14 @@ def _watched_inputs(model: nn.Module, engine: Propagation) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def set_mode(model: nn.Module, mode: RunMode) -> None:
+    """Evaluation mode, or what :func:`train_mode` sets."""
+    if mode == "training":
+        train_mode(model)
+    else:
+        model.eval()
 
 
 def train_mode(model: nn.Module) -> None:

@@ -91,10 +91,10 @@ class EventPlanner:
         """The structure of the model as it is now, as the self-check left it: completed, without groups that failed."""
         check_not_captured(pl_module)
         with self.source.examples(trainer, pl_module) as examples:
-            structure = analyse(pl_module, examples[0], heads=self.request.heads)
+            structure = analyse(pl_module, examples, heads=self.request.heads)
             uncertain = progress.completions.keys() - {group.name for group in structure.groups}
             if uncertain:  # that the self-check accepted
-                pieces = analyse(pl_module, examples[0], heads=self.request.heads, unequal_pieces=True)
+                pieces = analyse(pl_module, examples, heads=self.request.heads, unequal_pieces=True)
                 structure = structure.joined(pieces, uncertain)
         names = {group.name for group in structure.groups}
         return structure.completed(progress.completions).without(
@@ -160,22 +160,17 @@ class EventPlanner:
     def _tried(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, structure: Structure
     ) -> tuple[dict[str, Completion], dict[str, str]]:
-        """What has to be known of groups, and the groups that fail the self-check on some example."""
-        failures: dict[str, str] = {}
+        """What has to be known of groups, and the groups that fail the self-check."""
         with self.source.examples(trainer, pl_module) as examples:
             offered = structure
             if self.change_attributes:
-                offered = with_unproven(pl_module, structure, examples[0], heads=self.request.heads)
+                offered = with_unproven(pl_module, structure, examples, heads=self.request.heads)
             before = {group.name: group for group in offered.groups}
             unproven = before.keys() - {group.name for group in structure.groups}
-            groups = offered.groups
-            searches = [(example, self.change_attributes) for example in examples]
-            for number, (example, search) in enumerate(searches):
-                found, failed = tried_groups(pl_module, groups, example, change_attributes=search, unproven=unproven)
-                if found != groups and search:  # what this example added has to hold for those before
-                    searches += [(example, False) for example, _ in searches[:number]]
-                failures |= failed
-                groups = tuple(group for group in found if group.name not in failures)
+            groups, failures = tried_groups(
+                pl_module, offered.groups, examples, change_attributes=self.change_attributes, unproven=unproven
+            )
+        groups = tuple(group for group in groups if group.name not in failures)
         failures = {name: reason for name, reason in failures.items() if name not in unproven}
         if failures:
             rank_zero_warn(describe_failures(failures))

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from lightning_coreset.structure import UNEQUAL_PIECES, ChannelGroup, Example, Heads, Structure, analyse
+from lightning_coreset.structure import UNEQUAL_PIECES, ChannelGroup, Examples, Heads, Structure, analyse
 from lightning_coreset.verification.forms import Form, other_forms
 from lightning_coreset.verification.like_groups import completed_alike
 from lightning_coreset.verification.remembered import Search
@@ -19,7 +19,7 @@ from lightning_coreset.verification.trial import LEAK, Trial, first_line
 def verified(
     model: nn.Module,
     structure: Structure,
-    example: Example,
+    examples: Examples,
     *,
     change_attributes: bool = True,
     heads: Heads = "whole",
@@ -29,14 +29,14 @@ def verified(
     Args:
         model: The network; it is not changed.
         structure: What was found in it.
-        example: How to run it.
+        examples: How to run it, in one way or several.
         change_attributes: Whether to look for numbers that have to change with groups that fail.
         heads: How the structure was found.
     """
-    offered = with_unproven(model, structure, example, heads=heads) if change_attributes else structure
+    offered = with_unproven(model, structure, examples, heads=heads) if change_attributes else structure
     unproven = {group.name for group in offered.groups} - {group.name for group in structure.groups}
     groups, failures = tried_groups(
-        model, offered.groups, example, change_attributes=change_attributes, unproven=unproven
+        model, offered.groups, examples, change_attributes=change_attributes, unproven=unproven
     )
     structure = structure.joined(offered, unproven - failures.keys())
     failures = {name: reason for name, reason in failures.items() if name not in unproven}
@@ -45,7 +45,7 @@ def verified(
     return structure.with_groups(groups).without(failures)
 
 
-def with_unproven(model: nn.Module, structure: Structure, example: Example, *, heads: Heads = "whole") -> Structure:
+def with_unproven(model: nn.Module, structure: Structure, examples: Examples, *, heads: Heads = "whole") -> Structure:
     """The structure with groups of unequal pieces, where channels are refused for these.
 
     They may be removed only if a trial shows that numbers change with them, or that none has to. Those that fail stay
@@ -53,7 +53,7 @@ def with_unproven(model: nn.Module, structure: Structure, example: Example, *, h
     """
     if not any(UNEQUAL_PIECES in reason for reason in structure.refused.values()):
         return structure
-    return structure.joined(analyse(model, example, heads=heads, unequal_pieces=True))
+    return structure.joined(analyse(model, examples, heads=heads, unequal_pieces=True))
 
 
 def describe_failures(failures: Mapping[str, str]) -> str:
@@ -62,15 +62,15 @@ def describe_failures(failures: Mapping[str, str]) -> str:
     return f"The channels of these layers are not pruned, since a trial on a copy failed:\n{reasons}"
 
 
-def failing_groups(model: nn.Module, groups: Sequence[ChannelGroup], example: Example) -> dict[str, str]:
+def failing_groups(model: nn.Module, groups: Sequence[ChannelGroup], examples: Examples) -> dict[str, str]:
     """The groups that fail as they are, each with the reason; as :func:`tried_groups` otherwise."""
-    return tried_groups(model, groups, example, change_attributes=False)[1]
+    return tried_groups(model, groups, examples, change_attributes=False)[1]
 
 
 def tried_groups(
     model: nn.Module,
     groups: Sequence[ChannelGroup],
-    example: Example,
+    examples: Examples,
     *,
     change_attributes: bool = True,
     unproven: Collection[str] = (),
@@ -83,7 +83,8 @@ def tried_groups(
     Args:
         model: The network; it is not changed.
         groups: What ``find_groups`` found in it.
-        example: How to run it. It is run on these inputs and on others of the same shapes.
+        examples: How to run it, in one way or several: a group has to pass in all. It is run on these inputs and on
+            others of the same shapes.
         change_attributes: Whether to look for numbers.
         unproven: Names of groups that fail if they cannot be tried.
 
@@ -97,7 +98,7 @@ def tried_groups(
         return (), {}
     with torch.inference_mode(False):
         try:
-            trial = Trial(model, example)
+            trial = Trial(model, examples)
             groups, failures = _tried(trial, groups, change_attributes)
             failures |= trial.failing_in_training([group for group in groups if group.name not in failures])
             passed = [group for group in groups if group.name not in failures]

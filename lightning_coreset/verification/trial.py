@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,11 +13,15 @@ from torch import Tensor, nn
 from lightning_coreset.structure import (
     ChannelGroup,
     Example,
+    Examples,
+    RunMode,
+    as_examples,
     output_tensors,
     paired,
     plain_execution,
+    preserved,
     preserved_random,
-    train_mode,
+    set_mode,
 )
 from lightning_coreset.surgery import apply_changes, named_tensors, scale_counts, slice_members
 from lightning_coreset.verification.expectations import Expectations
@@ -31,37 +36,65 @@ LEAK = "its channels reach further"
 """The beginning of the reason that no number of the network explains."""
 
 
+@dataclass(frozen=True)
+class _Run:
+    """An example, with the mode in which the network is run on it."""
+
+    example: Example
+    mode: RunMode
+
+
 class Trial:
     """Tries groups on fresh copies of one model with randomised parameters.
 
     Args:
         model: The network; it is not changed.
-        example: How to run it.
+        examples: How to run it. Groups have to pass on all of them.
 
     Raises:
         Exception: What copying or running the model raises.
     """
 
-    def __init__(self, model: nn.Module, example: Example) -> None:
+    def __init__(self, model: nn.Module, examples: Examples) -> None:
         self.model = duplicate(model)
-        generator = torch.Generator().manual_seed(0)
-        randomise_(self.model, generator)
-        self.dtype, self.examples, self.training = torch.float64, [], False
-        # Code that makes single-precision tensors itself cannot run in double precision; a step that checks its inputs
-        # may reject random ones.
-        attempts = [
-            (dtype, examples)
-            for dtype in (torch.float64, torch.float32)
-            for examples in ([example, example.other(generator)], [example])
-        ]
-        for number, (dtype, examples) in enumerate(attempts, 1):
+        self._generator = torch.Generator().manual_seed(0)
+        randomise_(self.model, self._generator)
+        self.dtype = torch.float64
+        try:
+            self._read(as_examples(examples))
+        except Exception:  # code that makes single-precision tensors itself cannot run in double precision
+            self.dtype = torch.float32
+            self._read(as_examples(examples))
+
+    def _read(self, examples: Sequence[Example]) -> None:
+        """Find the runs that work in this precision: the first of every example, and those in training mode as well."""
+        self.model.to(self.dtype)
+        self._runs: list[_Run] = []
+        self._runs_in_training: list[_Run] = []
+        for example in examples:
+            errors, first = [], True
+            for mode in example.modes:
+                try:
+                    runs = self._working(example.to(self.dtype), mode)
+                except Exception as error:  # it may want targets: the analysis has warned of that
+                    errors.append(error)
+                else:
+                    (self._runs if first else self._runs_in_training).extend(runs)
+                    first = False
+            if first:
+                raise errors[0]
+
+    def _working(self, example: Example, mode: RunMode) -> list[_Run]:
+        """The example, and one like it if that runs: a step that checks its inputs may reject random ones."""
+        run = _Run(example, mode)
+        both = [run, _Run(example.other(self._generator), mode)]
+        with preserved(self.model):
             try:
-                self.dtype, self.examples = dtype, [one.to(dtype) for one in examples]
-                self.run(self.model.to(dtype))
-                return
+                self._outputs(self.model, both)
+                return both
             except Exception:
-                if number == len(attempts):
-                    raise
+                self._outputs(self.model, [run])
+                return [run]
 
     def failing(self, groups: Sequence[ChannelGroup], reason: str | None = None) -> dict[str, str]:
         """The groups that fail, with the reasons, found by halving; all of them where they fail only together.
@@ -80,18 +113,14 @@ class Trial:
         return found or {group.name: f"together with others, {reason}" for group in groups}
 
     def failing_in_training(self, groups: Sequence[ChannelGroup]) -> dict[str, str]:
-        """The groups that fail in training mode, with the reasons; none if the network cannot be run in it."""
-        if not groups:
+        """The groups that fail in training mode, with the reasons; none if no example is run in it as well."""
+        if not groups or not self._runs_in_training:
             return {}
-        self.training = True
+        runs, self._runs = self._runs, self._runs_in_training
         try:
-            try:
-                self.run(duplicate(self.model))
-            except Exception:  # it may want targets: the analysis has warned of that
-                return {}
             failures = self.failing(groups)
         finally:
-            self.training = False
+            self._runs = runs
         return {name: f"in training mode, {reason}" for name, reason in failures.items()}
 
     def without_effect(self, groups: Sequence[ChannelGroup]) -> dict[str, str]:
@@ -162,17 +191,26 @@ class Trial:
     def run(
         self, model: nn.Module, *, gradients: bool = False, modes: Sequence[AbstractContextManager[Any]] = ()
     ) -> list[Tensor]:
-        """All floating-point outputs of both examples, run in modes, with the same random numbers every time."""
+        """All floating-point outputs of all examples, run in modes, with the same random numbers every time."""
+        return self._outputs(model, self._runs, gradients=gradients, modes=modes)
+
+    def _outputs(
+        self,
+        model: nn.Module,
+        runs: Sequence[_Run],
+        *,
+        gradients: bool = False,
+        modes: Sequence[AbstractContextManager[Any]] = (),
+    ) -> list[Tensor]:
         outputs = []
-        if self.training:
-            train_mode(model)
-            modes = [Expectations(), *modes]
-        for example in self.examples:
+        for run in runs:
+            set_mode(model, run.mode)
+            in_training = [Expectations()] if run.mode == "training" else []
             with preserved_random(model), plain_execution(), torch.set_grad_enabled(gradients), ExitStack() as stack:
-                for mode in modes:
+                for mode in (*in_training, *modes):
                     stack.enter_context(mode)
                 seed_everything(model)
-                found = example.run(model, example.inputs)
+                found = run.example.run(model, run.example.inputs)
             outputs += [tensor for tensor in output_tensors(found) if tensor.is_floating_point()]
         model.eval()
         return outputs
