@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lightning_coreset.indexing import index_dims, scale_dims_
 from lightning_coreset.surgery.apply import apply_changes, replace_data
 from lightning_coreset.surgery.model_shapes import (
     ModelShapes,
@@ -15,11 +16,9 @@ from lightning_coreset.surgery.removal import remove_channels
 from lightning_coreset.surgery.resizing import resize
 from lightning_coreset.surgery.slicing import (
     follow_norms,
-    index_dims,
     named_tensors,
     new_value,
     scale_counts,
-    scale_dims_,
     slice_members,
     staying_positions,
     weight_norms_of,

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from lightning_coreset._compat import renew_weights
+from lightning_coreset.indexing import index_dims
 from lightning_coreset.module_specs import Size, changed_attributes, new_sizes, read_size, sizing_tensor
 from lightning_coreset.plan import AttributeChange, ParameterChange
 from lightning_coreset.surgery.model_shapes import record_original_shapes
 from lightning_coreset.surgery.settling import settling
-from lightning_coreset.surgery.slicing import index_dims, named_tensors
+from lightning_coreset.surgery.slicing import named_tensors
 from lightning_coreset.surgery.weight_norms import new_values
 
 

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from lightning_coreset._compat import renew_weights
+from lightning_coreset.indexing import match_memory_format
 from lightning_coreset.module_specs import changed_attributes, owner, read_size
 from lightning_coreset.surgery.apply import replace_data, set_attributes
 from lightning_coreset.surgery.model_shapes import ModelShapes, all_tensors, record_original_shapes
 from lightning_coreset.surgery.settling import settling
-from lightning_coreset.surgery.slicing import match_memory_format
 
 
 def resize(model: nn.Module, target: ModelShapes) -> None:

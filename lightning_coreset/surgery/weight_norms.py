@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from lightning_coreset.indexing import index_dims
 from lightning_coreset.plan import ParameterChange
-from lightning_coreset.surgery.slicing import index_dims, new_value
+from lightning_coreset.surgery.slicing import new_value
 
 if TYPE_CHECKING:
     from lightning_coreset.structure import WeightNorm

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from lightning_coreset._compat import averaged_model
+from lightning_coreset.followers import follow
 from lightning_coreset.plan import ParameterChange, PruningPlan
-from lightning_coreset.surgery import apply_changes, index_dims, named_tensors
+from lightning_coreset.surgery import apply_changes, named_tensors
 
 
 def averaged_copies(trainer: pl.Trainer) -> list[nn.Module]:
@@ -50,12 +51,7 @@ def shrink_copy(copy: nn.Module, model: nn.Module, plan: PruningPlan) -> None:
 def _for_copy(change: ParameterChange, tensor: Tensor, average: Tensor | None) -> ParameterChange:
     if change.value is None or average is None or average.shape != tensor.shape:
         return change  # without a value, or of another shape, which `apply_changes` refuses
-    current, averaged = index_dims(tensor, change.kept).to(average), index_dims(average, change.kept)
-    value = change.value.to(average)
-    # In this order a copy that equals the model gets the same values: a - a is 0 and a / a is 1 without rounding.
-    if change.name.endswith("running_var"):
-        return replace(change, value=value * (averaged / current).nan_to_num(nan=1.0, posinf=1.0))
-    return replace(change, value=value + (averaged - current))
+    return replace(change, value=follow(average, change, tensor, change.value))
 
 
 def load_outgrown_copies(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
