@@ -6,7 +6,7 @@ from lightning_coreset.layers.consumer_set import ConsumerSet, consumer_sets, ma
 from lightning_coreset.layers.group_view import GroupView, NoCoresetForm
 from lightning_coreset.layers.layer_pair import LayerPair
 from lightning_coreset.layers.new_weights import write_updates
-from lightning_coreset.layers.pairing import check_ranges, layer_pairs, single_channel_pairs
+from lightning_coreset.layers.pairing import check_positions, check_ranges, layer_pairs, single_channel_pairs
 from lightning_coreset.layers.plan_state import ActivationMoments, PlanState
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "LayerPair",
     "NoCoresetForm",
     "PlanState",
+    "check_positions",
     "check_ranges",
     "consumer_sets",
     "layer_pairs",

@@ -36,6 +36,13 @@ def layer_pairs(view: GroupView) -> tuple[LayerPair, ...]:
     return tuple(_layer_pair(view, path) for path in group.paths)
 
 
+def check_positions(pairs: Sequence[LayerPair]) -> None:
+    """Raise ``NoCoresetForm`` if positions are added up with unknown weights: the error of one says nothing then."""
+    for pair in pairs:
+        if any(step.op == StepKind.POSITIONS and step.args == (None,) for step in pair.path.steps):
+            raise NoCoresetForm("its positions are added up with weights that are not known")
+
+
 def check_ranges(pairs: Sequence[LayerPair], input_radius: float) -> None:
     """Raise ``NoCoresetForm`` unless the range of every activation is known, which a bound for all inputs needs.
 
@@ -91,7 +98,7 @@ def _layer_pair(view: GroupView, path: Path) -> LayerPair:
         scale,
         shift,
         activation,
-        before=before[0] if len(before) == 1 else None,
+        before=before[0] if len(before) == 1 and isinstance(before[0], Norm) else None,
         behind=_fold(view, behind, torch.ones_like(shift[:, :1]), torch.zeros_like(shift[:, :1])),
         outputs=outputs,
         output_norm=norm,
@@ -101,16 +108,24 @@ def _layer_pair(view: GroupView, path: Path) -> LayerPair:
     )
 
 
-def _split_at_activation(steps: Sequence[Step]) -> tuple[list[Norm], Activation, list[Norm]]:
-    """BatchNorms before the one activation, the activation, BatchNorms behind it."""
+def _split_at_activation(steps: Sequence[Step]) -> tuple[list[Norm | float], Activation, list[Norm | float]]:
+    """What stands before the one activation, the activation, and what stands behind it: BatchNorms and factors.
+
+    Positions that are added up with weights which are not negative are, as far as bounds go, one position times the sum
+    of the weights: their average lies between them.
+    """
     activation: Activation | None = None
-    before: list[Norm] = []
-    behind: list[Norm] = []
+    before: list[Norm | float] = []
+    behind: list[Norm | float] = []
     for step in steps:
         if step.op == StepKind.BATCH_NORM and step.norm is not None:
             if step.norm.running_mean is None:
                 raise NoCoresetForm("its BatchNorm keeps no running statistics")
             (before if activation is None else behind).append(step.norm)
+        elif step.op == StepKind.POSITIONS:
+            (gain,) = step.args
+            if isinstance(gain, int | float):
+                (before if activation is None else behind).append(gain)
         elif step.op == StepKind.MAX_POOL:
             continue  # treated as if it commuted with the sum; an approximation
         else:
@@ -169,11 +184,14 @@ def per_channel(view: GroupView, values: Tensor, norm: Norm) -> Tensor:
     return member.by_class(values)
 
 
-def _fold(view: GroupView, norms: Sequence[Norm], scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
-    """An affine map ``z -> scale z + shift``, both (N, r), with BatchNorms behind it."""
-    for norm in norms:
-        values = BatchNormValues.of(norm, view.tensors)
-        gain, mean, bias = (per_channel(view, part, norm) for part in (values.gain, values.mean, values.bias))
+def _fold(view: GroupView, maps: Sequence[Norm | float], scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+    """An affine map ``z -> scale z + shift``, both (N, r), with BatchNorms and factors behind it."""
+    for one in maps:
+        if not isinstance(one, Norm):
+            scale, shift = one * scale, one * shift
+            continue
+        values = BatchNormValues.of(one, view.tensors)
+        gain, mean, bias = (per_channel(view, part, one) for part in (values.gain, values.mean, values.bias))
         scale, shift = gain * scale, gain * (shift - mean) + bias
     return scale, shift
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_coreset.coreset import draw_distinct, draw_fixed, draw_pps, sample_size, sensitivities_from_norms
-from lightning_coreset.layers import GroupView, LayerPair, NoCoresetForm, check_ranges, layer_pairs
+from lightning_coreset.layers import GroupView, LayerPair, NoCoresetForm, check_positions, check_ranges, layer_pairs
 from lightning_coreset.methods.method import Method
 from lightning_coreset.methods.ranking import rank_by_norms
 from lightning_coreset.methods.selection import Selection
@@ -111,6 +111,9 @@ class Sensitivity(Method):
     def _guarantee(self, group: GroupView, epsilon: float) -> Selection:
         """As many draws as the theorem asks for; the whole group if it has no more channels than that."""
         pairs = layer_pairs(group)
+        check_positions(pairs)
+        if any(pair.max_pooled for pair in pairs):  # the theorem is about one input for all channels
+            raise NoCoresetForm("a max pooling takes every channel from a position of its own")
         check_ranges(pairs, self.input_radius)
         bounds = [_PairBound.of(pair, self.input_radius) for pair in pairs]
         scores = torch.stack([bound.scores for bound in bounds]).amax(dim=0)

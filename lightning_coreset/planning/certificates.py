@@ -8,9 +8,11 @@ so that its error is at most that number times the coordinate's. A constant that
 of the running mean behind it, is shared equally among the coordinates of its output.
 
 A certificate does not cover several layers together, fine-tuning, and the rescaled running variance of a BatchNorm
-behind the consumer, which rescales its output. A sum over positions (``x.sum((2, 3))``) multiplies errors. Average
-pooling does no harm; behind max pooling, where every channel may come from another position, the triangle bound alone
-counts, and the error found is that of positions which are all alike.
+behind the consumer, which rescales its output. A sum over positions (``x.sum((2, 3))``) multiplies errors by their
+number, which is that of the example. Averages and interpolation do no harm; where positions are added up with weights
+that are not known (attention, a product with another activation, bicubic interpolation) there is no certificate.
+Behind max pooling, where every channel may come from another position, the triangle bound alone counts, and the error
+found is that of positions which are all alike.
 
 Shapes as in ``layers.group_view``; J coordinates.
 """
@@ -24,7 +26,14 @@ import torch
 from torch import Tensor
 
 from lightning_coreset.coreset import Activation, certify, largest_found_error, largest_magnitude, output_radius
-from lightning_coreset.layers import GroupView, LayerPair, NoCoresetForm, check_ranges, single_channel_pairs
+from lightning_coreset.layers import (
+    GroupView,
+    LayerPair,
+    NoCoresetForm,
+    check_positions,
+    check_ranges,
+    single_channel_pairs,
+)
 from lightning_coreset.layers.layer_pair import to_cpu_float64
 from lightning_coreset.methods import Selection
 from lightning_coreset.planning.input_norms import InputNorms
@@ -81,6 +90,7 @@ class Certifier:
         try:
             pairs = single_channel_pairs(view)
             radius, source = self._radius(pairs[0].path.producer.weight)
+            check_positions(pairs)
             check_ranges(pairs, radius)
             changes = [_Change.of(pair, selection) for pair in pairs]
         except NoCoresetForm as reason:
@@ -133,6 +143,7 @@ class _Change:
     Attributes:
         change: Old weights minus new ones, BatchNorms behind the activation included, (J, N).
         constant: Old constants minus new ones, (J,).
+        at_padding: The same where padding takes the place of the channels, (J,).
         producers: The rows that make the channels, (N, d + 1).
         activation: What stands between.
         pooled: Whether a max pooling stands between, too.
@@ -140,6 +151,7 @@ class _Change:
 
     change: Tensor
     constant: Tensor
+    at_padding: Tensor
     producers: Tensor
     activation: Activation
     pooled: bool
@@ -155,9 +167,15 @@ class _Change:
         difference = (pair.consumers - after.consumers * kept[:, None, None]).permute(0, 2, 3, 1)  # (O, q, k, N)
         scale, offset = pair.affine_behind
         share = (_constants(pair) - _constants(after)) / math.prod(difference.shape[1:3])
-        constant = difference @ offset + share[:, None, None]
+        at_padding = share[:, None, None].expand(difference.shape[:3])
+        constant = difference @ offset + at_padding
         return cls(
-            (difference * scale).flatten(0, 2), constant.flatten(), pair.producers, pair.activation, pair.max_pooled
+            (difference * scale).flatten(0, 2),
+            constant.flatten(),
+            at_padding.flatten(),
+            pair.producers,
+            pair.activation,
+            pair.max_pooled,
         )
 
     def bracket(self, radius: float, rows: int | None, seed: int) -> tuple[float, float]:
@@ -168,8 +186,10 @@ class _Change:
 
     def _certified(self, radius: float, rows: int | None) -> Tensor:
         """Valid bounds for all coordinates, the largest of them sharp unless the limit of rows comes first."""
+        # An average over positions and padding lies between the two.
+        constant = torch.maximum(self.constant.abs(), self.at_padding.abs())
         cheap = certify(self.change, self.producers, self.activation, input_radius=radius, sharpen=False)
-        bound = (cheap.triangle if self.pooled else cheap.bound) + self.constant.abs()
+        bound = (cheap.triangle if self.pooled else cheap.bound) + constant
         if self.pooled or self.activation.half_slopes is None:
             return bound
         affordable = _ENTRIES // (len(self.producers) * min(self.producers.shape))
@@ -178,7 +198,7 @@ class _Change:
         while left > 0 and bool(waiting.max() >= bound.max()):
             some = waiting.topk(min(8, left, len(waiting))).indices
             sharp = certify(self.change[some], self.producers, self.activation, input_radius=radius).bound
-            bound[some] = torch.minimum(bound[some], sharp + self.constant[some].abs())
+            bound[some] = torch.minimum(bound[some], sharp + constant[some])
             waiting[some] = -math.inf
             left -= len(some)
         return bound

@@ -18,6 +18,9 @@ class StepKind(str, Enum):
     """Values that came along two ways, with different steps, meet."""
     MAX_POOL = "max_pool"
     """The maximum over positions, as a pooling or a reduction takes it."""
+    POSITIONS = "a sum over positions"
+    """Positions are added up with fixed weights. The only argument is the sum of these weights if none is negative,
+    such as the number of positions that ``sum`` adds up; ``None`` where the weights are not known."""
     BATCH_NORM = "batch_norm"
     """A BatchNorm by the running statistics and weights that ``Step.norm`` names."""
     NORMALIZATION = "normalisation"
@@ -55,7 +58,8 @@ class Norm:
 class Step:
     """One operation between a producer and a consumer: ``Step("leaky_relu", (0.2,))``.
 
-    Movement (views, concatenation), dropout, casts between floating types and linear pooling leave no step.
+    Movement (views, concatenation), dropout, casts between floating types and averages of positions leave no step: for
+    inputs of bounded norm a channel's average is no larger than the channel.
 
     Attributes:
         op: A ``StepKind``, or the operator: one of aten's by its bare name (``"relu"``), one of any other namespace by

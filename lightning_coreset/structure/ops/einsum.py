@@ -224,7 +224,8 @@ def _paths(
     """The layer that the product is, recorded; the paths of its result."""
     added = propagation.producer_paths([bias] if bias is not None else [], Step(StepKind.SUM))
     if weight is None:
-        return {**added, **propagation.producer_paths(tensors)}
+        # Positions are added up with weights that the other factor holds, if not channels themselves.
+        return {**added, **propagation.producer_paths(tensors, Step(StepKind.POSITIONS, (None,)))}
     side = 1 if weight is tensors[1] else 0
     own, other = spec.operands[side], spec.operands[1 - side]
     new = [letter for letter in own if letter in spec.out and letter not in other]

@@ -5,14 +5,14 @@ A mean, a variance or a norm over channels may be there to normalise them, see `
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 
 from lightning_coreset.structure.labels import ChannelLabels, Statistic, TensorInfo
 from lightning_coreset.structure.propagation import OpCall, Propagation, Rule
 from lightning_coreset.structure.statistics import REDUCTIONS, take_statistic
 from lightning_coreset.structure.steps import Step, StepKind
-
-_LINEAR = frozenset({"mean", "sum"})
 
 _REDUCING = """
 mean sum nansum amax amin max min aminmax var std var_mean std_mean prod all any norm linalg_vector_norm argmax argmin
@@ -37,6 +37,9 @@ _upsample_bilinear2d_aa _upsample_bicubic2d_aa reflection_pad1d reflection_pad2d
 replication_pad1d replication_pad2d replication_pad3d grid_sampler_2d grid_sampler_3d
 """.split()
 
+_GRID_BICUBIC = 2
+"""What ``grid_sampler`` calls bicubic interpolation."""
+
 
 def reduce(propagation: Propagation, call: OpCall) -> None:
     """The reduced dimensions are pinned, unless the result can normalise them; the axes over the others go on."""
@@ -50,8 +53,10 @@ def reduce(propagation: Propagation, call: OpCall) -> None:
     statistics = tuple(Statistic(axis.flat, reason, sums=call.name == "sum") for axis in normalized)
     if statistics:
         step = Step(StepKind.NORMALIZATION)
-    elif call.name in _LINEAR:
+    elif call.name == "mean":
         step = None
+    elif call.name == "sum":
+        step = positions(math.prod(source.shape[dim] for dim in dims))
     elif call.name in ("amax", "max"):
         step = Step(StepKind.MAX_POOL)
     else:
@@ -92,9 +97,26 @@ def pool(propagation: Propagation, call: OpCall) -> None:
     count = next(int(letter) for letter in call.name if letter in "123")
     dims = range(source.dim() - count, source.dim())
     axes = propagation.pin_dims(source, dims, f"is resampled by {call.title}")
-    step = Step(StepKind.MAX_POOL) if call.name in _MAXIMA else None
+    step = Step(StepKind.MAX_POOL) if call.name in _MAXIMA else _resampling(call, count)
     for result in call.results:
         propagation.set_info(result, TensorInfo(axes, producer_paths=propagation.producer_paths([source], step)))
+
+
+def positions(gain: float | None) -> Step | None:
+    """The step of a sum of positions whose weights add up to ``gain``; an average is none."""
+    return None if gain == 1 else Step(StepKind.POSITIONS, (gain,))
+
+
+def _resampling(call: OpCall, count: int) -> Step | None:
+    """The step of a pooling or resampling over ``count`` dimensions: none for averages and interpolation."""
+    divisor = call.arguments.get("divisor_override")
+    if divisor is not None:
+        kernel = call.arguments["kernel_size"]
+        size = kernel[0] ** count if len(kernel) == 1 else math.prod(kernel)
+        return positions(size / divisor if divisor > 0 else None)
+    # Bicubic weights are negative in places.
+    cubic = "bicubic" in call.name or call.arguments.get("interpolation_mode") == _GRID_BICUBIC
+    return positions(None if cubic else 1)
 
 
 RULES: dict[str, Rule] = {
