@@ -204,7 +204,7 @@ class CoresetPruningCallback(pl.Callback):
 
     @property
     def plans(self) -> list[PruningPlan]:
-        """The plan of every event of the run; plans that come from a checkpoint have no ``changes``."""
+        """The plan of every event of the run that was not taken back, without ``changes``, which ``on_prune`` gets."""
         return self._run.progress.plans
 
     @property

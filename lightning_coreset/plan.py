@@ -7,10 +7,12 @@ The plan is the interface between the packages. It does not depend on how it is 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from torch import Tensor
+
+from lightning_coreset.position_runs import CompactPositions, PositionRuns
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +89,7 @@ class GroupPlan:
     name: str
     channels_before: int
     channels_after: int
-    kept: tuple[int, ...]
+    kept: tuple[int, ...] = CompactPositions()  # type: ignore[assignment]
     method: str
     expected_error: float | None = None
     certified_error: float | None = None
@@ -96,6 +98,10 @@ class GroupPlan:
     radius_source: str | None = None
     params_removed: int = 0
     macs_removed: int = 0
+
+    def kept_runs(self) -> PositionRuns:
+        """``kept`` as it is stored."""
+        return vars(type(self))["kept"].runs(self)
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,8 +146,12 @@ class PruningPlan:
         """Number of channels (classes) that this event removes, over all groups."""
         return sum(group.channels_before - group.channels_after for group in self.groups)
 
+    def without_tensors(self) -> PruningPlan:
+        """What people read of the plan, without ``changes``: for events that are over."""
+        return replace(self, changes=())
+
     def to_dict(self) -> dict[str, Any]:
-        """A nested dict of numbers, strings, lists and tensors, for checkpoints and broadcasts."""
+        """A nested dict of numbers, strings, lists and tensors, for broadcasts."""
         plain = {one.name: getattr(self, one.name) for one in fields(self)}
         return plain | {
             "groups": [asdict(group) | {"kept": list(group.kept)} for group in self.groups],

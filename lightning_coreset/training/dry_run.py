@@ -74,9 +74,9 @@ def dry_run(
             if plan is None:
                 break
             apply_changes(model, plan.changes, plan.attributes)
-            progress.plans.append(plan)
+            plans[time] = plan.without_tensors()
+            progress.plans.append(plans[time])
             progress.done[time] = ratio
-            plans[time] = plan
         return DryRun(plans, timeline.interval)
     finally:
         planner.source.end()

@@ -117,9 +117,21 @@ class PruningRun:
         return {**self.progress.to_dict(), "guard": self.guard.to_dict()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Continue where the checkpoint was made."""
-        self.progress = Progress.from_dict(state_dict)
-        self.guard.load(state_dict["guard"])
+        """Continue where the checkpoint was made.
+
+        Raises:
+            ValueError: If it is not what :meth:`state_dict` returned. Nothing is changed then.
+        """
+        try:
+            progress = Progress.from_dict(state_dict)
+            self.guard.load(state_dict["guard"])
+        except ValueError as error:
+            raise ValueError(
+                f"Expected the state of a CoresetPruningCallback in the checkpoint but cannot read it ({error}) The "
+                "file is damaged, or was written by a newer lightning_coreset. Resume from another checkpoint, or "
+                "start a new run from its weights: load_pruned reads them alone."
+            ) from error
+        self.progress = progress
 
     def _find_next_event(self) -> None:
         # Kept, since going through all events at every step is measurable.
@@ -167,13 +179,9 @@ class PruningRun:
         accuracy_before: float | None,
         accuracy_after: float | None,
     ) -> None:
-        progress = self.progress
-        progress.plans.append(plan)
-        progress.done.update(done)
-        assert progress.original is not None, "it was measured before the first event"
-        progress.history.add(
+        self.progress.add(
             plan,
-            progress.original,
+            done,
             epoch=trainer.current_epoch,
             step=logged_step(trainer),
             accuracy_before=accuracy_before,

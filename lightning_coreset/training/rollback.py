@@ -147,9 +147,7 @@ class RecoveryWindow:
     def roll_back(self, trainer: pl.Trainer, pl_module: pl.LightningModule, progress: Progress) -> None:
         """Undo the event; a collective operation."""
         self.savepoint.restore(trainer, pl_module)
-        del progress.plans[self.plans :]
-        progress.done = dict(self.done)
-        progress.history.revert()
+        progress.undo(self.plans, self.done)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for checkpoints."""

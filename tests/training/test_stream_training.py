@@ -124,11 +124,16 @@ def test_several_events(name):
 def test_state_is_sliced(name):
     """What the optimizer knew of the channels that stay, it knows afterwards."""
     module = Images(optimizer=OPTIMIZERS[name])
-    before, after, pruning = Epochs(), Epochs(), Pruning(0.4, schedule="one_shot", start=2)
+    kept = {}
 
-    fit(module, before, pruning, after, max_epochs=3)
+    class Keeps(Pruning.func):
+        def on_prune(self, plan, trainer, pl_module):
+            kept.update({change.name: change.kept for change in plan.changes})
 
-    kept = {change.name: change.kept for change in pruning.plans[0].changes}
+    before, after = Epochs(), Epochs()
+
+    fit(module, before, Keeps(0.4, schedule="one_shot", start=2, **Pruning.keywords), after, max_epochs=3)
+
     assert {"net.patches.weight", "net.positions", "net.blocks.0.norm1.bias"} <= kept.keys()
     known, carried = before.seen[2][1], after.seen[2][1]
     assert known.keys() == carried.keys() != set()

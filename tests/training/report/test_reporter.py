@@ -146,7 +146,8 @@ def test_on_prune_sees_the_pruned_model_at_every_event(fit):
 
     fit(callback)
 
-    assert [plan for plan, _, _ in seen] == callback.plans
+    assert [str(plan) for plan, _, _ in seen] == [str(plan) for plan in callback.plans]
+    assert all(plan.changes for plan, _, _ in seen)
     assert [(epoch, params) for _, epoch, params in seen] == [(r.epoch, r.params) for r in callback.history]
 
 
