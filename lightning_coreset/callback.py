@@ -18,6 +18,7 @@ from lightning_coreset.planning import Allocation, Request, Rule, Unit, check_fl
 from lightning_coreset.schedule import Interval, Schedule
 from lightning_coreset.structure import ExampleInputs, Heads
 from lightning_coreset.training import (
+    Copies,
     DryRun,
     EventPlanner,
     ExampleSource,
@@ -31,6 +32,7 @@ from lightning_coreset.training import (
     Recalibration,
     Reporter,
     Timeline,
+    UntrainedFinder,
     average_again,
     averaged_copies,
     check_package,
@@ -98,6 +100,10 @@ class CoresetPruningCallback(pl.Callback):
             outputs as zeroing their consumers; groups that fail are not pruned, with a warning that names them.
         change_attributes: Whether numbers that modules remember, such as ``self.dim_head``, are changed with groups
             that fail otherwise; see :func:`lightning_coreset.prune`.
+        copies: What to do with parts of the module that are copies of others, which nothing trains: momentum encoders,
+            target networks, averages. ``"find"`` finds them by their structure and values; a mapping says which module
+            is a copy of which, such as ``{"target": "online"}``; with ``"none"`` there are none. A copy loses the
+            channels that its original loses.
         certify: Whether every event computes certificates of its coresets; see :func:`lightning_coreset.prune`.
         input_radius: For certificates: a bound on the norm of the network's own input as its first layer sees it.
         seed: Seed of the random choices; the global generator is not used.
@@ -150,6 +156,7 @@ class CoresetPruningCallback(pl.Callback):
         restart_patience: bool = True,
         check: bool = True,
         change_attributes: bool = True,
+        copies: Copies = "find",
         certify: bool = False,
         input_radius: float | None = None,
         seed: int = 0,
@@ -177,7 +184,10 @@ class CoresetPruningCallback(pl.Callback):
         self._source = ExampleSource(example_inputs)
         check_flags(check=check, change_attributes=change_attributes, certify=certify)
         self.request.check_trial(check)
-        self._planner = EventPlanner(self.request, self._source, order, check, certify, change_attributes)
+        self._untrained = UntrainedFinder(copies)
+        self._planner = EventPlanner(
+            self.request, self._source, order, check, certify, change_attributes, self._untrained
+        )
         self._monitor = Monitor(metric, monitor, monitor_mode, eval_batches)
         self._guard = Guard(max_drop, recover_epochs, on_failure, self._monitor.mode, self._monitor.name)
         self._recalibration = Recalibration(recalibrate_batches)
@@ -280,11 +290,13 @@ class CoresetPruningCallback(pl.Callback):
         self.request.check_rules(pl_module)
         load_outgrown_copies(trainer, pl_module)
         self._source.begin(pl_module)
+        self._untrained.begin(pl_module)
         self._reporter.fit_start(trainer)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Compute the events: the length of training is known by now."""
         self._run.lay_out_events(trainer)
+        self._untrained.see(trainer, pl_module)
         self._validates = trainer.enable_validation  # kept for this fit: asking at every step is measurable
 
     # ---- in training

@@ -6,6 +6,7 @@ have the same shapes, but are no weights: they are only sliced (:func:`lightning
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -38,6 +39,17 @@ def hold_weights(pairs: Iterable[tuple[Tensor, Tensor]]) -> bool:
         >>> hold_weights([(torch.rand(8, 5), weight)])
         False
     """
+    return weight_distance(pairs) < _SAME_WEIGHTS  # False for NaN
+
+
+def weight_distance(pairs: Iterable[tuple[Tensor, Tensor]]) -> float:
+    """The squared distance of tensors from the weights that they may hold, relative to the sum of both squared norms.
+
+    0 for equal ones, 1 for unrelated ones, up to 2; NaN for nothing but zeros.
+
+    Args:
+        pairs: As for :func:`hold_weights`.
+    """
     distance = size = 0.0
     for tensor, weights in pairs:
         if tensor.is_floating_point():
@@ -45,7 +57,7 @@ def hold_weights(pairs: Iterable[tuple[Tensor, Tensor]]) -> bool:
             theirs = tensor.detach().to(torch.promote_types(tensor.dtype, ours.dtype))
             distance += _squared_norm(theirs - ours)
             size += _squared_norm(theirs) + _squared_norm(ours)
-    return distance < _SAME_WEIGHTS * size  # False for NaN
+    return distance / size if size > 0 else math.nan
 
 
 def follow(follower: Tensor, change: ParameterChange, old: Tensor, new: Tensor) -> Tensor:

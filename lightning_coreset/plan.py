@@ -32,6 +32,8 @@ class ParameterChange:
             quotient of the direction's norms after and before the change as well, so that the weight that both make
             changes as the direction does. Every model that the change is applied to has a quotient of its own.
         norm_dim: The dimension along which a magnitude lies, over which these norms are not taken.
+        follows: For a tensor of a copy that holds values of another tensor, the name of that one: besides being sliced,
+            it changes by as much as that one does (:func:`lightning_coreset.followers.follow`).
     """
 
     name: str
@@ -42,6 +44,7 @@ class ParameterChange:
     factors: Mapping[int, Tensor] = field(default_factory=dict)
     norm_of: str | None = None
     norm_dim: int | None = None
+    follows: str | None = None
 
 
 @dataclass(frozen=True)

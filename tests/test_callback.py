@@ -417,11 +417,11 @@ def test_parameters_and_their_groups_stay_the_same_objects():
         assert state["step"] == 24
 
 
-def test_frozen_layers_stay_frozen():
+def test_frozen_layers_that_are_asked_for_stay_frozen():
     module, watcher = Classifier(), Watcher()
     module.net[0].requires_grad_(False)
     before = module.net[0].weight.clone()
-    callback = Pruning(schedule="one_shot", start=1, method="magnitude")
+    callback = Pruning(schedule="one_shot", start=1, method="magnitude", only=["net.*"])
 
     fit(module, callback, watcher, max_epochs=2)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from lightning_coreset.planning.cost_model import CostModel, ModelCost, Unit, reached
 from lightning_coreset.planning.feasibility import check_reachable, idle_rules, why_nothing_goes
 from lightning_coreset.planning.input_norms import InputNorms, measure_input_norms
-from lightning_coreset.planning.layer_rules import Rule
+from lightning_coreset.planning.layer_rules import Rule, RuleMatcher
 from lightning_coreset.planning.planner import bottom_up_sizes, final_sizes, make_plan, measure
 from lightning_coreset.planning.problem import PruningProblem, is_residual, prunable
 from lightning_coreset.planning.request import Allocation, PruningRatio, Request, check_flags
@@ -19,6 +19,7 @@ __all__ = [
     "PruningRatio",
     "Request",
     "Rule",
+    "RuleMatcher",
     "Unit",
     "bottom_up_sizes",
     "check_flags",

@@ -120,12 +120,18 @@ def idle_rules(model: nn.Module, structure: Structure, request: Request) -> list
     matcher, messages = RuleMatcher(model), []
     rules = {"pruning_ratio": tuple(request.pruning_ratio) if isinstance(request.pruning_ratio, Mapping) else ()}
     for argument, given in (rules | {"only": request.only, "ignore": request.ignore}).items():
-        able = structure.groups if argument == "ignore" else groups
+        # To ignore a copy holds its original.
+        able = [group.with_copies for group in structure.groups] if argument == "ignore" else groups
         for rule in given:
             if any(any(matcher.named([rule], group)) for group in able):
                 continue
             held = {group.name for group in structure.groups if any(matcher.named([rule], group))}
             reasons = [f"{name} {why}" for name, why in skipped.items() if name in held or matcher.means(rule, name)]
+            reasons += [
+                f"{copy.name} is a copy of {copy.original}, whose channels it loses"
+                for copy in structure.untrained.copies
+                if any(matcher.means(rule, name) for name, _ in copy.modules)
+            ]
             if argument == "ignore" and reasons:
                 continue  # it stays, as was asked
             messages.append(

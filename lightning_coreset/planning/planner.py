@@ -13,6 +13,7 @@ from lightning_coreset.layers import GroupView, PlanState
 from lightning_coreset.methods import Method, Selection
 from lightning_coreset.plan import GroupPlan, ParameterChange, PruningPlan
 from lightning_coreset.planning.certificates import Certifier, GroupCertificate
+from lightning_coreset.planning.copies import changes_of_copies
 from lightning_coreset.planning.cost_model import ModelCost, reached
 from lightning_coreset.planning.feasibility import check_feasible
 from lightning_coreset.planning.input_norms import InputNorms
@@ -80,6 +81,7 @@ def make_plan(
         sizes = dict.fromkeys(problem.smallest(), 1) if request.method.chooses_sizes else problem.sizes()
     certifier = None if inputs is None else Certifier(inputs, request.input_radius, request.seed)
     choices, changes = _choose(problem, sizes, certifier, progress)
+    changes = (*changes, *changes_of_copies(changes, structure.untrained.copies, problem.tensors))
     kept = [(choice.group, choice.selection.kept.tolist()) for choice in choices]
     before = problem.cost_model.totals()
     after = problem.cost_model.after(changes, {group.name: len(classes) for group, classes in kept})
@@ -233,7 +235,8 @@ def _changes(
 ) -> tuple[ParameterChange, ...]:
     shapes = {name: tuple(tensors[name].shape) for name in working.changed}
     by_name = {name: ParameterChange(name, shape, shape, {}) for name, shape in shapes.items()}
-    slices = slice_members(tensors, [(choice.group, choice.selection.kept) for choice in choices])
+    own = [(replace(choice.group, copies=()), choice.selection.kept) for choice in choices]
+    slices = slice_members(tensors, own)
     by_name |= {change.name: change for change in slices}
     norms = weight_norms_of(choice.group for choice in choices)
     changes = (_of_direction(working.completed(change), norms, tensors) for change in by_name.values())

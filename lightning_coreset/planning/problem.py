@@ -70,7 +70,9 @@ class PruningProblem:
         widths = {} if original is None else original.widths
         sizes = {group.name: group.size for group in structure.groups}
         settled = sum(sizes.get(name, 1) for name in widths.keys() - {group.name for group in groups})
-        cost_model = CostModel(tensors, groups, structure.macs, settled, structure.product_macs)
+        counted = {name: tensor for name, tensor in tensors.items() if name not in structure.untrained.uncounted}
+        macs = {name: macs for name, macs in structure.macs.items() if name not in structure.untrained.uncounted}
+        cost_model = CostModel(counted, groups, macs, settled, structure.product_macs)
         # A group that is new under its name may be wider than the one that had it.
         allowed = [AllowedSizes.of(group, request, max(widths.get(group.name, 0), group.size)) for group in groups]
         ratios = _ratios(matcher, groups, request.pruning_ratio)
@@ -136,7 +138,7 @@ def _prunable(
     rules = tuple(request.pruning_ratio) if isinstance(request.pruning_ratio, Mapping) else None
     groups, skipped = [], dict(structure.refused)
     for group in structure.groups:
-        ignored = next(matcher.named(request.ignore, group), None)
+        ignored = next(matcher.named(request.ignore, group.with_copies), None)
         if ignored is not None:
             skipped[group.name] = f"is ignored by {format_rule(ignored[0])}"
         elif request.only and not any(matcher.named(request.only, group)):

@@ -18,13 +18,16 @@ from lightning_coreset.structure.registry import register_rule
 from lightning_coreset.structure.rule_kinds import Contraction, Elementwise, Movement, Pinned
 from lightning_coreset.structure.steps import Norm, Step, StepKind
 from lightning_coreset.structure.trace import plain_execution, preserved, preserved_random, set_mode, train_mode
+from lightning_coreset.structure.untrained import NOTHING_UNTRAINED, Copy, Untrained
 
 __all__ = [
+    "NOTHING_UNTRAINED",
     "UNEQUAL_PIECES",
     "ChannelGroup",
     "ChannelLabels",
     "Completion",
     "Contraction",
+    "Copy",
     "Count",
     "Elementwise",
     "Example",
@@ -50,6 +53,7 @@ __all__ = [
     "StepKind",
     "Structure",
     "TensorInfo",
+    "Untrained",
     "WeightNorm",
     "analyse",
     "as_examples",

@@ -19,6 +19,7 @@ from lightning_coreset.structure.propagation import Propagation
 from lightning_coreset.structure.records import ChannelGroup
 from lightning_coreset.structure.trace import OnFailure, raise_or_warn, trace
 from lightning_coreset.structure.union_find import ChannelUnionFind
+from lightning_coreset.structure.untrained import NOTHING_UNTRAINED, Untrained
 
 Heads: TypeAlias = Literal["whole", "within"]
 
@@ -34,12 +35,14 @@ class Structure:
             between activations, as in attention.
         product_macs: How much of ``macs[""]`` goes with the classes of groups in proportion, by the groups' names:
             of one, or of two that a product has along different dimensions.
+        untrained: Which parts of the network nothing trains.
     """
 
     groups: tuple[ChannelGroup, ...]
     refused: Mapping[str, str] = field(repr=False)
     macs: Mapping[str, int] = field(repr=False)
     product_macs: Mapping[tuple[str, ...], float] = field(default_factory=dict, repr=False)
+    untrained: Untrained = field(default=NOTHING_UNTRAINED, repr=False)
 
     def with_groups(self, groups: Sequence[ChannelGroup]) -> Structure:
         """The structure with others in place of groups of the same names, and of those that are merged into them."""
@@ -128,6 +131,7 @@ def analyse(
     *,
     heads: Heads = "whole",
     unequal_pieces: bool = False,
+    untrained: Untrained = NOTHING_UNTRAINED,
     on_failure: OnFailure = raise_or_warn,
 ) -> Structure:
     """``find_groups``, with the reasons of what is refused and the multiply-accumulates of every layer.
@@ -138,6 +142,7 @@ def analyse(
         heads: Whether whole attention heads may go, or dimensions ``"within"`` them.
         unequal_pieces: Whether channels of tensors that are cut into pieces of different sizes are in groups, too. The
             sizes of the pieces have to change with them, so such groups have to be tried.
+        untrained: What of the model nothing trains. Copies lose the channels that their originals lose.
         on_failure: Told of every example that does not run in some of its modes, with what the network raised.
     """
     engine = trace(
@@ -145,8 +150,10 @@ def analyse(
         _read_examples(example),
         within_heads=heads == "within",
         unequal_pieces=unequal_pieces,
+        copies=untrained.copies,
         on_failure=on_failure,
     )
+    engine.records = engine.records.without(engine.mirrored, untrained.uncounted)
     blocks = HeadBlocks.of(engine.head_dimensions, engine.union_find) if engine.head_dimensions else None
     _decide_grids(engine)
     by_label = (engine.pieces, engine.heads, engine.counts, engine.normalized, engine.records.products)
@@ -158,7 +165,9 @@ def analyse(
     samples = engine.records.samples
     macs = {name: count // samples for name, count in engine.records.macs.items()}
     products = {name: count / samples for name, count in classes.product_macs().items()}
-    return Structure(groups, classes.refused(groups), macs, products)
+    reason = "is frozen: nothing trains it (a rule of only that names it prunes it)"
+    frozen = dict.fromkeys([group.name for group in groups if untrained.holds(group)], reason)
+    return Structure(groups, classes.refused(groups), macs, products, untrained).without(frozen)
 
 
 def _read_examples(example: Examples | ExampleInputs) -> tuple[Example, ...]:

@@ -76,7 +76,7 @@ class GroupBuilder:
         found: dict[tuple[str, ...], float] = defaultdict(float)
         for axes, macs in self.engine.records.products:
             parts: dict[tuple[str, ...], float] = {(): float(macs)}
-            for labels in axes:
+            for labels in (axis.labels for axis in axes):
                 group = self.group_of[self.roots[labels]].flatten()
                 shares = zip(*(part.tolist() for part in group.unique(return_counts=True)), strict=True)
                 names = [
@@ -134,6 +134,7 @@ class GroupBuilder:
 
     def _group(self, number: int, size: int, dims: list[Dim], places: ClassPositions) -> ChannelGroup:
         """The group of this number."""
+        dims = [where for where in dims if where[0] not in self.engine.mirrored]
         lengths = {where: len(self.engine.union_find.ranges[where]) for where in sorted(dims, key=self._network_order)}
         condensed = (
             self.union_find is not self.engine.union_find
@@ -157,6 +158,7 @@ class GroupBuilder:
             number in self._normalized,
             tuple(norm for name, norm in self.engine.weight_norms.items() if name in {one.name for one in members}),
             within,
+            tuple(copy for copy in self.engine.copies if any(member.name in copy.copy_of for member in members)),
         )
 
     @cached_property
@@ -175,12 +177,19 @@ class GroupBuilder:
         size = len(members[0].index)
         counts = []
         for (module, name), (labels, length) in named.items():
+            if module in self._copied_modules:
+                continue
             value = read_size(self.engine.modules[module], name) if module in self.engine.modules else None
             if isinstance(value, int) and value == length and labels % size == 0:
                 counts.append(Count(module, name, labels // size))  # as wide as several groups together, maybe
             elif isinstance(value, int) and value and value % size == 0:
                 counts.append(Count(module, name, value // size))
         return tuple(counts)
+
+    @cached_property
+    def _copied_modules(self) -> set[str]:
+        """The modules of copies, which count what their originals do."""
+        return {module for copy in self.engine.copies for module, _ in copy.modules}
 
     def _head_counts(self, path: str) -> tuple[str, ...]:
         """Names of the attributes by which a module may count its heads."""
@@ -253,6 +262,7 @@ class GroupBuilder:
             if (
                 module_spec(self.engine.modules.get(layer, owner)).is_layer
                 and name not in told
+                and name not in self.engine.mirrored
                 and (name, 0) in self.engine.union_find.ranges
             ):
                 refused.setdefault(layer, self._why((name, 0)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -34,8 +34,7 @@ class LayerRecords:
         consumers: Those that read channels.
         paths: Producer, steps, consumer, in the order of execution.
         macs: Multiply-accumulates by the name of the weight, ``""`` for products without one.
-        products: What products without a weight cost, each with the labels that this goes with, such as heads: those of
-            each axis.
+        products: What products without a weight cost, each with the labels that this goes with, such as heads.
         samples: Of how many samples these are.
         multiplied: Labels that a product of two activations sums over: those of queries and keys.
     """
@@ -46,7 +45,7 @@ class LayerRecords:
         self.consumers: dict[tuple[str, int], int] = {}
         self.paths: list[tuple[str, tuple[Step, ...], str]] = []
         self.macs: dict[str, int] = defaultdict(int)
-        self.products: list[tuple[tuple[Tensor, ...], int]] = []
+        self.products: list[tuple[tuple[ChannelLabels, ...], int]] = []
         self.samples = 1
         self.multiplied: list[Tensor] = []
         self._records_paths = self._records_macs = False
@@ -140,7 +139,29 @@ class LayerRecords:
             name = _name(weight, next(iter(weight.channel_labels), None)) or ""
             self.macs[name] += macs
             if not name and axes:
-                self.products.append((tuple(axis.labels for axis in axes), macs))
+                self.products.append((tuple(axes), macs))
+
+    def without(self, copied: Collection[str], uncounted: Collection[str] = ()) -> LayerRecords:
+        """The records without what copies do, which is not theirs to tell.
+
+        Args:
+            copied: Names of the copies' tensors.
+            uncounted: Names of tensors whose products do not count as multiply-accumulates either.
+        """
+        left = LayerRecords()
+        left.layers = {name: record for name, record in self.layers.items() if name not in copied}
+        left.producers = {where: order for where, order in self.producers.items() if where[0] not in copied}
+        left.consumers = {where: order for where, order in self.consumers.items() if where[0] not in copied}
+        left.paths = [(made, steps, read) for made, steps, read in self.paths if not {made, read} & {*copied}]
+        left.multiplied, left.samples = self.multiplied, self.samples
+        left.macs.update({name: macs for name, macs in self.macs.items() if name not in copied})
+        for axes, macs in self.products:
+            makers = {name for axis in axes for name, _ in axis.sources}
+            if makers and all(name in copied or name in uncounted for name in makers):
+                left.macs[""] -= macs
+            else:
+                left.products.append((axes, macs))
+        return left
 
 
 def _name(weight: TensorInfo, axis: ChannelLabels | None) -> str | None:

@@ -74,6 +74,7 @@ def merged(groups: Sequence[ChannelGroup]) -> ChannelGroup | None:
         counts=tuple(dict.fromkeys(count for group in groups for count in group.counts)),
         normalized=any(group.normalized for group in groups),
         weight_norms=tuple(dict.fromkeys(norm for group in groups for norm in group.weight_norms)),
+        copies=tuple(dict.fromkeys(copy for group in groups for copy in group.copies)),
         pairing=Pairing(
             tuple(spans),
             any(one.heads for one in pairings),

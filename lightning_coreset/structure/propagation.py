@@ -27,6 +27,7 @@ from lightning_coreset.structure.records import WeightNorm, layer_of
 from lightning_coreset.structure.statistics import block_statistics, check_statistics, pass_statistics
 from lightning_coreset.structure.steps import Norm, Step, StepKind
 from lightning_coreset.structure.union_find import ChannelUnionFind
+from lightning_coreset.structure.untrained import Copy, mirrored_tensors
 from lightning_coreset.structure.views import SharedMemory
 from lightning_coreset.structure.weak_map import IdentityWeakMap
 
@@ -45,6 +46,8 @@ class Propagation(DispatchMode):
         find_rule: The rule of an operator, ``None`` where it has none.
         unsupported: Parameters that may not change, by qualified name, each with the reason.
         within_heads: See below.
+        unequal_pieces: See below.
+        copies: Copies of parts of the network.
 
     Attributes:
         union_find: Which labels live and die together, and which are blocked.
@@ -61,6 +64,8 @@ class Propagation(DispatchMode):
         pieces: With ``unequal_pieces``, the labels of each piece; classes of different pieces are different groups.
         modules: All modules of the network by qualified name.
         owners: The module that holds each parameter and buffer, or the weight that is made of it.
+        copies: Copies of parts of the network: the same dimensions of copy and original live and die together.
+        mirrored: The tensors of copies, each with the name of the one that it mirrors.
     """
 
     supports_higher_order_operators = True
@@ -73,6 +78,7 @@ class Propagation(DispatchMode):
         *,
         within_heads: bool = False,
         unequal_pieces: bool = False,
+        copies: Sequence[Copy] = (),
     ) -> None:
         super().__init__()
         self.union_find = ChannelUnionFind(within_heads=within_heads)
@@ -91,6 +97,8 @@ class Propagation(DispatchMode):
         self.pieces: list[Tensor] = []
         self.modules = dict(model.named_modules())
         self.owners: dict[str, nn.Module] = {}
+        self.copies = tuple(copies)
+        self.mirrored = mirrored_tensors(copies)
         self._find_rule = find_rule
         self._unsupported = unsupported
         self._known: IdentityWeakMap[TensorInfo] = IdentityWeakMap()
@@ -108,6 +116,19 @@ class Propagation(DispatchMode):
         for (name, _), labels in self.union_find.ranges.items():
             if name in self._unsupported:
                 self.union_find.block(torch.arange(labels.start, labels.stop), self._unsupported[name])
+        self._unite_copies(own)
+
+    def _unite_copies(self, own: Mapping[str, Tensor]) -> None:
+        """Whatever holds the channels of a copy holds its original's, and the other way round."""
+        info = {name: self.info(tensor) for name, tensor in own.items() if name in self.owners}
+        for name, original in self.mirrored.items():
+            if name in info and original in info:
+                axes = zip(info[name].channel_labels, info[original].channel_labels, strict=True)
+                for axis, other in axes:
+                    self.union_find.unite(other.labels, axis.labels, "")
+        for copy in self.copies:
+            for tensor in (own[name] for name in copy.misfits if name in own):
+                self.block(tensor, f"differs in shape between {copy.original or 'the module'} and its copy {copy.name}")
 
     def _own_tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Parameters and buffers with values, module by module; a module that stands in two places only once."""
@@ -243,7 +264,10 @@ class Propagation(DispatchMode):
     def _follow(self, call: OpCall) -> None:
         if call.inplace and call.name != "copy":  # whose rule looks at what it writes into
             self._note_write(call)
+        copies = {tensor: info for tensor in call.written if (info := self.info(tensor)).direct in self.mirrored}
         self._apply_rule(call)
+        for tensor, info in copies.items():
+            self._known[tensor] = info  # an update of a copy: it is the same layer with other values
         if call.function.is_view:
             self._shared_memory.add((*call.tensors, *call.results))
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_coreset.structure.steps import Norm, Step
+from lightning_coreset.structure.untrained import Copy
 
 Role = Literal["producer", "consumer", "channelwise"]
 
@@ -219,6 +220,7 @@ class ChannelGroup:
             are those of the channels that stay.
         weight_norms: How the weights are made that are no parameters themselves, by ``weight_norm``.
         pairing: Where classes are put together of parts, as of dimensions within attention heads, how; else ``None``.
+        copies: Copies of parts of the network that lose the same channels. What they have is not among the members.
     """
 
     name: str
@@ -228,6 +230,35 @@ class ChannelGroup:
     normalized: bool = False
     weight_norms: tuple[WeightNorm, ...] = ()
     pairing: Pairing | None = None
+    copies: tuple[Copy, ...] = field(default=(), repr=False)
+
+    @cached_property
+    def with_copies(self) -> ChannelGroup:
+        """The group with all that copies have of it as members, numbers and weights of its own."""
+        members, spans, queries = list(self.members), [], []
+        own = self.pairing.spans if self.pairing is not None else [(0, 1)] * len(members)
+        for copy in self.copies:
+            for member, span in zip(self.members, own, strict=True):
+                if member.name in copy.copy_of:
+                    members.append(replace(member, name=copy.copy_of[member.name]))
+                    spans.append(span)
+            for name, dim, positions in self.pairing.queries if self.pairing is not None else ():
+                if name in copy.copy_of:
+                    queries.append((copy.copy_of[name], dim, positions))
+        if self.pairing is None:
+            pairing = None
+        else:
+            pairing = replace(
+                self.pairing, spans=(*self.pairing.spans, *spans), queries=(*self.pairing.queries, *queries)
+            )
+        return replace(
+            self,
+            members=tuple(members),
+            counts=(*self.counts, *(count for copy in self.copies for count in _counts_of(copy, self.counts))),
+            weight_norms=(*self.weight_norms, *(norm for copy in self.copies for norm in _norms_of(copy, self))),
+            pairing=pairing,
+            copies=(),
+        )
 
     @property
     def size(self) -> int:
@@ -253,3 +284,17 @@ class ChannelGroup:
     def member_at(self, name: str | None, dim: int | None) -> Member | None:
         """The member on one dimension of a tensor, if the group lies there."""
         return next((member for member in self.members if member.name == name and member.dim == dim), None)
+
+
+def _counts_of(copy: Copy, counts: Iterable[Count]) -> list[Count]:
+    return [replace(count, module=copy.copy_of[count.module]) for count in counts if count.module in copy.copy_of]
+
+
+def _norms_of(copy: Copy, group: ChannelGroup) -> list[WeightNorm]:
+    return [
+        WeightNorm(weight, copy.copy_of[norm.magnitude], copy.copy_of[norm.direction], norm.dim)
+        for norm in group.weight_norms
+        if norm.magnitude in copy.copy_of
+        and norm.direction in copy.copy_of
+        and (weight := copy.renamed(norm.weight)) is not None
+    ]

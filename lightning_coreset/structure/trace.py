@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, TypeAlias
 
@@ -23,6 +23,7 @@ from lightning_coreset.structure.example import BOTH_MODES, Example, Examples, R
 from lightning_coreset.structure.propagation import Propagation
 from lightning_coreset.structure.registry import find_rule
 from lightning_coreset.structure.unsupported import unsupported_parameters
+from lightning_coreset.structure.untrained import Copy
 from lightning_coreset.structure.weight_norms import FollowedWeightNorms
 
 OnFailure: TypeAlias = Callable[[Example, Mapping[RunMode, Exception]], None]
@@ -49,6 +50,7 @@ def trace(
     *,
     within_heads: bool = False,
     unequal_pieces: bool = False,
+    copies: Sequence[Copy] = (),
     on_failure: OnFailure = raise_or_warn,
 ) -> Propagation:
     """Follow examples through ``model``, each first as in evaluation, then as in training.
@@ -62,6 +64,7 @@ def trace(
         examples: How the network is run; what that returns counts as its output.
         within_heads: Whether dimensions within attention heads may go, instead of whole heads.
         unequal_pieces: Whether pieces of different sizes may lose positions, each its own.
+        copies: Copies of parts of the network, which lose the same channels as their originals.
         on_failure: Told of every example that does not run in some of its modes, with what the network raised.
 
     Raises:
@@ -79,6 +82,7 @@ def trace(
             unsupported_parameters(model),
             within_heads=within_heads,
             unequal_pieces=unequal_pieces,
+            copies=copies,
         )
         stack.enter_context(_WatchedAttention(engine))
         stack.enter_context(_watched_inputs(model, engine))

@@ -27,9 +27,12 @@ def slice_members(
 ) -> tuple[ParameterChange, ...]:
     """The slices that keep only some classes of each group, with the factors that go with them; reads shapes only.
 
+    Copies of the groups' layers are sliced as well.
+
     Raises:
         ValueError: If a member does not fit the tensor of its name.
     """
+    kept = [(group.with_copies, classes) for group, classes in kept]
     stays: dict[str, dict[int, Tensor]] = {}
     factors: dict[str, dict[int, Tensor]] = {}
     for group, classes in kept:
@@ -142,7 +145,7 @@ def scale_counts(model: nn.Module, kept: Sequence[tuple[ChannelGroup, Collection
     old: dict[tuple[str, str], int] = {}
     removed: dict[tuple[str, str], int] = {}
     for group, classes in kept:
-        for count in group.counts:
+        for count in group.with_copies.counts:
             where = (count.module, count.name)
             old[where] = _read_count(model, count)
             removed[where] = removed.get(where, 0) + count.per_class * (group.size - len(classes))

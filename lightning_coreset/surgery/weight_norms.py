@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from lightning_coreset.followers import follow
 from lightning_coreset.indexing import index_dims
 from lightning_coreset.plan import ParameterChange
 from lightning_coreset.surgery.slicing import new_value
@@ -31,9 +32,14 @@ def made_weights(tensors: Mapping[str, Tensor], norms: Iterable[WeightNorm]) -> 
 
 
 def new_values(changes: Sequence[ParameterChange], tensors: Mapping[str, Tensor]) -> list[Tensor]:
-    """The tensors after changes, in new memory; magnitudes follow the norms of their directions."""
-    values = {change.name: new_value(change, tensors[change.name]) for change in changes}
+    """The tensors after changes, in new memory.
+
+    Magnitudes follow the norms of their directions, and tensors of copies follow what they are copies of.
+    """
     by_name = {change.name: change for change in changes}
+    values = {
+        change.name: new_value(change, tensors[change.name]) for change in changes if change.follows not in by_name
+    }
     for change in changes:
         direction = change.norm_of
         if direction in by_name:
@@ -45,6 +51,10 @@ def new_values(changes: Sequence[ParameterChange], tensors: Mapping[str, Tensor]
             values[change.name].copy_(values[change.name] * ratio)
             # A direction of nothing but zeros has no norm to be divided by; its magnitude is zero now.
             new.masked_fill_(after == 0, 1.0)
+    for change in changes:
+        if change.follows in by_name:
+            original = by_name[change.follows]
+            values[change.name] = follow(tensors[change.name], original, tensors[original.name], values[original.name])
     return [values[change.name] for change in changes]
 
 

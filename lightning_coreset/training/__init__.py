@@ -18,8 +18,11 @@ from lightning_coreset.training.recalibration import Recalibration
 from lightning_coreset.training.report import EventRecord, History, Reporter, last_step, logged_step, settings, summary
 from lightning_coreset.training.requirements import check_package, check_strategy
 from lightning_coreset.training.timeline import Timeline
+from lightning_coreset.training.untrained_finder import UntrainedFinder
+from lightning_coreset.training.untrained_parts import Copies, UntrainedParts
 
 __all__ = [
+    "Copies",
     "DryRun",
     "EventPlanner",
     "EventRecord",
@@ -35,6 +38,8 @@ __all__ = [
     "Recalibration",
     "Reporter",
     "Timeline",
+    "UntrainedFinder",
+    "UntrainedParts",
     "average_again",
     "averaged_copies",
     "check_package",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal, TypeAlias, get_args
 
 import lightning.pytorch as pl
@@ -21,11 +22,12 @@ from lightning_coreset.planning import (
     measure_input_norms,
     prunable,
 )
-from lightning_coreset.structure import ChannelGroup, Completion, Structure, analyse
+from lightning_coreset.structure import NOTHING_UNTRAINED, ChannelGroup, Completion, Structure, analyse
 from lightning_coreset.training.example import ExampleSource
 from lightning_coreset.training.progress import Progress
 from lightning_coreset.training.requirements import check_not_captured
 from lightning_coreset.training.strategies import from_rank_zero, run_on_all_ranks
+from lightning_coreset.training.untrained_finder import UntrainedFinder
 from lightning_coreset.verification import describe_failures, tried_groups, with_unproven
 
 Order: TypeAlias = Literal["together", "bottom_up"]
@@ -42,6 +44,7 @@ class EventPlanner:
         check: Whether to test all groups on a copy first.
         certify: Whether to compute certificates.
         change_attributes: Whether that test may complete groups by numbers that modules remember.
+        untrained: Finds what of the module nothing trains.
 
     Raises:
         ValueError: If ``order`` is none of these.
@@ -55,6 +58,7 @@ class EventPlanner:
         check: bool,
         certify: bool,
         change_attributes: bool = True,
+        untrained: UntrainedFinder | None = None,
     ) -> None:
         if order not in get_args(Order):
             raise ValueError(f"Expected order to be 'together' or 'bottom_up' but got {order!r}.")
@@ -64,6 +68,7 @@ class EventPlanner:
         self.check = check
         self.certify = certify
         self.change_attributes = change_attributes
+        self.untrained = untrained or UntrainedFinder()
 
     def begin(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, progress: Progress
@@ -76,6 +81,7 @@ class EventPlanner:
         Raises:
             ValueError: If nothing can be pruned, or not as much as is requested in the end.
         """
+        self._look_for_untrained(trainer, pl_module, progress)
         structure = run_on_all_ranks(trainer, lambda: self.structure(trainer, pl_module, progress))
         if progress.original is None:
             if self.check:
@@ -83,18 +89,33 @@ class EventPlanner:
                 # The same on every rank, though an example of another rank might show something else.
                 progress.completions, progress.unsound = from_rank_zero(trainer, lambda: tried)
                 structure = run_on_all_ranks(trainer, lambda: self.structure(trainer, pl_module, progress))
+            if progress.untrained is not None and progress.untrained.frozen:  # now it is known what of it counts
+                progress.untrained = progress.untrained.counting(pl_module, structure.groups)
+                structure = run_on_all_ranks(trainer, lambda: self.structure(trainer, pl_module, progress))
+            self.untrained.report(pl_module, progress.untrained)
             targets = from_rank_zero(trainer, lambda: self._targets(pl_module, structure))
             progress.original, progress.final_sizes = targets
         return progress.original, prunable(pl_module, structure, self.request)[0]
+
+    def _look_for_untrained(self, trainer: pl.Trainer, pl_module: pl.LightningModule, progress: Progress) -> None:
+        """Find out what of the module nothing trains: anew as long as nothing is pruned, for values show more later."""
+        if not progress.plans:
+            found = from_rank_zero(trainer, lambda: self.untrained.find(trainer, pl_module, self.request.only))
+            if progress.untrained is None or not progress.untrained.same_parts(found):
+                progress.untrained = found
+                progress.original, progress.completions, progress.unsound = None, {}, {}
 
     def structure(self, trainer: pl.Trainer, pl_module: pl.LightningModule, progress: Progress) -> Structure:
         """The structure of the model as it is now, as the self-check left it: completed, without groups that failed."""
         check_not_captured(pl_module)
         with self.source.examples(trainer, pl_module) as examples:
-            structure = analyse(pl_module, examples, heads=self.request.heads)
+            untrained = NOTHING_UNTRAINED if progress.untrained is None else progress.untrained.of(pl_module)
+            structure = analyse(pl_module, examples, heads=self.request.heads, untrained=untrained)
             uncertain = progress.completions.keys() - {group.name for group in structure.groups}
             if uncertain:  # that the self-check accepted
-                pieces = analyse(pl_module, examples, heads=self.request.heads, unequal_pieces=True)
+                pieces = analyse(
+                    pl_module, examples, heads=self.request.heads, unequal_pieces=True, untrained=untrained
+                )
                 structure = structure.joined(pieces, uncertain)
         names = {group.name for group in structure.groups}
         return structure.completed(progress.completions).without(
@@ -121,6 +142,10 @@ class EventPlanner:
         Returns:
             The plan; ``None`` if there is nothing left to prune.
         """
+        if progress.untrained is not None:
+            known = progress.untrained
+            made = from_rank_zero(trainer, lambda: self.untrained.made_since(trainer, pl_module, known))
+            progress.untrained = replace(known, copies=made)
         # On every rank, since the module's own step may wait for the other ranks.
         structure = run_on_all_ranks(trainer, lambda: self.structure(trainer, pl_module, progress))
         inputs = run_on_all_ranks(trainer, lambda: self._layer_inputs(trainer, pl_module)) if self.certify else None

@@ -12,6 +12,7 @@ from lightning_coreset.planning import ModelCost
 from lightning_coreset.structure import Completion, Count
 from lightning_coreset.training.event_archive import EventArchive, plan_from_dict, record_from_dict
 from lightning_coreset.training.report import History
+from lightning_coreset.training.untrained_parts import UntrainedParts
 
 
 @dataclass
@@ -25,6 +26,7 @@ class Progress:
         final_sizes: With ``order="bottom_up"``, the number of classes that every group will be left with.
         unsound: Groups that failed the self-check, each with the reason.
         completions: By group name, what the self-check found out about groups, such as numbers that change with them.
+        untrained: What of the module nothing trains; ``None`` until it is known.
         history: The record of every event in plain numbers.
         archive: Plans and records once more, as checkpoints hold them.
     """
@@ -35,6 +37,7 @@ class Progress:
     final_sizes: dict[str, int] = field(default_factory=dict)
     unsound: dict[str, str] = field(default_factory=dict)
     completions: dict[str, Completion] = field(default_factory=dict)
+    untrained: UntrainedParts | None = None
     history: History = field(default_factory=History)
     archive: EventArchive = field(default_factory=EventArchive)
 
@@ -90,6 +93,7 @@ class Progress:
                 for text, record in zip(self.archive.texts, self.history, strict=True)
             ],
             **({"completions": completions} if completions else {}),
+            **({} if self.untrained is None else {"untrained": self.untrained.to_dict()}),
         }
 
     @classmethod
@@ -110,6 +114,7 @@ class Progress:
             final_sizes=_read(plain, "final_sizes", dict[str, int]),
             unsound=_read(plain, "unsound", dict[str, str]),
             completions={name: _completion(one) for name, one in completions.items()},
+            untrained=from_plain(UntrainedParts, plain["untrained"]) if "untrained" in plain else None,
             history=history,
             archive=archive,
         )

@@ -64,9 +64,15 @@ class PruningRun:
         self._events = self.timeline.events(trainer)
         self._find_next_event()
 
-    def begin(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Check the model once in a fit, as soon as there is an example to run it on."""
-        if not self._has_begun:
+    def begin(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *, event: bool = False) -> None:
+        """Check the model once in a fit, as soon as there is an example to run it on.
+
+        Args:
+            trainer: The Trainer.
+            pl_module: Its module.
+            event: Whether an event is about to happen. Before the first one, the module is looked at once more.
+        """
+        if not self._has_begun or (event and not self.progress.plans):
             self.planner.begin(trainer, pl_module, self.progress)
             self._has_begun = True
 
@@ -83,7 +89,7 @@ class PruningRun:
             return
         due = {time: ratio for time, ratio in self.progress.open_events(self._events).items() if time <= now}
         if due:
-            self.begin(trainer, pl_module)
+            self.begin(trainer, pl_module, event=True)
             self._prune(trainer, pl_module, due, on_prune)
         self._find_next_event()
 

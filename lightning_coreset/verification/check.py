@@ -53,7 +53,7 @@ def with_unproven(model: nn.Module, structure: Structure, examples: Examples, *,
     """
     if not any(UNEQUAL_PIECES in reason for reason in structure.refused.values()):
         return structure
-    return structure.joined(analyse(model, examples, heads=heads, unequal_pieces=True))
+    return structure.joined(analyse(model, examples, heads=heads, unequal_pieces=True, untrained=structure.untrained))
 
 
 def describe_failures(failures: Mapping[str, str]) -> str:

@@ -146,7 +146,7 @@ class Trial:
 
         With the consumers at zero, no output may notice what their producers compute.
         """
-        groups = [_paired_at_random(group) for group in groups]
+        groups = [_paired_at_random(group).with_copies for group in groups]
         removed = removed_classes(groups)
         model = duplicate(self.model)
         expected, disturbed = self._reference(model, groups, removed)

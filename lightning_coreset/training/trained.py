@@ -1,0 +1,107 @@
+"""Which parameters of a module are trained."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import BaseFinetuning
+from torch import nn
+
+from lightning_coreset.module_specs import is_size
+from lightning_coreset.optimizers import innermost_first
+
+
+def trained_parameters(pl_module: nn.Module, optimizers: Iterable[Any], callbacks: Iterable[Any]) -> set[int]:
+    """The parameters that optimizers train, or will, by id.
+
+    Those with ``requires_grad`` in any optimizer; all of an optimizer whose parameters are all frozen just now, as a
+    GAN's discriminator is while the generator steps; and what a finetuning callback has frozen until later. Without any
+    optimizer all with ``requires_grad`` count: the user steps by hand.
+
+    Args:
+        pl_module: The module.
+        optimizers: The Trainer's.
+        callbacks: The Trainer's.
+    """
+    trained: set[int] = set()
+    known = False
+    for optimizer in optimizers:
+        known = True
+        layers = innermost_first(optimizer)
+        parameters = [one for layer in layers for group in layer.param_groups for one in group["params"]]
+        active = [one for one in parameters if one.requires_grad]
+        trained |= {id(one) for one in active or parameters}
+    if not known:
+        trained = {id(one) for one in pl_module.parameters() if one.requires_grad}
+    for callback in callbacks:
+        if isinstance(callback, BaseFinetuning) and isinstance(pl_module, pl.LightningModule):
+            trained |= _frozen_by(callback, pl_module)
+    return trained
+
+
+def without_gradients(optimizers: Iterable[Any]) -> set[int]:
+    """The parameters, by id, that optimizers have, but never step: others have a gradient or a state by now.
+
+    An average of a part of the module is of this kind, if ``configure_optimizers`` passes all parameters of the module.
+    """
+    idle: set[int] = set()
+    for optimizer in optimizers:
+        for layer in innermost_first(optimizer):
+            parameters = [one for group in layer.param_groups for one in group["params"]]
+            stepped = [one for one in parameters if one.grad is not None or one in layer.state]
+            if stepped:
+                idle |= {id(one) for one in parameters} - {id(one) for one in stepped}
+    return idle
+
+
+def _frozen_by(callback: BaseFinetuning, pl_module: pl.LightningModule) -> set[int]:
+    """What a finetuning callback freezes before training: told by letting it do so once more."""
+    parameters = list(pl_module.parameters())
+    with _flags_kept(pl_module):
+        for parameter in parameters:
+            parameter.requires_grad_(parameter.is_floating_point() or parameter.is_complex())
+        try:
+            callback.freeze_before_training(pl_module)
+        except Exception:  # of a user's subclass: then nothing of what is frozen is known to stay so
+            return {id(one) for one in parameters}
+        return {id(one) for one in parameters if not one.requires_grad}
+
+
+@contextmanager
+def _flags_kept(module: nn.Module) -> Iterator[None]:
+    """Restore ``requires_grad`` and the flags and numbers of modules: to freeze a BatchNorm sets some."""
+    gradients = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
+    flags = [
+        (one, {name: value for name, value in vars(one).items() if is_size(value) or isinstance(value, (bool, float))})
+        for one in module.modules()
+    ]
+    try:
+        yield
+    finally:
+        for parameter, flag in gradients:
+            parameter.requires_grad_(flag)
+        for one, values in flags:
+            vars(one).update(values)
+
+
+def untrained_modules(module: nn.Module, trained: Collection[int]) -> list[str]:
+    """The largest submodules with parameters none of which is trained, by name, in the order of the module."""
+    found: list[str] = []
+    seen: set[nn.Module] = set()
+
+    def visit(name: str, one: nn.Module) -> None:
+        if one in seen:
+            return
+        seen.add(one)
+        own = [id(parameter) for parameter in one.parameters()]
+        if own and name and not any(number in trained for number in own):
+            found.append(name)
+            return
+        for child, inner in one.named_children():
+            visit(f"{name}.{child}" if name else child, inner)
+
+    visit("", module)
+    return found
