@@ -296,6 +296,16 @@ def view_base(tensor: Tensor) -> Tensor | None:
     return getattr(tensor, "_base", None)
 
 
+def without_transforms(tensor: Tensor) -> Tensor:
+    """The tensor that the transforms of ``torch.func`` have wrapped; itself where none has, or that cannot be seen."""
+    functions = getattr(torch._C, "_functorch", None)
+    wrapped = getattr(functions, "is_functorch_wrapped_tensor", None)
+    inner = getattr(functions, "get_unwrapped", None)
+    while wrapped is not None and inner is not None and wrapped(tensor):
+        tensor = inner(tensor)
+    return tensor
+
+
 def schema_of(operator: Any) -> Any:
     """The schema of an operator (``OpOverload``): its name and its arguments.
 
@@ -319,6 +329,11 @@ def in_backward() -> bool:
         if frame.f_code.co_name in functions.get(frame.f_globals.get("__name__", ""), ()):
             return True
     return False
+
+
+def in_forward_mode() -> bool:
+    """Whether derivatives are computed in forward mode, as in a ``dual_level``."""
+    return getattr(torch.autograd.forward_ad, "_current_level", 0) >= 0
 
 
 def _children(tree: Any) -> list[Any] | None:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lightning_coreset._compat import without_transforms
 from lightning_coreset.module_specs import module_spec, sizing_tensor
-from lightning_coreset.structure import Example, plain_execution, preserved, set_mode
+from lightning_coreset.structure import Example, plain_execution, preserved, run_with_derivatives, set_mode
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def measure_input_norms(model: nn.Module, example: Example) -> InputNorms:
     try:
         with preserved(model), plain_execution():
             set_mode(model, example.modes[0])
-            example.run(model, example.inputs)
+            run_with_derivatives(model, example)
     finally:
         for handle in handles:
             handle.remove()
@@ -72,14 +73,17 @@ class _Watch:
         name = self.names.get(id(_weight(module)))
         if name is None or not isinstance(inputs, Tensor):
             return
+        plain = without_transforms(inputs)
         if self._origin is None:
-            self._origin = inputs.untyped_storage()
+            self._origin = plain.untyped_storage()
         # Views, such as a Flatten's, share the storage.
-        own = inputs.untyped_storage().data_ptr() == self._origin.data_ptr()
+        own = plain.untyped_storage().data_ptr() == self._origin.data_ptr()
         (self.repeated if name in self.seen else self.seen).add(name)
         (self.first if own else self.deep).add(name)
         if inputs.is_floating_point() and inputs.numel() > 0 and module_spec(module).reads != "indices":
-            radius = float(_squares(module, inputs.detach().double()).clamp_min(0).amax().sqrt())
+            # In a transform of torch.func, rows lie in an unknown way: the norm of all together is no smaller.
+            squares = _squares(module, inputs.detach().double()) if plain is inputs else plain.double().square().sum()
+            radius = float(squares.detach().clamp_min(0).amax().sqrt())
             self.radii[name] = max(self.radii.get(name, 0.0), radius)
 
 

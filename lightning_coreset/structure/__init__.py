@@ -6,6 +6,7 @@ from lightning_coreset._registration import Registration
 from lightning_coreset.module_specs import ModuleSpec, module_spec, register_module
 from lightning_coreset.structure.activations import register_activation
 from lightning_coreset.structure.completion import Completion
+from lightning_coreset.structure.derivatives import StandInDerivatives, run_with_derivatives
 from lightning_coreset.structure.example import Example, ExampleInputs, Examples, RunMode, as_examples, output_tensors
 from lightning_coreset.structure.find import Heads, Structure, analyse, find_groups
 from lightning_coreset.structure.labels import ChannelLabels, Statistic, TensorInfo
@@ -48,6 +49,7 @@ __all__ = [
     "Role",
     "Rule",
     "RunMode",
+    "StandInDerivatives",
     "Statistic",
     "Step",
     "StepKind",
@@ -68,6 +70,7 @@ __all__ = [
     "register_activation",
     "register_module",
     "register_rule",
+    "run_with_derivatives",
     "set_mode",
     "single_dimensions",
     "train_mode",

@@ -90,6 +90,8 @@ class TensorInfo:
         direct: The parameter whose values it holds unchanged, however moved, if it does.
         producer_paths: For every producer that reaches it, the steps since.
         statistics: The statistics over channels that its values are made of.
+        update: Whether it is made of derivatives with respect to parameters: a parameter that it is added to still
+            counts as this parameter, as in the inner loop of meta-learning.
     """
 
     channel_labels: tuple[ChannelLabels, ...] = ()
@@ -97,6 +99,7 @@ class TensorInfo:
     direct: str | None = None
     producer_paths: dict[str, tuple[Step, ...]] = field(default_factory=dict)
     statistics: tuple[Statistic, ...] = ()
+    update: bool = False
 
     def with_channel_labels(self, axes: tuple[ChannelLabels, ...]) -> TensorInfo:
         """The same with other labels."""

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_coreset._compat import DispatchMode, tree_map
+from lightning_coreset._compat import DispatchMode, tree_map, without_transforms
 from lightning_coreset.structure.head_dimensions import Queries
 from lightning_coreset.structure.labels import (
     UNLABELLED,
@@ -212,6 +212,14 @@ class Propagation(DispatchMode):
                 merged[producer] = known if known == steps else (*known, Step(StepKind.MIXED))
         return merged if step is None else {producer: (*steps, step) for producer, steps in merged.items()}
 
+    def note_derivative(self, derivative: Tensor, source: Tensor) -> None:
+        """Say of what stands for a derivative that it is one with respect to ``source``; it has its labels already."""
+        result, source = without_transforms(derivative), without_transforms(source)
+        own, known = self.info(source), self.info(result)
+        update = own.constant and result.shape == source.shape
+        paths = {} if update else self.producer_paths([source], Step(StepKind.DERIVATIVE))
+        self._known[result] = replace(known, constant=update, direct=None, producer_paths=paths, update=update)
+
     # ---- what is known of layers
 
     def record_layer(
@@ -262,7 +270,8 @@ class Propagation(DispatchMode):
         return result
 
     def _follow(self, call: OpCall) -> None:
-        if call.inplace and call.name != "copy":  # whose rule looks at what it writes into
+        # The rule of a copy looks at what it writes into itself; another shape leaves the values as they are.
+        if call.inplace and call.name != "copy" and torch.Tag.inplace_view not in call.function.tags:
             self._note_write(call)
         copies = {tensor: info for tensor in call.written if (info := self.info(tensor)).direct in self.mirrored}
         self._apply_rule(call)

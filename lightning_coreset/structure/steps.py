@@ -36,6 +36,8 @@ class StepKind(str, Enum):
     """Channels times the gate of other channels."""
     DERIVED_WEIGHT = "derived weight"
     """A layer whose weight is computed of parameters, or whose product is scaled."""
+    DERIVATIVE = "derivative"
+    """The network differentiates something with respect to the channels."""
     WRITTEN = "a write in place"
     """The values were changed through another view of the same memory."""
 

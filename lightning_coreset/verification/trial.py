@@ -15,6 +15,7 @@ from lightning_coreset.structure import (
     Example,
     Examples,
     RunMode,
+    StandInDerivatives,
     as_examples,
     output_tensors,
     paired,
@@ -150,6 +151,8 @@ class Trial:
         removed = removed_classes(groups)
         model = duplicate(self.model)
         expected, disturbed = self._reference(model, groups, removed)
+        if expected and not any(bool(tensor.isfinite().any()) for tensor in expected):
+            return "no output is a finite number, so that nothing can be compared"
         leak = self._difference(disturbed, expected)
         if leak is not None:
             return f"its channels reach further than its consumers ({leak})"
@@ -207,7 +210,7 @@ class Trial:
             set_mode(model, run.mode)
             in_training = [Expectations()] if run.mode == "training" else []
             with preserved_random(model), plain_execution(), torch.set_grad_enabled(gradients), ExitStack() as stack:
-                for mode in (*in_training, *modes):
+                for mode in (*in_training, *modes, StandInDerivatives()):
                     stack.enter_context(mode)
                 seed_everything(model)
                 found = run.example.run(model, run.example.inputs)
@@ -215,6 +218,7 @@ class Trial:
         model.eval()
         return outputs
 
+    @torch.no_grad()  # a network may have enabled gradients for its own derivatives
     def _difference(self, found: Sequence[Tensor], expected: Sequence[Tensor]) -> str | None:
         if [tensor.shape for tensor in found] != [tensor.shape for tensor in expected]:
             return "outputs of another shape"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -59,9 +60,23 @@ def follow_elementwise(propagation: Propagation, call: OpCall, step: Step | None
         constant=all(propagation.info(tensor).constant for tensor in operands if tensor.dim() > 0),
         producer_paths=propagation.producer_paths(operands, step),
     )
+    info = _updated(propagation, call, info)
     for result in call.results:
         if result.shape == out.shape:
             propagation.set_info(result, info)
+
+
+def _updated(propagation: Propagation, call: OpCall, info: TensorInfo) -> TensorInfo:
+    """A parameter and an update of it are this parameter still; what is made of updates alone is one."""
+    infos = [propagation.info(tensor) for tensor in call.tensors if tensor.dim() > 0]
+    others = [one for one in infos if not one.update]
+    if not info.constant or len(others) == len(infos):
+        return info
+    if not others:
+        return replace(info, update=True, producer_paths={})
+    if call.name not in ("add", "sub", "rsub", "addcmul", "addcdiv") or len(others) > 1 or others[0].direct is None:
+        return info
+    return replace(info, direct=others[0].direct, producer_paths={})
 
 
 def _dims(axes: Iterable[ChannelLabels]) -> set[tuple[int, ...]]:

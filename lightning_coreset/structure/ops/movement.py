@@ -46,6 +46,8 @@ def _moved(call: OpCall, axis: ChannelLabels, source: Tensor) -> list[ChannelLab
     if call.name == "expand":
         new = (1,) * (call.results[0].dim() - source.dim())
         return [axis.moved(axis.labels.reshape(new + axis.labels.shape)) if new else axis]
+    if call.inplace and call.name == "squeeze" and call.arguments.get("dim") is not None:
+        return [axis.moved(axis.labels.squeeze(call.arguments["dim"]))]
     if call.inplace:
         raise NotImplementedError("in place")
     return [axis.with_labels(labels) for labels in move_labels(call.function, axis.labels.expand(source.shape), call)]

@@ -12,7 +12,13 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from torchmetrics import Metric, MetricCollection
 
-from lightning_coreset._compat import in_backward, is_compiled_in_place, is_torch_loss, without_compile_wrapper
+from lightning_coreset._compat import (
+    in_backward,
+    is_compiled_in_place,
+    is_torch_loss,
+    without_compile_wrapper,
+    without_transforms,
+)
 from lightning_coreset.nested import map_tensors, tensors_by_path
 
 
@@ -59,6 +65,7 @@ class ForwardRecorder:
       parameters (``Softmax``, ``Flatten``, augmentations) may be between two networks;
     - calls that raise or return ``None``;
     - calls in the backward pass, where activation checkpointing calls parts of networks again;
+    - calls on what a transform of ``torch.func`` has wrapped, which has no values outside of the transform;
     - calls inside code compiled by ``torch.compile``; ``torch.compile(module)`` itself is recorded, but not what is
       compiled in place (``module.compile()``).
 
@@ -126,7 +133,11 @@ class ForwardRecorder:
         if in_backward() or _is_redirected(module):
             return
         call = _Running(module, None)
-        if not self._running and not isinstance(module, Metric | MetricCollection):
+        if (
+            not self._running
+            and not isinstance(module, Metric | MetricCollection)
+            and not _is_transformed(args, kwargs)
+        ):
             call.name, call.args, call.kwargs = name, _detached(args), _detached(kwargs)
             if self._copy_inputs:
                 call.before = map_tensors(torch.clone, (call.args, call.kwargs))
@@ -183,6 +194,10 @@ def _called_from_python(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 def _is_redirected(module: nn.Module) -> bool:
     """Whether ``forward`` is replaced by a step, as Lightning does while it calls DDP's wrapper."""
     return getattr(module.__dict__.get("forward"), "__name__", None) == "wrapped_forward"
+
+
+def _is_transformed(*trees: Any) -> bool:
+    return any(without_transforms(tensor) is not tensor for tensor in tensors_by_path(trees).values())
 
 
 def _is_loss(module: nn.Module, output: Any) -> bool:
