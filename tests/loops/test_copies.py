@@ -17,6 +17,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from lightning_coreset import CoresetPruningCallback
 from lightning_coreset.plan import PruningPlan
+from lightning_coreset.structure import Copy, Untrained, analyse
 
 Pruning = partial(
     CoresetPruningCallback, pruning_ratio=0.4, schedule="one_shot", start=1, end=1, verbose=False, eval_batches=0
@@ -407,3 +408,70 @@ def test_a_run_with_a_copy_resumes_as_it_was(tmp_path):
 
     assert_same(second.state_dict(), whole.state_dict())
     assert resumed._run.progress.untrained.copies == {"target": "online"}
+
+
+# ---- updated in the step
+
+
+def _foreach(targets: list[Tensor], online: list[Tensor]) -> None:
+    torch._foreach_mul_(targets, 0.9)
+    torch._foreach_add_(targets, online, alpha=0.1)
+
+
+def _foreach_difference(targets: list[Tensor], online: list[Tensor]) -> None:
+    torch._foreach_add_(targets, torch._foreach_mul(torch._foreach_sub(online, targets), torch.tensor(0.1)))
+
+
+def _each(update: Callable[[Tensor, Tensor], Any]) -> Callable[[list[Tensor], list[Tensor]], None]:
+    def run(targets: list[Tensor], online: list[Tensor]) -> None:
+        for target, own in zip(targets, online, strict=True):
+            update(target, own)
+
+    return run
+
+
+def _replace(target: Tensor, own: Tensor) -> None:
+    target.data = 0.9 * target.data + 0.1 * own.data
+
+
+UPDATES = {
+    "foreach": _foreach,
+    "foreach difference": _foreach_difference,
+    "foreach lerp": lambda targets, online: torch._foreach_lerp_(targets, online, 0.1),
+    "foreach copy": torch._foreach_copy_,
+    "mul and add": _each(lambda target, own: target.mul_(0.9).add_(own, alpha=0.1)),
+    "copy": _each(lambda target, own: target.copy_(0.9 * target + 0.1 * own)),
+    "data": _each(lambda target, own: target.data.mul_(0.9).add_(own.data, alpha=0.1)),
+    "new data": _each(_replace),
+}
+
+
+class Updating(nn.Module):
+    """Averages its copy before it runs it."""
+
+    def __init__(self, update: Callable[[list[Tensor], list[Tensor]], None]) -> None:
+        super().__init__()
+        self.online, self.update = mlp(4, 6, 3), update
+        self.target = copy.deepcopy(self.online).requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.update(list(self.target.parameters()), list(self.online.parameters()))
+            wanted = self.target(x)
+        return (self.online(x) - wanted).square()
+
+
+@pytest.mark.parametrize("update", UPDATES)
+def test_averages_in_the_step_are_followed(update):
+    """They couple what they average; a known copy remains the same layer with other values."""
+    model = Updating(UPDATES[update])
+    untrained = Untrained((Copy.of_module(model, "target", "online"),))
+
+    (group,) = analyse(model, torch.randn(2, 4), untrained=untrained).groups
+    coupled = analyse(model, torch.randn(2, 4)).groups
+
+    assert [member.name for member in group.members] == ["online.0.weight", "online.0.bias", "online.2.weight"]
+    assert [len(path.steps) for path in group.paths] == [1]
+    assert {member.name for member in group.with_copies.members} >= {"target.0.weight", "target.2.weight"}
+    for one in coupled if update != "new data" else ():  # of which no operation writes into the parameter
+        assert {member.name for member in one.members} == {member.name for member in group.with_copies.members}

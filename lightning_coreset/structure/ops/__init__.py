@@ -12,6 +12,7 @@ from lightning_coreset.structure.ops import (
     contraction,
     convolution,
     elementwise,
+    foreach,
     joining,
     movement,
     normalization,
@@ -20,7 +21,7 @@ from lightning_coreset.structure.ops import (
 )
 from lightning_coreset.structure.propagation import Rule
 
-_FAMILIES = (movement, pieces, joining, elementwise, contraction, convolution, reduction, normalization)
+_FAMILIES = (movement, pieces, joining, elementwise, foreach, contraction, convolution, reduction, normalization)
 
 
 @cache

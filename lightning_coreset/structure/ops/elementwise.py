@@ -33,6 +33,9 @@ prelu __and__ __or__ __xor__ true_divide floor_divide hypot logaddexp heaviside 
 mse_loss huber_loss
 """.split()
 
+ELEMENTWISE = (*_UNARY, *_BINARY)
+"""The names of all of them."""
+
 
 @passes_statistics
 def elementwise(propagation: Propagation, call: OpCall) -> None:
@@ -130,6 +133,6 @@ def _is_loss(name: str) -> bool:
 
 
 RULES: dict[str, Rule] = {
-    **{name: _same_shape_loss if _is_loss(name) else elementwise for name in (*_UNARY, *_BINARY)},
+    **{name: _same_shape_loss if _is_loss(name) else elementwise for name in ELEMENTWISE},
     "glu": glu,
 }

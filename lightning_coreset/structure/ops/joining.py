@@ -10,6 +10,7 @@ from torch import Tensor
 from lightning_coreset._compat import view_base
 from lightning_coreset.structure.label_merging import add, join, varying
 from lightning_coreset.structure.labels import ChannelLabels, TensorInfo
+from lightning_coreset.structure.ops.elementwise import follow_elementwise
 from lightning_coreset.structure.propagation import OpCall, Propagation, Rule
 from lightning_coreset.structure.steps import Step
 
@@ -107,8 +108,14 @@ def overwrite(propagation: Propagation, call: OpCall) -> None:
 
 
 def write(propagation: Propagation, call: OpCall) -> None:
-    """``buffer[:, 3:] = channels``: the buffer carries their labels from now on; any other write blocks."""
+    """``buffer[:, 3:] = channels``: the buffer carries their labels from now on; any other write blocks.
+
+    A parameter or buffer that is written as a whole by another one, as a copy of it is, keeps its own.
+    """
     target, source = call.args[0], call.args[1]
+    if target.shape == source.shape and all(propagation.info(one).constant for one in (target, source)):
+        follow_elementwise(propagation, call, None)
+        return
     if not propagation.info(target).channel_labels and not propagation.info(source).channel_labels:
         return
     if _write_into_buffer(propagation, target, source):
