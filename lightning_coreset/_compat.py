@@ -374,11 +374,10 @@ def lbfgs_numel(optimizer: Any) -> int | None:
     return getattr(optimizer, "_numel_cache", None)
 
 
-def inner_optimizer(optimizer: Any) -> Any:
-    """The optimizer that another one wraps; ``None`` if it wraps none."""
-    # As Lightning, most wrappers and torch's ZeroRedundancyOptimizer call what they wrap.
-    held = [getattr(optimizer, name, None) for name in ("_optimizer", "optimizer", "optim")]
-    return next((each for each in held if hasattr(each, "param_groups")), None)
+def gradient_hooks(tensor: Tensor) -> list[Any]:
+    """The functions that a backward pass calls on a tensor's gradient; none where torch keeps them elsewhere."""
+    kept = [getattr(tensor, name, None) for name in ("_backward_hooks", "_post_accumulate_grad_hooks")]
+    return [hook for hooks in kept if hooks for hook in hooks.values()]
 
 
 def set_lbfgs_numel(optimizer: torch.optim.LBFGS, numel: int | None) -> None:

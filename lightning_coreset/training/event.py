@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
 
-from lightning_coreset.optimizers import StateSnapshot, slice_optimizer_state
-from lightning_coreset.plan import PruningPlan
+from lightning_coreset.optimizers import StateSnapshot, check_optimizers, slice_optimizer_state
+from lightning_coreset.plan import ParameterChange, PruningPlan
 from lightning_coreset.surgery import Snapshot, apply_changes
 from lightning_coreset.training.averaged_models import averaged_copies, shrink_copy
+from lightning_coreset.training.gradient_hooks import check_gradient_hooks
+from lightning_coreset.training.optimizer_state import all_optimizers
 from lightning_coreset.training.rank_consistency import check_agreement
 from lightning_coreset.training.strategies import run_on_all_ranks, unwrapped
 
@@ -42,27 +45,39 @@ def apply_event(trainer: pl.Trainer, pl_module: pl.LightningModule, plan: Prunin
         RuntimeError: If it failed on other ranks only, or the ranks do not have the same plan.
     """
     check_agreement(trainer, pl_module, plan)
-    with unwrapped(trainer), _undone_on_failure(trainer, pl_module):
-        reset = run_on_all_ranks(trainer, lambda: _apply(trainer, pl_module, plan))
+    optimizers = all_optimizers(trainer, pl_module)
+    with unwrapped(trainer), _undone_on_failure(trainer, pl_module, optimizers):
+        reset = run_on_all_ranks(trainer, lambda: _apply(trainer, pl_module, plan, optimizers))
         # It keeps code for every shape, and stops compiling after the eighth (`recompile_limit`).
         torch.compiler.reset()
         result = then()
-        run_on_all_ranks(trainer, lambda: _warn_of_resets(trainer, reset))
+        run_on_all_ranks(trainer, lambda: check_gradient_hooks(_changes(pl_module, plan), pl_module))
+        run_on_all_ranks(trainer, lambda: _warn_of_resets(optimizers, reset))
     return result
 
 
-def _apply(trainer: pl.Trainer, pl_module: pl.LightningModule, plan: PruningPlan) -> list[tuple[str, ...]]:
+def _apply(
+    trainer: pl.Trainer, pl_module: pl.LightningModule, plan: PruningPlan, optimizers: Sequence[Any]
+) -> list[tuple[str, ...]]:
     """Apply the plan; return for every optimizer the parameters whose state was reset."""
+    check_optimizers(trainer.optimizers, _changes(pl_module, plan), pl_module.parameters())
     for copy in averaged_copies(trainer):
         shrink_copy(copy, pl_module, plan)
+    before: dict[Tensor, Tensor] = {parameter: parameter.data for parameter in pl_module.parameters()}
     changed = apply_changes(pl_module, plan.changes, plan.attributes)
-    return [slice_optimizer_state(optimizer, changed) for optimizer in trainer.optimizers]
+    return [slice_optimizer_state(optimizer, changed, before) for optimizer in optimizers]
 
 
-def _warn_of_resets(trainer: pl.Trainer, reset: Sequence[Sequence[str]]) -> None:
-    for optimizer, names in zip(trainer.optimizers, reset, strict=True):
+def _changes(pl_module: pl.LightningModule, plan: PruningPlan) -> dict[Tensor, ParameterChange]:
+    parameters = dict(pl_module.named_parameters())
+    return {parameters[change.name]: change for change in plan.changes if change.name in parameters}
+
+
+def _warn_of_resets(optimizers: Sequence[Any], reset: Sequence[tuple[str, ...]]) -> None:
+    kinds = [type(optimizer).__name__ for optimizer in optimizers]
+    for kind, names in dict.fromkeys(zip(kinds, reset, strict=True)):
         if names:
-            _warn_of_reset(type(optimizer).__name__, names)
+            _warn_of_reset(kind, names)
 
 
 _MOST_NAMES = 4
@@ -78,9 +93,9 @@ def _warn_of_reset(optimizer: str, names: Sequence[str]) -> None:
 
 
 @contextmanager
-def _undone_on_failure(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Iterator[None]:
+def _undone_on_failure(trainer: pl.Trainer, pl_module: pl.LightningModule, optimizers: Sequence[Any]) -> Iterator[None]:
     models = [Snapshot(model) for model in (pl_module, *averaged_copies(trainer))]
-    states = [StateSnapshot(optimizer) for optimizer in trainer.optimizers]
+    states = [StateSnapshot(optimizer) for optimizer in optimizers]
     try:
         yield
     except BaseException:  # also a KeyboardInterrupt, after which Lightning may save a checkpoint

@@ -5,11 +5,64 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
 from lightning_coreset._compat import set_lbfgs_numel
 from lightning_coreset.nested import map_tensors
+from lightning_coreset.optimizers import all_layers, held_tensors, innermost_first, optimizers_of
+
+
+def all_optimizers(trainer: pl.Trainer, pl_module: pl.LightningModule) -> list[Any]:
+    """The Trainer's optimizers, and then those that it does not know but that train parameters of the module.
+
+    Such as the optimizers of a module that steps them itself, in its hooks or within the backward pass.
+    """
+    known = {id(layer.state) for optimizer in trainer.optimizers for layer in innermost_first(optimizer)}
+    others = []
+    # Those that wrap others first. Lightning's wrappers of the Trainer's optimizers show a state that is known.
+    for optimizer in sorted(optimizers_of(pl_module.parameters()), key=lambda each: -len(list(all_layers(each)))):
+        states = {id(layer.state) for layer in innermost_first(optimizer)}
+        if not states <= known:
+            known |= states
+            others.append(optimizer)
+    return [*trainer.optimizers, *others]
+
+
+def copy_optimizers(trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+    """What :func:`restore_optimizers` puts back: what all optimizers keep of their parameters, as plain data."""
+    optimizers = all_optimizers(trainer, pl_module)
+    states = [[copy_state(layer) for layer in innermost_first(optimizer)] for optimizer in optimizers]
+    known = len(trainer.optimizers)
+    held = [[copy_to_cpu(each.tensor) for each in held_tensors(optimizer)] for optimizer in optimizers]
+    return {"optimizers": states[:known], "other_optimizers": states[known:], "held_tensors": held}
+
+
+def restore_optimizers(trainer: pl.Trainer, pl_module: pl.LightningModule, content: Mapping[str, Any]) -> None:
+    """Put back what :func:`copy_optimizers` copied; the parameters have the shapes that they had then.
+
+    Optimizers that the Trainer does not know may be others now, after a resume. They start anew then, as they do
+    after every resume.
+    """
+    optimizers = all_optimizers(trainer, pl_module)
+    known = len(trainer.optimizers)
+    for optimizer, states in zip(trainer.optimizers, content["optimizers"], strict=True):
+        for layer, state in zip(innermost_first(optimizer), states, strict=True):
+            restore_state(layer, state)
+    others = content.get("other_optimizers", [])
+    for place, optimizer in enumerate(optimizers[known:]):
+        layers = list(innermost_first(optimizer))
+        states = others[place] if len(others) == len(optimizers) - known else []
+        if len(states) != len(layers):
+            states = [{} for _ in layers]
+        for layer, state in zip(layers, states, strict=True):
+            restore_state(layer, state)
+    for optimizer, copies in zip(optimizers, content.get("held_tensors", []), strict=False):
+        held = held_tensors(optimizer)
+        if len(held) == len(copies):  # else it was made anew, and keeps none yet
+            for each, value in zip(held, copies, strict=True):
+                each.tensor.data = value.to(each.tensor.device, each.tensor.dtype, copy=True)
 
 
 def copy_to_cpu(tree: Any) -> Any:

@@ -11,11 +11,10 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
-from lightning_coreset.optimizers import innermost_first
 from lightning_coreset.surgery import ModelShapes, named_tensors, resize
 from lightning_coreset.training.averaged_models import average_counters, averaged_copies
 from lightning_coreset.training.early_stopping import early_stopping_callbacks
-from lightning_coreset.training.optimizer_state import copy_state, copy_to_cpu, restore_state
+from lightning_coreset.training.optimizer_state import copy_optimizers, copy_to_cpu, restore_optimizers
 from lightning_coreset.training.progress import Progress
 from lightning_coreset.training.strategies import run_on_all_ranks, unwrapped
 
@@ -61,9 +60,7 @@ class Savepoint:
                 "sizes": dict(shapes.sizes),
                 "models": [copy_to_cpu(named_tensors(model)) for model in (pl_module, *averaged_copies(trainer))],
                 "averaged": [0 if counter is None else int(counter) for counter in average_counters(trainer)],
-                "optimizers": [
-                    [copy_state(layer) for layer in innermost_first(optimizer)] for optimizer in trainer.optimizers
-                ],
+                **copy_optimizers(trainer, pl_module),
                 "precision": trainer.precision_plugin.state_dict(),
                 "patience": [
                     (callback.wait_count, float(callback.best_score)) for callback in early_stopping_callbacks(trainer)
@@ -93,9 +90,7 @@ class Savepoint:
         for counter, number in zip(average_counters(trainer), content["averaged"], strict=True):
             if counter is not None:
                 counter.fill_(number)
-        for optimizer, states in zip(trainer.optimizers, content["optimizers"], strict=True):
-            for layer, state in zip(innermost_first(optimizer), states, strict=True):
-                restore_state(layer, state)
+        restore_optimizers(trainer, pl_module, content)
         if content["precision"]:
             trainer.precision_plugin.load_state_dict(content["precision"])
         for callback, (waited, best) in zip(early_stopping_callbacks(trainer), content["patience"], strict=True):

@@ -183,7 +183,7 @@ POINTS = {
     "first optimizer": ("training.event.slice_optimizer_state", 1, False),
     "first optimizer cut": ("training.event.slice_optimizer_state", 1, True),
     "second optimizer cut": ("training.event.slice_optimizer_state", 2, True),
-    "a slice of its state": ("optimizers._slice_tensor", 6, False),
+    "a slice of its state": ("optimizers.entries.slice_tensor", 6, False),
     "recalibration": ("training.Recalibration.run", 1, False),
     "recalibrated": ("training.Recalibration.run", 1, True),
     "the user's hook": ("callback.CoresetPruningCallback.on_prune", 1, False),
