@@ -19,19 +19,20 @@ def trained_parameters(pl_module: nn.Module, optimizers: Iterable[Any], callback
 
     Those with ``requires_grad`` in any optimizer; all of an optimizer whose parameters are all frozen just now, as a
     GAN's discriminator is while the generator steps; and what a finetuning callback has frozen until later. Without any
-    optimizer all with ``requires_grad`` count: the user steps by hand.
+    optimizer of the module's parameters all with ``requires_grad`` count: the user steps by hand, or trains copies.
 
     Args:
         pl_module: The module.
-        optimizers: The Trainer's.
+        optimizers: The Trainer's, and others.
         callbacks: The Trainer's.
     """
     trained: set[int] = set()
     known = False
+    own = {id(one) for one in pl_module.parameters()}
     for optimizer in optimizers:
-        known = True
         layers = innermost_first(optimizer)
         parameters = [one for layer in layers for group in layer.param_groups for one in group["params"]]
+        known = known or any(id(one) in own for one in parameters)
         active = [one for one in parameters if one.requires_grad]
         trained |= {id(one) for one in active or parameters}
     if not known:

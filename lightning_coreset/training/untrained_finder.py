@@ -11,6 +11,7 @@ from torch import nn
 
 from lightning_coreset.planning import Rule
 from lightning_coreset.training.copies import EarlierValues, find_copies
+from lightning_coreset.training.optimizer_state import all_optimizers
 from lightning_coreset.training.trained import trained_parameters, without_gradients
 from lightning_coreset.training.untrained_parts import Copies, UntrainedParts, find_untrained
 
@@ -96,7 +97,7 @@ class UntrainedFinder:
 
 def _trained(trainer: pl.Trainer, pl_module: pl.LightningModule) -> set[int]:
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-    return trained_parameters(pl_module, trainer.optimizers, callbacks)
+    return trained_parameters(pl_module, all_optimizers(trainer, pl_module), callbacks)
 
 
 def _about_copies(copies: Mapping[str, str]) -> str:
