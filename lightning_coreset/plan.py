@@ -92,7 +92,7 @@ class GroupPlan:
     name: str
     channels_before: int
     channels_after: int
-    kept: tuple[int, ...] = CompactPositions()  # type: ignore[assignment]
+    kept: tuple[int, ...]
     method: str
     expected_error: float | None = None
     certified_error: float | None = None
@@ -104,7 +104,12 @@ class GroupPlan:
 
     def kept_runs(self) -> PositionRuns:
         """``kept`` as it is stored."""
-        return vars(type(self))["kept"].runs(self)
+        return _KEPT.runs(self)
+
+
+# Not in the class: for a type checker that would be a default, with fields without one behind it.
+_KEPT = CompactPositions("kept")
+GroupPlan.kept = _KEPT  # type: ignore[assignment]
 
 
 @dataclass(frozen=True, eq=False)

@@ -65,15 +65,17 @@ class PositionRuns:
 
 
 class CompactPositions:
-    """A field of a dataclass that is a tuple of ascending positions, and is stored as :class:`PositionRuns`."""
+    """An attribute that is a tuple of ascending positions, and is stored as :class:`PositionRuns`.
 
-    def __set_name__(self, owner: type, name: str) -> None:
+    Args:
+        name: Its name.
+    """
+
+    def __init__(self, name: str) -> None:
         self._name = f"_{name}_runs"
 
-    def __get__(self, instance: Any, owner: type | None = None) -> tuple[int, ...]:
-        if instance is None:
-            raise AttributeError  # what a dataclass takes as a field without a default
-        return tuple(vars(instance)[self._name])
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        return self if instance is None else tuple(vars(instance)[self._name])
 
     def __set__(self, instance: Any, positions: Iterable[int]) -> None:
         runs = positions if isinstance(positions, PositionRuns) else PositionRuns.of(positions)
