@@ -287,6 +287,9 @@ class CoresetPruningCallback(pl.Callback):
         """Check what can be checked without loaders; a checkpoint has been loaded by now."""
         for copy in averaged_copies(trainer):  # all exist by now
             store_metadata_as_item(copy)
+        callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        pruning = [callback for callback in callbacks if isinstance(callback, CoresetPruningCallback)]
+        self._run.others = [callback._run for callback in pruning if callback is not self]
         self.request.check_rules(pl_module)
         load_outgrown_copies(trainer, pl_module)
         self._source.begin(pl_module)
@@ -335,10 +338,11 @@ class CoresetPruningCallback(pl.Callback):
             self._run.prune_if_due(trainer, pl_module, self.on_prune)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Log the size of the model and, without validation, the accuracy in training."""
-        if not self._validates:
-            accuracy = self._monitor.result(trainer)
-            self._reporter.accuracy(trainer, accuracy, self.history, last_step(trainer))
+        """Log the size of the model, and an accuracy of training: without validation, or as the module logs it."""
+        accuracy = self._monitor.epoch_end(trainer) if self._validates else self._monitor.result(trainer)
+        self._reporter.accuracy(trainer, accuracy, self.history, last_step(trainer))
+        if accuracy is not None and self._validates:
+            self._guard.watch(trainer, accuracy)
         self._reporter.epoch_end(trainer, self.history, self._run.progress.original)
 
     # ---- in validation
@@ -371,9 +375,10 @@ class CoresetPruningCallback(pl.Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log the accuracy of this validation, and let the guard compare it."""
         if trainer.state.fn == "fit":
-            accuracy = self._monitor.result(trainer)
+            accuracy = self._monitor.validation_end(trainer)
             self._reporter.accuracy(trainer, accuracy, self.history)
-            self._guard.watch(trainer, accuracy)
+            if not self._monitor.is_awaited:
+                self._guard.watch(trainer, accuracy)
 
     # ---- afterwards
 
@@ -392,6 +397,7 @@ class CoresetPruningCallback(pl.Callback):
         self._monitor.stop()
         self._recalibration.stop()
         self._source.end()
+        self._run.others = []
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Do what ``teardown`` does: Lightning does not call it after an exception."""

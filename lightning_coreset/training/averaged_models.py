@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import lightning.pytorch as pl
 import torch
@@ -14,6 +15,8 @@ from lightning_coreset._compat import averaged_model
 from lightning_coreset.followers import follow
 from lightning_coreset.plan import ParameterChange, PruningPlan
 from lightning_coreset.surgery import apply_changes, named_tensors
+
+AnyCallback = TypeVar("AnyCallback", bound=pl.Callback)
 
 
 def averaged_copies(trainer: pl.Trainer) -> list[nn.Module]:
@@ -66,14 +69,42 @@ def _shapes(model: nn.Module) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in named_tensors(model).items()}
 
 
-def average_counters(trainer: pl.Trainer) -> list[Tensor | None]:
-    """For every average, the number of models in it; ``None`` for SWA before it starts."""
-    counters: list[Tensor | None] = []
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+@dataclass(frozen=True, eq=False)
+class Average:
+    """What a callback keeps that averages models.
+
+    Attributes:
+        model: The copy of the LightningModule; ``None`` if it is something else.
+        counter: The number of models in it; ``None`` for SWA before it starts.
+    """
+
+    model: nn.Module | None
+    counter: Tensor | None
+
+
+def averages_by_callback(trainer: pl.Trainer) -> dict[str, Average]:
+    """The averages of the Trainer's callbacks, by the names under which checkpoints keep the callbacks' states."""
+    copies = {id(copy) for copy in averaged_copies(trainer)}
+    averages: dict[str, Average] = {}
+    for name, callback in by_state_key(trainer.callbacks).items():  # type: ignore[attr-defined]
         average = averaged_model(callback)
         if average is not None:
-            counters.append(getattr(average if isinstance(average, AveragedModel) else callback, "n_averaged", None))
-    return counters
+            model = average.module if isinstance(average, AveragedModel) else average
+            counter = getattr(average if isinstance(average, AveragedModel) else callback, "n_averaged", None)
+            averages[name] = Average(model if id(model) in copies else None, counter)
+    return averages
+
+
+def by_state_key(callbacks: Iterable[AnyCallback]) -> dict[str, AnyCallback]:
+    """Callbacks by their ``state_key``, numbered where several have the same: their places in the list may change."""
+    found: dict[str, AnyCallback] = {}
+    for callback in callbacks:
+        key, number = callback.state_key, 1
+        while key in found:
+            number += 1
+            key = f"{callback.state_key} {number}"
+        found[key] = callback
+    return found
 
 
 def average_again(trainer: pl.Trainer, pl_module: pl.LightningModule, *, before: pl.Callback) -> None:

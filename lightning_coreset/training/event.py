@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import lightning.pytorch as pl
@@ -11,14 +10,15 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from lightning_coreset.optimizers import StateSnapshot, check_optimizers, slice_optimizer_state
+from lightning_coreset.optimizers import check_optimizers, slice_optimizer_state
 from lightning_coreset.plan import ParameterChange, PruningPlan
-from lightning_coreset.surgery import Snapshot, apply_changes
+from lightning_coreset.surgery import apply_changes
 from lightning_coreset.training.averaged_models import averaged_copies, shrink_copy
 from lightning_coreset.training.gradient_hooks import check_gradient_hooks
 from lightning_coreset.training.optimizer_state import all_optimizers
 from lightning_coreset.training.rank_consistency import check_agreement
 from lightning_coreset.training.strategies import run_on_all_ranks, unwrapped
+from lightning_coreset.training.undoing import undone_on_failure
 
 T = TypeVar("T")
 
@@ -46,7 +46,7 @@ def apply_event(trainer: pl.Trainer, pl_module: pl.LightningModule, plan: Prunin
     """
     check_agreement(trainer, pl_module, plan)
     optimizers = all_optimizers(trainer, pl_module)
-    with unwrapped(trainer), _undone_on_failure(trainer, pl_module, optimizers):
+    with unwrapped(trainer), undone_on_failure(trainer, pl_module, optimizers):
         reset = run_on_all_ranks(trainer, lambda: _apply(trainer, pl_module, plan, optimizers))
         # It keeps code for every shape, and stops compiling after the eighth (`recompile_limit`).
         torch.compiler.reset()
@@ -90,15 +90,3 @@ def _warn_of_reset(optimizer: str, names: Sequence[str]) -> None:
         "other than numbers and tensors of the parameter's shape. It is reset for these parameters; all other state is "
         "kept."
     )
-
-
-@contextmanager
-def _undone_on_failure(trainer: pl.Trainer, pl_module: pl.LightningModule, optimizers: Sequence[Any]) -> Iterator[None]:
-    models = [Snapshot(model) for model in (pl_module, *averaged_copies(trainer))]
-    states = [StateSnapshot(optimizer) for optimizer in optimizers]
-    try:
-        yield
-    except BaseException:  # also a KeyboardInterrupt, after which Lightning may save a checkpoint
-        for snapshot in (*models, *states):
-            snapshot.restore()
-        raise

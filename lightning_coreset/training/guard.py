@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -12,6 +11,7 @@ import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_warn
 
+from lightning_coreset.plain_data import as_type, from_plain
 from lightning_coreset.training.metrics import Mode
 from lightning_coreset.training.progress import Progress
 from lightning_coreset.training.rollback import RecoveryWindow, Savepoint
@@ -75,7 +75,7 @@ class Guard:
             )
 
     def watch(self, trainer: pl.Trainer, value: float | None) -> None:
-        """Take in the value of a validation.
+        """Take in the value of a validation, or ``None`` if it has none: an old value would say nothing of the event.
 
         The sanity check before training counts only if it goes over all of the data (``num_sanity_val_steps=-1``).
 
@@ -86,28 +86,31 @@ class Guard:
             return
         if trainer.sanity_checking and (value is None or trainer.num_sanity_val_steps < math.inf):
             return
-        if value is None:
-            value = self._without_value()
-        if not self._has_pruned and not math.isnan(value):
+        if value is None and self._best is None:
+            raise self._without_value()
+        if not self._has_pruned and value is not None and not math.isnan(value):
             better = max if self.mode == "max" else min
             self._best = value if self._best is None else better(self._best, value)
         if self._window is not None:
-            time_is_over = self._window.epochs_since(trainer) >= self.recover_epochs
-            self._window = None if self._is_allowed(value) else replace(self._window, value=value, failed=time_is_over)
+            self._judge(trainer, self._window, value)
 
-    def _without_value(self) -> float:
-        if self._best is None:
-            raise MisconfigurationException(
-                f"Expected validation to give the {self.name}, since max_drop={self.max_drop} watches it, but got "
-                "nothing: the model is not recognised as a classifier, or validation did not contain all classes. "
-                "Give the name of a metric that the module logs, as in monitor='val_acc', or a metric of torchmetrics, "
-                "as in metric=..."
-            )
-        rank_zero_warn(
-            f"The {self.name} that max_drop watches is missing in this validation, which counts as not recovered. "
-            "Log it in every validation."
+    def _judge(self, trainer: pl.Trainer, window: RecoveryWindow, value: float | None) -> None:
+        """Accept the event if the number is back; without a new number it is not."""
+        if value is not None and self._is_allowed(value):
+            self._window = None
+            return
+        if value is None:
+            value = math.nan if window.value is None else window.value
+        time_is_over = window.epochs_since(trainer) >= self.recover_epochs
+        self._window = replace(window, value=value, failed=time_is_over)
+
+    def _without_value(self) -> MisconfigurationException:
+        return MisconfigurationException(
+            f"Expected validation to give the {self.name}, since max_drop={self.max_drop} watches it, but got "
+            "nothing: the model is not recognised as a classifier, or validation did not contain all classes. "
+            "Give the name of a metric that the module logs, as in monitor='val_acc', or a metric of torchmetrics, "
+            "as in metric=..."
         )
-        return math.nan
 
     def _is_allowed(self, value: float) -> bool:
         assert self._best is not None
@@ -120,7 +123,12 @@ class Guard:
     @property
     def waiting(self) -> bool:
         """Whether no event may happen now: the last one has to recover first, or pruning has ended."""
-        return self.stopped or self._window is not None
+        return self.stopped or self.recovering
+
+    @property
+    def recovering(self) -> bool:
+        """Whether the last event has to recover first, and may be taken back."""
+        return self._window is not None
 
     def limit(self, ratio: float, progress: Progress) -> float:
         """The pruning ratio that an event may ask for, where the schedule asks for ``ratio``."""
@@ -207,14 +215,21 @@ class Guard:
         return True
 
     def _warn_of_rollback(self, window: RecoveryWindow, value: float, progress: Progress) -> None:
-        assert self._best is not None
         step = self._max_step
         consequence = "Pruning stops" if step is None else f"It continues in steps of at most {step:.2%}"
-        rank_zero_warn(
-            f"The pruning event of epoch {window.epoch} is taken back: the {self.name} is {value:.4g} and was "
-            f"{self._best:.4g} before pruning, a larger drop than max_drop={self.max_drop} allows. The model is as it "
-            f"was before the event, with {progress.reached:.2%} pruned. {consequence}."
-        )
+        model = f"The model is as it was before the event, with {progress.reached:.2%} pruned"
+        if math.isnan(value):
+            rank_zero_warn(
+                f"The pruning event of epoch {window.epoch} is taken back: the {self.name} that max_drop watches was "
+                "not logged since, or is not a number, which counts as not recovered. Log it in every validation, or "
+                f"let recover_epochs reach to one that does. {model}. {consequence}."
+            )
+        else:
+            rank_zero_warn(
+                f"The pruning event of epoch {window.epoch} is taken back: the {self.name} is {value:.4g} and was "
+                f"{self._best:.4g} before pruning, a larger drop than max_drop={self.max_drop} allows. {model}. "
+                f"{consequence}."
+            )
 
     def _is_on(self, trainer: pl.Trainer) -> bool:
         return self.max_drop is not None and not trainer.fast_dev_run  # type: ignore[attr-defined]
@@ -231,11 +246,36 @@ class Guard:
             "window": None if self._window is None else self._window.to_dict(),
         }
 
-    def load(self, plain: Mapping[str, Any]) -> None:
-        """The inverse of :meth:`to_dict`."""
-        self._best, self._has_pruned, self._max_step = plain["best"], plain["begun"], plain["step"]
-        self.stopped = plain["stopped"]
-        self._window = None if plain["window"] is None else RecoveryWindow.from_dict(plain["window"])
+    def load(self, plain: Any, progress: Progress) -> None:
+        """The inverse of :meth:`to_dict`.
+
+        Args:
+            plain: What it returned.
+            progress: What was done until then.
+
+        Raises:
+            ValueError: If it is something else, or does not go with what was done. Nothing is changed then.
+        """
+        state = from_plain(_State, as_type(plain, dict[str, Any], "guard"))
+        window = None if state.window is None else RecoveryWindow.from_dict(state.window)
+        if window is not None and (state.best is None or window.plans != len(progress.plans) - 1):
+            raise ValueError(
+                f"Expected the guard to watch the last of {len(progress.plans)} pruning events but got an event after "
+                f"{window.plans}, and {state.best} to compare with."
+            )
+        self._best, self._has_pruned, self._max_step = state.best, state.begun, state.step
+        self.stopped, self._window = state.stopped, window
+
+
+@dataclass(frozen=True)
+class _State:
+    """The guard's state in a checkpoint."""
+
+    best: float | None
+    begun: bool
+    step: float | None
+    stopped: bool
+    window: dict[str, Any] | None
 
 
 def _is_finite(number: object) -> bool:

@@ -109,7 +109,7 @@ class Progress:
         completions = as_type(plain.get("completions", {}), dict[str, Any], "completions")  # version 0.1 has none
         return cls(
             plans=plans,
-            done=_read(plain, "done", dict[int, float]),
+            done=_ratios(_read(plain, "done", dict[int, float])),
             original=None if original is None else from_plain(ModelCost, original),
             final_sizes=_read(plain, "final_sizes", dict[str, int]),
             unsound=_read(plain, "unsound", dict[str, str]),
@@ -148,6 +148,12 @@ def _events_of_version_0_1(places: list[Any], events: list[Any]) -> tuple[EventA
         # Version 0.1 did not keep the plans of events that were taken back.
         archive.add(None if record.reverted else next(standing), record)
     return archive, plans, history
+
+
+def _ratios(done: dict[int, float]) -> dict[int, float]:
+    if not all(0 <= ratio <= 1 for ratio in done.values()):
+        raise ValueError(f"Expected ratios from 0 to 1 of the events that are done but got {done}.")
+    return done
 
 
 def _completion(plain: Any) -> Completion:

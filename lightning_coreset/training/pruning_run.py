@@ -38,6 +38,8 @@ class PruningRun:
         reporter: Reports an event.
         restarts_patience: Whether an event restarts the patience of EarlyStopping.
         progress: What has been done so far; part of every checkpoint.
+        others: The runs of other pruning callbacks of the Trainer. While the guard of one waits for recovery, no other
+            has an event: taking back means to restore the model before, which would undo theirs.
     """
 
     timeline: Timeline
@@ -48,6 +50,7 @@ class PruningRun:
     reporter: Reporter
     restarts_patience: bool
     progress: Progress = field(default_factory=Progress)
+    others: list[PruningRun] = field(default_factory=list, repr=False)
     _events: dict[int, float] = field(default_factory=dict)
     _next_event: float = math.inf
     _has_begun: bool = False
@@ -58,6 +61,7 @@ class PruningRun:
         if trainer.current_epoch == 0 and trainer.global_step == 0:
             self.progress = Progress()
             self.guard.reset()
+            self.monitor.was_logged = False
 
     def lay_out_events(self, trainer: pl.Trainer) -> None:
         """Compute the events of this fit, once the length of training is known."""
@@ -86,6 +90,8 @@ class PruningRun:
         """
         now = self.timeline.position(trainer)
         if now < self._next_event or not self.planner.source.ready or self.guard.waiting:
+            return
+        if any(other.guard.recovering for other in self.others):
             return
         due = {time: ratio for time, ratio in self.progress.open_events(self._events).items() if time <= now}
         if due:
@@ -120,7 +126,8 @@ class PruningRun:
 
     def state_dict(self) -> dict[str, Any]:
         """What was done, as plain data."""
-        return {**self.progress.to_dict(), "guard": self.guard.to_dict()}
+        was_logged = {"was_logged": True} if self.monitor.was_logged else {}
+        return {**self.progress.to_dict(), "guard": self.guard.to_dict(), **was_logged}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Continue where the checkpoint was made.
@@ -130,7 +137,7 @@ class PruningRun:
         """
         try:
             progress = Progress.from_dict(state_dict)
-            self.guard.load(state_dict["guard"])
+            self.guard.load(state_dict.get("guard"), progress)
         except ValueError as error:
             raise ValueError(
                 f"Expected the state of a CoresetPruningCallback in the checkpoint but cannot read it ({error}) The "
@@ -138,6 +145,7 @@ class PruningRun:
                 "start a new run from its weights: load_pruned reads them alone."
             ) from error
         self.progress = progress
+        self.monitor.was_logged = state_dict.get("was_logged") is True
 
     def _find_next_event(self) -> None:
         # Kept, since going through all events at every step is measurable.

@@ -25,10 +25,16 @@ class LoggedMetric:
     Args:
         name: The name.
         eval_batches: Number of validation batches kept for ``evaluate``, the latest that were seen; 0 turns it off.
+
+    Attributes:
+        was_logged: Whether it was ever logged in this training run; checkpoints hold it.
     """
 
     def __init__(self, name: str, eval_batches: int) -> None:
         self.name = name
+        self.was_logged = False
+        self._is_missing = False  # in the latest validation
+        self._last: object = None
         self._kept: deque[tuple[Any, int, int]] = deque(maxlen=eval_batches)
 
     def keep(self, batch: Any, batch_idx: int, dataloader_idx: int) -> None:
@@ -36,26 +42,67 @@ class LoggedMetric:
         if self._kept.maxlen:
             self._kept.append((map_tensors(torch.clone, batch), batch_idx, dataloader_idx))
 
-    def value(self, trainer: pl.Trainer) -> float | None:
-        """The value that rank zero sees now, on all ranks; a collective operation.
+    def look(self, trainer: pl.Trainer) -> None:
+        """From now on only what is logged after this counts as new, as at the start of a validation."""
+        self._last = trainer.callback_metrics.get(self.name)
+
+    def value(self, trainer: pl.Trainer, *, is_final: bool = True) -> float | None:
+        """The value that was logged in a validation, as rank zero sees it, on all ranks; a collective operation.
+
+        Args:
+            trainer: The Trainer, at the end of the validation.
+            is_final: Whether it should have been logged by now.
 
         Returns:
-            The value; during the sanity check, when not everything is logged, ``None`` if it is missing.
+            The value; ``None`` if it was not logged since the last look.
 
         Raises:
-            MisconfigurationException: If it is missing after a validation, or is not one number.
+            MisconfigurationException: If it was never logged, or is not one number, and is final.
+        """
+        number, names = self._new_value(trainer)
+        self._is_missing = number is None
+        if self.is_awaited and is_final and not trainer.sanity_checking:
+            raise self._never_logged(names)
+        return number
+
+    def late_value(self, trainer: pl.Trainer) -> float | None:
+        """The value at the end of an epoch, if the latest validation had none: it may be logged in training.
+
+        Raises:
+            MisconfigurationException: If it was never logged, or is not one number.
+        """
+        if not self._is_missing:
+            return None
+        number, names = self._new_value(trainer)
+        if self.is_awaited:
+            raise self._never_logged(names)
+        return number
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether a validation has ended and it has never been logged."""
+        return self._is_missing and not self.was_logged
+
+    def _new_value(self, trainer: pl.Trainer) -> tuple[float | None, list[str]]:
+        """The value, if it was logged since the last look, and the names of all metrics.
+
+        The Trainer keeps the last value of every metric, and makes a new tensor of what is logged. One that is still
+        the same object was not logged again.
         """
         metrics = trainer.callback_metrics
         logged = metrics.get(self.name)
-        number = float(logged) if isinstance(logged, Tensor) and logged.numel() == 1 else None
+        is_new, self._last = logged is not self._last, logged
+        number = float(logged) if is_new and isinstance(logged, Tensor) and logged.numel() == 1 else None
         number, names = trainer.strategy.broadcast((number, sorted(metrics)))
-        if number is None and not trainer.sanity_checking:
-            raise MisconfigurationException(
-                f"Expected monitor={self.name!r} to be one of the metrics that the module has logged by now "
-                f"but got {', '.join(map(repr, names)) or 'none'}. Log it with "
-                f"self.log({self.name!r}, ...) in validation_step or on_validation_epoch_end, or give another name."
-            )
-        return number
+        self.was_logged = self.was_logged or number is not None
+        return number, names
+
+    def _never_logged(self, names: list[str]) -> MisconfigurationException:
+        return MisconfigurationException(
+            f"Expected monitor={self.name!r} to be one of the metrics that the module has logged by now "
+            f"but got {', '.join(map(repr, names)) or 'none'}. Log it with "
+            f"self.log({self.name!r}, ...) in validation_step or on_validation_epoch_end, or give another name."
+        )
 
     def evaluate(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> float | None:
         """The metric right now on the kept batches; a collective operation.
@@ -84,6 +131,7 @@ class LoggedMetric:
     def stop(self) -> None:
         """Drop the kept batches."""
         self._kept.clear()
+        self._last, self._is_missing = None, False
 
     def _replay(self, trainer: pl.Trainer, pl_module: pl.LightningModule, log: _Log) -> None:
         step = pl_module.validation_step

@@ -19,8 +19,9 @@ class Monitor:
     """A classifier's accuracy, a metric of the user's, or one that the module logs itself.
 
     A callback calls, on every rank: ``validation_start``; ``start`` and ``batch_end`` around every validation step
-    (around every training step where there is no validation); ``result`` after every validation (training epoch);
-    ``evaluate`` right before and after a pruning event; ``stop`` in the end.
+    (around every training step where there is no validation); ``validation_end`` after every validation and
+    ``epoch_end`` after the epoch (``result`` after the epoch where there is no validation); ``evaluate`` right before
+    and after a pruning event; ``stop`` in the end.
 
     Args:
         metric: A metric of torchmetrics, called as ``metric(outputs, targets)`` on what the steps compute.
@@ -59,6 +60,8 @@ class Monitor:
     def validation_start(self, trainer: pl.Trainer) -> None:
         """A validation begins."""
         self._first_kept = first_of_latest(trainer, self._probe.eval_batches)
+        if self._logged is not None:
+            self._logged.look(trainer)
 
     def start(self, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """A step on a batch begins."""
@@ -80,6 +83,40 @@ class Monitor:
             MisconfigurationException: If the user's metric cannot be measured, or is not logged.
         """
         return self._probe.compute_and_reset() if self._logged is None else self._logged.value(trainer)
+
+    def validation_end(self, trainer: pl.Trainer) -> float | None:
+        """The number of the validation that ends; ``None`` if there is none, also for a metric not logged in it.
+
+        Raises:
+            MisconfigurationException: If the user's metric cannot be measured, or was never logged, unless this is the
+                last validation of an epoch: one that is logged in training may follow.
+        """
+        if self._logged is None:
+            return self.result(trainer)
+        return self._logged.value(trainer, is_final=not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch)
+
+    def epoch_end(self, trainer: pl.Trainer) -> float | None:
+        """The number that the module has logged in training since the last validation; ``None`` if there is none.
+
+        Raises:
+            MisconfigurationException: If it was never logged, and there was a validation.
+        """
+        return None if self._logged is None else self._logged.late_value(trainer)
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether a validation has ended and the module has never logged the number yet."""
+        return self._logged is not None and self._logged.is_awaited
+
+    @property
+    def was_logged(self) -> bool:
+        """Whether the module has ever logged the number in this training run; part of every checkpoint."""
+        return self._logged is not None and self._logged.was_logged
+
+    @was_logged.setter
+    def was_logged(self, was_logged: bool) -> None:
+        if self._logged is not None:
+            self._logged.was_logged = was_logged
 
     def evaluate(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> float | None:
         """The number right now on the latest batches of all ranks; ``None`` if there is none."""

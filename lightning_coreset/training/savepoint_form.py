@@ -1,0 +1,67 @@
+"""Whether plain data is a savepoint, checked when it is read: it may be needed epochs later."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from lightning_coreset.plain_data import as_type
+
+
+def checked_content(plain: Any) -> dict[str, Any]:
+    """The content of a savepoint, as this version or 0.1 wrote it.
+
+    Raises:
+        ValueError: If it is something else, or tensors have other shapes than are listed.
+    """
+    content = as_type(plain, dict[str, Any], "a savepoint")
+    shapes = _get(content, "shapes", dict[str, tuple[int, ...]])
+    _get(content, "sizes", _SIZES)
+    as_type(content.get("other_sizes", {}), _SIZES, "other_sizes")
+    optimizers = _get(content, "optimizers", list[list[dict[Any, Any]]])
+    others = as_type(content.get("other_optimizers", []), list[list[dict[Any, Any]]], "other_optimizers")
+    as_type(content.get("held_tensors", []), list[list[Tensor]], "held_tensors")
+    for layers in (*optimizers, *others):
+        for state in layers:
+            as_type(list(state), list[int | str], "the keys of an optimizer's state")
+    _get(content, "precision", dict[str, Any])
+    if "models" in content:  # of version 0.1
+        models = _get(content, "models", list[dict[str, Tensor]])
+        _get(content, "averaged", list[int])
+        _get(content, "patience", list[tuple[float, ...]])
+        if not models:
+            raise ValueError("Expected the model in a savepoint but got none.")
+    else:
+        models = [_get(content, "model", dict[str, Tensor])]
+        models += _get(content, "averages", dict[str, dict[str, Tensor]]).values()
+        _get(content, "averaged", dict[str, int])
+        _get(content, "patience", dict[str, tuple[float, ...]])
+        if len(_get(content, "parameters", list[dict[str, int]])) != len(optimizers):
+            raise ValueError(
+                "Expected the parameters of every optimizer in a savepoint but got another number of them."
+            )
+    pairs = [*(content["patience"].values() if isinstance(content["patience"], Mapping) else content["patience"])]
+    if any(len(pair) != 2 for pair in pairs):
+        raise ValueError(f"Expected two values of every EarlyStopping in a savepoint but got {pairs}.")
+    for model in models:
+        _check_shapes(model, shapes)
+    return content
+
+
+_SIZES = dict[str, int | tuple[int, ...]]
+
+
+def _check_shapes(model: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    for name, tensor in model.items():
+        if shapes.get(name) != tuple(tensor.shape):
+            raise ValueError(
+                f"Expected {name!r} of a savepoint to have shape {shapes.get(name)} but got {tuple(tensor.shape)}."
+            )
+
+
+def _get(content: Mapping[str, Any], name: str, kind: Any) -> Any:
+    if name not in content:
+        raise ValueError(f"Expected {name} in a savepoint but got none.")
+    return as_type(content[name], kind, name)
