@@ -40,6 +40,7 @@ from lightning_coreset.training import (
     dry_run,
     last_step,
     load_outgrown_copies,
+    printable,
     settings,
     summary,
 )
@@ -224,7 +225,7 @@ class CoresetPruningCallback(pl.Callback):
 
     def summary(self) -> None:
         """Print the history as a table; ``str(callback.history)`` returns it."""
-        print(summary(self.history))
+        print(printable(summary(self.history)))
 
     def to_csv(self, path: str | PathLike[str]) -> None:
         """Write the history as a table with a row for every event.

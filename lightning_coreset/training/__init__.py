@@ -15,7 +15,16 @@ from lightning_coreset.training.metrics import Mode, Monitor
 from lightning_coreset.training.progress import Progress
 from lightning_coreset.training.pruning_run import PruningRun
 from lightning_coreset.training.recalibration import Recalibration
-from lightning_coreset.training.report import EventRecord, History, Reporter, last_step, logged_step, settings, summary
+from lightning_coreset.training.report import (
+    EventRecord,
+    History,
+    Reporter,
+    last_step,
+    logged_step,
+    printable,
+    settings,
+    summary,
+)
 from lightning_coreset.training.requirements import check_package, check_strategy
 from lightning_coreset.training.timeline import Timeline
 from lightning_coreset.training.untrained_finder import UntrainedFinder
@@ -48,6 +57,7 @@ __all__ = [
     "last_step",
     "load_outgrown_copies",
     "logged_step",
+    "printable",
     "settings",
     "summary",
 ]

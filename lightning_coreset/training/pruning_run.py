@@ -181,7 +181,7 @@ class PruningRun:
                 restart_patience(trainer)
         else:
             self.guard.stop_if_exhausted(ratio, scheduled, self.progress)
-        # Recorded before it is reported: if a logger raises, an on-exception checkpoint must contain the event.
+        # Recorded before it is reported: after Ctrl-C in a report, an on-exception checkpoint must contain the event.
         self._record(trainer, plan, {time: min(asked, ratio) for time, asked in due.items()}, before, after)
         self.reporter.event(trainer, plan, self.progress.history, self._now(trainer))
 

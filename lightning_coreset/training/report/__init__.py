@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from lightning_coreset.training.report.console import summary
+from lightning_coreset.training.report.console import printable, summary
+from lightning_coreset.training.report.guarded import Guarded
 from lightning_coreset.training.report.history import History
 from lightning_coreset.training.report.hparams import settings
 from lightning_coreset.training.report.records import EventRecord, GroupRecord
@@ -12,11 +13,13 @@ from lightning_coreset.training.report.scalars import log_scalars, logged_step
 __all__ = [
     "EventRecord",
     "GroupRecord",
+    "Guarded",
     "History",
     "Reporter",
     "last_step",
     "log_scalars",
     "logged_step",
+    "printable",
     "settings",
     "summary",
 ]

@@ -23,13 +23,21 @@ _MOST_SKIPPED = 8
 def print_above_bar(trainer: pl.Trainer, message: str) -> None:
     """Print a message on rank zero, above the progress bar if there is one, otherwise through Lightning's logger.
 
-    A logged line would break the bar in two. Nothing is printed if Lightning's logger is set to a higher level.
+    A logged line would break the bar in two. Nothing is printed if Lightning's logger is set to a higher level. Lines
+    go one by one: with rich's bar in a notebook, several in one write end in a RecursionError.
     """
     bar = trainer.progress_bar_callback
     if bar is None or not getattr(bar, "is_enabled", True):
         rank_zero_info(message)
     elif trainer.is_global_zero and logging.getLogger("lightning.pytorch").isEnabledFor(logging.INFO):
-        bar.print(message)
+        for line in printable(message).splitlines():
+            bar.print(line)
+
+
+def printable(text: str) -> str:
+    """A text with question marks for what the console has no characters for, such as those of other alphabets."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    return text.encode(encoding, "replace").decode(encoding)
 
 
 def summary(history: History) -> str:
@@ -45,9 +53,17 @@ def pretty_table(rows: Sequence[Sequence[str]], *, most: int | None = None) -> s
         most: The most rows shown below the headings; others are counted.
     """
     shown = rows if most is None else rows[: most + 1]
-    table = _rich_table(shown) if find_spec("rich") and sys.stdout.isatty() else text_table(shown)
+    table = _rich_table(shown) if find_spec("rich") and _is_terminal() else text_table(shown)
     hidden = len(rows) - len(shown)
     return f"{table}\n... and {hidden} more" if hidden else table
+
+
+def _is_terminal() -> bool:
+    """Whether the output is a terminal that can show the lines of a table."""
+    try:
+        return sys.stdout.isatty() and printable("─") == "─"
+    except (AttributeError, ValueError):  # there is none, or it is closed
+        return False
 
 
 def _rich_table(rows: Sequence[Sequence[str]]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import lightning.pytorch as pl
@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning_coreset.plan import PruningPlan
 from lightning_coreset.planning import ModelCost
 from lightning_coreset.training.report.console import PlanningProgress, event_report, print_above_bar
+from lightning_coreset.training.report.guarded import Guarded
 from lightning_coreset.training.report.history import History
 from lightning_coreset.training.report.scalars import (
     current_scalars,
@@ -24,7 +25,7 @@ from lightning_coreset.training.report.tensorboard import TensorBoardPages
 
 
 class Reporter:
-    """Logs and prints what a callback does.
+    """Logs and prints what a callback does. Whatever fails of it is a warning, see :class:`Guarded`.
 
     Args:
         settings: The settings of the callback by name.
@@ -37,11 +38,14 @@ class Reporter:
         self.verbose = verbose
         self._pages = TensorBoardPages(settings, certify=certify, metric=metric)
         self._sparsity_is_shown = False
+        self._guarded = Guarded()
 
     def fit_start(self, trainer: pl.Trainer) -> None:
         """Prepare TensorBoard's pages."""
         self._sparsity_is_shown = False
-        self._pages.begin(trainer)
+        self._guarded.reset()
+        with self._guarded(_PAGES):
+            self._pages.begin(trainer)
 
     def batch_start(self, trainer: pl.Trainer, history: History) -> None:
         """Show the sparsity in the progress bar, and as the metric ``sparsity`` to other callbacks.
@@ -52,12 +56,13 @@ class Reporter:
         if not self._sparsity_is_shown:
             self._sparsity_is_shown = True
             sparsity = history.current.sparsity if history.current else 0.0
-            trainer.progress_bar_metrics["sparsity"] = sparsity
-            trainer.callback_metrics["sparsity"] = torch.tensor(sparsity)
+            with self._guarded("show the sparsity in the progress bar"):
+                trainer.progress_bar_metrics["sparsity"] = sparsity
+                trainer.callback_metrics["sparsity"] = torch.tensor(sparsity)
 
     def planning(self, trainer: pl.Trainer) -> PlanningProgress | None:
         """What to call while a plan is made; ``None`` if not verbose."""
-        return PlanningProgress(lambda message: print_above_bar(trainer, message)) if self.verbose else None
+        return PlanningProgress(lambda message: self._print(trainer, lambda: message)) if self.verbose else None
 
     def event(self, trainer: pl.Trainer, plan: PruningPlan, history: History, when: str) -> None:
         """Report what an event did.
@@ -74,9 +79,10 @@ class Reporter:
         if plan.channels_removed == 0 and plan.reached <= 0:
             rank_zero_warn(f"The pruning event of {when} removed no channel:\n{plan}")
         elif self.verbose:
-            print_above_bar(trainer, event_report(plan, when, first=first))
-        log_scalars(trainer, event_scalars(history[-1]))
-        self._pages.event(trainer, plan, history, first=first)
+            self._print(trainer, lambda: event_report(plan, when, first=first))
+        self._log(trainer, lambda: event_scalars(history[-1]))
+        with self._guarded(_PAGES):
+            self._pages.event(trainer, plan, history, first=first)
 
     def accuracy(self, trainer: pl.Trainer, accuracy: float | None, history: History, step: int | None = None) -> None:
         """Log the accuracy of a validation, if it is known, and add it to the current record.
@@ -86,7 +92,7 @@ class Reporter:
         if accuracy is None or trainer.sanity_checking:
             return
         history.recovered(accuracy)
-        log_scalars(trainer, {"coreset/accuracy": accuracy}, step)
+        self._log(trainer, lambda: {"coreset/accuracy": accuracy}, step)
 
     def epoch_end(self, trainer: pl.Trainer, history: History, original: ModelCost | None) -> None:
         """Log the size of the model.
@@ -99,19 +105,32 @@ class Reporter:
         """Log the size of the model after the guard has taken an event back."""
         self._sparsity_is_shown = False
         self._log_current(trainer, history, original, logged_step(trainer))
-        self._pages.draw_current(trainer, history)
+        with self._guarded(_PAGES):
+            self._pages.draw_current(trainer, history)
 
     def _log_current(self, trainer: pl.Trainer, history: History, original: ModelCost | None, step: int) -> None:
-        current = history.current
-        if current is not None:
-            scalars = current_scalars(current)
-        else:
-            scalars = {} if original is None else original_scalars(original)
-        log_scalars(trainer, scalars, step)
+        def scalars() -> Mapping[str, float]:
+            if history.current is not None:
+                return current_scalars(history.current)
+            return {} if original is None else original_scalars(original)
+
+        self._log(trainer, scalars, step)
 
     def fit_end(self, trainer: pl.Trainer, history: History) -> None:
         """Complete TensorBoard's pages."""
-        self._pages.end(trainer, history)
+        with self._guarded(_PAGES):
+            self._pages.end(trainer, history)
+
+    def _log(self, trainer: pl.Trainer, scalars: Callable[[], Mapping[str, float]], step: int | None = None) -> None:
+        with self._guarded("log scalars"):
+            log_scalars(trainer, scalars(), step, self._guarded)
+
+    def _print(self, trainer: pl.Trainer, text: Callable[[], str]) -> None:
+        with self._guarded("print what an event did"):
+            print_above_bar(trainer, text())
+
+
+_PAGES = "write TensorBoard's pages"
 
 
 def last_step(trainer: pl.Trainer) -> int:
