@@ -336,6 +336,48 @@ def in_forward_mode() -> bool:
     return getattr(torch.autograd.forward_ad, "_current_level", 0) >= 0
 
 
+# ---- torch: collectives, as a dispatch mode sees them
+
+
+def finished_work() -> Any:
+    """The handle of a collective that is finished, as operators of process groups return it.
+
+    Raises:
+        RuntimeError: If torch has no way to make one.
+    """
+    make = _found("torch._C._distributed_c10d", "_create_work_from_future")
+    if make is None:
+        raise unsupported("torch._C._distributed_c10d._create_work_from_future", "run a step without other ranks")
+    future: Any = torch.futures.Future()
+    future.set_result([])
+    return make(future).boxed()
+
+
+def group_size(group: Any) -> int:
+    """The number of ranks of a process group, given as operators get it: boxed, or by its name."""
+    if isinstance(group, str):
+        resolve = _found("torch.distributed.distributed_c10d", "_resolve_process_group")
+        return torch.distributed.get_world_size() if resolve is None else resolve(group).size()
+    if not hasattr(torch.distributed.ProcessGroup, "unbox"):
+        return torch.distributed.get_world_size()
+    return torch.distributed.ProcessGroup.unbox(group).size()
+
+
+def is_sum(reduce_op: Any) -> bool:
+    """Whether a reduction of operators of process groups is a sum; ``False`` in torch 2.6, where it does not say."""
+    try:
+        return torch.distributed.ReduceOp.RedOpType(reduce_op.op()) == torch.distributed.ReduceOp.SUM
+    except Exception:  # a script object without this method
+        return False
+
+
+def plain_collective_result(value: Any) -> Any:
+    """The tensor in what a functional collective returns; anything else as it is."""
+    module = sys.modules.get("torch.distributed._functional_collectives")
+    kind = getattr(module, "AsyncCollectiveTensor", None)
+    return value.elem if kind is not None and isinstance(value, kind) else value
+
+
 def _children(tree: Any) -> list[Any] | None:
     """What a container holds; ``None`` for anything else."""
     if isinstance(tree, MutableMapping):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from lightning_coreset._registration import Registration
 from lightning_coreset.module_specs import ModuleSpec, module_spec, register_module
 from lightning_coreset.structure.activations import register_activation
+from lightning_coreset.structure.collectives import local_collectives
 from lightning_coreset.structure.completion import Completion
 from lightning_coreset.structure.derivatives import StandInDerivatives, run_with_derivatives
 from lightning_coreset.structure.example import Example, ExampleInputs, Examples, RunMode, as_examples, output_tensors
@@ -60,6 +61,7 @@ __all__ = [
     "analyse",
     "as_examples",
     "find_groups",
+    "local_collectives",
     "merged",
     "module_spec",
     "output_tensors",

@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from lightning_coreset._compat import in_forward_mode, outside_of_modes, without_transforms
 from lightning_coreset._registration import Registration
+from lightning_coreset.structure.collectives import local_collectives
 from lightning_coreset.structure.example import Example
 from lightning_coreset.structure.weak_map import IdentityWeakMap
 
@@ -138,11 +139,12 @@ def run_with_derivatives(model: nn.Module, example: Example) -> Any:
     Gradients that it leaves on parameters are removed.
     """
     try:
-        return example.run(model, example.inputs)
+        with local_collectives():
+            return example.run(model, example.inputs)
     except Exception:  # what torch says differs from function to function; another error comes again
         before = [(parameter, parameter.grad) for parameter in model.parameters()]
         try:
-            with torch.enable_grad():
+            with torch.enable_grad(), local_collectives():
                 return example.run(model, example.inputs)
         finally:
             for parameter, gradient in before:

@@ -21,7 +21,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from lightning_coreset._compat import storage_number, storage_users, view_base
+from lightning_coreset._compat import can_defer, storage_number, storage_users, view_base
 
 PLAIN_TYPES = (Tensor, nn.Parameter, nn.Buffer)
 """Classes of tensors without behaviour of their own."""
@@ -37,6 +37,13 @@ def address_of(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr() if type(tensor) in PLAIN_TYPES and tensor.layout is torch.strided else 0
 
 
+def lies_alone(tensor: Tensor) -> bool:
+    """Whether no other tensor shows the memory of this one; ``False`` where that cannot be told."""
+    if not can_defer() or not storage_of(tensor) or view_base(tensor) is not None:
+        return False
+    return storage_users(storage_of(tensor)) - _unseen_users() == 1
+
+
 def held_elsewhere(tensors: Sequence[Tensor], references: Iterable[Tensor]) -> bool:
     """Whether anything but the caller holds one of ``tensors``, or another tensor on its storage.
 
@@ -45,14 +52,19 @@ def held_elsewhere(tensors: Sequence[Tensor], references: Iterable[Tensor]) -> b
         references: All further references of the caller, a tensor once for each of them.
     """
     on_storage = Counter(map(storage_of, tensors))
-    single = torch.empty(1)
-    unseen = storage_users(storage_of(single)) - 1  # what torch counts beside tensors
+    unseen = _unseen_users()
     if any(storage_users(storage) - unseen > count for storage, count in on_storage.items()):
         return True
     known = Counter(map(id, references))
     viewed = {id(base) for one in tensors if (base := view_base(one)) is not None}
     usual = _usual_references()
     return any(sys.getrefcount(one) - known[id(one)] > usual[id(one) in viewed] for one in tensors)
+
+
+def _unseen_users() -> int:
+    """What torch counts beside the tensors on a storage."""
+    single = torch.empty(1)
+    return storage_users(storage_of(single)) - 1
 
 
 def _usual_references() -> tuple[int, int]:

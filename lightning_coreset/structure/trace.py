@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from lightning_coreset._compat import eager_execution, registered_buffers, set_registered_buffers
 from lightning_coreset.module_specs import check_module_sizes, module_spec, sizing_tensor
 from lightning_coreset.structure.attention import followed_attention
+from lightning_coreset.structure.collectives import local_collectives
 from lightning_coreset.structure.derivatives import StandInDerivatives
 from lightning_coreset.structure.example import BOTH_MODES, Example, Examples, RunMode, as_examples, output_tensors
 from lightning_coreset.structure.propagation import Propagation
@@ -119,7 +120,8 @@ def _follow(engine: Propagation, model: nn.Module, example: Example) -> dict[Run
 
 def _run(engine: Propagation, model: nn.Module, example: Example) -> None:
     try:
-        with engine.executor.running(), FollowedWeightNorms(engine), StandInDerivatives(engine.note_derivative), engine:
+        derivatives = StandInDerivatives(engine.note_derivative)
+        with engine.executor.running(), FollowedWeightNorms(engine), derivatives, engine, local_collectives():
             outputs = example.run(model, example.inputs)
         for tensor in output_tensors(outputs):
             engine.block(tensor, "reaches the network's output")

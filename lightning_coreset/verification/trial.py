@@ -17,6 +17,7 @@ from lightning_coreset.structure import (
     RunMode,
     StandInDerivatives,
     as_examples,
+    local_collectives,
     output_tensors,
     paired,
     plain_execution,
@@ -210,7 +211,7 @@ class Trial:
             set_mode(model, run.mode)
             in_training = [Expectations()] if run.mode == "training" else []
             with preserved_random(model), plain_execution(), torch.set_grad_enabled(gradients), ExitStack() as stack:
-                for mode in (*in_training, *modes, StandInDerivatives()):
+                for mode in (*in_training, *modes, StandInDerivatives(), local_collectives()):
                     stack.enter_context(mode)
                 seed_everything(model)
                 found = run.example.run(model, run.example.inputs)
@@ -246,7 +247,7 @@ class Trial:
             return set()
         generator = torch.Generator().manual_seed(0)
         # What a checkpointed part computes again has to be computed in the same way.
-        with plain_execution(), torch.enable_grad():
+        with plain_execution(), torch.enable_grad(), local_collectives():
             # Random weights, since plain sums cancel, as behind a softmax.
             weighted = [(output * noise(output, generator)).nansum().cpu() for output in outputs]
             gradients = torch.autograd.grad(torch.stack(weighted).sum(), list(parameters.values()), allow_unused=True)

@@ -12,6 +12,7 @@ from lightning_coreset.structure.label_merging import add, join, varying
 from lightning_coreset.structure.labels import ChannelLabels, TensorInfo
 from lightning_coreset.structure.ops.elementwise import follow_elementwise
 from lightning_coreset.structure.propagation import OpCall, Propagation, Rule
+from lightning_coreset.structure.references import lies_alone
 from lightning_coreset.structure.steps import Step
 
 
@@ -110,7 +111,8 @@ def overwrite(propagation: Propagation, call: OpCall) -> None:
 def write(propagation: Propagation, call: OpCall) -> None:
     """``buffer[:, 3:] = channels``: the buffer carries their labels from now on; any other write blocks.
 
-    A parameter or buffer that is written as a whole by another one, as a copy of it is, keeps its own.
+    A parameter or buffer that is written as a whole by another one, as a copy of it is, keeps its own. Any other tensor
+    that is written as a whole carries the labels of its new values, if no other one shows them.
     """
     target, source = call.args[0], call.args[1]
     if target.shape == source.shape and all(propagation.info(one).constant for one in (target, source)):
@@ -118,10 +120,23 @@ def write(propagation: Propagation, call: OpCall) -> None:
         return
     if not propagation.info(target).channel_labels and not propagation.info(source).channel_labels:
         return
-    if _write_into_buffer(propagation, target, source):
+    if _write_whole(propagation, target, source) or _write_into_buffer(propagation, target, source):
         return
     propagation.block(source, "is written into another tensor in place")
     propagation.block(target, "is overwritten in place")
+
+
+def _write_whole(propagation: Propagation, target: Tensor, source: Tensor) -> bool:
+    """Whether a tensor without labels, or with the same ones as from ``zeros_like``, is another one from now on."""
+    before, axes = propagation.info(target).channel_labels, propagation.info(source).channel_labels
+    roots = propagation.union_find.roots
+    same = [axis.dims for axis in before] == [axis.dims for axis in axes] and all(
+        torch.equal(roots(one.labels), roots(other.labels)) for one, other in zip(before, axes, strict=True)
+    )
+    if source.shape != target.shape or (before and not same) or not lies_alone(target):
+        return False
+    propagation.set_info(target, replace(propagation.info(source), direct=None))
+    return True
 
 
 def _write_into_buffer(propagation: Propagation, target: Tensor, source: Tensor) -> bool:
