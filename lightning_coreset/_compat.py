@@ -133,20 +133,6 @@ def registered_buffers(module: nn.Module) -> dict[str, Tensor | None]:
     return dict(getattr(module, "_buffers", own_buffers(module)))
 
 
-def set_registered_buffers(module: nn.Module, buffers: Mapping[str, Tensor | None]) -> None:
-    """Give a module the buffers that :func:`registered_buffers` returned, the same objects in the same order."""
-    registered = getattr(module, "_buffers", None)
-    if registered is not None:
-        registered.clear()
-        registered.update(buffers)
-        return
-    for name in own_buffers(module):
-        if name not in buffers:
-            delattr(module, name)
-    for name, buffer in buffers.items():
-        setattr(module, name, buffer)
-
-
 def non_persistent_buffers(module: nn.Module) -> set[str]:
     """The buffers of a module itself that no state dict holds."""
     names = getattr(module, "_non_persistent_buffers_set", None)

@@ -402,26 +402,6 @@ def test_failures_in_words():
     assert text.splitlines()[1:] == ["  a: it does not run", "  b.0: it leaks"]
 
 
-@pytest.mark.parametrize("copies", [0, 1, 2, 3])
-def test_no_memory_for_a_copy_is_told_and_costs_no_model(copies, monkeypatch):
-    model, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(2, 4)
-    groups, left = analyse(model, x).groups, [copies]
-
-    def deepcopy(*arguments: object) -> object:
-        left[0] -= 1
-        if left[0] < 0:
-            raise torch.OutOfMemoryError("no memory left")
-        return original(*arguments)
-
-    original = copy.deepcopy
-    monkeypatch.setattr(copy, "deepcopy", deepcopy)
-    if copies == 3:  # the model, and a trial in each mode
-        assert failing_groups(model, groups, Example.of(x)) == {}
-        return
-    with pytest.warns(UserWarning, match="A copy of the model cannot be run .OutOfMemoryError: no memory left"):
-        assert failing_groups(model, groups, Example.of(x)) == {}
-
-
 class SameWidth(nn.Module):
     """Views what one layer makes by the width of another: both have to lose as many channels."""
 
@@ -536,26 +516,6 @@ def test_groups_are_tried_in_training_mode_as_well():
 def test_random_numbers_in_training_are_no_reason():
     """Fewer channels draw fewer random numbers, so that all that follow are others."""
     assert failures(TrainingOnly(dropout=0.5), torch.randn(4, 6)) == {}
-
-
-class Uncopyable(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.q, self.k, self.v, self.o = (nn.Linear(12, 12) for _ in range(4))
-
-    def __deepcopy__(self, memo: object) -> nn.Module:
-        raise TypeError("cannot be copied")
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (part(x).unflatten(-1, (3, -1)).transpose(1, 2) for part in (self.q, self.k, self.v))
-        return self.o(functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
-
-
-def test_what_only_a_trial_can_tell_is_refused_without_one():
-    model, x = Uncopyable(), torch.randn(2, 5, 12)
-    groups = analyse(model, x, heads="within").groups
-    with pytest.warns(UserWarning, match="A copy of the model cannot be run"):
-        assert tried_groups(model, groups, Example.of(x))[1].keys() == {"q", "v"}
 
 
 @pytest.mark.parametrize("value", [0, 3])

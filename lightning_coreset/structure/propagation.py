@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_coreset._compat import DispatchMode, tree_map, without_transforms
+from lightning_coreset.state.writes import UndoneWrites
 from lightning_coreset.structure.head_dimensions import Queries
 from lightning_coreset.structure.labels import (
     UNLABELLED,
@@ -103,6 +104,7 @@ class Propagation(DispatchMode):
         self._unsupported = unsupported
         self._known: IdentityWeakMap[TensorInfo] = IdentityWeakMap()
         self._shared_memory = SharedMemory()
+        self.writes: UndoneWrites | None = None  # told of every operation before it is run
         self._adopt()
 
     def _adopt(self) -> None:
@@ -263,6 +265,8 @@ class Propagation(DispatchMode):
         if not hasattr(func, "overloadpacket"):
             return self._run_higher_order(func, args, kwargs)
         tensors = tensors_among((*args, *kwargs.values()))
+        if self.writes is not None:
+            self.writes.see(func, args, kwargs)
         # The state before an in-place operation is what its rule needs; labels do not change by running it.
         result = self.executor.run(func, args, kwargs, tensors)
         if any(tensor in self._known for tensor in tensors):

@@ -16,8 +16,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
-from lightning_coreset._compat import eager_execution, registered_buffers, set_registered_buffers
+from lightning_coreset._compat import eager_execution
 from lightning_coreset.module_specs import check_module_sizes, module_spec, sizing_tensor
+from lightning_coreset.state import restored
 from lightning_coreset.structure.attention import followed_attention
 from lightning_coreset.structure.collectives import local_collectives
 from lightning_coreset.structure.derivatives import StandInDerivatives
@@ -58,8 +59,8 @@ def trace(
     """Follow examples through ``model``, each first as in evaluation, then as in training.
 
     The second run shows what evaluation does not reach, such as auxiliary heads. Modules that draw random numbers or
-    keep statistics stay in evaluation mode. Flags, buffers and random states are restored. Multiply-accumulates are
-    those of the first example.
+    keep statistics stay in evaluation mode. Every run begins from the same state, and in the end the network, what it
+    holds and random states are as before. Multiply-accumulates are those of the first example.
 
     Args:
         model: The network whose parameters are followed.
@@ -76,7 +77,7 @@ def trace(
     _check_initialised(model)
     check_module_sizes(model)
     with ExitStack() as stack:
-        for context in (preserved(model), plain_execution()):
+        for context in (preserved_random(model), plain_execution()):
             stack.enter_context(context)
         engine = Propagation(
             model,
@@ -105,13 +106,15 @@ def _follow(engine: Propagation, model: nn.Module, example: Example) -> dict[Run
     recorded = False
     modes: list[RunMode] = [one for one in BOTH_MODES if one in example.modes]
     for mode in modes:
-        set_mode(model, mode)
         try:
-            if recorded:
-                _run(engine, model, example)
-            else:
-                with engine.records.recording(example.batch_size):
+            with restored(model, watch=False) as state:  # every run begins alike
+                engine.writes = state.watching()
+                set_mode(model, mode)
+                if recorded:
                     _run(engine, model, example)
+                else:
+                    with engine.records.recording(example.batch_size):
+                        _run(engine, model, example)
             recorded = True
         except Exception as error:
             errors[mode] = error
@@ -211,22 +214,9 @@ def plain_execution() -> Iterator[None]:
 
 @contextmanager
 def preserved(model: nn.Module) -> Iterator[None]:
-    """Restore training flags, buffers (values and objects) and random states."""
-    modules = list(model.modules())
-    flags = [(module, module.training) for module in modules]
-    buffers = [(module, registered_buffers(module)) for module in modules]
-    values = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    try:
-        with preserved_random(model):
-            yield
-    finally:
-        for module, training in flags:
-            module.training = training
-        for module, own in buffers:
-            set_registered_buffers(module, own)
-        with torch.no_grad():
-            for buffer, value in values:
-                buffer.copy_(value)
+    """Undo what the block does to a network and to what it holds, and restore random states."""
+    with preserved_random(model), restored(model):
+        yield
 
 
 @contextmanager

@@ -31,3 +31,7 @@ class IdentityWeakMap(Generic[Known]):
 
     def __setitem__(self, tensor: Tensor, info: Known) -> None:
         self._entries[id(tensor)] = weakref.ref(tensor), info
+
+    def forget(self, tensor: Tensor) -> None:
+        """Know nothing of a tensor any more."""
+        self._entries.pop(id(tensor), None)

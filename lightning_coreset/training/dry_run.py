@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lightning_coreset.plan import PruningPlan
 from lightning_coreset.schedule import Interval
+from lightning_coreset.state import duplicate
 from lightning_coreset.surgery import apply_changes
 from lightning_coreset.training.event_planner import EventPlanner
 from lightning_coreset.training.progress import Progress
@@ -51,7 +51,7 @@ def dry_run(
         batch: A batch for ``training_step``, if there are no other example inputs.
     """
     planner.request.check_rules(pl_module)
-    model = copy.deepcopy(pl_module)
+    model = duplicate(pl_module)
     model.trainer = trainer
     if timeline.interval == "step" and trainer.max_steps <= 0 and trainer.train_dataloader is None:
         raise MisconfigurationException(

@@ -12,7 +12,7 @@ from lightning.fabric.utilities.apply_func import move_data_to_device
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from lightning_coreset._compat import BatchNorm
+from lightning_coreset._compat import BatchNorm, eager_execution
 from lightning_coreset.nested import map_tensors
 from lightning_coreset.training.example import recorded_calls, training_step
 from lightning_coreset.training.metrics import ForwardRecorder, isolated
@@ -99,7 +99,7 @@ def _sums(
 ) -> list[Tensor]:
     """For every BatchNorm ``(2 C + 1,)``: means and variances, summed over batches, and the number of batches."""
     run = training_step if pl_module.automatic_optimization else recorded_calls
-    with isolated(pl_module), trainer.precision_plugin.train_step_context():
+    with isolated(pl_module), trainer.precision_plugin.train_step_context(), eager_execution():
         for norm in norms:
             norm.reset_running_stats()
             norm.momentum = None  # a plain average over all batches

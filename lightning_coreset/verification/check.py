@@ -9,11 +9,13 @@ from functools import partial
 import torch
 from torch import nn
 
+from lightning_coreset.state import ran_out_of_memory
 from lightning_coreset.structure import UNEQUAL_PIECES, ChannelGroup, Examples, Heads, Structure, analyse
 from lightning_coreset.verification.forms import Form, other_forms
 from lightning_coreset.verification.like_groups import completed_alike
 from lightning_coreset.verification.remembered import Search
 from lightning_coreset.verification.trial import LEAK, Trial, first_line
+from lightning_coreset.verification.ways import WAYS
 
 
 def verified(
@@ -90,26 +92,44 @@ def tried_groups(
 
     Returns:
         The groups, completed by the numbers that have to change with them, and the names of those that fail, each with
-        the reason in words. Where the model cannot be copied or its copy cannot be run, as when it does not fit into
-        memory, nothing is tried, and a warning says so.
+        the reason in words. Where nothing can be tried, as when there is no memory, all of them fail.
     """
     groups = tuple(groups)
     if not groups:
         return (), {}
+    why: list[str] = []
     with torch.inference_mode(False):
-        try:
-            trial = Trial(model, examples)
-            groups, failures = _tried(trial, groups, change_attributes)
-            failures |= trial.failing_in_training([group for group in groups if group.name not in failures])
-            passed = [group for group in groups if group.name not in failures]
-            return groups, failures | trial.without_effect(passed)
-        # No memory for a copy, a module that cannot be copied, a run that needs the original.
-        except Exception as error:
-            message = f"A copy of the model cannot be run ({type(error).__name__}: {first_line(error)})"
-            warnings.warn(f"{message}, so channels are pruned without a trial.", stacklevel=3)
-            # What depends on the trial, such as which dimensions of heads have to go together, is left alone.
-            dependent = {group.name for group in groups if group.pairing is not None}
-            return groups, dict.fromkeys((*unproven, *sorted(dependent)), message)
+        for way in WAYS:
+            try:
+                with way(model) as usable:
+                    trial = Trial(usable.model, examples, dtypes=usable.dtypes, untouched=usable.untouched)
+                    return _results(trial, groups, change_attributes)
+            # No memory, something that cannot be copied, a run that needs the original.
+            except Exception as error:
+                why.append(f"{type(error).__name__}: {first_line(error)}")
+    return groups, dict.fromkeys((*(group.name for group in groups), *unproven), _not_run(why[0]))
+
+
+def _not_run(error: str) -> str:
+    reason = f"the trial could not be run ({error}); give check=False to prune without one"
+    return reason
+
+
+def _results(
+    trial: Trial, groups: tuple[ChannelGroup, ...], change_attributes: bool
+) -> tuple[tuple[ChannelGroup, ...], dict[str, str]]:
+    """The groups, completed, and those that fail in evaluation, in training, or have no effect at all."""
+    groups, failures = _tried(trial, groups, change_attributes)
+    failures |= trial.failing_in_training([group for group in groups if group.name not in failures])
+    unsteady = trial.unsteady() if failures else None
+    if unsteady is not None:
+        reason = (
+            f"its outputs are others in every run ({unsteady}), though all that the network holds is put back in "
+            "between, so that no trial can tell what its removal changes; a global variable may change, or a file"
+        )
+        failures = dict.fromkeys(failures, reason)
+    passed = [group for group in groups if group.name not in failures]
+    return groups, failures | trial.without_effect(passed)
 
 
 def _tried(
@@ -118,10 +138,15 @@ def _tried(
     """The groups, completed, and those that fail."""
     if not change_attributes:
         return groups, trial.failing(groups)
-    reason = trial.attempt(groups)
+    try:
+        reason = trial.attempt(groups)
+    except Exception as error:
+        if len(groups) == 1 or not ran_out_of_memory(error):
+            raise
+        return groups, trial.failing_in_halves(groups)  # all at once do not fit: fewer at a time
     if reason is None:
         return groups, {}
-    search = Search(trial.model, trial.attempt, lambda: trial.run(trial.model))
+    search = Search(trial.model, trial.attempt, trial.run)
     alike = completed_alike(groups, search, trial.attempt, partial(_completed, trial, search))
     if alike is not None:
         return alike, {}

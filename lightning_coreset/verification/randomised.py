@@ -1,8 +1,7 @@
-"""Copies of a model with random parameters and statistics, and the same random numbers in every run."""
+"""Random parameters and statistics for a model, and the same random numbers in every run."""
 
 from __future__ import annotations
 
-import copy
 import math
 import random
 import sys
@@ -12,21 +11,6 @@ from torch import Tensor, nn
 
 from lightning_coreset._compat import own_buffers, own_parameters
 from lightning_coreset.module_specs import module_spec
-
-
-def duplicate(model: nn.Module) -> nn.Module:
-    """A deep copy in eval mode; that of a LightningModule keeps its Trainer, which ``training_step`` may read."""
-    # Computed weights that modules keep as attributes (old weight_norm, pruning masks) cannot be copied as they are.
-    computed = {
-        id(value): value.detach().clone()
-        for module in model.modules()
-        for value in vars(module).values()
-        if isinstance(value, Tensor) and not value.is_leaf
-    }
-    result = copy.deepcopy(model, computed)
-    if "_trainer" in vars(model):
-        vars(result)["_trainer"] = vars(model)["_trainer"]
-    return result.eval()
 
 
 @torch.no_grad()

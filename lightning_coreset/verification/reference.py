@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_coreset.structure import ChannelGroup, Member
 from lightning_coreset.structure.weak_map import IdentityWeakMap
 from lightning_coreset.structure.weight_norms import MadeWeights
-from lightning_coreset.surgery import made_weights, named_tensors, weight_norms_of
+from lightning_coreset.surgery import made_weights, weight_norms_of
 from lightning_coreset.verification.randomised import noise
 from lightning_coreset.verification.twin import TwinRun, copy_of_layout
 
@@ -53,6 +54,18 @@ def readers(group: ChannelGroup) -> tuple[Member, ...]:
     return group.by_role("consumer") or group.by_role("producer")
 
 
+@contextmanager
+def kept_weights(tensors: Mapping[str, Tensor], members: Iterable[Member]) -> Iterator[None]:
+    """Put the weights that members lie in back in the end."""
+    before = {member.name: copy_of_layout(tensors[member.name]) for member in members}
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, content in before.items():
+                tensors[name].copy_(content)
+
+
 def zero_consumers_(tensors: Mapping[str, Tensor], groups: Iterable[ChannelGroup], removed: Removed) -> None:
     """Set to zero what reads removed classes."""
     for group in groups:
@@ -67,18 +80,23 @@ def zero_(tensors: Mapping[str, Tensor], members: Iterable[Member], removed: Col
         tensor.index_fill_(member.dim, index.to(tensor.device), 0.0)
 
 
+def tables(tensors: Mapping[str, Tensor], groups: Iterable[ChannelGroup]) -> dict[str, Tensor]:
+    """Copies of the weights among the consumers that an embedding may look up, before they are set to zero."""
+    names = {member.name for group in groups for member in group.by_role("consumer")}
+    return {name: copy_of_layout(tensors[name]) for name in names if tensors[name].dim() == 2}
+
+
 def twin_run(
-    tensors: Mapping[str, Tensor], whole: nn.Module, groups: Sequence[ChannelGroup], removed: Removed
+    tensors: Mapping[str, Tensor], before: Mapping[str, Tensor], groups: Sequence[ChannelGroup], removed: Removed
 ) -> TwinRun:
     """A run in two versions, which differ in what makes the removed classes.
 
     Args:
         tensors: Those of the network whose consumers were set to zero.
-        whole: The same network before that.
+        before: The :func:`tables` of the network before that.
         groups: The groups.
         removed: What goes of them.
     """
-    before = FixedWeights(named_tensors(whole), groups).tensors
     layouts: dict[tuple[str, int], Tensor] = {}
     making: dict[str, list[tuple[Member, Tensor]]] = {}
     reading: dict[str, list[tuple[Member, Tensor]]] = {}

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_coreset.state import ran_out_of_memory
 from lightning_coreset.structure import (
     ChannelGroup,
     Example,
@@ -22,14 +23,24 @@ from lightning_coreset.structure import (
     paired,
     plain_execution,
     preserved,
-    preserved_random,
     set_mode,
 )
-from lightning_coreset.surgery import apply_changes, named_tensors, scale_counts, slice_members
+from lightning_coreset.surgery import Snapshot, apply_changes, named_tensors, scale_counts, slice_members
+from lightning_coreset.verification.choices import MadeChoices
 from lightning_coreset.verification.expectations import Expectations
-from lightning_coreset.verification.randomised import duplicate, noise, randomise_, seed_everything
-from lightning_coreset.verification.reference import FixedWeights, Removed, readers, twin_run, zero_, zero_consumers_
+from lightning_coreset.verification.randomised import noise, randomise_, seed_everything
+from lightning_coreset.verification.reference import (
+    FixedWeights,
+    Removed,
+    kept_weights,
+    readers,
+    tables,
+    twin_run,
+    zero_,
+    zero_consumers_,
+)
 from lightning_coreset.verification.removed import removed_classes
+from lightning_coreset.verification.ways import ParametersUsed
 
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
 """Largest difference relative to the largest output; a wrong index changes outputs by about their own size."""
@@ -47,26 +58,42 @@ class _Run:
 
 
 class Trial:
-    """Tries groups on fresh copies of one model with randomised parameters.
+    """Tries groups on a model with randomised parameters: changes it, runs it, and puts it back.
 
     Args:
-        model: The network; it is not changed.
+        model: A model that may be changed: a copy, or one whose parameters are put back afterwards.
         examples: How to run it. Groups have to pass on all of them.
+        dtypes: The precisions to run it in, the preferred one first.
+        untouched: Parameters that the model should not use any more.
 
     Raises:
-        Exception: What copying or running the model raises.
+        Exception: What running the model raises in all precisions.
+        RuntimeError: If the model uses these parameters.
     """
 
-    def __init__(self, model: nn.Module, examples: Examples) -> None:
-        self.model = duplicate(model)
+    def __init__(
+        self,
+        model: nn.Module,
+        examples: Examples,
+        *,
+        dtypes: Sequence[torch.dtype] = (torch.float64, torch.float32),
+        untouched: ParametersUsed | None = None,
+    ) -> None:
+        self.model = model.eval()
+        self._watch: list[AbstractContextManager[Any]] = [] if untouched is None else [untouched]
         self._generator = torch.Generator().manual_seed(0)
         randomise_(self.model, self._generator)
-        self.dtype = torch.float64
-        try:
-            self._read(as_examples(examples))
-        except Exception:  # code that makes single-precision tensors itself cannot run in double precision
-            self.dtype = torch.float32
-            self._read(as_examples(examples))
+        for number, dtype in enumerate(dtypes, 1):
+            self.dtype = dtype
+            try:
+                self._read(as_examples(examples))
+                break
+            except Exception:  # code that makes single-precision tensors itself cannot run in double precision
+                if number == len(dtypes):
+                    raise
+        if untouched is not None and untouched.found:
+            raise RuntimeError("it uses parameters of the original, which its code finds in some other way")
+        self._watch = []
 
     def _read(self, examples: Sequence[Example]) -> None:
         """Find the runs that work in this precision: the first of every example, and those in training mode as well."""
@@ -90,13 +117,12 @@ class Trial:
         """The example, and one like it if that runs: a step that checks its inputs may reject random ones."""
         run = _Run(example, mode)
         both = [run, _Run(example.other(self._generator), mode)]
-        with preserved(self.model):
-            try:
-                self._outputs(self.model, both)
-                return both
-            except Exception:
-                self._outputs(self.model, [run])
-                return [run]
+        try:
+            self._outputs(both, modes=self._watch)
+            return both
+        except Exception:
+            self._outputs([run], modes=self._watch)
+            return [run]
 
     def failing(self, groups: Sequence[ChannelGroup], reason: str | None = None) -> dict[str, str]:
         """The groups that fail, with the reasons, found by halving; all of them where they fail only together.
@@ -105,14 +131,23 @@ class Trial:
             groups: The groups.
             reason: Why they fail together, if that is known.
         """
-        reason = reason or self.attempt(groups)
+        try:
+            reason = reason or self.attempt(groups)
+        except Exception as error:
+            if len(groups) == 1 or not ran_out_of_memory(error):
+                raise
+            return self.failing_in_halves(groups)
         if reason is None:
             return {}
         if len(groups) == 1:
             return {groups[0].name: reason}
-        middle = len(groups) // 2
-        found = self.failing(groups[:middle]) | self.failing(groups[middle:])
+        found = self.failing_in_halves(groups)
         return found or {group.name: f"together with others, {reason}" for group in groups}
+
+    def failing_in_halves(self, groups: Sequence[ChannelGroup]) -> dict[str, str]:
+        """The same for each half of the groups, where there is no memory to try all of them at once."""
+        middle = len(groups) // 2
+        return self.failing(groups[:middle]) | self.failing(groups[middle:])
 
     def failing_in_training(self, groups: Sequence[ChannelGroup]) -> dict[str, str]:
         """The groups that fail in training mode, with the reasons; none if no example is run in it as well."""
@@ -132,45 +167,55 @@ class Trial:
         except Exception:  # a network that cannot be differentiated: each group is tried
             influential = set()
         idle = [group for group in groups if not any(one.name in influential for one in readers(group))]
-        expected = self.run(self.model) if idle else []
+        expected = self.run() if idle else []
         silent = []
         for group in idle:  # the gradient may have been disabled, or really be zero
-            model = duplicate(self.model)
-            fixed = FixedWeights(named_tensors(model), [group])
-            zero_(fixed.tensors, readers(group), removed_classes([group])[group.name])
-            if self._difference(self.run(model, modes=[fixed]), expected) is None:
-                silent.append(group.name)
+            fixed = FixedWeights(named_tensors(self.model), [group])
+            with kept_weights(fixed.tensors, readers(group)):
+                zero_(fixed.tensors, readers(group), removed_classes([group])[group.name])
+                if self._difference(self.run(modes=[fixed]), expected) is None:
+                    silent.append(group.name)
         reason = "its removal cannot be tried, since it has no influence on the outputs of the example inputs"
         return dict.fromkeys(silent, reason)
 
+    def unsteady(self) -> str | None:
+        """How two runs of the model as it is differ, though both begin alike; ``None`` if they do not."""
+        runs = (*self._runs, *self._runs_in_training)
+        return self._difference(self._outputs(runs), self._outputs(runs))
+
     def attempt(self, groups: Sequence[ChannelGroup]) -> str | None:
-        """Remove channels, and zero their consumers on another copy: both must compute the same.
+        """Remove channels, and at another time zero their consumers: both must compute the same.
 
         With the consumers at zero, no output may notice what their producers compute.
         """
         groups = [_paired_at_random(group).with_copies for group in groups]
         removed = removed_classes(groups)
-        model = duplicate(self.model)
-        expected, disturbed = self._reference(model, groups, removed)
+        choices = MadeChoices()
+        expected, disturbed = self._reference(groups, removed, choices)
         if expected and not any(bool(tensor.isfinite().any()) for tensor in expected):
             return "no output is a finite number, so that nothing can be compared"
         leak = self._difference(disturbed, expected)
         if leak is not None:
             return f"its channels reach further than its consumers ({leak})"
         kept = [(group, sorted(set(range(group.size)) - removed[group.name])) for group in groups]
+        before = Snapshot(self.model)
         try:
-            apply_changes(model, slice_members(named_tensors(model), kept), scale_counts(model, kept))
-            found = self.run(model)
+            apply_changes(self.model, slice_members(named_tensors(self.model), kept), scale_counts(self.model, kept))
+            found = self.run(modes=[choices.repeated()])
         except Exception as error:
+            if ran_out_of_memory(error):
+                raise
             return (
                 f"without some of its channels the network does not run ({type(error).__name__}: {first_line(error)}); "
                 "a width may be written as a number in its code, or kept in an attribute (see register_module)"
             )
+        finally:
+            before.restore()
         difference = self._difference(found, expected)
         return None if difference is None else f"its removal changes what the network computes ({difference})"
 
     def _reference(
-        self, model: nn.Module, groups: Sequence[ChannelGroup], removed: Removed
+        self, groups: Sequence[ChannelGroup], removed: Removed, choices: MadeChoices
     ) -> tuple[list[Tensor], list[Tensor]]:
         """What the network computes with the consumers of removed channels at zero.
 
@@ -178,45 +223,46 @@ class Trial:
         multiplied without those that go.
 
         Args:
-            model: A copy of the network; its consumers stay at zero.
             groups: The groups.
             removed: What goes of them.
+            choices: Notes what the network chooses.
 
         Returns:
             The outputs, and the outputs where the producers of removed channels have other weights.
         """
-        fixed = FixedWeights(named_tensors(model), groups)
-        zero_consumers_(fixed.tensors, groups, removed)
-        twins = twin_run(fixed.tensors, self.model, groups, removed)
-        outputs = self.run(model, modes=[fixed, twins])
+        fixed = FixedWeights(named_tensors(self.model), groups)
+        consumers = [member for group in groups for member in group.by_role("consumer")]
+        with kept_weights(fixed.tensors, consumers):
+            before = tables(fixed.tensors, groups)
+            zero_consumers_(fixed.tensors, groups, removed)
+            twins = twin_run(fixed.tensors, before, groups, removed)
+            outputs = self.run(modes=[fixed, twins, choices])
         disturbed = [twins.twin(tensor) for tensor in outputs]
         return outputs, [tensor if twin is None else twin for tensor, twin in zip(outputs, disturbed, strict=True)]
 
-    def run(
-        self, model: nn.Module, *, gradients: bool = False, modes: Sequence[AbstractContextManager[Any]] = ()
-    ) -> list[Tensor]:
+    def run(self, *, gradients: bool = False, modes: Sequence[AbstractContextManager[Any]] = ()) -> list[Tensor]:
         """All floating-point outputs of all examples, run in modes, with the same random numbers every time."""
-        return self._outputs(model, self._runs, gradients=gradients, modes=modes)
+        return self._outputs(self._runs, gradients=gradients, modes=modes)
 
     def _outputs(
         self,
-        model: nn.Module,
         runs: Sequence[_Run],
         *,
         gradients: bool = False,
         modes: Sequence[AbstractContextManager[Any]] = (),
     ) -> list[Tensor]:
+        """The same for some runs. Each begins with the state that the model has now, and leaves it."""
         outputs = []
         for run in runs:
-            set_mode(model, run.mode)
             in_training = [Expectations()] if run.mode == "training" else []
-            with preserved_random(model), plain_execution(), torch.set_grad_enabled(gradients), ExitStack() as stack:
-                for mode in (*in_training, *modes, StandInDerivatives(), local_collectives()):
-                    stack.enter_context(mode)
-                seed_everything(model)
-                found = run.example.run(model, run.example.inputs)
-            outputs += [tensor for tensor in output_tensors(found) if tensor.is_floating_point()]
-        model.eval()
+            contexts = (preserved(self.model), plain_execution(), torch.set_grad_enabled(gradients))
+            with ExitStack() as stack:
+                for context in (*contexts, *in_training, *modes, StandInDerivatives(), local_collectives()):
+                    stack.enter_context(context)
+                set_mode(self.model, run.mode)
+                seed_everything(self.model)
+                found = run.example.run(self.model, run.example.inputs)
+                outputs += [tensor.clone() for tensor in output_tensors(found) if tensor.is_floating_point()]
         return outputs
 
     @torch.no_grad()  # a network may have enabled gradients for its own derivatives
@@ -242,7 +288,7 @@ class Trial:
             for name, tensor in named_tensors(self.model).items()
             if name in consumers and tensor.is_floating_point()
         }
-        outputs = [tensor for tensor in self.run(self.model, gradients=True) if tensor.requires_grad]
+        outputs = [tensor for tensor in self.run(gradients=True) if tensor.requires_grad]
         if not outputs or not parameters:
             return set()
         generator = torch.Generator().manual_seed(0)

@@ -3,35 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import lightning.pytorch as pl
 
 from lightning_coreset._compat import trainer_of
+from lightning_coreset.state import ModuleState
 from lightning_coreset.structure import preserved_random
-from lightning_coreset.training.metrics.object_state import ObjectState
 
 
 @contextmanager
-def isolated(module: pl.LightningModule) -> Iterator[None]:
+def isolated(module: pl.LightningModule, *, parameters: bool = True) -> Iterator[None]:
     """Undo what the block does to a LightningModule, also if it raises.
 
     Inside, ``log``, ``log_dict`` and ``print`` of the module (and of LightningModules within it) do nothing. The
     Trainer's loggers do not write either: their ``experiment`` and their methods that write are replaced, while their
     names and directories can be read. Gradients are ``None``.
 
-    Afterwards everything is as before, and the same objects: buffers, states of torchmetrics, train and eval mode,
-    gradients and ``requires_grad``, hooks, and all plain attributes of all modules, with the content of tensors, lists,
-    dicts, deques, sets, and of what these hold. The random states of torch (on the CPU and on the CUDA devices of the
-    module's parameters), of ``random`` and of numpy are restored.
+    Afterwards everything is as before, and the same objects: parameters and buffers of whatever size, states of
+    torchmetrics, train and eval mode, gradients and ``requires_grad``, hooks, and all plain attributes of all modules,
+    with the content of tensors, containers, numpy arrays, generators of random numbers and iterators, and the
+    attributes of objects, functions and classes of the user's that they hold. The random states of torch (on the CPU
+    and on the CUDA devices of the module's parameters), of ``random`` and of numpy are restored.
 
-    Not undone, since it would cost a copy of the model or cannot be seen: the content of parameters (so no optimizer
-    may step in the block, as the ``training_step`` of manual optimization does), attributes of objects that are neither
-    modules nor containers, and other output of the process (``print``, files).
+    Not undone, since it cannot be seen: global variables, what other objects of the program keep (the Trainer, loaders,
+    loggers, threads), and other output of the process (``print``, files).
 
     Args:
         module: The LightningModule, with or without a Trainer.
+        parameters: Whether the content of parameters is restored as well. For this every operation is looked at.
 
     Example:
         >>> model = pl.LightningModule()
@@ -43,13 +44,13 @@ def isolated(module: pl.LightningModule) -> Iterator[None]:
         >>> model.seen
         []
     """
-    before = ObjectState(module)
+    before = ModuleState(module)
     try:
         before.hide_gradients()
         for each in module.modules():
             if isinstance(each, pl.LightningModule):
                 each.__dict__.update(log=_ignore, log_dict=_ignore, print=_ignore)
-        with preserved_random(module), _silent_loggers(module):
+        with preserved_random(module), _silent_loggers(module), before.watching() if parameters else nullcontext():
             yield
     finally:
         before.restore()

@@ -135,7 +135,7 @@ class LoggedMetric:
 
     def _replay(self, trainer: pl.Trainer, pl_module: pl.LightningModule, log: _Log) -> None:
         step = pl_module.validation_step
-        with isolated(pl_module), trainer.precision_plugin.val_step_context(), torch.no_grad():
+        with isolated(pl_module, parameters=False), trainer.precision_plugin.val_step_context(), torch.no_grad():
             pl_module.__dict__.update(log=log.log, log_dict=log.log_dict)
             pl_module.eval()
             for module in pl_module.modules():

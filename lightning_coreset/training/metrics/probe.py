@@ -184,7 +184,7 @@ class AccuracyProbe:
     def _replay(self, pl_module: pl.LightningModule, count: Metric) -> None:
         trainer: Any = trainer_of(pl_module)
         precision = nullcontext() if trainer is None else trainer.precision_plugin.forward_context()
-        with isolated(pl_module), precision, torch.no_grad():
+        with isolated(pl_module, parameters=False), precision, torch.no_grad():
             pl_module.eval()
             for args, kwargs, targets in self._kept:
                 assert self._found is not None

@@ -1,0 +1,60 @@
+"""Iterators that a module keeps, such as that of a second loader: what a run draws is drawn once more afterwards."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+
+
+class ReplayedIterator:
+    """Takes the place of an iterator that cannot go back, and can.
+
+    Args:
+        source: The iterator.
+    """
+
+    def __init__(self, source: Iterator[Any]) -> None:
+        self.source = source
+        self._drawn: list[Any] = []
+        self.position = 0
+        self._left: Iterator[Any] | None = None  # one for all who held the iterator
+
+    def __iter__(self) -> ReplayedIterator:
+        return self
+
+    def __next__(self) -> Any:
+        """What was drawn before, or the next."""
+        if self.position == len(self._drawn):
+            self._drawn.append(next(self.source))
+        self.position += 1
+        return self._drawn[self.position - 1]
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name == "source":
+            raise AttributeError(name)
+        return getattr(self.source, name)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ReplayedIterator:
+        """Another that draws the same."""
+        other = ReplayedIterator(self.source)
+        other._drawn, other.position = self._drawn, self.position
+        return other
+
+    def left(self) -> Iterator[Any]:
+        """What goes on where the first iterator was: that itself, if nothing was drawn of it."""
+        if self._left is None:
+            self._left = itertools.chain(self._drawn, self.source) if self._drawn else self.source
+        return self._left
+
+
+@functools.cache
+def is_iterator_type(kind: type) -> bool:
+    """Whether objects of a type are iterators whose place cannot be read from their attributes."""
+    if issubclass(kind, nn.Module | ReplayedIterator) or not hasattr(kind, "__next__"):
+        return False
+    # An iterator that a user wrote in Python counts in its attributes. One of a loader has workers and generators.
+    return kind.__dictoffset__ == 0 or kind.__module__.startswith("torch.utils.data.")

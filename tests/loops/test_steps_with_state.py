@@ -1,0 +1,419 @@
+"""Training steps that change more than their loss: every run of the self-check begins alike, and leaves no trace."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import random
+import warnings
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+import torchmetrics
+from fitting import make_loader, make_trainer, mlp, widths
+from torch import Tensor, nn
+
+from lightning_coreset import CoresetPruningCallback, prune
+from lightning_coreset.structure import Example, analyse
+from lightning_coreset.verification import tried_groups
+
+
+class Step(nn.Module):
+    """A network, and a loss that depends on what the runs before have left."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = mlp(6, 12, 8, 3)
+        self.begin()
+
+    def begin(self) -> None:
+        """Make the state."""
+
+    def term(self, y: Tensor) -> Tensor | float:
+        """The part of the loss with the state."""
+        return 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.net(x)
+        return y.pow(2).mean() * (1 + self.term(y))
+
+
+class Counter(Step):
+    def begin(self):
+        self.count = 0
+
+    def term(self, y):
+        self.count += 1
+        return self.count / 10
+
+
+class RunningMean(Step):
+    def begin(self):
+        self.register_buffer("mean", torch.ones(()))
+
+    def term(self, y):
+        self.mean.lerp_(y.detach().abs().mean().to(self.mean), 0.5)
+        return self.mean.clone()
+
+
+class Queue(Step):
+    def begin(self):
+        self.register_buffer("old", torch.zeros(16, 3))
+        self.at = 0
+
+    def term(self, y):
+        term = (y @ self.old.T.to(y)).logsumexp(1).mean()
+        self.old[self.at : self.at + len(y)] = y.detach()
+        self.at = (self.at + len(y)) % 16
+        return term
+
+
+class Growing(Step):
+    def begin(self):
+        self.register_buffer("old", torch.zeros(0, 3))
+
+    def term(self, y):
+        self.old = torch.cat([self.old.to(y), y.detach()])
+        return self.old.sum() / 10
+
+
+class Resized(Step):
+    def begin(self):
+        self.register_buffer("scale", torch.ones(0))
+
+    def term(self, y):
+        self.scale.resize_(len(self.scale) + 2).fill_(len(self.scale))
+        return self.scale.sum()
+
+
+class Registered(Step):
+    def begin(self):
+        self.runs = 0
+        self.register_buffer("first", torch.ones(2))
+
+    def term(self, y):
+        if hasattr(self, "first"):
+            del self.first
+        else:
+            self.runs += 1
+        self.register_buffer(f"seen{self.runs}", torch.ones(3))
+        return len(list(self.buffers()))
+
+
+class Lazily(Step):
+    def begin(self):
+        self.table = None
+
+    def term(self, y):
+        if self.table is None:
+            self.table = y.detach().mean(0)
+        return self.table.sum()
+
+
+class TorchGenerator(Step):
+    def begin(self):
+        self.generator = torch.Generator().manual_seed(1)
+
+    def term(self, y):
+        return torch.rand((), generator=self.generator)
+
+
+class PythonGenerator(Step):
+    def begin(self):
+        self.random = random.Random(1)
+
+    def term(self, y):
+        return self.random.random()
+
+
+class NumpyGenerators(Step):
+    def begin(self):
+        self.old, self.new = np.random.RandomState(1), np.random.default_rng(1)
+
+    def term(self, y):
+        return float(self.old.rand() + self.new.random())
+
+
+class Annealer:
+    def __init__(self) -> None:
+        self.value, self.history = 1.0, []
+
+    def __call__(self) -> float:
+        self.value *= 0.5
+        self.history.append(self.value)
+        return self.value + len(self.history)
+
+
+class Slots:
+    __slots__ = ("at", "items")
+
+    def __init__(self) -> None:
+        self.at, self.items = 0, [0.0]
+
+
+class AnObject(Step):
+    def begin(self):
+        self.annealer = Annealer()
+
+    def term(self, y):
+        return self.annealer()
+
+
+class Slotted(Step):
+    def begin(self):
+        self.slots = Slots()
+
+    def term(self, y):
+        self.slots.at += 1
+        self.slots.items.append(float(self.slots.at))
+        return sum(self.slots.items) + self.slots.at
+
+
+class Containers(Step):
+    def begin(self):
+        self.window, self.seen, self.sums = deque([torch.zeros(())], maxlen=3), {0}, {"a": [torch.zeros(())]}
+
+    def term(self, y):
+        self.window.append(self.window[-1] + 1)
+        self.seen.add(len(self.seen))
+        self.sums["a"][0] += 1
+        return sum(self.window) + len(self.seen) + self.sums["a"][0]
+
+
+class Array(Step):
+    def begin(self):
+        self.array = np.zeros(3)
+
+    def term(self, y):
+        self.array += 1
+        return float(self.array.sum())
+
+
+class Iterators(Step):
+    def begin(self):
+        self.generator = (number / 10 for number in range(1000))
+        self.others = {"list": iter([number / 10 for number in range(1000)])}
+
+    def term(self, y):
+        return next(self.generator) + next(self.others["list"])
+
+
+class Metric(Step):
+    def begin(self):
+        self.metric = torchmetrics.MeanMetric()
+
+    def term(self, y):
+        return self.metric(y.detach().mean()) + self.metric.compute()
+
+
+class Momentum(Step):
+    """Writes into a parameter, as a momentum encoder does."""
+
+    def begin(self):
+        self.slow = nn.Linear(6, 3, bias=False).requires_grad_(False)
+
+    def term(self, y):
+        self.slow.weight.data.mul_(0.5)
+        torch._foreach_add_([self.slow.weight.detach()], 0.1)
+        return self.slow.weight.sum()
+
+
+class OtherData(Step):
+    def begin(self):
+        self.slow = nn.Linear(6, 3, bias=False).requires_grad_(False)
+
+    def term(self, y):
+        self.slow.weight.data = self.slow.weight.data + 0.1
+        return self.slow.weight.sum()
+
+
+class AddsModules(Step):
+    def term(self, y):
+        self.add_module(f"extra{len(list(self.children()))}", nn.Identity())
+        return len(list(self.children()))
+
+
+def of_the_class() -> nn.Module:
+    class OfTheClass(Step):
+        count = 0
+        log: list[int] = []  # noqa: RUF012
+
+        def term(self, y):
+            type(self).count += 1
+            self.log.append(1)
+            return self.count + len(self.log)
+
+    return OfTheClass()
+
+
+def in_a_closure() -> nn.Module:
+    count, log = 0, []
+
+    class InAClosure(Step):
+        def term(self, y):
+            nonlocal count
+            count += 1
+            log.append(count)
+            return count + len(log)
+
+    return InAClosure()
+
+
+def in_a_default() -> nn.Module:
+    class InADefault(Step):
+        def term(self, y, log=[0.0]):  # noqa: B006
+            log.append(1.0)
+            return len(log)
+
+    return InADefault()
+
+
+def in_a_partial() -> nn.Module:
+    def count(log: list[int], y: Tensor) -> float:
+        log.append(1)
+        return len(log)
+
+    result = Step()
+    result.term = functools.partial(count, [])
+    return result
+
+
+KINDS: dict[str, Callable[[], nn.Module]] = {
+    kind.__name__: kind
+    for kind in (
+        *(Counter, RunningMean, Queue, Growing, Resized, Registered, Lazily, TorchGenerator, PythonGenerator),
+        *(NumpyGenerators, AnObject, Slotted, Containers, Array, Iterators, Metric, Momentum, OtherData, AddsModules),
+        *(of_the_class, in_a_closure, in_a_default, in_a_partial),
+    )
+}
+X = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
+
+
+def made(kind: str) -> nn.Module:
+    torch.manual_seed(0)
+    return KINDS[kind]()
+
+
+def losses(model: nn.Module) -> list[Tensor]:
+    with torch.no_grad():
+        return [torch.as_tensor(model(scale * X)) for scale in (1.0, 1.1, 1.2)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_run_begins_alike_and_leaves_no_trace(kind):
+    model = made(kind)
+    expected = losses(model)
+    with torch.no_grad():
+        assert model(2 * X) != made(kind)(2 * X)  # or there is nothing to put back
+    model = made(kind)
+    names = list(model.state_dict())
+    groups = analyse(model, X).groups
+    assert [group.name for group in groups] == ["net.0", "net.2"]
+    assert tried_groups(model, groups, Example.of(X))[1] == {}
+    assert list(model.state_dict()) == names
+    assert losses(model) == expected
+
+
+class Annealed(pl.LightningModule):
+    """The weight of a term grows with a counter; a momentum copy of the head and a running loss go along."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = mlp(8, 32, 24, 3)
+        self.annealer = Annealer()
+        self.register_buffer("mean", torch.ones(()))
+        self.values: list[float] = []
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        y = self.net(batch[0])
+        loss = nn.functional.cross_entropy(y, batch[1]) + self.annealer() * y.pow(2).mean()
+        self.mean.lerp_(loss.detach(), 0.1)
+        self.values.append(self.annealer.value)
+        return loss / self.mean.clone()
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), 0.01)
+
+
+def test_a_run_is_pruned_and_its_own_state_goes_on_as_it_would():
+    model = Annealed()
+    make_trainer(CoresetPruningCallback(0.4, start=1, end=2), max_epochs=3).fit(model, make_loader(8))
+    assert widths(model)["net.0"][1] < 32
+    assert model.values == [0.5**step for step in range(1, 13)]  # each step once
+
+
+def test_recalibration_does_not_step_a_momentum_copy():
+    class Slow(Annealed):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.slow = nn.BatchNorm1d(8), nn.Parameter(torch.zeros(1), requires_grad=False)
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            self.slow.data.add_(1)
+            return super().training_step((self.norm(batch[0]), batch[1]), batch_idx)
+
+    model = Slow()
+    make_trainer(CoresetPruningCallback(0.4, start=1, recalibrate_batches=2), max_epochs=2).fit(model, make_loader(8))
+    assert model.slow.item() == 8
+
+
+STATE = {"calls": 0}
+
+
+def test_state_that_nobody_sees_is_named_as_the_reason():
+    class Global(Step):
+        def term(self, y):
+            STATE["calls"] += 1
+            return STATE["calls"]
+
+    model = Global()
+    groups = analyse(model, X).groups
+    failures = tried_groups(model, groups, Example.of(X))[1]
+    assert failures.keys() == {"net.0", "net.2"}
+    assert all(reason.startswith("its outputs are others in every run (relative error") for reason in failures.values())
+
+
+def test_a_step_with_state_does_not_hide_a_width_in_the_code():
+    class Literal(Counter):
+        def forward(self, x):
+            y = self.net[:2](x).view(-1, 12)
+            return self.net[2:](y).pow(2).mean() * self.term(y)
+
+    model = Literal()
+    failures = tried_groups(model, analyse(model, X).groups, Example.of(X))[1]
+    assert failures.keys() == {"net.0"}
+    assert "does not run" in failures["net.0"]
+
+
+@pytest.mark.parametrize("kind", ["Queue", "Momentum"])
+def test_what_a_step_writes_differs_with_channels_that_leak(kind):
+    """A state that depends on removed channels is a leak within one run."""
+    model = made(kind)
+    model.memory = model.register_buffer("memory", torch.zeros(12))
+
+    def forward(module: Any, x: Tensor) -> Tensor:
+        hidden = module.net[0](x)
+        module.memory.add_(hidden.detach().mean(0).to(module.memory))
+        return module(x) + module.memory.mean()
+
+    example = Example(X, run=forward)
+    groups = [group for group in analyse(model, X).groups if group.name == "net.0"]
+    assert tried_groups(model, groups, example)[1].keys() == {"net.0"}
+
+
+def test_the_analysis_of_a_network_prepared_for_quantisation_leaves_it_alone():
+    quantization = pytest.importorskip("torch.ao.quantization")
+    net = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 4, 3))
+    net.qconfig = quantization.get_default_qat_qconfig("fbgemm")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own
+        net = quantization.prepare_qat(net.train())
+    before = copy.deepcopy(net.state_dict())
+    with pytest.raises(ValueError, match="has no rule"):
+        prune(net, torch.randn(2, 3, 8, 8), 0.3)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
