@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_coreset.module_specs import Size, is_size, plain_size
+from lightning_coreset.plain_data import as_type
 from lightning_coreset.surgery import ModelShapes, recorded_shapes
 
 KEY = "lightning_coreset"
@@ -45,11 +45,12 @@ class PruningMetadata:
             ValueError: If it is something else.
         """
         try:
+            plain = as_type(plain, dict[str, Any], "the record")
             return cls(_from_dict(plain["original"]), _from_dict(plain["pruned"]))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, ValueError) as error:
             raise ValueError(
                 f"Expected how a model was pruned under {KEY!r} in the state dict's metadata but cannot read it "
-                f"({error!r}). The file is damaged, or was written by a newer lightning_coreset."
+                f"({error!r}). The file is damaged, or was written by a newer lightning_coreset. Load another one."
             ) from error
 
 
@@ -61,16 +62,9 @@ def _to_dict(model_shapes: ModelShapes) -> dict[str, Any]:
     return {"shapes": shapes, "sizes": sizes, "constants": constants}
 
 
-def _from_dict(plain: Mapping[str, Any]) -> ModelShapes:
-    shapes = {str(name): tuple(int(size) for size in shape) for name, shape in plain["shapes"].items()}
-    sizes = {str(name): _size(name, size) for name, size in plain["sizes"].items()}
-    constants = dict(plain["constants"])
-    if not all(isinstance(value, Tensor) for value in constants.values()):
-        raise TypeError("a constant that is no tensor")
+def _from_dict(plain: Any) -> ModelShapes:
+    parts = as_type(plain, dict[str, Any], "a model's shapes")
+    shapes = as_type(parts.get("shapes"), dict[str, tuple[int, ...]], "shapes")
+    sizes = as_type(parts.get("sizes"), dict[str, int | tuple[int, ...]], "sizes")
+    constants = as_type(parts.get("constants"), dict[str, Tensor], "constants")
     return ModelShapes(shapes, sizes, constants)
-
-
-def _size(name: str, size: object) -> Size:
-    if not is_size(size):
-        raise TypeError(f"the size {name!r} is {size!r}")
-    return plain_size(size)

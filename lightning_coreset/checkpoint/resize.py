@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lightning_coreset._compat import loads_itself
 from lightning_coreset.checkpoint.consistency import head_counts, inferred_sizes, kept_numbers, mismatches
 from lightning_coreset.checkpoint.metadata import KEY, PruningMetadata
+from lightning_coreset.checkpoint.record_check import half_recorded, is_part_of, wrong_record, wrong_sizes
 from lightning_coreset.module_specs import check_module_sizes
 from lightning_coreset.structure.unsupported import unsupported_parameters
 from lightning_coreset.surgery import ModelShapes, original_shapes, recorded_shapes, resize
@@ -49,14 +50,18 @@ def resize_to_state_dict(
         _raise_for(model, _wrong_shapes(model, original, loaded))
         _raise_for(model, _unknown_sizes(model, original, loaded))
     else:
-        _raise_for(model, _wrong_metadata(original, loaded, metadata, strict))
+        _raise_for(model, wrong_record(original, loaded, metadata, strict))
 
     unloaded = {n: s for n, s in present.shapes.items() if n not in loaded and n not in present.constants}
     shapes = (original | pruned | ModelShapes({**unloaded, **loaded})).shapes
     inferred = ModelShapes(sizes=inferred_sizes(model, original, shapes))
+    if metadata is not None:
+        _raise_for(model, wrong_sizes(original, metadata, inferred.sizes, strict))
     target = original | inferred | pruned | ModelShapes(shapes)
     _raise_for(model, mismatches(model, original, target))
-    if metadata is None:
+    if metadata is not None:
+        _raise_for(model, half_recorded(metadata))
+    else:
         _warn_of_numbers(model, original, shapes)
     resize(model, target.difference(present))
 
@@ -91,7 +96,7 @@ def _loaded_shapes(
             continue
         recorded = metadata is not None and name in metadata.pruned.shapes
         # A module with its own way to load, such as one with a growing buffer, accepts shapes that are not ours.
-        if recorded or _is_part_of(value.shape, shape) or not _loads_itself(model, name):
+        if recorded or is_part_of(value.shape, shape) or not _loads_itself(model, name):
             loaded[name] = tuple(value.shape)
     return loaded
 
@@ -99,12 +104,6 @@ def _loaded_shapes(
 def _loads_itself(model: nn.Module, name: str) -> bool:
     owner = model.get_submodule(name.rpartition(".")[0])
     return loads_itself(owner)
-
-
-def _is_part_of(shape: tuple[int, ...], original: tuple[int, ...]) -> bool:
-    return len(shape) == len(original) and all(
-        size == most or 0 < size < most for size, most in zip(shape, original, strict=True)
-    )
 
 
 def _wrong_names(
@@ -122,30 +121,12 @@ def _wrong_names(
         yield from (f"{name!r} is not one of the model's" for name in state if name not in expected)
 
 
-def _wrong_metadata(original: ModelShapes, loaded: Shapes, metadata: PruningMetadata, strict: bool) -> Iterator[str]:
-    """Where the metadata describes another original model, or other tensors than it comes with."""
-    for name, shape in loaded.items():
-        before = metadata.original.shapes.get(name, shape)
-        if before != original.shapes[name]:
-            yield f"{name!r} has shape {before} before pruning where the model's is {original.shapes[name]}"
-        elif metadata.pruned.shapes.get(name, shape) != shape:
-            yield f"{name!r} has shape {shape} where {metadata.pruned.shapes[name]} is recorded"
-    for name, size in metadata.original.sizes.items():
-        found = original.sizes.get(name)
-        if found != size and (strict or found is not None):
-            yield f"{name!r} is {size} before pruning where the model's is {found}"
-    for name, value in metadata.pruned.constants.items():
-        shapes = (metadata.original.shapes.get(name), metadata.pruned.shapes.get(name))
-        if name in original.constants and shapes != (original.shapes[name], tuple(value.shape)):
-            yield f"{name!r} has shape {shapes[0]} before pruning where the model's is {original.shapes[name]}"
-
-
 def _wrong_shapes(model: nn.Module, original: ModelShapes, loaded: Shapes) -> Iterator[str]:
     """Without metadata: shapes that no pruning of this model gives."""
     unsupported = unsupported_parameters(model)
     for name, shape in loaded.items():
         before = original.shapes[name]
-        if not _is_part_of(shape, before):
+        if not is_part_of(shape, before):
             yield f"{name!r} has shape {shape}, which is not a part of the original model's {before}"
         elif shape != before and name in unsupported:
             yield f"{name!r} has shape {shape} where the model's is {before}, but it {unsupported[name]}"
