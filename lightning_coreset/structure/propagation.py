@@ -174,9 +174,13 @@ class Propagation(DispatchMode):
     def channel_labels(self, tensor: Tensor, dim: int, reason: str) -> Tensor:
         """The labels of ``tensor`` along ``dim``, shape ``(tensor.shape[dim],)``, zeros where there are none.
 
-        Where they vary along other dimensions as well, these are pinned for ``reason``.
+        Where they vary along other dimensions as well, these are pinned for ``reason``. Labels of a second kind along
+        ``dim``, as a view that merges two dimensions leaves them, are blocked.
         """
-        return labels_along(self.info(tensor).along(dim), dim, tensor.shape[dim], self.union_find, reason)
+        along = [axis for axis in self.info(tensor).channel_labels if axis.labels.shape[dim] > 1]
+        for other in along[1:]:
+            self.union_find.block(other.labels, "shares a dimension with other channels")
+        return labels_along(along[0] if along else None, dim, tensor.shape[dim], self.union_find, reason)
 
     def unite(self, first: Tensor, second: Tensor, reason: str) -> None:
         """Let the channels of two label tensors of one shape live and die together, element by element.
@@ -187,7 +191,11 @@ class Propagation(DispatchMode):
 
     def pin_dims(self, tensor: Tensor, dims: Iterable[int], reason: str) -> tuple[ChannelLabels, ...]:
         """Forbid for ``reason`` that single indices along ``dims`` go; returns the labels that are left."""
-        return tuple(pin_all(self.info(tensor).channel_labels, set(dims), self.union_find, reason))
+        return self.pin_axes(self.info(tensor).channel_labels, dims, reason)
+
+    def pin_axes(self, axes: Iterable[ChannelLabels], dims: Iterable[int], reason: str) -> tuple[ChannelLabels, ...]:
+        """The same for axes that were moved already."""
+        return tuple(pin_all(axes, set(dims), self.union_find, reason))
 
     def block(self, tensor: Tensor, reason: str) -> None:
         """Forbid the removal of anything this tensor is labelled with."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lightning_coreset.structure.labels import ChannelLabels, Statistic, pin_all, unite_along
+from lightning_coreset.structure.labels import ChannelLabels, Statistic, TensorInfo, pin_all, unite_along
 from lightning_coreset.structure.op_call import OpCall
 
 if TYPE_CHECKING:
@@ -45,6 +45,15 @@ def take_statistic(
         else:
             normalized.append(unite_along(axis, axis.dims[:-1], propagation.union_find, reason))
     return tuple(pin_all(others, reduced, propagation.union_find, reason)), tuple(normalized)
+
+
+def note_further_results(propagation: Propagation, call: OpCall) -> None:
+    """What a normalisation returns beside its result, mean and deviation, holds the channels if something uses it."""
+    reason = f"has its statistics returned by {call.title}"
+    axes = propagation.info(call.args[0]).channel_labels
+    for result in call.results[1:]:
+        statistics = tuple(Statistic(axis.flat, reason, normalizes=False) for axis in axes)
+        propagation.set_info(result, TensorInfo(statistics=statistics))
 
 
 def check_statistics(propagation: Propagation, call: OpCall, rule: Rule) -> list[Statistic]:

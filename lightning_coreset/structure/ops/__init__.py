@@ -13,6 +13,7 @@ from lightning_coreset.structure.ops import (
     convolution,
     elementwise,
     foreach,
+    indexed,
     joining,
     movement,
     normalization,
@@ -21,7 +22,18 @@ from lightning_coreset.structure.ops import (
 )
 from lightning_coreset.structure.propagation import Rule
 
-_FAMILIES = (movement, pieces, joining, elementwise, foreach, contraction, convolution, reduction, normalization)
+_FAMILIES = (
+    movement,
+    pieces,
+    joining,
+    indexed,
+    elementwise,
+    foreach,
+    contraction,
+    convolution,
+    reduction,
+    normalization,
+)
 
 
 @cache

@@ -32,6 +32,9 @@ def linear(propagation: Propagation, call: OpCall) -> None:
 def embedding(propagation: Propagation, call: OpCall) -> None:
     """Rows of a table: the vocabulary is fixed, the columns label the result."""
     weight, out = call.arguments["weight"], call.results[0]
+    for other in call.tensors:
+        if other is not weight:
+            propagation.block(other, f"says what {call.title} looks up")
     axes = propagation.pin_dims(weight, [0], "is a vocabulary")
     shape = (1,) * (out.dim() - 1) + (-1,)
     placed = tuple(replace(axis, labels=axis.labels.reshape(shape), from_layer=True) for axis in axes)

@@ -37,6 +37,8 @@ _COPYING = frozenset({"_to_copy", "clone", "contiguous", "lift_fresh", "lift", "
 
 def _moved(call: OpCall, axis: ChannelLabels, source: Tensor) -> list[ChannelLabels]:
     """Apply the operation to the labels of its first argument; one axis per result."""
+    if call.inplace:
+        return [axis.moved(_moved_in_place(call, axis.labels))]
     if call.name in _VIEWS:
         return [axis.with_labels(reshape_labels(axis.labels, source.shape, call.results[0].shape))]
     if call.name in _REORDERING:
@@ -46,11 +48,17 @@ def _moved(call: OpCall, axis: ChannelLabels, source: Tensor) -> list[ChannelLab
     if call.name == "expand":
         new = (1,) * (call.results[0].dim() - source.dim())
         return [axis.moved(axis.labels.reshape(new + axis.labels.shape)) if new else axis]
-    if call.inplace and call.name == "squeeze" and call.arguments.get("dim") is not None:
-        return [axis.moved(axis.labels.squeeze(call.arguments["dim"]))]
-    if call.inplace:
-        raise NotImplementedError("in place")
     return [axis.with_labels(labels) for labels in move_labels(call.function, axis.labels.expand(source.shape), call)]
+
+
+def _moved_in_place(call: OpCall, labels: Tensor) -> Tensor:
+    """The labels of a tensor that has its new shape already."""
+    if call.name == "squeeze" and isinstance(call.arguments.get("dim"), int):
+        squeezed = call.results[0].dim() < labels.dim()
+        return labels.squeeze(call.arguments["dim"]) if squeezed else labels
+    if call.name in _REORDERING:
+        return _REORDERING[call.name](labels, *call.args[1:], **call.kwargs)
+    raise NotImplementedError("in place")
 
 
 def move_labels(function: Callable[..., Any], labels: Tensor, call: OpCall) -> list[Tensor]:
@@ -128,13 +136,12 @@ def select(propagation: Propagation, call: OpCall) -> None:
     propagation.set_info(call.results[0], replace(propagation.info(call.results[0]), statistics=unused))
 
 
-def pin_all_dims(propagation: Propagation, call: OpCall) -> None:
-    """Operations that name positions in the last two dimensions (``tril``), or along no stated one."""
-    source = call.args[0]
-    dims = range(source.dim() - 2, source.dim()) if call.name in ("tril", "triu") else range(source.dim())
-    set_moved(
-        propagation, call, propagation.pin_dims(source, dims, f"is rearranged at fixed positions by {call.title}")
-    )
+def pin_triangle(propagation: Propagation, call: OpCall) -> None:
+    """Operations that name positions in the last two dimensions (``tril``): what lies along others stays in place."""
+    source, info = call.args[0], propagation.info(call.args[0])
+    dims = range(source.dim() - 2, source.dim())
+    axes = propagation.pin_dims(source, dims, f"is rearranged at fixed positions by {call.title}")
+    propagation.set_info(call.results[0], TensorInfo(axes, info.constant, producer_paths=info.producer_paths))
 
 
 def index(propagation: Propagation, call: OpCall) -> None:
@@ -166,7 +173,7 @@ RULES: dict[str, Rule] = {
     ),
     "select": select,
     **dict.fromkeys(("unbind", "roll", "index_select", "diagonal", "unfold", "rot90"), pin_dim),
-    **dict.fromkeys(("tril", "triu"), pin_all_dims),
+    **dict.fromkeys(("tril", "triu"), pin_triangle),
     **dict.fromkeys(("_local_scalar_dense", "is_nonzero", "equal", "sym_size", "_assert_async"), ignore),
     "index": index,
 }

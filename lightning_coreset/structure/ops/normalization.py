@@ -7,7 +7,7 @@ from torch import Tensor
 from lightning_coreset.module_specs import module_spec
 from lightning_coreset.structure.labels import ChannelLabels, TensorInfo, unite_along
 from lightning_coreset.structure.propagation import OpCall, Propagation, Rule
-from lightning_coreset.structure.statistics import take_statistic
+from lightning_coreset.structure.statistics import note_further_results, take_statistic
 from lightning_coreset.structure.steps import Norm, Step, StepKind
 
 
@@ -32,6 +32,7 @@ def batch_norm(propagation: Propagation, call: OpCall) -> None:
     propagation.record_batch_norm(source, norm)
     constant = propagation.info(source).constant
     propagation.set_info(out, TensorInfo(axes, constant, producer_paths=propagation.producer_paths([source], step)))
+    note_further_results(propagation, call)
 
 
 def layer_norm(propagation: Propagation, call: OpCall) -> None:
@@ -48,6 +49,7 @@ def layer_norm(propagation: Propagation, call: OpCall) -> None:
     propagation.set_info(
         out, TensorInfo(axes, producer_paths=propagation.producer_paths([source], Step(StepKind.LAYER_NORM)))
     )
+    note_further_results(propagation, call)
 
 
 def _normalize(propagation: Propagation, call: OpCall, dim: int, dims: range, reason: str) -> tuple[ChannelLabels, ...]:
@@ -94,6 +96,7 @@ def group_norm(propagation: Propagation, call: OpCall) -> None:
     propagation.set_info(
         out, TensorInfo(axes, producer_paths=propagation.producer_paths([source], Step(StepKind.GROUP_NORM)))
     )
+    note_further_results(propagation, call)
 
 
 def _count_of_groups(propagation: Propagation, weight: object) -> tuple[str, str] | None:

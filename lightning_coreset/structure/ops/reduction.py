@@ -16,12 +16,11 @@ from lightning_coreset.structure.steps import Step, StepKind
 
 _REDUCING = """
 mean sum nansum amax amin max min aminmax var std var_mean std_mean prod all any norm linalg_vector_norm argmax argmin
-logsumexp median nanmedian mode count_nonzero
+logsumexp median nanmedian mode kthvalue count_nonzero
 """.split()
 
 _ALONG = """
 _softmax _log_softmax softmax log_softmax _safe_softmax cumsum cumprod logcumsumexp cummax cummin sort argsort topk
-kthvalue
 """.split()
 
 _MAXIMA = """
@@ -92,8 +91,11 @@ def mix_along_dim(propagation: Propagation, call: OpCall) -> None:
 
 
 def pool(propagation: Propagation, call: OpCall) -> None:
-    """Pooling, resampling and reflecting: channels pass, positions are pinned."""
+    """Pooling, resampling and reflecting: channels pass, positions are pinned, and so is a grid of them."""
     source = call.args[0]
+    for grid in call.tensors[1:]:
+        propagation.block(grid, f"gives the positions to {call.title}")
+        propagation.pin_dims(source, [0], f"has positions of its own in {call.title}")
     count = next(int(letter) for letter in call.name if letter in "123")
     dims = range(source.dim() - count, source.dim())
     axes = propagation.pin_dims(source, dims, f"is resampled by {call.title}")
