@@ -92,6 +92,8 @@ class TensorInfo:
         statistics: The statistics over channels that its values are made of.
         update: Whether it is made of derivatives with respect to parameters: a parameter that it is added to still
             counts as this parameter, as in the inner loop of meta-learning.
+        uniform: Whether all of its elements are equal, as those of ``torch.zeros(batch, width)``: it has no channels of
+            its own, and takes those of what it meets.
     """
 
     channel_labels: tuple[ChannelLabels, ...] = ()
@@ -100,6 +102,7 @@ class TensorInfo:
     producer_paths: dict[str, tuple[Step, ...]] = field(default_factory=dict)
     statistics: tuple[Statistic, ...] = ()
     update: bool = False
+    uniform: bool = False
 
     def with_channel_labels(self, axes: tuple[ChannelLabels, ...]) -> TensorInfo:
         """The same with other labels."""

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_coreset._compat import DispatchMode, tree_map, without_transforms
+from lightning_coreset._compat import DispatchMode, tree_map, view_base, without_transforms
 from lightning_coreset.state.writes import UndoneWrites
 from lightning_coreset.structure.head_dimensions import Queries
+from lightning_coreset.structure.label_merging import varying
 from lightning_coreset.structure.labels import (
     UNLABELLED,
     ChannelLabels,
@@ -163,6 +164,20 @@ class Propagation(DispatchMode):
         """What is known of a tensor."""
         return (self._known.get(tensor) if tensor is not None else None) or UNLABELLED
 
+    def varying(self, tensor: Tensor, ndim: int) -> set[int]:
+        """The dimensions of a result of ``ndim`` dimensions in which an operand has elements of its own."""
+        return set() if self.info(tensor).uniform else varying(tensor, ndim)
+
+    def is_alone(self, tensor: Tensor) -> bool:
+        """Whether a tensor is no view and nothing else is known to show its memory."""
+        return view_base(tensor) is None and not self._shared_memory.others(tensor)
+
+    def note_values(self, tensor: Tensor) -> None:
+        """Say that a tensor, and all that shows its memory, does not hold equal elements any more."""
+        for one in (tensor, *self._shared_memory.others(tensor)):
+            if self.info(one).uniform:
+                self._known[one] = replace(self.info(one), uniform=False)
+
     def set_info(self, tensor: Tensor, info: TensorInfo) -> None:
         """Say what is known of a result. Labels that do not vary, for they are united, are dropped."""
         axes = drop_uniform_dims(info.channel_labels, self.union_find)
@@ -277,7 +292,9 @@ class Propagation(DispatchMode):
             self.writes.see(func, args, kwargs)
         # The state before an in-place operation is what its rule needs; labels do not change by running it.
         result = self.executor.run(func, args, kwargs, tensors)
-        if any(tensor in self._known for tensor in tensors):
+        if not tensors and func.overloadpacket in _UNIFORM:
+            self._known[result] = TensorInfo(uniform=True)
+        elif any(tensor in self._known for tensor in tensors):
             self._follow(OpCall.read(func, args, kwargs, tensors, result))
         return result
 
@@ -322,7 +339,7 @@ class Propagation(DispatchMode):
             for other in self._shared_memory.others(written):
                 info = self.info(other)
                 paths = self.producer_paths([other], Step(StepKind.WRITTEN))
-                self._known[other] = replace(info, direct=None, producer_paths=paths)
+                self._known[other] = replace(info, direct=None, producer_paths=paths, uniform=False)
 
     def _run_higher_order(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Run an operator that is given functions, such as ``torch.cond``.
@@ -348,6 +365,10 @@ class Propagation(DispatchMode):
         reason = f"enters the higher-order operator {func.name()}"
         self._refuse(tensors_among((args, kwargs, result)), reason)
         return result
+
+
+_UNIFORM = frozenset({torch.ops.aten.zeros, torch.ops.aten.ones, torch.ops.aten.full})
+"""What makes a tensor of equal elements out of a size."""
 
 
 def _holds_values(tensor: Tensor) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from lightning_coreset.structure.label_merging import join, varying
+from lightning_coreset.structure.label_merging import join
 from lightning_coreset.structure.labels import ChannelLabels, TensorInfo, unite_along
 from lightning_coreset.structure.propagation import OpCall, Propagation, Rule
 from lightning_coreset.structure.statistics import passes_statistics
@@ -16,6 +16,10 @@ from lightning_coreset.structure.steps import Step, StepKind
 # They leave no step: the mathematics of a coreset takes them for the identity.
 _IDENTITIES = frozenset({"dropout", "native_dropout", "alpha_dropout"})
 
+_RANDOM = frozenset(
+    "bernoulli rand_like randn_like uniform normal exponential dropout native_dropout alpha_dropout empty_like".split()
+)
+
 _UNARY = frozenset(
     """
 relu relu6 gelu silu mish sigmoid tanh hardtanh hardswish hardsigmoid leaky_relu elu celu selu softplus log_sigmoid
@@ -23,6 +27,7 @@ log_sigmoid_forward hardshrink softshrink threshold exp exp2 expm1 log log2 log1
 abs neg sign sgn sin cos tan asin acos atan sinh cosh asinh acosh atanh erf erfc erfinv round floor ceil trunc frac
 clamp clamp_min clamp_max nan_to_num isnan isinf isfinite logical_not bitwise_not dropout native_dropout bernoulli
 zeros_like ones_like full_like empty_like rand_like randn_like logit sinc i0 digamma lgamma uniform normal exponential
+conj_physical angle
 """.split()
 )
 
@@ -30,7 +35,7 @@ _BINARY = """
 add sub rsub mul div pow maximum minimum fmax fmin eq ne lt gt le ge where masked_fill lerp addcmul addcdiv remainder
 fmod atan2 copysign xlogy xlog1py logical_and logical_or logical_xor bitwise_and bitwise_or bitwise_xor _prelu_kernel
 prelu __and__ __or__ __xor__ true_divide floor_divide hypot logaddexp heaviside rrelu rrelu_with_noise smooth_l1_loss
-mse_loss huber_loss
+mse_loss huber_loss complex polar
 """.split()
 
 ELEMENTWISE = (*_UNARY, *_BINARY)
@@ -49,19 +54,20 @@ def follow_elementwise(propagation: Propagation, call: OpCall, step: Step | None
     operands = call.tensors
     reason = f"meets a tensor that cannot be cut in {call.title}"
     axes = join(
-        [(varying(tensor, out.dim()), propagation.info(tensor).channel_labels) for tensor in operands],
+        [(propagation.varying(tensor, out.dim()), propagation.info(tensor).channel_labels) for tensor in operands],
         out.dim(),
         propagation.union_find,
         reason,
     )
-    if call.inplace and _dims(axes) != _dims(propagation.info(operands[0]).channel_labels):
-        # The tensor may be a view: what it views would not get the new labels.
+    changed = call.inplace and _dims(axes) != _dims(propagation.info(operands[0]).channel_labels)
+    if changed and not propagation.is_alone(operands[0]):  # what it is a view of would not get the new labels
         for axis in axes:
             propagation.union_find.block(axis.labels, f"is written in place by {call.title}")
     info = TensorInfo(
         axes,
         constant=all(propagation.info(tensor).constant for tensor in operands if tensor.dim() > 0),
         producer_paths=propagation.producer_paths(operands, step),
+        uniform=call.name not in _RANDOM and all(propagation.info(tensor).uniform for tensor in operands),
     )
     info = _updated(propagation, call, info)
     for result in call.results:

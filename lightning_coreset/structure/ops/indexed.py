@@ -7,7 +7,6 @@ from collections.abc import Collection, Sequence
 import torch
 from torch import Tensor
 
-from lightning_coreset._compat import view_base
 from lightning_coreset.structure.label_merging import join, varying
 from lightning_coreset.structure.labels import ChannelLabels, TensorInfo
 from lightning_coreset.structure.propagation import OpCall, Propagation, Rule
@@ -148,11 +147,12 @@ def _join(
     pinned = []
     for part, axes in parts:
         shift = ndim - part.dim()
-        own = {dim - shift for dim in fixed}
-        left = propagation.pin_axes(axes, own, f"is moved by index in {call.title}")
-        pinned.append((_own(part, ndim) - fixed, left))
+        left = propagation.pin_axes(axes, {dim - shift for dim in fixed}, f"is moved by index in {call.title}")
+        own = set() if propagation.info(part).uniform else _own(part, ndim)
+        pinned.append((own - fixed, left))
     joined = join(pinned, ndim, propagation.union_find, f"meets a tensor that cannot be cut in {call.title}")
-    if call.inplace and view_base(out) is not None and _dims(joined) != _dims(propagation.info(out).channel_labels):
+    changed = call.inplace and _dims(joined) != _dims(propagation.info(out).channel_labels)
+    if changed and not propagation.is_alone(out):
         for axis in joined:  # what it is a view of would not get the new labels
             propagation.union_find.block(axis.labels, f"is written in place by {call.title}")
     constant = all(propagation.info(part).constant for part in call.tensors)

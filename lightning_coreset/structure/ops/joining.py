@@ -19,7 +19,8 @@ from lightning_coreset.structure.steps import Step
 def concatenate(propagation: Propagation, call: OpCall) -> None:
     """Labels side by side along ``dim``; along the other dimensions the parts must lose the same indices."""
     tensors = call.arguments["tensors"]
-    parts = [(part, list(propagation.info(part).channel_labels)) for part in tensors if part.dim() > 1 or part.numel()]
+    tensors = [part for part in tensors if part.dim() > 1 or part.numel()]
+    parts = [(part, list(propagation.info(part).channel_labels)) for part in tensors]
     out = call.results[0]
     dim = int(call.arguments["dim"]) % out.dim()
     if call.name == "stack":
@@ -27,7 +28,10 @@ def concatenate(propagation: Propagation, call: OpCall) -> None:
     reason = "is joined with a tensor of fixed size"
     axes = list(
         join(
-            [(varying(part, out.dim()), own) for part, own in parts],
+            [
+                (set() if propagation.info(tensor).uniform else varying(part, out.dim()), own)
+                for tensor, (part, own) in zip(tensors, parts, strict=True)
+            ],
             out.dim(),
             propagation.union_find,
             reason,
@@ -88,14 +92,12 @@ def pad(propagation: Propagation, call: OpCall) -> None:
 def new(propagation: Propagation, call: OpCall) -> None:
     """``x.new_zeros(shape)``: a dimension of the same place and size follows ``x``, as the noise of Dropout2d does."""
     source, out = call.args[0], call.results[0]
-    if source.dim() != out.dim():
-        return
     axes = [
         axis
         for axis in propagation.info(source).channel_labels
-        if all(out.shape[dim] == source.shape[dim] for dim in axis.dims)
+        if source.dim() == out.dim() and all(out.shape[dim] == source.shape[dim] for dim in axis.dims)
     ]
-    propagation.set_info(out, TensorInfo(tuple(axes)))
+    propagation.set_info(out, TensorInfo(tuple(axes), uniform=call.name != "new_empty"))
 
 
 def overwrite(propagation: Propagation, call: OpCall) -> None:
@@ -119,6 +121,8 @@ def write(propagation: Propagation, call: OpCall) -> None:
         follow_elementwise(propagation, call, None)
         return
     if not propagation.info(target).channel_labels and not propagation.info(source).channel_labels:
+        if not propagation.info(source).uniform:
+            propagation.note_values(target)
         return
     if _write_whole(propagation, target, source) or _write_into_buffer(propagation, target, source):
         return
@@ -142,6 +146,8 @@ def _write_whole(propagation: Propagation, target: Tensor, source: Tensor) -> bo
 def _write_into_buffer(propagation: Propagation, target: Tensor, source: Tensor) -> bool:
     """Whether channels went into positions without labels of a tensor that lies around them along one dimension."""
     buffer, axes = view_base(target), propagation.info(source).channel_labels
+    if buffer is not None and _write_a_part(propagation, target, source, buffer):
+        return True
     if buffer is None or len(axes) != 1 or len(axes[0].dims) != 1 or propagation.info(target).channel_labels:
         return False
     dim = axes[0].dims[0]
@@ -166,6 +172,46 @@ def _write_into_buffer(propagation: Propagation, target: Tensor, source: Tensor)
     )
     propagation.set_info(target, propagation.info(source))
     return True
+
+
+def _write_a_part(propagation: Propagation, target: Tensor, source: Tensor, buffer: Tensor) -> bool:
+    """Whether channels went into a part of a buffer, such as one step of a sequence, and lie along whole dimensions.
+
+    A buffer of equal elements has their labels then: what was not written to has no channels of its own. One that
+    has labels must have them along the same dimensions.
+    """
+    places = _places(target, buffer)
+    if places is None or source.shape != target.shape:
+        return False
+    known, axes = propagation.info(buffer), []
+    for axis in propagation.info(source).channel_labels:
+        if any(buffer.shape[places[dim]] != axis.labels.shape[dim] for dim in axis.dims):
+            return False
+        shape = [1] * buffer.dim()
+        for dim in axis.dims:
+            shape[places[dim]] = axis.labels.shape[dim]
+        axes.append(axis.with_labels(axis.labels.reshape(shape)))
+    if not known.uniform and {axis.dims for axis in axes} != {axis.dims for axis in known.channel_labels}:
+        return False
+    for axis in known.channel_labels:
+        axes = add(axes, axis, propagation.union_find, "is written into a tensor beside other channels")
+    paths = propagation.producer_paths([buffer, source])
+    uniform = known.uniform and propagation.info(source).uniform
+    propagation.set_info(buffer, TensorInfo(tuple(axes), producer_paths=paths, uniform=uniform))
+    propagation.set_info(target, propagation.info(source))
+    return True
+
+
+def _places(target: Tensor, buffer: Tensor) -> list[int] | None:
+    """Where the dimensions of a part lie in the whole, by their strides; ``None`` if that cannot be told."""
+    places: list[int] = []
+    for size, stride in zip(target.shape, target.stride(), strict=True):
+        first = places[-1] + 1 if places else 0
+        fitting = [d for d in range(first, buffer.dim()) if buffer.stride(d) == stride and buffer.shape[d] >= size]
+        if not fitting:
+            return None
+        places.append(fitting[0])
+    return places
 
 
 RULES: dict[str, Rule] = {

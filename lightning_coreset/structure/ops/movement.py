@@ -31,8 +31,14 @@ _REORDERING = {
     "transpose": Tensor.transpose,
     "permute": Tensor.permute,
     "unsqueeze": Tensor.unsqueeze,
+    "view_as_real": lambda labels: labels.unsqueeze(-1),
+    "view_as_complex": lambda labels: labels.squeeze(-1),
 }
-_COPYING = frozenset({"_to_copy", "clone", "contiguous", "lift_fresh", "lift", "alias", "detach", "positive"})
+_COPYING = frozenset(
+    """
+_to_copy clone contiguous lift_fresh lift alias detach positive _conj resolve_conj _neg_view resolve_neg
+""".split()
+)
 
 
 def _moved(call: OpCall, axis: ChannelLabels, source: Tensor) -> list[ChannelLabels]:
@@ -87,7 +93,7 @@ def set_moved(propagation: Propagation, call: OpCall, axes: Sequence[ChannelLabe
         direct, paths = info.direct if faithful else None, info.producer_paths
         if not _keeps_values(call, source, result):
             direct, paths = None, propagation.producer_paths([source], Step(call.name))
-        propagation.set_info(result, TensorInfo(own, info.constant, direct, paths))
+        propagation.set_info(result, TensorInfo(own, info.constant, direct, paths, uniform=info.uniform))
 
 
 def _mark_single_head(source: Tensor, axis: ChannelLabels, result: Tensor, moved: ChannelLabels) -> ChannelLabels:
@@ -99,7 +105,7 @@ def _mark_single_head(source: Tensor, axis: ChannelLabels, result: Tensor, moved
 def _keeps_values(call: OpCall, source: Tensor, result: Tensor) -> bool:
     """Not where numbers are rounded to whole ones, or their bits are read as another type."""
     if result.dtype == source.dtype:
-        return True
+        return call.name not in ("_conj", "_neg_view")
     return call.name == "_to_copy" and result.is_floating_point() and source.is_floating_point()
 
 
@@ -136,6 +142,13 @@ def select(propagation: Propagation, call: OpCall) -> None:
     propagation.set_info(call.results[0], replace(propagation.info(call.results[0]), statistics=unused))
 
 
+def pin_parts(propagation: Propagation, call: OpCall) -> None:
+    """``view_as_complex``: the last dimension holds real and imaginary parts."""
+    source = call.args[0]
+    reason = f"is a part of a number in {call.title}"
+    set_moved(propagation, call, propagation.pin_dims(source, [source.dim() - 1], reason))
+
+
 def pin_triangle(propagation: Propagation, call: OpCall) -> None:
     """Operations that name positions in the last two dimensions (``tril``): what lies along others stays in place."""
     source, info = call.args[0], propagation.info(call.args[0])
@@ -167,13 +180,14 @@ RULES: dict[str, Rule] = {
         (
             *("view", "_unsafe_view", "reshape", "_reshape_alias", "permute", "transpose", "t", "numpy_T", "expand"),
             *("unsqueeze", "squeeze", "clone", "contiguous", "alias", "detach", "_to_copy", "lift_fresh", "lift"),
-            *("flip", "repeat", "positive"),
+            *("flip", "repeat", "positive", "view_as_real", "_conj", "resolve_conj", "_neg_view", "resolve_neg"),
         ),
         rearrange,
     ),
     "select": select,
     **dict.fromkeys(("unbind", "roll", "index_select", "diagonal", "unfold", "rot90"), pin_dim),
     **dict.fromkeys(("tril", "triu"), pin_triangle),
+    "view_as_complex": pin_parts,
     **dict.fromkeys(("_local_scalar_dense", "is_nonzero", "equal", "sym_size", "_assert_async"), ignore),
     "index": index,
 }

@@ -1,0 +1,125 @@
+"""Rows moved by index, tensors of equal elements, buffers that are filled step by step: pruned exactly, or refused."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from networks import zero_consumers
+from torch import Tensor, nn
+
+from lightning_coreset.structure import find_groups
+from lightning_coreset.surgery import apply_changes, named_tensors, slice_members
+
+ROWS, WIDTH = 12, 8
+GENERATOR = torch.Generator().manual_seed(0)
+TO, FROM = torch.randint(0, ROWS, (2, 40), generator=GENERATOR)
+ORDER = torch.randperm(ROWS, generator=GENERATOR)
+
+
+class Net(nn.Module):
+    """A function of rows between two layers."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(5, WIDTH), nn.Linear(WIDTH, 6), nn.Linear(6, 2)
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(torch.relu(self.b(self.function(torch.relu(self.a(x))))))
+
+
+def spread(index: Tensor, h: Tensor) -> Tensor:
+    return index[:, None].expand(-1, h.shape[1])
+
+
+def step_by_step(h: Tensor) -> Tensor:
+    state, out = torch.zeros(h.shape[1]), torch.zeros(h.shape)
+    for number in range(len(h)):
+        state = 0.5 * state + h[number]
+        out[number] = state
+    return out
+
+
+def unpooled(h: Tensor) -> Tensor:
+    pooled, index = nn.functional.max_pool1d(h.t()[None], 2, return_indices=True)
+    return nn.functional.max_unpool1d(pooled, index, 2)[0].t()
+
+
+FOLLOWED: dict[str, Callable[[Tensor], Tensor]] = {
+    "gather": lambda h: h.gather(0, spread(ORDER, h)),
+    "take_along_dim": lambda h: torch.take_along_dim(h, ORDER[:, None], 0),
+    "repeated index": lambda h: h.gather(0, ORDER[:, None].repeat(1, h.shape[1])),
+    "scatter": lambda h: torch.zeros_like(h).scatter(0, spread(ORDER, h), h),
+    "scatter_add": lambda h: torch.zeros(h.shape).scatter_add(0, spread(TO, h), h[FROM]),
+    "scatter_add in place": lambda h: torch.zeros(h.shape).scatter_add_(0, spread(TO, h), h[FROM]),
+    "new_zeros": lambda h: h.new_zeros(ROWS + 2, h.shape[1]).scatter_add(0, spread(TO, h), h[FROM]),
+    "scatter_reduce": lambda h: torch.zeros_like(h).scatter_reduce(0, spread(TO, h), h[FROM], "amax"),
+    "mean of messages": lambda h: torch.zeros_like(h).scatter_reduce(
+        0, spread(TO, h), h[FROM], "mean", include_self=False
+    ),
+    "index_add": lambda h: torch.zeros_like(h).index_add(0, TO, h[FROM]),
+    "index_add in place": lambda h: torch.zeros(h.shape).index_add_(0, TO, h[FROM]),
+    "index_copy": lambda h: torch.zeros_like(h).index_copy(0, ORDER, h),
+    "index_fill": lambda h: h.index_fill(0, ORDER[:3], 0.0),
+    "index_put": lambda h: torch.zeros_like(h).index_put((ORDER,), h),
+    "rows assigned": lambda h: torch.zeros_like(h).index_put_((TO,), h[FROM], accumulate=True),
+    "rows set to one row": lambda h: h.index_put((ORDER[:2],), h[:1]),
+    "masked rows": lambda h: h.index_put((ORDER > 5,), h[ORDER > 5] * 2),
+    "masked_scatter": lambda h: h.masked_scatter((ORDER > 5)[:, None].expand_as(h), h.flip(0)),
+    "slice_scatter": lambda h: h.slice_scatter(h[:4] * 2, 0, 4, 8),
+    "select_scatter": lambda h: h.select_scatter(h[3] * 2, 0, 5),
+    "fft along rows": lambda h: torch.fft.fft(h, dim=0).real,
+    "rfft along rows and back": lambda h: torch.fft.irfft(torch.fft.rfft(h, dim=0) * 0.5, n=ROWS, dim=0),
+    "spectrum times complex weights": lambda h: torch.fft.ifft(torch.fft.fft(h, dim=0) * (1 + 2j), dim=0).real,
+    "spectrum written out": lambda h: torch.view_as_real(torch.fft.fft(h, dim=0)).sum(-1),
+    "complex of two": lambda h: torch.complex(h, h.flip(0)).conj().imag,
+    "rotary pairs of rows": lambda h: torch.view_as_complex(torch.stack([h, -h], -1)).abs(),
+    "max_unpool": unpooled,
+    "zeros of the width": lambda h: torch.zeros(h.shape[1]) + h,
+    "a factor of the width": lambda h: h * torch.full((1, h.shape[1]), 0.5),
+    "zeros joined": lambda h: torch.cat([h, torch.zeros(2, h.shape[1])]),
+    "zeros stacked": lambda h: torch.stack([h, torch.zeros(h.shape)]).sum(0),
+    "step by step": step_by_step,
+    "tril of rows": lambda h: torch.einsum("nm,mc->nc", torch.ones(ROWS, ROWS).tril(), h),
+}
+HELD: dict[str, Callable[[Tensor], Tensor]] = {
+    "an index of its own for each channel": lambda h: h.gather(
+        0, torch.arange(ROWS * WIDTH).reshape(ROWS, WIDTH) % ROWS
+    ),
+    "only the first channels": lambda h: nn.functional.pad(h.gather(0, spread(ORDER, h)[:, :3]), (0, WIDTH - 3)),
+    "along channels": lambda h: h.gather(1, torch.arange(WIDTH).flip(0).expand(ROWS, -1)),
+    "added along channels": lambda h: torch.zeros_like(h).index_add(1, torch.arange(WIDTH) // 2, h),
+    "a mask of its own for each channel": lambda h: h.masked_scatter(torch.eye(ROWS, WIDTH).bool(), h),
+    "distances": lambda h: torch.cdist(h, h)[:, :WIDTH],
+    "fft along channels": lambda h: torch.fft.fft(h, dim=1).real,
+    "data in the zeros": lambda h: torch.zeros(ROWS, WIDTH).copy_(torch.arange(ROWS * WIDTH).view(ROWS, WIDTH)) + h,
+    "added to the zeros": lambda h: torch.zeros(ROWS, WIDTH).add_(torch.arange(WIDTH)) + h,
+}
+
+
+@pytest.fixture(autouse=True)
+def double_precision() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    torch.manual_seed(0)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("name", FOLLOWED)
+def test_channels_that_stay_in_place_can_go(name: str) -> None:
+    model, x = Net(FOLLOWED[name]), torch.randn(ROWS, 5)
+    first, second = find_groups(model, x)
+    assert (first.name, second.name) == ("a", "b")
+    reference, pruned = copy.deepcopy(model), copy.deepcopy(model)
+    zero_consumers(reference, first, [1, 4, 6])
+    apply_changes(pruned, slice_members(named_tensors(pruned), [(first, [0, 2, 3, 5, 7])]))
+    assert pruned.a.weight.shape[0] == 5
+    assert torch.allclose(pruned(x), reference(x), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", HELD)
+def test_channels_that_are_mixed_or_meet_others_stay(name: str) -> None:
+    assert [group.name for group in find_groups(Net(HELD[name]), torch.randn(ROWS, 5))] == ["b"]
