@@ -59,9 +59,11 @@ def _moved(call: OpCall, axis: ChannelLabels, source: Tensor) -> list[ChannelLab
 
 def _moved_in_place(call: OpCall, labels: Tensor) -> Tensor:
     """The labels of a tensor that has its new shape already."""
-    if call.name == "squeeze" and isinstance(call.arguments.get("dim"), int):
-        squeezed = call.results[0].dim() < labels.dim()
-        return labels.squeeze(call.arguments["dim"]) if squeezed else labels
+    if call.name == "squeeze":
+        dims = call.dims("dim", labels.dim())
+        gone = labels.dim() - call.results[0].dim()
+        if gone in (0, len(dims)):  # else only those of size 1 went, which labels do not show
+            return labels.squeeze(dims) if gone else labels
     if call.name in _REORDERING:
         return _REORDERING[call.name](labels, *call.args[1:], **call.kwargs)
     raise NotImplementedError("in place")
