@@ -86,10 +86,12 @@ class MadeChoices(DispatchMode):
         kwargs = kwargs or {}
         before = _inputs(func, args, kwargs) if _writes(func) else None
         result = func(*args, **kwargs)
-        if is_choice(func, (args, kwargs), result):
+        if self._is_noted(func, (args, kwargs), result):
             inputs = before or [tensor.clone() for tensor in tensors_among((args, kwargs))]
             self._made.setdefault(_key(func, args, kwargs), []).append((inputs, _copied(result)))
         return result
+
+    _is_noted = staticmethod(is_choice)
 
     def repeated(self) -> RepeatedChoices:
         """A mode in which another run makes the same choices."""

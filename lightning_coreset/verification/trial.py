@@ -191,7 +191,15 @@ class Trial:
         groups = [_paired_at_random(group).with_copies for group in groups]
         removed = removed_classes(groups)
         choices = MadeChoices()
-        expected, disturbed = self._reference(groups, removed, choices)
+        try:
+            expected, disturbed = self._reference(groups, removed, choices)
+        except Exception as error:
+            if ran_out_of_memory(error):
+                raise
+            return (
+                "with other values in some of its channels the network does not run "
+                f"({type(error).__name__}: {first_line(error)}), so that their removal cannot be tried"
+            )
         if expected and not any(bool(tensor.isfinite().any()) for tensor in expected):
             return "no output is a finite number, so that nothing can be compared"
         leak = self._difference(disturbed, expected)
