@@ -6,6 +6,7 @@ from lightning_coreset.planning.cost_model import CostModel, ModelCost, Unit, re
 from lightning_coreset.planning.feasibility import check_reachable, idle_rules, why_nothing_goes
 from lightning_coreset.planning.input_norms import InputNorms, measure_input_norms
 from lightning_coreset.planning.layer_rules import Rule, RuleMatcher
+from lightning_coreset.planning.original_cost import measure_original
 from lightning_coreset.planning.planner import bottom_up_sizes, final_sizes, make_plan, measure
 from lightning_coreset.planning.problem import PruningProblem, is_residual, prunable
 from lightning_coreset.planning.request import Allocation, PruningRatio, Request, check_flags
@@ -30,6 +31,7 @@ __all__ = [
     "make_plan",
     "measure",
     "measure_input_norms",
+    "measure_original",
     "prunable",
     "reached",
     "why_nothing_goes",

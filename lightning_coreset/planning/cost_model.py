@@ -84,6 +84,10 @@ class CostModel:
         sizes = self._present | dict(sizes or {})
         return self._count({name: self._numel(name, sizes) for name in self._shapes}, sizes)
 
+    def totals_of(self, numel: Mapping[str, float], sizes: Mapping[str, int]) -> ModelCost:
+        """The totals of the model with so many elements in each tensor, and these group sizes."""
+        return self._count(numel, sizes)
+
     def gone(self, sizes: Mapping[str, float], original: ModelCost, unit: Unit) -> float:
         """The fraction of the original model that is gone with these sizes of all groups, which may be fractional."""
         numel = {name: self._numel(name, sizes) for name in self._per_element.get(unit, ())}

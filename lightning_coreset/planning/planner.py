@@ -33,9 +33,11 @@ def measure(model: nn.Module, structure: Structure, request: Request) -> ModelCo
     return PruningProblem.of(model, structure, request).original
 
 
-def final_sizes(model: nn.Module, structure: Structure, request: Request) -> dict[str, int]:
+def final_sizes(
+    model: nn.Module, structure: Structure, request: Request, original: ModelCost | None = None
+) -> dict[str, int]:
     """Classes that are left in each group once the request's ratio is reached, in network order."""
-    return PruningProblem.of(model, structure, request).sizes()
+    return PruningProblem.of(model, structure, request, original).sizes()
 
 
 def bottom_up_sizes(final: Mapping[str, int], fraction: float) -> dict[str, int]:

@@ -20,6 +20,7 @@ from lightning_coreset.planning import (
     make_plan,
     measure,
     measure_input_norms,
+    measure_original,
     prunable,
 )
 from lightning_coreset.structure import NOTHING_UNTRAINED, ChannelGroup, Completion, Structure, analyse
@@ -93,7 +94,7 @@ class EventPlanner:
                 progress.untrained = progress.untrained.counting(pl_module, structure.groups)
                 structure = run_on_all_ranks(trainer, lambda: self.structure(trainer, pl_module, progress))
             self.untrained.report(pl_module, progress.untrained)
-            targets = from_rank_zero(trainer, lambda: self._targets(pl_module, structure))
+            targets = from_rank_zero(trainer, lambda: self._targets(pl_module, structure, progress.is_resumed))
             progress.original, progress.final_sizes = targets
         return progress.original, prunable(pl_module, structure, self.request)[0]
 
@@ -170,13 +171,18 @@ class EventPlanner:
         plan = from_rank_zero(trainer, plan_as_dict)
         return None if plan is None else PruningPlan.from_dict(plan)
 
-    def _targets(self, pl_module: pl.LightningModule, structure: Structure) -> tuple[ModelCost, dict[str, int]]:
-        """Parameters, MACs and widths of the model now and, with ``"bottom_up"``, the final sizes of groups."""
-        check_reachable(pl_module, structure, self.request)
+    def _targets(
+        self, pl_module: pl.LightningModule, structure: Structure, resumed: bool
+    ) -> tuple[ModelCost, dict[str, int]]:
+        """Parameters, MACs and widths of the original and, with ``"bottom_up"``, the final sizes of groups."""
+        # A run that goes on from a checkpoint of another one, such as one without this callback.
+        count = measure_original if resumed else measure
+        original = count(pl_module, structure, self.request)
+        check_reachable(pl_module, structure, self.request, original=original)
         for message in idle_rules(pl_module, structure, self.request):
             rank_zero_warn(message)
-        final = final_sizes(pl_module, structure, self.request) if self.order == "bottom_up" else {}
-        return measure(pl_module, structure, self.request), dict(final)
+        final = final_sizes(pl_module, structure, self.request, original) if self.order == "bottom_up" else {}
+        return original, dict(final)
 
     def _layer_inputs(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Any:
         with self.source.examples(trainer, pl_module) as examples:

@@ -29,6 +29,7 @@ class Progress:
         untrained: What of the module nothing trains; ``None`` until it is known.
         history: The record of every event in plain numbers.
         archive: Plans and records once more, as checkpoints hold them.
+        is_resumed: Whether training went on from a checkpoint: if that has no ``original``, the model may be pruned.
     """
 
     plans: list[PruningPlan] = field(default_factory=list)
@@ -40,6 +41,7 @@ class Progress:
     untrained: UntrainedParts | None = None
     history: History = field(default_factory=History)
     archive: EventArchive = field(default_factory=EventArchive)
+    is_resumed: bool = False
 
     def open_events(self, events: Mapping[int, float]) -> dict[int, float]:
         """The events that ask for more than was reached.

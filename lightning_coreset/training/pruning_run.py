@@ -66,6 +66,7 @@ class PruningRun:
     def lay_out_events(self, trainer: pl.Trainer) -> None:
         """Compute the events of this fit, once the length of training is known."""
         self._events = self.timeline.events(trainer)
+        self.progress.is_resumed = trainer.global_step > 0
         self._find_next_event()
 
     def begin(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *, event: bool = False) -> None:
