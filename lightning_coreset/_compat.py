@@ -436,6 +436,30 @@ def batches_that_stepped(trainer: Any) -> int:
     return trainer.global_step // max(1, len(trainer.optimizers)) if count is None else count
 
 
+@contextmanager
+def at_position(trainer: Any, epoch: int, step: int) -> Iterator[None]:
+    """In the block, a Trainer is in another epoch (``current_epoch``) and at another step (``global_step``).
+
+    Where the counters are not where they were, they stay as they are: a step may then take another branch.
+    """
+    places: list[tuple[Any, str, int]] = []
+    try:
+        epochs, steps = trainer.fit_loop.epoch_progress.current, trainer.fit_loop.epoch_loop
+        places.append((epochs, "completed", epoch))
+        places.append((steps.automatic_optimization.optim_progress.optimizer.step.total, "completed", step))
+        places.append((steps.manual_optimization.optim_step_progress.total, "completed", step))
+    except AttributeError:
+        pass
+    before = [(owner, name, getattr(owner, name)) for owner, name, _ in places]
+    try:
+        for owner, name, value in places:
+            setattr(owner, name, value)
+        yield
+    finally:
+        for owner, name, value in before:
+            setattr(owner, name, value)
+
+
 def epochs_before_batch_norm_update(trainer: Any, averaging: Any) -> int:
     """Epochs of a fit without the one that ``StochasticWeightAveraging`` adds to update BatchNorms."""
     epochs = getattr(averaging, "_max_epochs", None)  # set in `on_fit_start`

@@ -81,6 +81,8 @@ class CoresetPruningCallback(pl.Callback):
         example_inputs: A tensor, a tuple of positional arguments or a dict of keyword arguments for the
             LightningModule, to run it once and read its structure. Without it the module's ``example_input_array`` is
             used, and without that its own training step on the first batch, whose side effects are undone.
+        never_run: Modules that nothing ever runs, such as a spare head: rules as for ``ignore``. Channels that other
+            layers could read which have not run before an event stay, with a warning.
         metric: What ``coreset/accuracy`` is, instead of a classifier's accuracy: a metric of torchmetrics, of which a
             copy is called as ``metric(outputs, targets)`` on the outputs and targets of validation.
         monitor: Or the name of a metric that the module logs in validation, such as ``"val_acc"``.
@@ -146,6 +148,7 @@ class CoresetPruningCallback(pl.Callback):
         heads: Heads = "whole",
         include_residual: bool = False,
         example_inputs: ExampleInputs | None = None,
+        never_run: Sequence[Rule] = (),
         metric: Metric | None = None,
         monitor: str | None = None,
         monitor_mode: Mode | None = None,
@@ -187,7 +190,14 @@ class CoresetPruningCallback(pl.Callback):
         self.request.check_trial(check)
         self._untrained = UntrainedFinder(copies)
         self._planner = EventPlanner(
-            self.request, self._source, order, check, certify, change_attributes, self._untrained
+            self.request,
+            self._source,
+            order,
+            check,
+            certify,
+            change_attributes,
+            self._untrained,
+            never_run,
         )
         self._monitor = Monitor(metric, monitor, monitor_mode, eval_batches)
         self._guard = Guard(max_drop, recover_epochs, on_failure, self._monitor.mode, self._monitor.name)
@@ -291,7 +301,7 @@ class CoresetPruningCallback(pl.Callback):
         callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
         pruning = [callback for callback in callbacks if isinstance(callback, CoresetPruningCallback)]
         self._run.others = [callback._run for callback in pruning if callback is not self]
-        self.request.check_rules(pl_module)
+        self._planner.check_rules(pl_module)
         load_outgrown_copies(trainer, pl_module)
         self._source.begin(pl_module)
         self._untrained.begin(pl_module)
@@ -317,8 +327,7 @@ class CoresetPruningCallback(pl.Callback):
 
         A run that resumes from the last step of an epoch never gets the next ``on_train_epoch_start``.
         """
-        self._source.see_batch(pl_module, batch)
-        if self._source.ready:
+        if self._source.see_batch(pl_module, batch, batch_idx):
             self._run.begin(trainer, pl_module)
         self._recalibration.see_batch(pl_module, batch, batch_idx)
         self._run.take_back(trainer, pl_module)
@@ -326,15 +335,16 @@ class CoresetPruningCallback(pl.Callback):
         self._reporter.batch_start(trainer, self.history)
         if not self._validates:
             self._monitor.start(pl_module, batch, batch_idx)
+        self._source.before_step(trainer, pl_module, "training_step", batch, batch_idx)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """With manual optimization the first step is the example, so that an event may be due only now."""
+        """Keep a step that ran something new; one that could only be recorded may make an event due now."""
         if not self._validates:
             self._monitor.batch_end(batch)  # first: it records all calls until then
         self._recalibration.see_step_end()
-        if self._source.see_step_end(batch):
+        if self._source.after_step(trainer, pl_module):
             self._run.begin(trainer, pl_module)
             self._run.prune_if_due(trainer, pl_module, self.on_prune)
 
@@ -359,6 +369,7 @@ class CoresetPruningCallback(pl.Callback):
         """Watch the step."""
         if trainer.state.fn == "fit":
             self._monitor.start(pl_module, batch, batch_idx, dataloader_idx)
+            self._source.before_step(trainer, pl_module, "validation_step", batch, batch_idx, dataloader_idx)
 
     def on_validation_batch_end(
         self,
@@ -369,8 +380,9 @@ class CoresetPruningCallback(pl.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Count right answers."""
+        """Count right answers; keep a step that ran something new."""
         if trainer.state.fn == "fit":
+            self._source.after_step(trainer, pl_module)
             self._monitor.batch_end(batch)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

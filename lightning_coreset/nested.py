@@ -34,11 +34,22 @@ def tensors_in(tree: Any, depth: int = 6) -> Iterator[Tensor]:
     return (tensor for _, tensor in _walk(tree, (), _items_or_attributes, depth))
 
 
-def map_tensors(function: Callable[[Tensor], Any], tree: Any) -> Any:
+def map_tensors(
+    function: Callable[[Tensor], Any],
+    tree: Any,
+    others: Callable[[Any], Any] = lambda value: value,
+    closed: Callable[[Any], bool] = lambda value: False,
+) -> Any:
     """Copy nested tuples, lists, mappings and dataclasses, with a function applied to the tensors in them.
 
-    Types are kept, also those of Hugging Face's outputs, named tuples and frozen dataclasses. Anything else (sets,
-    plain objects, subclasses of tuple and list) is passed on as it is.
+    Types are kept, also those of Hugging Face's outputs, named tuples and frozen dataclasses.
+
+    Args:
+        function: Takes a tensor.
+        tree: Anything.
+        others: Takes anything else in it (numbers, sets, plain objects, subclasses of tuple and list), which is passed
+            on as it is by default.
+        closed: Whether a container is not entered, but one of the others.
 
     Torch's and Lightning's own functions do not serve here: torch's ``tree_map`` does not enter dataclasses and
     mappings that nobody registered, and Lightning's ``apply_to_collection`` refuses frozen dataclasses.
@@ -48,23 +59,29 @@ def map_tensors(function: Callable[[Tensor], Any], tree: Any) -> Any:
         >>> map_tensors(lambda tensor: tuple(tensor.shape), [torch.ones(2, 3), {"a": (torch.ones(4), "b")}])
         [(2, 3), {'a': ((4,), 'b')}]
     """
+
+    def mapped(value: Any) -> Any:
+        return map_tensors(function, value, others, closed)
+
     if isinstance(tree, Tensor):
         return function(tree)
+    if closed(tree):
+        return others(tree)
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):
-        return type(tree)(*(map_tensors(function, value) for value in tree))
+        return type(tree)(*map(mapped, tree))
     if type(tree) in (tuple, list):
-        return type(tree)(map_tensors(function, value) for value in tree)
+        return type(tree)(map(mapped, tree))
     if isinstance(tree, MutableMapping):  # before dataclasses: the outputs of Hugging Face are both
         result = copy.copy(tree)
         for key, value in tree.items():
-            result[key] = map_tensors(function, value)
+            result[key] = mapped(value)
         return result
     if _is_dataclass(tree):
         result = copy.copy(tree)
         for name, value in _items(tree):
-            object.__setattr__(result, name, map_tensors(function, value))  # a frozen one refuses setattr
+            object.__setattr__(result, name, mapped(value))  # a frozen one refuses setattr
         return result
-    return tree
+    return others(tree)
 
 
 def _walk(
@@ -94,9 +111,15 @@ def _items_or_attributes(tree: Any) -> list[tuple[Any, Any]]:
         return []
     if isinstance(tree, set | frozenset):
         return list(enumerate(tree))
-    if isinstance(tree, Mapping | tuple | list) or not hasattr(tree, "__dict__"):
+    if isinstance(tree, Mapping | tuple | list):
         return _items(tree)
-    return list(vars(tree).items())
+    slots = [name for kind in type(tree).__mro__ for name in _slots(kind) if hasattr(tree, name)]
+    return [*getattr(tree, "__dict__", {}).items(), *((name, getattr(tree, name)) for name in slots)]
+
+
+def _slots(kind: type) -> tuple[str, ...]:
+    slots = vars(kind).get("__slots__", ())
+    return tuple(name for name in ((slots,) if isinstance(slots, str) else slots) if not name.startswith("__"))
 
 
 def _is_dataclass(tree: Any) -> bool:

@@ -5,7 +5,13 @@ from __future__ import annotations
 from lightning_coreset.planning.cost_model import CostModel, ModelCost, Unit, reached
 from lightning_coreset.planning.feasibility import check_reachable, idle_rules, why_nothing_goes
 from lightning_coreset.planning.input_norms import InputNorms, measure_input_norms
-from lightning_coreset.planning.layer_rules import Rule, RuleMatcher
+from lightning_coreset.planning.layer_rules import Rule, RuleMatcher, as_rules, check_matches
+from lightning_coreset.planning.never_run import (
+    describe_readers,
+    layers_that_never_ran,
+    layers_with_tensors,
+    possible_readers,
+)
 from lightning_coreset.planning.original_cost import measure_original
 from lightning_coreset.planning.planner import bottom_up_sizes, final_sizes, make_plan, measure
 from lightning_coreset.planning.problem import PruningProblem, is_residual, prunable
@@ -22,16 +28,22 @@ __all__ = [
     "Rule",
     "RuleMatcher",
     "Unit",
+    "as_rules",
     "bottom_up_sizes",
     "check_flags",
+    "check_matches",
     "check_reachable",
+    "describe_readers",
     "final_sizes",
     "idle_rules",
     "is_residual",
+    "layers_that_never_ran",
+    "layers_with_tensors",
     "make_plan",
     "measure",
     "measure_input_norms",
     "measure_original",
+    "possible_readers",
     "prunable",
     "reached",
     "why_nothing_goes",

@@ -15,11 +15,28 @@ from lightning_coreset.structure.op_call import OpCall
 from lightning_coreset.structure.ops.pieces import UNEQUAL_PIECES
 from lightning_coreset.structure.pairing import merged, paired, single_dimensions
 from lightning_coreset.structure.propagation import Propagation, Rule
-from lightning_coreset.structure.records import ChannelGroup, Count, Layer, Member, Pairing, Path, Role, WeightNorm
+from lightning_coreset.structure.records import (
+    ChannelGroup,
+    Count,
+    Layer,
+    Member,
+    Pairing,
+    Path,
+    Role,
+    WeightNorm,
+    layer_of,
+)
 from lightning_coreset.structure.registry import register_rule
 from lightning_coreset.structure.rule_kinds import Contraction, Elementwise, Movement, Pinned
 from lightning_coreset.structure.steps import Norm, Step, StepKind
-from lightning_coreset.structure.trace import plain_execution, preserved, preserved_random, set_mode, train_mode
+from lightning_coreset.structure.trace import (
+    plain_execution,
+    preserved,
+    preserved_random,
+    raise_or_warn,
+    set_mode,
+    train_mode,
+)
 from lightning_coreset.structure.untrained import NOTHING_UNTRAINED, Copy, Untrained
 
 __all__ = [
@@ -61,6 +78,7 @@ __all__ = [
     "analyse",
     "as_examples",
     "find_groups",
+    "layer_of",
     "local_collectives",
     "merged",
     "module_spec",
@@ -69,6 +87,7 @@ __all__ = [
     "plain_execution",
     "preserved",
     "preserved_random",
+    "raise_or_warn",
     "register_activation",
     "register_module",
     "register_rule",

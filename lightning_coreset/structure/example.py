@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
@@ -73,12 +73,15 @@ class Example:
         run: Takes the network, or a copy of it, and the inputs; what it returns counts as the network's output.
         batch_size: Samples in ``inputs``, for multiply-accumulates per sample.
         modes: The modes in which the network is run on them. One that fails is left out if the other works.
+        needed: Asked right before the network is run on them, with the names of all parameters and buffers that the
+            examples before have used: whether it would show something new.
     """
 
     inputs: Any
     run: Callable[[nn.Module, Any], Any] = call
     batch_size: int = 1
     modes: tuple[RunMode, ...] = BOTH_MODES
+    needed: Callable[[Collection[str]], bool] = lambda used: True
 
     @classmethod
     def of(cls, example_inputs: ExampleInputs) -> Example:

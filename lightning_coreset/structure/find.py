@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_coreset.structure.completion import Completion
-from lightning_coreset.structure.example import Example, ExampleInputs, Examples, as_examples
+from lightning_coreset.structure.example import Example, ExampleInputs, Examples, RunMode, as_examples
 from lightning_coreset.structure.grouping import GroupBuilder
 from lightning_coreset.structure.head_dimensions import HeadBlocks
 from lightning_coreset.structure.labels import compress, unite_along
@@ -36,6 +36,8 @@ class Structure:
         product_macs: How much of ``macs[""]`` goes with the classes of groups in proportion, by the groups' names:
             of one, or of two that a product has along different dimensions.
         untrained: Which parts of the network nothing trains.
+        used: Names of the parameters and buffers that were used in a run; a penalty on parameters does not count.
+        followed: For each example, the modes in which it was followed: none if it failed, or was not needed.
     """
 
     groups: tuple[ChannelGroup, ...]
@@ -43,6 +45,8 @@ class Structure:
     macs: Mapping[str, int] = field(repr=False)
     product_macs: Mapping[tuple[str, ...], float] = field(default_factory=dict, repr=False)
     untrained: Untrained = field(default=NOTHING_UNTRAINED, repr=False)
+    used: frozenset[str] = field(default=frozenset(), repr=False)
+    followed: tuple[tuple[RunMode, ...], ...] = field(default=(), repr=False)
 
     def with_groups(self, groups: Sequence[ChannelGroup]) -> Structure:
         """The structure with others in place of groups of the same names, and of those that are merged into them."""
@@ -167,7 +171,9 @@ def analyse(
     products = {name: count / samples for name, count in classes.product_macs().items()}
     reason = "is frozen: nothing trains it (a rule of only that names it prunes it)"
     frozen = dict.fromkeys([group.name for group in groups if untrained.holds(group)], reason)
-    return Structure(groups, classes.refused(groups), macs, products, untrained).without(frozen)
+    used, followed = frozenset(engine.used), tuple(engine.followed)
+    found = Structure(groups, classes.refused(groups), macs, products, untrained, used, followed)
+    return found.without(frozen)
 
 
 def _read_examples(example: Examples | ExampleInputs) -> tuple[Example, ...]:

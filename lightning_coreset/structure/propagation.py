@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lightning_coreset._compat import DispatchMode, tree_map, view_base, without_transforms
 from lightning_coreset.state.writes import UndoneWrites
+from lightning_coreset.structure.example import RunMode
 from lightning_coreset.structure.head_dimensions import Queries
 from lightning_coreset.structure.label_merging import varying
 from lightning_coreset.structure.labels import (
@@ -68,6 +69,8 @@ class Propagation(DispatchMode):
         owners: The module that holds each parameter and buffer, or the weight that is made of it.
         copies: Copies of parts of the network: the same dimensions of copy and original live and die together.
         mirrored: The tensors of copies, each with the name of the one that it mirrors.
+        used: Names of the parameters and buffers that met something else than these, such as an activation.
+        followed: For each example, the modes in which it was followed.
     """
 
     supports_higher_order_operators = True
@@ -101,6 +104,8 @@ class Propagation(DispatchMode):
         self.owners: dict[str, nn.Module] = {}
         self.copies = tuple(copies)
         self.mirrored = mirrored_tensors(copies)
+        self.used: set[str] = set()
+        self.followed: list[tuple[RunMode, ...]] = []
         self._find_rule = find_rule
         self._unsupported = unsupported
         self._known: IdentityWeakMap[TensorInfo] = IdentityWeakMap()
@@ -299,6 +304,7 @@ class Propagation(DispatchMode):
         return result
 
     def _follow(self, call: OpCall) -> None:
+        self._note_use(call)
         # The rule of a copy looks at what it writes into itself; another shape leaves the values as they are.
         if call.inplace and call.name != "copy" and torch.Tag.inplace_view not in call.function.tags:
             self._note_write(call)
@@ -308,6 +314,17 @@ class Propagation(DispatchMode):
             self._known[tensor] = info  # an update of a copy: it is the same layer with other values
         if call.function.is_view:
             self._shared_memory.add((*call.tensors, *call.results))
+
+    def _note_use(self, call: OpCall) -> None:
+        """A penalty or an average, in which parameters only meet each other, uses none of them."""
+        infos = [self.info(tensor) for tensor in call.tensors]
+        if all(info.constant for info in infos):
+            return
+        for info in infos:
+            if info.direct is not None:
+                self.used.add(info.direct)
+            if info.constant:
+                self.used.update(name for axis in info.channel_labels for name, _ in axis.sources)
 
     def _apply_rule(self, call: OpCall) -> None:
         rule = self._find_rule(call.function)

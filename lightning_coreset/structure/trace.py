@@ -6,7 +6,7 @@ import random
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, TypeAlias
 
 import torch
@@ -91,6 +91,9 @@ def trace(
         stack.enter_context(_watched_inputs(model, engine))
         stack.enter_context(followed_attention(model, engine))
         for example in as_examples(examples):
+            if not example.needed(engine.used):
+                engine.followed.append(())
+                continue
             errors = _follow(engine, model, example)
             if errors:
                 on_failure(example, errors)
@@ -98,26 +101,23 @@ def trace(
 
 
 def _follow(engine: Propagation, model: nn.Module, example: Example) -> dict[RunMode, Exception]:
-    """Follow one example in its modes; returns what the network raised in some of them.
+    """Follow one example in its modes, and note in which; returns what the network raised in the others.
 
     Paths and multiply-accumulates are recorded in the first mode that works, the latter if no example has shown any.
     """
     errors: dict[RunMode, Exception] = {}
-    recorded = False
-    modes: list[RunMode] = [one for one in BOTH_MODES if one in example.modes]
+    modes: list[RunMode] = [mode for mode in BOTH_MODES if mode in example.modes]
     for mode in modes:
+        first = len(errors) == modes.index(mode)
         try:
             with restored(model, watch=False) as state:  # every run begins alike
                 engine.writes = state.watching()
                 set_mode(model, mode)
-                if recorded:
+                with engine.records.recording(example.batch_size) if first else nullcontext():
                     _run(engine, model, example)
-                else:
-                    with engine.records.recording(example.batch_size):
-                        _run(engine, model, example)
-            recorded = True
         except Exception as error:
             errors[mode] = error
+    engine.followed.append(tuple(mode for mode in modes if mode not in errors))
     return errors
 
 

@@ -9,7 +9,7 @@ from lightning_coreset.training.averaged_models import (
 )
 from lightning_coreset.training.dry_run import DryRun, dry_run
 from lightning_coreset.training.event_planner import EventPlanner, Order
-from lightning_coreset.training.example import ExampleSource
+from lightning_coreset.training.examples import ExampleSource
 from lightning_coreset.training.guard import Guard, OnFailure
 from lightning_coreset.training.metrics import Mode, Monitor
 from lightning_coreset.training.progress import Progress

@@ -50,7 +50,7 @@ def dry_run(
         planner: What plans them.
         batch: A batch for ``training_step``, if there are no other example inputs.
     """
-    planner.request.check_rules(pl_module)
+    planner.check_rules(pl_module)
     model = duplicate(pl_module)
     model.trainer = trainer
     if timeline.interval == "step" and trainer.max_steps <= 0 and trainer.train_dataloader is None:
@@ -64,10 +64,9 @@ def dry_run(
         batch = _first_batch(model) if batch is None else batch
         if batch is not None or planner.source.has_inputs:
             planner.source.see_batch(model, batch)
-        if not planner.source.ready:
-            raise _no_example()
         progress = Progress()
-        planner.begin(trainer, model, progress)
+        if not planner.begin(trainer, model, progress):
+            raise _no_example()
         plans = {}
         for time, ratio in events.items():
             plan = planner.plan(trainer, model, progress, ratio / timeline.target)

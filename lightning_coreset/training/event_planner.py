@@ -2,32 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Literal, TypeAlias, get_args
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_warn
+from torchmetrics import Metric, MetricCollection
 
 from lightning_coreset.plan import PruningPlan
 from lightning_coreset.planning import (
     ModelCost,
     Request,
+    Rule,
+    as_rules,
     bottom_up_sizes,
+    check_matches,
     check_reachable,
+    describe_readers,
     final_sizes,
     idle_rules,
+    layers_that_never_ran,
     make_plan,
     measure,
     measure_input_norms,
     measure_original,
+    possible_readers,
     prunable,
 )
-from lightning_coreset.structure import NOTHING_UNTRAINED, ChannelGroup, Completion, Structure, analyse
-from lightning_coreset.training.example import ExampleSource
+from lightning_coreset.structure import NOTHING_UNTRAINED, Completion, Structure, analyse
+from lightning_coreset.training.examples import ExampleSource
 from lightning_coreset.training.progress import Progress
 from lightning_coreset.training.requirements import check_not_captured
-from lightning_coreset.training.strategies import from_rank_zero, run_on_all_ranks
+from lightning_coreset.training.strategies import from_rank_zero, gathered, run_on_all_ranks
 from lightning_coreset.training.untrained_finder import UntrainedFinder
 from lightning_coreset.verification import describe_failures, tried_groups, with_unproven
 
@@ -46,9 +53,13 @@ class EventPlanner:
         certify: Whether to compute certificates.
         change_attributes: Whether that test may complete groups by numbers that modules remember.
         untrained: Finds what of the module nothing trains.
+        never_run: Rules for modules that nothing ever runs; the channels that others could read stay.
+
+    Attributes:
+        waits: Whether the last event has nothing to prune until layers have run that could read channels.
 
     Raises:
-        ValueError: If ``order`` is none of these.
+        ValueError: If ``order`` is none of these, or ``never_run`` no sequence of rules.
     """
 
     def __init__(
@@ -60,6 +71,7 @@ class EventPlanner:
         certify: bool,
         change_attributes: bool = True,
         untrained: UntrainedFinder | None = None,
+        never_run: Sequence[Rule] = (),
     ) -> None:
         if order not in get_args(Order):
             raise ValueError(f"Expected order to be 'together' or 'bottom_up' but got {order!r}.")
@@ -70,33 +82,47 @@ class EventPlanner:
         self.certify = certify
         self.change_attributes = change_attributes
         self.untrained = untrained or UntrainedFinder()
+        self.never_run = as_rules(never_run, "never_run")
+        self.waits = False
+        self._told: set[str] = set()
 
-    def begin(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, progress: Progress
-    ) -> tuple[ModelCost, list[ChannelGroup]]:
+    def check_rules(self, pl_module: pl.LightningModule) -> None:
+        """Raise ``ValueError`` if a rule matches nothing in a model."""
+        self.request.check_rules(pl_module)
+        check_matches(pl_module, self.never_run, "never_run")
+
+    def begin(self, trainer: pl.Trainer, pl_module: pl.LightningModule, progress: Progress) -> bool:
         """Before the first event: test all groups, and measure the original model.
 
         Returns:
-            Parameters, MACs and widths of the original model, and the groups of the present one that can be pruned.
+            Whether that could be done; not if nothing has run yet that shows the structure, on some rank.
 
         Raises:
             ValueError: If nothing can be pruned, or not as much as is requested in the end.
+            MisconfigurationException: If the module cannot be run on any example.
         """
+        if not progress.plans and self.source.has_begun and from_rank_zero(trainer, lambda: self.source.has_untried):
+            progress.forget_model()  # what has run since may show more
         self._look_for_untrained(trainer, pl_module, progress)
-        structure = run_on_all_ranks(trainer, lambda: self.structure(trainer, pl_module, progress))
+
+        def read() -> tuple[Structure, bool]:
+            structure = self.structure(trainer, pl_module, progress)
+            return structure, self.source.agree_to_begin(structure)
+
+        structure, reads = run_on_all_ranks(trainer, read)
+        if not all(gathered(trainer, reads)):
+            self.source.fall_back()
+            return False
         if progress.original is None:
-            if self.check:
-                tried = run_on_all_ranks(trainer, lambda: self._tried(trainer, pl_module, structure))
-                # The same on every rank, though an example of another rank might show something else.
-                progress.completions, progress.unsound = from_rank_zero(trainer, lambda: tried)
-                structure = run_on_all_ranks(trainer, lambda: self.structure(trainer, pl_module, progress))
+            structure = self._checked(trainer, pl_module, progress, structure)
             if progress.untrained is not None and progress.untrained.frozen:  # now it is known what of it counts
                 progress.untrained = progress.untrained.counting(pl_module, structure.groups)
                 structure = run_on_all_ranks(trainer, lambda: self.structure(trainer, pl_module, progress))
             self.untrained.report(pl_module, progress.untrained)
             targets = from_rank_zero(trainer, lambda: self._targets(pl_module, structure, progress.is_resumed))
             progress.original, progress.final_sizes = targets
-        return progress.original, prunable(pl_module, structure, self.request)[0]
+        self.source.have_begun()
+        return True
 
     def _look_for_untrained(self, trainer: pl.Trainer, pl_module: pl.LightningModule, progress: Progress) -> None:
         """Find out what of the module nothing trains: anew as long as nothing is pruned, for values show more later."""
@@ -104,20 +130,32 @@ class EventPlanner:
             found = from_rank_zero(trainer, lambda: self.untrained.find(trainer, pl_module, self.request.only))
             if progress.untrained is None or not progress.untrained.same_parts(found):
                 progress.untrained = found
-                progress.original, progress.completions, progress.unsound = None, {}, {}
+                progress.forget_model()
 
     def structure(self, trainer: pl.Trainer, pl_module: pl.LightningModule, progress: Progress) -> Structure:
         """The structure of the model as it is now, as the self-check left it: completed, without groups that failed."""
         check_not_captured(pl_module)
-        with self.source.examples(trainer, pl_module) as examples:
-            untrained = NOTHING_UNTRAINED if progress.untrained is None else progress.untrained.of(pl_module)
-            structure = analyse(pl_module, examples, heads=self.request.heads, untrained=untrained)
-            uncertain = progress.completions.keys() - {group.name for group in structure.groups}
-            if uncertain:  # that the self-check accepted
-                pieces = analyse(
-                    pl_module, examples, heads=self.request.heads, unequal_pieces=True, untrained=untrained
+        untrained = NOTHING_UNTRAINED if progress.untrained is None else progress.untrained.of(pl_module)
+        heads, again = self.request.heads, True
+        while again:
+            with self.source.examples(trainer, pl_module, idle=True) as examples:
+                if not examples:
+                    return Structure((), {}, {})
+                structure = analyse(
+                    pl_module, examples, heads=heads, untrained=untrained, on_failure=self.source.failed
                 )
-                structure = structure.joined(pieces, uncertain)
+                uncertain = progress.completions.keys() - {group.name for group in structure.groups}
+                if uncertain:  # that the self-check accepted
+                    pieces = analyse(
+                        pl_module,
+                        examples,
+                        heads=heads,
+                        unequal_pieces=True,
+                        untrained=untrained,
+                        on_failure=_nothing,
+                    )
+                    structure = structure.joined(pieces, uncertain)
+            again = self.source.settle(structure)
         names = {group.name for group in structure.groups}
         return structure.completed(progress.completions).without(
             {name: why for name, why in progress.unsound.items() if name in names}
@@ -149,16 +187,20 @@ class EventPlanner:
             progress.untrained = replace(known, copies=made)
         # On every rank, since the module's own step may wait for the other ranks.
         structure = run_on_all_ranks(trainer, lambda: self.structure(trainer, pl_module, progress))
+        if from_rank_zero(trainer, lambda: self.source.has_untried):
+            structure = self._checked(trainer, pl_module, progress, structure)
+            self.source.mark_tried()
+        offered = self._without_unread(pl_module, structure)
         inputs = run_on_all_ranks(trainer, lambda: self._layer_inputs(trainer, pl_module)) if self.certify else None
         request = self.request.scaled(fraction, seed=self.request.seed + len(progress.done))
         sizes = bottom_up_sizes(progress.final_sizes, fraction) or None
 
         def plan_as_dict() -> dict[str, Any] | None:
-            if not prunable(pl_module, structure, self.request)[0]:
+            if not prunable(pl_module, offered, self.request)[0]:
                 return None
             plan = make_plan(
                 pl_module,
-                structure,
+                offered,
                 request,
                 original=progress.original,
                 sizes=sizes,
@@ -169,7 +211,34 @@ class EventPlanner:
             return plan.to_dict()
 
         plan = from_rank_zero(trainer, plan_as_dict)
+        self.waits = from_rank_zero(trainer, lambda: plan is None and len(offered.groups) < len(structure.groups))
         return None if plan is None else PruningPlan.from_dict(plan)
+
+    def _without_unread(self, pl_module: pl.LightningModule, structure: Structure) -> Structure:
+        """The structure without groups whose channels could be read by a layer that has not run; says so once."""
+        groups, _ = prunable(pl_module, structure, self.request)
+        known = {*structure.untrained.mirrored, *(name for copy in structure.untrained.copies for name in copy.misfits)}
+        rules = (*self.never_run, Metric, MetricCollection)
+        layers = layers_that_never_ran(pl_module, structure.used, known=known, rules=rules)
+        readers = possible_readers(pl_module, groups, layers)
+        new = {group: own for group, own in readers.items() if group not in self._told}
+        if new:
+            rank_zero_warn(describe_readers(new))
+            self._told.update(new)
+        return structure.without({group: _may_be_read(own) for group, own in readers.items()})
+
+    def _checked(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, progress: Progress, structure: Structure
+    ) -> Structure:
+        """The structure as the self-check leaves it, which sees examples that have come since the last time."""
+        if not self.check:
+            return structure
+        tried = run_on_all_ranks(trainer, lambda: self._tried(trainer, pl_module, structure))
+        # The same on every rank, though an example of another rank might show something else.
+        completions, unsound = from_rank_zero(trainer, lambda: tried)
+        progress.completions |= completions
+        progress.unsound |= unsound
+        return run_on_all_ranks(trainer, lambda: self.structure(trainer, pl_module, progress))
 
     def _targets(
         self, pl_module: pl.LightningModule, structure: Structure, resumed: bool
@@ -207,3 +276,12 @@ class EventPlanner:
             rank_zero_warn(describe_failures(failures))
         changed = (group for group in groups if group.name in unproven or group != before[group.name])
         return {group.name: Completion.of(group, before) for group in changed}, failures
+
+
+def _nothing(*failure: object) -> None:
+    pass
+
+
+def _may_be_read(layers: Sequence[str]) -> str:
+    reason = f"could be read by {layers[0]}, which has not run so far"
+    return reason

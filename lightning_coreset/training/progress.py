@@ -43,6 +43,10 @@ class Progress:
     archive: EventArchive = field(default_factory=EventArchive)
     is_resumed: bool = False
 
+    def forget_model(self) -> None:
+        """What was found out about the model before the first event is to be found out anew."""
+        self.original, self.completions, self.unsound = None, {}, {}
+
     def open_events(self, events: Mapping[int, float]) -> dict[int, float]:
         """The events that ask for more than was reached.
 

@@ -54,10 +54,11 @@ class PruningRun:
     _events: dict[int, float] = field(default_factory=dict)
     _next_event: float = math.inf
     _has_begun: bool = False
+    _waits_in_epoch: int = -1
 
     def start(self, trainer: pl.Trainer) -> None:
         """Start a fit; a Trainer that has not trained yet starts a new run."""
-        self._events, self._has_begun = {}, False
+        self._events, self._has_begun, self._waits_in_epoch = {}, False, -1
         if trainer.current_epoch == 0 and trainer.global_step == 0:
             self.progress = Progress()
             self.guard.reset()
@@ -78,8 +79,7 @@ class PruningRun:
             event: Whether an event is about to happen. Before the first one, the module is looked at once more.
         """
         if not self._has_begun or (event and not self.progress.plans):
-            self.planner.begin(trainer, pl_module, self.progress)
-            self._has_begun = True
+            self._has_begun = self.planner.begin(trainer, pl_module, self.progress)
 
     def prune_if_due(self, trainer: pl.Trainer, pl_module: pl.LightningModule, on_prune: OnPrune) -> None:
         """Carry out all events that are due, as one.
@@ -90,13 +90,16 @@ class PruningRun:
             on_prune: Called at the end of an event, on every rank. If it raises, the event is undone.
         """
         now = self.timeline.position(trainer)
-        if now < self._next_event or not self.planner.source.ready or self.guard.waiting:
+        if now < self._next_event or not self._has_begun or self.guard.waiting:
+            return
+        if trainer.current_epoch <= self._waits_in_epoch:
             return
         if any(other.guard.recovering for other in self.others):
             return
         due = {time: ratio for time, ratio in self.progress.open_events(self._events).items() if time <= now}
         if due:
             self.begin(trainer, pl_module, event=True)
+        if due and self._has_begun:
             self._prune(trainer, pl_module, due, on_prune)
         self._find_next_event()
 
@@ -160,6 +163,9 @@ class PruningRun:
         ratio = self.guard.limit(scheduled, self.progress)
         on_progress = self.reporter.planning(trainer)
         plan = self.planner.plan(trainer, pl_module, self.progress, ratio / self.timeline.target, on_progress)
+        if plan is None and self.planner.waits:  # what may run in this epoch is looked at in the next one
+            self._waits_in_epoch = trainer.current_epoch
+            return
         if plan is None:
             rank_zero_warn(
                 f"The pruning event of {self._now(trainer)} found nothing left to prune: "

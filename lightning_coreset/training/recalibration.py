@@ -14,7 +14,7 @@ from torch.nn.parameter import is_lazy
 
 from lightning_coreset._compat import BatchNorm, eager_execution
 from lightning_coreset.nested import map_tensors
-from lightning_coreset.training.example import recorded_calls, training_step
+from lightning_coreset.training.examples import recorded_calls, training_step
 from lightning_coreset.training.metrics import ForwardRecorder, isolated
 from lightning_coreset.training.strategies import run_on_all_ranks
 

@@ -98,3 +98,22 @@ def test_who_asks_is_told_of_runs_that_fail():
         "training": AttributeError,
     }
     assert [group.name for group in structure.groups] == ["trunk"]
+
+
+def test_what_a_run_uses():
+    class Penalised(Heads):
+        def forward(self, x: Tensor, head: str | None = None) -> Tensor:
+            penalty = sum(parameter.square().sum() for parameter in self.parameters())
+            return super().forward(x, head).sum() + penalty
+
+    trunk, head = {"trunk.weight", "trunk.bias"}, {"a.weight", "a.bias"}
+    assert analyse(Penalised(), example("a")).used == trunk | head
+
+
+def test_a_run_that_would_show_nothing_new_is_left_out():
+    def needs(name: str, head: str) -> Example:
+        return replace(example(head), needed=lambda used: name not in used)
+
+    structure = analyse(Heads(), [example("a"), needs("a.weight", "a"), needs("b.weight", "b")])
+    assert structure.followed == (("evaluation", "training"), (), ("evaluation", "training"))
+    assert "b.weight" in structure.used

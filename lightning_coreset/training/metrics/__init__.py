@@ -9,6 +9,6 @@ from __future__ import annotations
 
 from lightning_coreset.training.metrics.isolation import isolated
 from lightning_coreset.training.metrics.monitor import Mode, Monitor
-from lightning_coreset.training.metrics.recorder import Call, ForwardRecorder
+from lightning_coreset.training.metrics.recorder import Call, ForwardRecorder, Hook, called_from_python
 
-__all__ = ["Call", "ForwardRecorder", "Mode", "Monitor", "isolated"]
+__all__ = ["Call", "ForwardRecorder", "Hook", "Mode", "Monitor", "called_from_python", "isolated"]

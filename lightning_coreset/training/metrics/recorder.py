@@ -102,11 +102,11 @@ class ForwardRecorder:
         if self._handles:
             return
         if self._only is None:
-            watched = _called_from_python(self._module)
+            watched = called_from_python(self._module)
         else:  # walking over all modules of a large network takes longer than recording one of them
             watched = ((name, self._module.get_submodule(name)) for name in self._only)
         for name, module in watched:
-            before, after = _Hook(partial(self._before, name)), _Hook(self._after)
+            before, after = Hook(partial(self._before, name)), Hook(self._after)
             self._handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
             self._handles.append(module.register_forward_hook(after, with_kwargs=True, always_call=True))
 
@@ -157,25 +157,26 @@ def _detached(tree: Any) -> Any:
     return map_tensors(Tensor.detach, tree)
 
 
-class _Hook:
+class Hook:
     """A hook whose copies and pickles do nothing: a bound method would be copied with the recorder and all calls."""
 
     def __init__(self, function: Callable[..., None]) -> None:
         self._function = function
 
     def __call__(self, *args: Any) -> None:
+        """Call the function."""
         if not torch.compiler.is_compiling():
             self._function(*args)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _Hook, (_do_nothing,)
+        return Hook, (_do_nothing,)
 
 
 def _do_nothing(*args: Any) -> None:
     pass
 
 
-def _called_from_python(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def called_from_python(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Yield the modules of a network except those within compiled code.
 
     Hooks on these would never run, and adding or removing one makes torch recompile, until it gives up compiling.

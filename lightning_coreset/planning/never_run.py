@@ -1,0 +1,174 @@
+"""Layers that nothing has run, and the groups of channels that they could read, by their widths and their place."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+from torch import Tensor, nn
+
+from lightning_coreset._compat import is_torch_loss, own_tensors
+from lightning_coreset.module_specs import module_spec
+from lightning_coreset.planning.layer_rules import Rule, matches
+from lightning_coreset.structure import ChannelGroup, layer_of
+
+_INPUT_SIZES = (
+    *("in_features", "in_channels", "in1_features", "in2_features"),
+    *("input_size", "embed_dim", "kdim", "vdim", "nx"),
+)
+"""Names under which layers of any type keep how wide their inputs are."""
+
+
+def layers_that_never_ran(
+    model: nn.Module, used: Collection[str], *, known: Collection[str] = (), rules: Sequence[Rule] = ()
+) -> list[str]:
+    """Layers with tensors of their own of which none was used, where one may read channels all the same.
+
+    Torch's own losses are left out, and layers that read indices.
+
+    Args:
+        model: The network.
+        used: Names of the parameters and buffers that a run used.
+        known: Names of others that are accounted for, such as those of copies.
+        rules: What is never run, or reads no channels: modules that a rule names, and all that is in them.
+    """
+    modules, accounted = dict(model.named_modules()), {*used, *known}
+    exempt = tuple(
+        f"{path}."
+        for path, module in modules.items()
+        if is_torch_loss(module) or (path and any(matches(rule, path, module) for rule in rules))
+    )
+    return [
+        path
+        for path, tensors in layers_with_tensors(model).items()
+        if accounted.isdisjoint(tensors)
+        and not f"{path}.".startswith(exempt)
+        and module_spec(modules[path]).reads != "indices"
+    ]
+
+
+def possible_readers(model: nn.Module, groups: Iterable[ChannelGroup], layers: Collection[str]) -> dict[str, list[str]]:
+    """For each group, the layers that never ran and could read its channels; groups without any are left out.
+
+    A layer could read channels that are as many as it takes, and lie where code that runs it may get at them: the code
+    of the module that it belongs to, of one around that, or of one that this module calls.
+
+    Args:
+        model: The network.
+        groups: The groups.
+        layers: What :func:`layers_that_never_ran` returns.
+    """
+    tree, groups = _Tree(model), list(groups)
+    tensors = layers_with_tensors(model)
+    idle = {*layers}
+    widths = {one.length for group in groups for one in group.members} | {
+        size for path, own in tensors.items() if path not in idle for tensor in own.values() for size in tensor.shape
+    }
+    found: dict[str, list[str]] = {}
+    for path in layers:
+        if tree.follows_another(path, idle):
+            continue
+        sizes = _read_widths(tree.modules[path], tensors[path].values())
+        for group in groups:
+            if tree.can_reach(path, group) and any(_fits(size, group, size in widths) for size in sizes):
+                found.setdefault(group.name, []).append(path)
+    return found
+
+
+def layers_with_tensors(model: nn.Module) -> dict[str, dict[str, Tensor]]:
+    """The parameters and buffers of every module that has some of its own, by their first names."""
+    first: dict[int, str] = {}
+    found: dict[str, dict[str, Tensor]] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        for own, tensor in own_tensors(module).items():
+            name = f"{path}.{own}" if path else own
+            found.setdefault(layer_of(name), {})[first.setdefault(id(tensor), name)] = tensor
+    return found
+
+
+def _read_widths(module: nn.Module, tensors: Iterable[Tensor]) -> set[int]:
+    """How wide inputs may be that a module takes: what it says itself, or any size of its tensors."""
+    told = {value for name in _INPUT_SIZES if isinstance(value := getattr(module, name, None), int)}
+    sizes = told or {size for tensor in tensors for size in tensor.shape}
+    return {size for size in sizes if size > 1}
+
+
+def _fits(size: int, group: ChannelGroup, is_known: bool) -> bool:
+    """Whether an input of this size may be the group's channels, or, where nothing else is so wide, a multiple."""
+    if any(member.length == size for member in group.members):
+        return True
+    return not is_known and size % group.size == 0
+
+
+class _Tree:
+    """Where modules lie: a container, which has no code of its own, is no place."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.modules = dict(model.named_modules(remove_duplicate=False))
+
+    def follows_another(self, path: str, idle: Collection[str]) -> bool:
+        """Whether a layer that never ran stands behind another one in an ``nn.Sequential`` of such layers."""
+        around = path
+        while around:
+            inner, around = around, around.rpartition(".")[0]
+            module = self.modules[around]
+            if isinstance(module, nn.Sequential) and not self._ran(around, idle):
+                before = f"{around}." if around else ""
+                children = [f"{before}{name}" for name, _ in module.named_children()]
+                earlier = children[: children.index(inner)] if inner in children else []
+                if any(_within(other, child) for child in earlier for other in idle):
+                    return True
+        return False
+
+    def can_reach(self, path: str, group: ChannelGroup) -> bool:
+        """Whether code that runs a layer may get at the channels of a group."""
+        own, place = self._place(path.rpartition(".")[0]), self._place(_common(map(layer_of, _names(group))))
+        return _within(own, place) or (place != "" and self._place(place.rpartition(".")[0]) == own)
+
+    def _ran(self, path: str, idle: Collection[str]) -> bool:
+        return any(
+            _within(other, path) and other not in idle and own_tensors(module) for other, module in self.modules.items()
+        )
+
+    def _place(self, path: str) -> str:
+        """The nearest module around here that has code of its own."""
+        while path and _is_container(self.modules[path]):
+            path = path.rpartition(".")[0]
+        return path
+
+
+def _is_container(module: nn.Module) -> bool:
+    return isinstance(module, nn.Sequential) or type(module).forward is nn.Module.forward
+
+
+def _names(group: ChannelGroup) -> list[str]:
+    return [member.name for member in group.members]
+
+
+def _common(paths: Iterable[str]) -> str:
+    """The smallest module that contains some."""
+    first, *others = (path.split(".") if path else [] for path in paths)
+    for other in others:
+        same = next(
+            (n for n, (a, b) in enumerate(zip(first, other, strict=False)) if a != b), min(len(first), len(other))
+        )
+        first = first[:same]
+    return ".".join(first)
+
+
+def _within(path: str, container: str) -> bool:
+    return not container or path == container or path.startswith(f"{container}.")
+
+
+def describe_readers(readers: Mapping[str, Sequence[str]]) -> str:
+    """A warning that names the layers, and the groups that stay because of them."""
+    layers = dict.fromkeys(layer for own in readers.values() for layer in own)
+    return (
+        f"{_some(list(layers))} ran in no step so far, and could read the channels of {_some(list(readers))}, by width "
+        "and place: these stay. Let a step or forward run them before the event, give example_inputs that do, or say "
+        "CoresetPruningCallback(never_run=[...])."
+    )
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = ", ".join(map(repr, names[:4]))
+    return f"{shown} and {len(names) - 4} more" if len(names) > 4 else shown

@@ -1,0 +1,325 @@
+"""Layers that the first batch does not run: cut right if they run before an event, else they keep their inputs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from fitting import Classifier, Validated, Watcher, assert_same, hooks_of, make_loader, make_trainer, mlp, widths
+from torch import nn
+from torch.nn import functional as F
+
+from lightning_coreset import CoresetPruningCallback
+
+AT_EPOCH_1: dict[str, Any] = {"schedule": {1: 0.4}, "unit": "channels", "verbose": False}
+
+
+class Heads(Classifier):
+    """A trunk with two heads on features that are 16 wide."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Sequential(nn.Linear(8, 16), nn.ReLU()))
+        self.a, self.b = nn.Linear(16, 3), nn.Linear(16, 3)
+
+    def loss(self, head: nn.Module, batch: Any) -> torch.Tensor:
+        return F.cross_entropy(head(self.net(batch[0])), batch[1])
+
+    def training_step(self, batch, batch_idx):
+        return self.loss(self.a, batch)
+
+    def forward(self, x):
+        return self.a(self.net(x))
+
+
+class InTurn(Heads):
+    def training_step(self, batch, batch_idx):
+        return self.loss(self.a if batch_idx % 2 == 0 else self.b, batch)
+
+
+class FromAnEpochOn(Heads):
+    """A loss that sets in with the event."""
+
+    def training_step(self, batch, batch_idx):
+        return self.loss(self.a, batch) + (self.loss(self.b, batch) if self.current_epoch >= 1 else 0.0)
+
+
+class ByStep(Heads):
+    def training_step(self, batch, batch_idx):
+        return self.loss(self.b if self.global_step == 2 else self.a, batch)
+
+
+class ByChance(Heads):
+    def training_step(self, batch, batch_idx):
+        return self.loss(self.a if torch.rand(()) < 0.5 else self.b, batch)
+
+
+class InValidation(Heads):
+    def validation_step(self, batch, batch_idx):
+        self.log("v", self.loss(self.b, batch))
+
+
+class OfTheSecondLoader(Heads):
+    def validation_step(self, batch, batch_idx, dataloader_idx):
+        self.log("v", self.loss(self.b if dataloader_idx == 1 else self.a, batch))
+
+
+class InForward(Heads):
+    def forward(self, x):
+        return self.b(self.net(x))
+
+
+class InTests(Heads):
+    def test_step(self, batch, batch_idx):
+        self.log("t", self.loss(self.b, batch))
+
+
+SHARED = (FromAnEpochOn, InTurn, ByStep, ByChance, InValidation, OfTheSecondLoader, InForward, InTests)
+
+
+@pytest.mark.parametrize("kind", SHARED)
+def test_all_layers_that_ran_are_cut(kind):
+    torch.manual_seed(0)
+    module, loader = kind(), make_loader(8)
+    val = {InValidation: loader, OfTheSecondLoader: [loader, loader]}.get(kind)
+
+    make_trainer(CoresetPruningCallback(**AT_EPOCH_1), max_epochs=3).fit(module, loader, val)
+
+    assert widths(module) == {"net.0": (8, 10), "a": (10, 3), "b": (10, 3)}
+    assert hooks_of(module) == 0
+    module.b(module.net(loader.dataset[0][0]))
+
+
+class WithHiddenHead(Heads):
+    """A head of two layers, the first of which runs only in every other step: its own channels go as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.b = mlp(16, 12, 3)
+
+    training_step = InTurn.training_step
+
+
+def test_groups_of_layers_that_ran_later_are_pruned_too():
+    module = WithHiddenHead()
+    callback = CoresetPruningCallback(0.5, schedule={1: 0.25, 2: 0.5}, unit="channels", verbose=False)
+
+    make_trainer(callback, max_epochs=3).fit(module, make_loader(8))
+
+    assert widths(module)["b.0"][1] < 12
+    assert widths(module)["net.0"][1] == widths(module)["b.0"][0] == widths(module)["a"][0] < 16
+
+
+class Later(Heads):
+    """A loss that sets in after the first event."""
+
+    def training_step(self, batch, batch_idx):
+        return self.loss(self.a, batch) + (self.loss(self.b, batch) if self.current_epoch >= 2 else 0.0)
+
+
+def test_what_may_run_later_keeps_its_inputs_until_it_has_run():
+    module, watcher = Later(), Watcher()
+    callback = CoresetPruningCallback(**AT_EPOCH_1)
+
+    with pytest.warns(UserWarning, match=r"'b' ran in no step so far.*channels of 'net.0'") as caught:
+        make_trainer(callback, watcher, max_epochs=5).fit(module, make_loader(8))
+
+    assert len([warning for warning in caught if "ran in no step" in str(warning.message)]) == 1
+    sizes = [len(weights["net.0.bias"]) for weights in watcher.weights]
+    assert sizes == [16] * 8 + [10] * 12  # the event of epoch 1 waits for the epoch in which it sets in
+    assert widths(module) == {"net.0": (8, 10), "a": (10, 3), "b": (10, 3)}
+
+
+class Spare(Heads):
+    """A head that nothing runs, beside channels of another width that go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = mlp(8, 24, 16)
+
+    def forward(self, x):
+        return self.a(self.net(x))
+
+
+def test_only_what_the_layer_could_read_stays():
+    module = Spare()
+    callback = CoresetPruningCallback(**AT_EPOCH_1)
+
+    with pytest.warns(UserWarning, match=r"'b' ran in no step so far, and could read the channels of 'net.2', by"):
+        make_trainer(callback, max_epochs=2).fit(module, make_loader(8))
+
+    assert widths(module)["net.0"][1] < 24
+    assert widths(module)["net.2"][1] == 16
+    assert callback.plans[0].skipped["net.2"] == "could be read by b, which has not run so far"
+
+
+def test_layers_that_are_never_run_hold_nothing():
+    module = Spare()
+    callback = CoresetPruningCallback(**AT_EPOCH_1, never_run=["b"])
+
+    make_trainer(callback, max_epochs=2).fit(module, make_loader(8))
+
+    assert widths(module)["net.2"][1] < 16
+    assert widths(module)["b"] == (16, 3)
+
+
+def test_never_run_is_checked():
+    with pytest.raises(ValueError, match="Expected never_run to be a sequence of rules"):
+        CoresetPruningCallback(never_run="b")
+    with pytest.raises(ValueError, match="Expected every rule of never_run to match a module name but 'c' matches"):
+        make_trainer(CoresetPruningCallback(never_run=["c"]), max_epochs=1).fit(Spare(), make_loader(8))
+
+
+class OnlyForPrediction(Classifier):
+    """As in Lightning's own tutorial: ``forward`` gives the embedding, and no step calls it."""
+
+    def __init__(self) -> None:
+        super().__init__(mlp(8, 24, 16))
+        self.decoder = mlp(16, 24, 8)
+
+    def training_step(self, batch, batch_idx):
+        return F.mse_loss(self.decoder(self.net(batch[0])), batch[0])
+
+
+class Embeds(OnlyForPrediction):
+    """``predict_step`` gives it."""
+
+    forward = None  # type: ignore[assignment]
+
+    def predict_step(self, batch, batch_idx):
+        return self.net(batch[0])
+
+
+class TakesADict(OnlyForPrediction):
+    def forward(self, x, scale=1.0):
+        return self.net(x) * scale
+
+    def training_step(self, batch, batch_idx):
+        return super().training_step((batch["x"],), batch_idx)
+
+
+class FeaturesBeside(OnlyForPrediction):
+    """The step calls ``self(x)``, and goes on with a part of what that returns."""
+
+    def forward(self, x):
+        features = self.net(x)
+        return self.decoder(features), features
+
+    def training_step(self, batch, batch_idx):
+        return F.mse_loss(self(batch[0])[0], batch[0])
+
+
+del Embeds.forward
+
+
+@pytest.mark.parametrize("kind", [OnlyForPrediction, Embeds, TakesADict, FeaturesBeside])
+def test_what_forward_returns_keeps_its_width(kind):
+    module, loader = kind(), make_loader(8)
+    if kind is TakesADict:
+        loader = torch.utils.data.DataLoader([{"x": x, "y": y} for x, y in loader.dataset], batch_size=16)
+    callback = CoresetPruningCallback(**AT_EPOCH_1)
+
+    make_trainer(callback, max_epochs=2).fit(module, loader)
+
+    assert widths(module)["net.2"][1] == 16
+    assert widths(module)["net.0"][1] < 24
+    assert callback.plans[0].skipped["net.2"] == "reaches the network's output"
+
+
+class OfAnotherShape(OnlyForPrediction):
+    """Nothing in the batch suits ``forward``."""
+
+    def forward(self, x, mask):
+        return self.net(x[:, :2] @ mask)
+
+
+class NotMeant(OnlyForPrediction):
+    def forward(self, *args):
+        raise NotImplementedError
+
+
+def test_a_forward_that_nothing_can_run_is_named():
+    callback = CoresetPruningCallback(**AT_EPOCH_1)
+    with pytest.warns(UserWarning, match=r"own forward is called by no step.*may become narrower.*example_input_array"):
+        make_trainer(callback, max_epochs=2).fit(OfAnotherShape(), make_loader(8))
+    make_trainer(CoresetPruningCallback(**AT_EPOCH_1), max_epochs=2).fit(NotMeant(), make_loader(8))
+
+
+class WholeOrInTurn(Classifier):
+    """Manual optimization with two networks, of which a step calls one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.other = mlp(8, 24, 3)
+
+    def training_step(self, batch, batch_idx):
+        network = self.net if batch_idx % 2 == 0 else self.other
+        loss = F.cross_entropy(network(batch[0]), batch[1])
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(loss)
+        optimizer.step()
+
+
+def test_manual_optimization_is_recorded_again_when_a_new_call_comes_again():
+    module = WholeOrInTurn()
+
+    make_trainer(CoresetPruningCallback(0.5, **AT_EPOCH_1 | {"schedule": {1: 0.5}}), max_epochs=2).fit(
+        module, make_loader(8)
+    )
+
+    assert widths(module)["other.0"] == (8, 12)
+    assert hooks_of(module) == 0
+
+
+def test_a_network_that_is_all_run_is_watched_no_more():
+    module, hooks = Classifier(), []
+
+    class Counting(Watcher):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            hooks.append(hooks_of(pl_module))
+
+    callback = CoresetPruningCallback(0.5, **AT_EPOCH_1 | {"eval_batches": 0, "schedule": {1: 0.5}})
+    make_trainer(callback, Counting(), max_epochs=2).fit(module, make_loader(8))
+
+    assert hooks == [0] * 8
+
+
+@pytest.mark.parametrize("kind", [InTurn, InValidation, OnlyForPrediction])
+def test_looking_on_changes_nothing(kind):
+    def weights(*callbacks: Any) -> list[dict[str, torch.Tensor]]:
+        torch.manual_seed(0)
+        watcher, loader = Watcher(), make_loader(8)
+        make_trainer(*callbacks, watcher, max_epochs=2).fit(kind(), loader, loader if kind is InValidation else None)
+        return watcher.weights
+
+    for one, other in zip(weights(), weights(CoresetPruningCallback(0.0)), strict=True):
+        assert_same(one, other)
+
+
+class BesidesTheNetwork(Validated):
+    """What ordinary projects have beside what runs, of the same width as channels that go."""
+
+    def __init__(self) -> None:
+        super().__init__(mlp(8, 32, 24, 3))
+        self.criterion = nn.CrossEntropyLoss(weight=torch.ones(32))
+        self.embedding = nn.Embedding(32, 24)
+        self.deep = nn.ModuleDict({"inner": Block()})
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = mlp(5, 32, 24)
+
+    def forward(self, x):
+        return self.net(x)
+
+
+def test_no_false_alarm():
+    module = BesidesTheNetwork()
+    make_trainer(CoresetPruningCallback(0.5, **AT_EPOCH_1 | {"schedule": {1: 0.5}}), max_epochs=2).fit(
+        module, make_loader(8), make_loader(8)
+    )
+    assert widths(module)["net.0"][1] == 16
