@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from inspect import signature
 from os import PathLike
 from typing import Any
 
@@ -35,7 +36,11 @@ from lightning_coreset.training import (
     UntrainedFinder,
     average_again,
     averaged_copies,
+    check_drop,
+    check_example_inputs,
+    check_guard_options,
     check_package,
+    check_ratio_beside_schedule,
     check_strategy,
     dry_run,
     last_step,
@@ -166,7 +171,16 @@ class CoresetPruningCallback(pl.Callback):
         seed: int = 0,
         verbose: bool = True,
     ) -> None:
-        _check_one_mapping(pruning_ratio, schedule)
+        defaults = {
+            name: parameter.default for name, parameter in signature(CoresetPruningCallback.__init__).parameters.items()
+        }
+        check_flags(
+            check=check,
+            change_attributes=change_attributes,
+            certify=certify,
+            restart_patience=restart_patience,
+            verbose=verbose,
+        )
         self.request = Request(
             pruning_ratio,
             unit,
@@ -183,10 +197,11 @@ class CoresetPruningCallback(pl.Callback):
             input_radius=input_radius,
         )
         self.timeline = Timeline(schedule, self.request.target, start, end, every, interval)
+        check_ratio_beside_schedule(pruning_ratio, schedule, defaults["pruning_ratio"])
         if isinstance(schedule, Mapping):
             self.request = replace(self.request, pruning_ratio=self.timeline.target)
+        check_example_inputs(example_inputs)
         self._source = ExampleSource(example_inputs)
-        check_flags(check=check, change_attributes=change_attributes, certify=certify)
         self.request.check_trial(check)
         self._untrained = UntrainedFinder(copies)
         self._planner = EventPlanner(
@@ -200,7 +215,9 @@ class CoresetPruningCallback(pl.Callback):
             never_run,
         )
         self._monitor = Monitor(metric, monitor, monitor_mode, eval_batches)
+        check_guard_options(max_drop, {"recover_epochs": recover_epochs, "on_failure": on_failure}, defaults)
         self._guard = Guard(max_drop, recover_epochs, on_failure, self._monitor.mode, self._monitor.name)
+        check_drop(max_drop, metric, monitor)
         self._recalibration = Recalibration(recalibrate_batches)
         arguments = locals() | {"pruning_ratio": self.request.pruning_ratio}
         shown = settings(CoresetPruningCallback.__init__, arguments)
@@ -430,12 +447,3 @@ class CoresetPruningCallback(pl.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue where the checkpoint was made."""
         self._run.load_state_dict(state_dict)
-
-
-def _check_one_mapping(pruning_ratio: float | Mapping[Rule, float], schedule: Schedule) -> None:
-    if isinstance(schedule, Mapping) and isinstance(pruning_ratio, Mapping):
-        raise ValueError(
-            "Expected either pruning_ratio or schedule to be a mapping but got both: a schedule that maps epochs "
-            "to ratios says how much of the whole model goes, rules say how much of each layer. Give rules with "
-            "a schedule such as 'cubic', or a callable."
-        )

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from itertools import pairwise
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Literal, TypeAlias, get_args
+
+from lightning_coreset._arguments import is_number, is_whole_number
 
 Schedule: TypeAlias = Literal["one_shot", "linear", "cubic", "cosine"] | Mapping[int, float] | Callable[[float], float]
 Interval: TypeAlias = Literal["epoch", "step"]
@@ -26,6 +29,9 @@ _WITH_ARTICLE = {"epoch": "an epoch", "step": "a step"}
 
 # 0.29 * 100 is 28.999999999999996, and a user's curve may end at 1.0000000000000002.
 _ROUNDING = 1e-9
+
+# Where a callable is tried before training.
+_PLACES = 100
 
 
 def pruning_events(
@@ -74,7 +80,7 @@ def pruning_events(
         {100: 0.16666666666666666, 150: 0.3333333333333333, 200: 0.5}
     """
     check_schedule(schedule, pruning_ratio, start=start, end=end, every=every, interval=interval)
-    if isinstance(length, bool) or not isinstance(length, Integral) or length < 1:
+    if not is_whole_number(length) or length < 1:
         raise ValueError(
             f"Expected `length` to be a positive integer but got {length!r}. Set `max_epochs` of the Trainer, so that "
             "the schedule knows how long training is."
@@ -85,6 +91,8 @@ def pruning_events(
     else:
         target = pruning_ratio
         first, last = _first_and_last(start, end, length, interval, single=schedule == "one_shot")
+        if schedule != "one_shot" and (first, last) == (0, 1) and is_whole_number(end) and length > 2:
+            _warn_of_one(interval)
         if every is None:
             every = 1 if interval == "epoch" else max(1, math.ceil((last - first) / _EVENTS_BY_STEP))
         times = [*range(first, last, every), last]
@@ -126,7 +134,7 @@ pruning ratio, or a callable from progress to fraction but got 'square'.
     _check_ratio(pruning_ratio, "`pruning_ratio`")
     _check_time(start, "start", interval)
     _check_time(end, "end", interval)
-    if every is not None and (isinstance(every, bool) or not isinstance(every, Integral) or every < 1):
+    if every is not None and (not is_whole_number(every) or every < 1):
         raise ValueError(
             f"Expected `every` to be a positive integer, the {interval}s between events, but got {every!r}."
         )
@@ -136,7 +144,7 @@ pruning ratio, or a callable from progress to fraction but got 'square'.
     if isinstance(schedule, str) and schedule in _CURVES:
         pass
     elif callable(schedule):
-        _fractions(schedule, [1.0])  # the last event always has progress 1, whatever the length
+        _check_curve(schedule)
     else:
         raise ValueError(
             f"Expected `schedule` to be one of {', '.join(map(repr, _CURVES))}, a mapping from {interval} to pruning "
@@ -145,6 +153,16 @@ pruning ratio, or a callable from progress to fraction but got 'square'.
     comparable = isinstance(start, Integral) == isinstance(end, Integral)
     if schedule != "one_shot" and comparable and start > end:
         raise ValueError(f"Expected `start` not to come after `end` but got start={start!r} and end={end!r}.")
+    if schedule != "one_shot" and end == 1 and is_whole_number(end) and not is_whole_number(start):
+        _warn_of_one(interval)
+
+
+def _warn_of_one(interval: Interval) -> None:
+    warnings.warn(
+        f"`end=1` is an int, and so {interval} 1, counted from 0. For the end of training give the float 1.0; to prune "
+        f"until {interval} 1, give `schedule` as a mapping, such as {{0: 0.25, 1: 0.5}}.",
+        stacklevel=4,
+    )
 
 
 def _first_and_last(
@@ -159,7 +177,8 @@ def _first_and_last(
     if first > last:
         raise ValueError(
             f"Expected `start` not to come after `end` but got start={start!r} and end={end!r}, which are "
-            f"{interval}s {first} and {last} of {length}."
+            f"{interval}s {first} and {last} of {length}. An int counts {interval}s, from 0; a float is a fraction of "
+            "training, of which 1.0 is the end."
         )
     return first, last
 
@@ -177,7 +196,7 @@ def _whole(time: int | float, rounded: int, name: str, length: int, interval: In
 
 def _fractions(schedule: str | Callable[[float], float], progress: list[float]) -> list[float]:
     curve = _CURVES[schedule] if isinstance(schedule, str) else schedule
-    fractions = [float(curve(t)) for t in progress]
+    fractions = [_fraction(curve, t) for t in progress]
     for t, fraction in zip(progress, fractions, strict=True):
         if not -_ROUNDING <= fraction <= 1.0 + _ROUNDING:  # NaN fails both
             raise ValueError(
@@ -193,6 +212,33 @@ def _fractions(schedule: str | Callable[[float], float], progress: list[float]) 
     return [min(max(fraction, 0.0), 1.0) for fraction in fractions]
 
 
+def _check_curve(curve: Callable[[float], float]) -> None:
+    """Check a user's curve at more places than any schedule needs, and that it ends at 1."""
+    last = _fractions(curve, [k / _PLACES for k in range(1, _PLACES + 1)])[-1]
+    if last < 1.0 - _ROUNDING:
+        raise ValueError(
+            f"Expected `schedule` to return 1 at progress 1, where the whole pruning ratio is reached, but got {last}. "
+            "To remove less, give a smaller pruning_ratio."
+        )
+
+
+def _fraction(curve: Callable[[float], float], progress: float) -> float:
+    try:
+        value = curve(progress)
+    except Exception as error:
+        raise ValueError(
+            "Expected `schedule` to take a progress in (0, 1] and to return a fraction of the pruning ratio, but at "
+            f"progress {progress:.3g} it raised {error!r}."
+        ) from error
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError):  # the last for a tensor of several numbers
+        raise ValueError(
+            f"Expected `schedule` to return a number, a fraction of the pruning ratio, but got {value!r} at progress "
+            f"{progress:.3g}."
+        ) from None
+
+
 def _increasing(ratios: Mapping[int, float]) -> dict[int, float]:
     events: dict[int, float] = {}
     reached = 0.0
@@ -203,12 +249,12 @@ def _increasing(ratios: Mapping[int, float]) -> dict[int, float]:
 
 
 def _check_ratio(ratio: float, what: str) -> None:
-    if isinstance(ratio, bool) or not isinstance(ratio, Real) or not 0 <= ratio < 1:
+    if not is_number(ratio) or not 0 <= ratio < 1:
         raise ValueError(f"Expected {what} to be a fraction of the original model within [0, 1) but got {ratio!r}.")
 
 
 def _check_time(time: int | float, name: str, interval: Interval) -> None:
-    if isinstance(time, bool) or not isinstance(time, Real):
+    if not is_number(time):
         raise ValueError(f"Expected `{name}` to be an int ({interval}) or a float (fraction) but got {time!r}.")
     if isinstance(time, Integral) and time < 0:
         raise ValueError(f"Expected `{name}` to be {_WITH_ARTICLE[interval]}, counted from 0, but got {time!r}.")
@@ -225,7 +271,7 @@ def _check_mapping(schedule: Mapping[int, float], interval: Interval) -> None:
             f"Expected `schedule` to map at least one {interval} to a pruning ratio but got an empty mapping."
         )
     for epoch, ratio in schedule.items():
-        if isinstance(epoch, bool) or not isinstance(epoch, Integral) or epoch < 0:
+        if not is_whole_number(epoch) or epoch < 0:
             raise ValueError(f"Expected the keys of `schedule` to be {interval}s, counted from 0, but got {epoch!r}.")
         _check_ratio(ratio, f"`schedule[{epoch}]`")
     for before, after in pairwise(sorted(schedule)):

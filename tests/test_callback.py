@@ -99,7 +99,7 @@ def test_a_network_shrinks_while_it_learns(net, shape, channel):
         ({"schedule": "linear", "start": 1, "end": 4}, {1: 0.125, 2: 0.25, 3: 0.375, 4: 0.5}),
         ({"schedule": "linear", "start": 0.1, "end": 0.7}, {1: 0.125, 2: 0.25, 3: 0.375, 4: 0.5}),
         ({"schedule": "linear", "start": 3, "end": 0.7}, {3: 0.25, 4: 0.5}),
-        ({"schedule": "linear", "start": 0.0, "end": 1}, {0: 0.25, 1: 0.5}),
+        ({"schedule": "linear", "start": 0.0, "end": 2}, {0: 1 / 6, 1: 1 / 3, 2: 0.5}),
         ({"schedule": "linear", "start": 0, "end": 5, "every": 2}, {0: 0.125, 2: 0.25, 4: 0.375, 5: 0.5}),
         ({"schedule": "cubic", "start": 1, "end": 2}, {1: 0.4375, 2: 0.5}),
         ({}, {1: 0.2890625, 2: 0.4375, 3: 0.4921875, 4: 0.5}),

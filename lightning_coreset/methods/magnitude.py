@@ -7,6 +7,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from lightning_coreset._arguments import is_whole_number
 from lightning_coreset.layers import GroupView
 from lightning_coreset.methods.ranking import RankingMethod
 
@@ -22,7 +23,7 @@ class Magnitude(RankingMethod):
     p: Literal[1, 2] = 2
 
     def __post_init__(self) -> None:
-        if self.p not in (1, 2):
+        if not is_whole_number(self.p) or self.p not in (1, 2):
             raise ValueError(f"Expected p to be 1 or 2 but got {self.p!r}.")
 
     @property

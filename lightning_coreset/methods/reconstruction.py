@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from lightning_coreset import coreset
+from lightning_coreset._arguments import is_number, is_whole_number
 from lightning_coreset.layers import ConsumerSet, GroupView, NoCoresetForm, consumer_sets, main_set, write_updates
 from lightning_coreset.methods.method import Method, expected_error_curve
 from lightning_coreset.methods.ranking import rank_by_norms
@@ -32,10 +33,10 @@ class Reconstruction(Method):
     reads_full_width = True
 
     def __post_init__(self) -> None:
-        if self.rounds < 1:
-            raise ValueError(f"Expected rounds to be at least 1 but got {self.rounds}.")
-        if not self.ridge > 0:
-            raise ValueError(f"Expected ridge to be positive but got {self.ridge}.")
+        if not is_whole_number(self.rounds) or self.rounds < 1:
+            raise ValueError(f"Expected rounds to be an integer of at least 1 but got {self.rounds!r}.")
+        if not is_number(self.ridge) or self.ridge <= 0:
+            raise ValueError(f"Expected ridge to be a positive number but got {self.ridge!r}.")
 
     def select(self, group: GroupView, size: int) -> Selection:
         """Backward elimination on the consumers with most of the signal; every consumer gets weights of its own."""

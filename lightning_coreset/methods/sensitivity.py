@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from lightning_coreset._arguments import is_number
 from lightning_coreset.coreset import draw_distinct, draw_fixed, draw_pps, sample_size, sensitivities_from_norms
 from lightning_coreset.layers import GroupView, LayerPair, NoCoresetForm, check_positions, check_ranges, layer_pairs
 from lightning_coreset.methods.method import Method
@@ -55,12 +56,14 @@ class Sensitivity(Method):
             object.__setattr__(self, "sampler", "distinct" if self.epsilon is None else "draws")
         if self.sampler not in _SAMPLERS:
             raise ValueError(f"Expected sampler to be 'distinct', 'draws' or 'pps' but got {self.sampler!r}.")
-        if not self.input_radius > 0:
-            raise ValueError(f"Expected input_radius to be positive but got {self.input_radius}.")
-        if self.epsilon is not None and not 0 < self.epsilon < math.inf:
-            raise ValueError(f"Expected epsilon to be a positive number but got {self.epsilon}.")
-        if not 0 < self.delta < 1:
-            raise ValueError(f"Expected delta to lie between 0 and 1 but got {self.delta}.")
+        if not is_number(self.input_radius) or self.input_radius <= 0:
+            raise ValueError(
+                f"Expected the method's input_radius to be a positive number but got {self.input_radius!r}."
+            )
+        if self.epsilon is not None and not (is_number(self.epsilon) and self.epsilon > 0):
+            raise ValueError(f"Expected epsilon to be a positive number but got {self.epsilon!r}.")
+        if not is_number(self.delta) or not 0 < self.delta < 1:
+            raise ValueError(f"Expected delta to be a number between 0 and 1 but got {self.delta!r}.")
         if self.epsilon is not None and self.sampler != "draws":
             raise ValueError(f"Expected sampler 'draws' with epsilon, as the theorem has it, but got {self.sampler!r}.")
 

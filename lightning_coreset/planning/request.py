@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
-from numbers import Integral, Real
 from typing import Literal, TypeAlias, get_args
 
 from torch import nn
 
+from lightning_coreset._arguments import is_number, is_whole_number
 from lightning_coreset.methods import Method, Reconstruction
 from lightning_coreset.planning.cost_model import Unit
 from lightning_coreset.planning.layer_rules import Rule, as_rules, check_matches, check_rule, format_rule
@@ -83,16 +82,17 @@ class Request:
         if self.allocation not in get_args(Allocation):
             raise ValueError(f"Expected allocation to be 'uniform', 'error' or 'global' but got {self.allocation!r}.")
         check_flags(include_residual=self.include_residual)
+        object.__setattr__(self, "seed", _checked_seed(self.seed))
         if self.heads not in get_args(Heads):
             raise ValueError(f"Expected heads to be 'whole' or 'within' but got {self.heads!r}.")
         for name in ("round_to", "min_channels"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+            if not is_whole_number(value) or value < 1:
                 raise ValueError(f"Expected {name} to be a positive integer, of channels, but got {value!r}.")
-        if not _is_number(self.max_ratio) or not 0 < self.max_ratio <= 1:
+        if not is_number(self.max_ratio) or not 0 < self.max_ratio <= 1:
             raise ValueError(f"Expected max_ratio to be a number in (0, 1] but got {self.max_ratio!r}.")
         radius = self.input_radius
-        if radius is not None and not (_is_number(radius) and math.isfinite(radius) and radius > 0):
+        if radius is not None and not (is_number(radius) and radius > 0):
             raise ValueError(f"Expected input_radius to be a positive number but got {radius!r}.")
         self._check_harmony()
 
@@ -163,10 +163,6 @@ class Request:
 _SIZE_OPTIONS = {"allocation": "uniform", "round_to": 1, "min_channels": 1, "max_ratio": 1.0}
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
-
-
 def check_flags(**flags: object) -> None:
     """Refuse what is neither True nor False.
 
@@ -176,6 +172,13 @@ def check_flags(**flags: object) -> None:
     for name, value in flags.items():
         if not isinstance(value, bool):
             raise ValueError(f"Expected {name} to be True or False but got {value!r}.")
+
+
+def _checked_seed(seed: int) -> int:
+    # What torch's generators take, with room for one seed for each event.
+    if not is_whole_number(seed) or not 0 <= seed < 2**63:
+        raise ValueError(f"Expected seed to be an integer of at least 0 and below 2**63 but got {seed!r}.")
+    return int(seed)
 
 
 def _checked_ratio(ratio: PruningRatio) -> PruningRatio:
@@ -192,7 +195,7 @@ def _checked_ratio(ratio: PruningRatio) -> PruningRatio:
 
 
 def _checked_fraction(ratio: float, name: str, whole: str) -> float:
-    if not _is_number(ratio) or not 0 <= ratio < 1:
+    if not is_number(ratio) or not 0 <= ratio < 1:
         raise ValueError(
             f"Expected {name} to be a number in [0, 1), the fraction of {whole} that goes, but got {ratio!r}."
         )

@@ -12,6 +12,12 @@ from lightning_coreset.training.event_planner import EventPlanner, Order
 from lightning_coreset.training.examples import ExampleSource
 from lightning_coreset.training.guard import Guard, OnFailure
 from lightning_coreset.training.metrics import Mode, Monitor
+from lightning_coreset.training.options import (
+    check_drop,
+    check_example_inputs,
+    check_guard_options,
+    check_ratio_beside_schedule,
+)
 from lightning_coreset.training.progress import Progress
 from lightning_coreset.training.pruning_run import PruningRun
 from lightning_coreset.training.recalibration import Recalibration
@@ -51,7 +57,11 @@ __all__ = [
     "UntrainedParts",
     "average_again",
     "averaged_copies",
+    "check_drop",
+    "check_example_inputs",
+    "check_guard_options",
     "check_package",
+    "check_ratio_beside_schedule",
     "check_strategy",
     "dry_run",
     "last_step",

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from numbers import Real
 from typing import Any, Literal, TypeAlias, get_args
 
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_warn
 
+from lightning_coreset._arguments import is_number
 from lightning_coreset.plain_data import as_type, from_plain
 from lightning_coreset.training.metrics import Mode
 from lightning_coreset.training.progress import Progress
@@ -42,9 +42,9 @@ class Guard:
     def __init__(
         self, max_drop: float | None, recover_epochs: int | float, on_failure: OnFailure, mode: Mode, name: str
     ) -> None:
-        if max_drop is not None and not (_is_finite(max_drop) and max_drop >= 0):
+        if max_drop is not None and not (is_number(max_drop) and max_drop >= 0):
             raise ValueError(f"Expected `max_drop` to be a non-negative number but got {max_drop!r}.")
-        if not (_is_finite(recover_epochs) and recover_epochs > 0):
+        if not (is_number(recover_epochs) and recover_epochs > 0):
             raise ValueError(f"Expected `recover_epochs` to be a positive number but got {recover_epochs!r}.")
         if on_failure not in get_args(OnFailure):
             raise ValueError(f"Expected `on_failure` to be 'stop' or 'halve' but got {on_failure!r}.")
@@ -276,7 +276,3 @@ class _State:
     step: float | None
     stopped: bool
     window: dict[str, Any] | None
-
-
-def _is_finite(number: object) -> bool:
-    return isinstance(number, Real) and not isinstance(number, bool) and math.isfinite(number)

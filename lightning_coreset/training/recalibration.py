@@ -12,6 +12,7 @@ from lightning.fabric.utilities.apply_func import move_data_to_device
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from lightning_coreset._arguments import is_whole_number
 from lightning_coreset._compat import BatchNorm, eager_execution
 from lightning_coreset.nested import map_tensors
 from lightning_coreset.training.examples import recorded_calls, training_step
@@ -39,11 +40,11 @@ class Recalibration:
     """
 
     def __init__(self, batches: int) -> None:
-        if isinstance(batches, bool) or not isinstance(batches, int) or batches < 0:
+        if not is_whole_number(batches) or batches < 0:
             raise ValueError(f"Expected `recalibrate_batches` to be a non-negative integer but got {batches!r}.")
-        self.batches = batches
+        self.batches = int(batches)
         self._recorder: ForwardRecorder | None = None
-        self._kept: deque[Any] = deque(maxlen=batches)
+        self._kept: deque[Any] = deque(maxlen=self.batches)
 
     def see_batch(self, pl_module: pl.LightningModule, batch: Any, batch_idx: int) -> None:
         """Keep a batch, in ``on_train_batch_start``."""

@@ -191,7 +191,7 @@ def test_the_sampler_follows():
         ({"epsilon": -1.0}, "Expected epsilon"),
         ({"epsilon": float("nan")}, "Expected epsilon"),
         ({"epsilon": float("inf")}, "Expected epsilon"),
-        ({"epsilon": 1.0, "delta": 0.0}, "Expected delta to lie between 0 and 1 but got 0.0"),
+        ({"epsilon": 1.0, "delta": 0.0}, "Expected delta to be a number between 0 and 1 but got 0.0"),
         ({"delta": 1.0}, "Expected delta"),
         ({"delta": float("nan")}, "Expected delta"),
         ({"epsilon": 1.0, "sampler": "pps"}, "Expected sampler 'draws' with epsilon"),

@@ -510,7 +510,7 @@ def test_bad_arguments(arguments, message):
 
 def test_a_guard_that_is_off_copies_nothing(make_trainer, monkeypatch):
     monkeypatch.setattr("lightning_coreset.training.guard.Savepoint", None)
-    callback = pruning(max_drop=None)
+    callback = pruning(max_drop=None, recover_epochs=2)
 
     fit(make_trainer, Scripted([HIGH, HIGH, 0.0]), callback)
 

@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torchmetrics import Metric
 
+from lightning_coreset._arguments import is_whole_number
 from lightning_coreset._compat import trainer_of
 from lightning_coreset.nested import map_tensors
 from lightning_coreset.training.metrics.isolation import isolated
@@ -66,11 +67,11 @@ class AccuracyProbe:
     """
 
     def __init__(self, eval_batches: int = 8, metric: Metric | None = None) -> None:
-        if isinstance(eval_batches, bool) or not isinstance(eval_batches, int) or eval_batches < 0:
+        if not is_whole_number(eval_batches) or eval_batches < 0:
             raise ValueError(f"Expected `eval_batches` to be a non-negative integer but got {eval_batches!r}.")
         if metric is not None and not isinstance(metric, Metric):
             raise ValueError(f"Expected `metric` to be one Metric of torchmetrics but got {metric!r}.")
-        self.eval_batches = eval_batches
+        self.eval_batches = int(eval_batches)
         self.metric = metric
         self._recorder: ForwardRecorder | None = None
         self._votes = RankVotes()

@@ -1,0 +1,246 @@
+"""Wrong arguments are refused when they are given, by their names; wrong inputs before an epoch is spent."""
+
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+import torchmetrics
+from fitting import Classifier, Validated, count_params, make_loader, make_trainer, mlp
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset
+
+from lightning_coreset import CoresetPruningCallback, plan_pruning, prune, sensitivity_scan
+from lightning_coreset.checkpoint import make_resizable
+from lightning_coreset.methods import Importance, Magnitude, Reconstruction, Sensitivity
+
+NAN, INF = math.nan, math.inf
+FLAG = (None, "no", "false", 1, 0, NAN)
+RATIO = (None, "half", True, -0.1, 1, 1.0, NAN, INF, {}, {"net.*": 1.5}, {"net.*": None}, {3: 0.5}, torch.tensor(0.5))
+WHOLE = (None, "8", True, 0, -1, 1.5, NAN, INF)
+NAME = (None, True, 1, "", "other")
+RULES = (None, "net.*", nn.Linear, 5, [None], [3], [nn.Linear(1, 1)])
+SEED = (None, "0", True, 1.0, -1, NAN, 2**64)
+RADIUS = ("1", True, 0, -1.0, NAN, INF)
+
+# Of all functions that have them.
+COMMON = {
+    "method": (None, True, "best", Magnitude, 3),
+    "ignore": RULES,
+    "only": RULES,
+    "include_residual": FLAG,
+    "heads": NAME,
+    "seed": SEED,
+    "check": FLAG,
+    "change_attributes": FLAG,
+}
+SIZES = {
+    "pruning_ratio": RATIO,
+    "unit": NAME,
+    "allocation": NAME,
+    "round_to": WHOLE,
+    "min_channels": WHOLE,
+    "max_ratio": (None, "1", True, 0, -0.5, 1.5, NAN, INF),
+    "certify": FLAG,
+    "input_radius": RADIUS,
+}
+SCHEDULES = (
+    *(None, True, "sometimes", 0.5, {}, {"1": 0.5}, {-1: 0.5}, {True: 0.5}, {1.5: 0.5}, {1: 1.0}, {1: NAN}, {1: "0.5"}),
+    *({1: 0.5, 2: 0.4}, lambda t: t / 2, lambda t: 1 - t, lambda t: NAN, lambda t: 1 / 0, lambda t: None, lambda: 1.0),
+)
+TIME = (None, "1", True, -1, -0.5, 1.5, NAN, INF)
+OF_THE_CALLBACK = {
+    "schedule": SCHEDULES,
+    "start": TIME,
+    "end": TIME,
+    "every": ("1", True, 0, -1, 1.5, NAN),
+    "interval": NAME,
+    "order": NAME,
+    "example_inputs": (3, "batch", np.zeros((1, 8)), object()),
+    "metric": (True, "accuracy", 3, torchmetrics.MeanMetric),
+    "monitor": (True, 3, ["val_acc"]),
+    "monitor_mode": (True, "up", 3),
+    "eval_batches": (None, "8", True, -1, 1.5, NAN, INF),
+    "max_drop": ("0.01", True, -0.01, NAN, INF, 1, 1.5),
+    "recalibrate_batches": (None, "8", True, -1, 1.5, NAN, INF),
+    "restart_patience": FLAG,
+    "verbose": FLAG,
+}
+
+
+def table(options):
+    return [
+        pytest.param(name, value, id=f"{name}-{i}")
+        for name, values in options.items()
+        for i, value in enumerate(values)
+    ]
+
+
+@pytest.mark.parametrize(("name", "value"), table(COMMON | SIZES | OF_THE_CALLBACK))
+def test_wrong_arguments_of_the_callback(name, value):
+    with pytest.raises(ValueError, match=name):
+        CoresetPruningCallback(**{name: value})
+
+
+@pytest.mark.parametrize("options", [{"recover_epochs": 3}, {"on_failure": "halve"}], ids=str)
+def test_options_of_a_guard_that_is_off(options):
+    with pytest.raises(ValueError, match="without max_drop, which turns the guard on"):
+        CoresetPruningCallback(**options)
+    CoresetPruningCallback(max_drop=0.01, **options)
+
+
+@pytest.mark.parametrize("value", [None, "2", True, 0, -1, NAN, INF])
+def test_wrong_times_of_recovery(value):
+    with pytest.raises(ValueError, match="recover_epochs"):
+        CoresetPruningCallback(max_drop=0.01, recover_epochs=value)
+
+
+@pytest.mark.parametrize("value", [None, True, "go on"])
+def test_wrong_reactions(value):
+    with pytest.raises(ValueError, match="on_failure"):
+        CoresetPruningCallback(max_drop=0.01, on_failure=value)
+
+
+def test_drops_of_numbers_without_bounds():
+    CoresetPruningCallback(max_drop=5.0, metric=torchmetrics.MeanSquaredError())
+    CoresetPruningCallback(max_drop=1.0, monitor="val_acc")  # may be logged in per cent
+    with pytest.raises(ValueError, match="max_drop to be less than 1, since BinaryAccuracy lies between 0 and 1"):
+        CoresetPruningCallback(max_drop=1.0, metric=torchmetrics.classification.BinaryAccuracy())
+
+
+def test_a_ratio_beside_a_schedule_with_ratios():
+    with pytest.raises(ValueError, match=r"pruning_ratio to be left alone .* its last one, 0\.4, but got 0\.8"):
+        CoresetPruningCallback(0.8, schedule={1: 0.2, 3: 0.4})
+    for ratio in (0.4, 0.5):  # the same, the default
+        CoresetPruningCallback(ratio, schedule={1: 0.2, 3: 0.4})
+
+
+def test_values_of_other_libraries_are_taken():
+    CoresetPruningCallback(
+        np.float32(0.5),
+        start=np.int64(1),
+        end=np.float64(0.5),
+        every=np.int32(2),
+        round_to=np.int64(4),
+        min_channels=np.uint8(2),
+        max_ratio=np.float32(0.5),
+        seed=np.int64(3),
+        eval_batches=np.int64(4),
+        recalibrate_batches=np.int64(4),
+        max_drop=np.float32(0.01),
+        recover_epochs=np.int64(2),
+        input_radius=Fraction(3, 2),
+        schedule=lambda t: torch.tensor(t),
+    )
+    CoresetPruningCallback(schedule={np.int64(1): np.float32(0.25)})
+
+
+X = torch.randn(2, 8, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("function", [prune, plan_pruning])
+@pytest.mark.parametrize(("name", "value"), table(COMMON | SIZES))
+def test_wrong_arguments_of_functions(function, name, value):
+    net = mlp(8, 16, 3)
+    with pytest.raises(ValueError, match=name):
+        function(net, X, **{name: value})
+    assert count_params(net) == count_params(mlp(8, 16, 3))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    table(COMMON | {"ratios": (None, "0.5", 0.5, (), (0,), (1.0,), (NAN,), ("0.5",), (True,)), "evaluate": (None, 3)}),
+)
+def test_wrong_arguments_of_the_scan(name, value):
+    options = {"evaluate": count_params, name: value}
+    with pytest.raises(ValueError, match="ratio" if name == "ratios" else name):
+        sensitivity_scan(mlp(8, 16, 3), X, **options)
+
+
+METHODS = {
+    Reconstruction: {"rounds": WHOLE, "ridge": (None, "1", True, 0, -1.0, NAN, INF)},
+    Sensitivity: {
+        "sampler": ("", True, "uniform"),
+        "input_radius": (None, *RADIUS),
+        "epsilon": ("1", True, 0, -1.0, NAN, INF),
+        "delta": (None, "0.1", True, 0, 1, -0.5, NAN),
+    },
+    Magnitude: {"p": (None, "2", True, 0, 3, 1.5, NAN)},
+    Importance: {"score": (None, "norm", 3)},
+}
+
+
+@pytest.mark.parametrize(
+    ("method", "name", "value"),
+    [(method, *case.values) for method, options in METHODS.items() for case in table(options)],
+)
+def test_wrong_options_of_methods(method, name, value):
+    with pytest.raises(ValueError, match=name):
+        method(**{name: value})
+
+
+# ---- what can only be seen with a model
+
+LOADER = make_loader(8, samples=32, batch_size=8)
+
+
+class Counting(Classifier):
+    steps = 0
+
+    def training_step(self, batch, batch_idx):
+        self.steps += 1
+        return super().training_step(batch, batch_idx)
+
+
+def lazy():
+    return nn.Sequential(nn.LazyLinear(32), nn.ReLU(), nn.LazyLinear(24), nn.ReLU(), nn.Linear(24, 3))
+
+
+@pytest.mark.parametrize("options", [{"schedule": {1: 0.5}}, {"start": 0}, {"start": 0, "example_inputs": X}], ids=str)
+@pytest.mark.parametrize("validates", [False, True])
+def test_lazy_layers_train_as_without_the_callback(options, validates):
+    torch.manual_seed(0)
+    module = (Validated if validates else Classifier)(lazy())
+    pruning = CoresetPruningCallback(verbose=False, eval_batches=0, **options)
+
+    trainer = make_trainer(pruning, max_epochs=3, num_sanity_val_steps=int(validates))
+    trainer.fit(module, LOADER, LOADER if validates else None)
+
+    assert count_params(module) == pruning.plans[-1].params_after < count_params(mlp(8, 32, 24, 3)) * 0.6
+    assert all(torch.isfinite(p).all() for p in module.parameters())
+
+
+def test_a_lazy_layer_that_no_step_runs(tmp_path):
+    module = Counting(lazy())
+    module.unused = nn.LazyLinear(4)
+    with pytest.raises(ValueError, match=r"initialised parameters but 'unused.weight' is lazy"):
+        make_trainer(CoresetPruningCallback(verbose=False, start=0, end=0.5), max_epochs=3).fit(module, LOADER)
+    assert module.steps <= 2
+
+
+def test_checkpoints_of_modules_that_were_lazy(tmp_path):
+    module = Classifier(lazy())
+    trainer = make_trainer(CoresetPruningCallback(verbose=False, eval_batches=0, schedule={1: 0.5}), max_epochs=2)
+    trainer.fit(module, LOADER)
+    trainer.save_checkpoint(tmp_path / "pruned.ckpt")
+
+    again = make_resizable(Classifier(lazy()))
+    again.load_state_dict(torch.load(tmp_path / "pruned.ckpt", weights_only=True)["state_dict"])
+    assert count_params(again) == count_params(module)
+    assert torch.equal(again(X), module(X))
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        yield from LOADER.dataset
+
+
+def test_the_message_about_a_stream_asks_for_what_is_missing():
+    trainer = make_trainer(CoresetPruningCallback(verbose=False), max_epochs=None, max_steps=8)
+    with pytest.raises(Exception, match="interval='step'"):
+        trainer.fit(Classifier(), DataLoader(Stream(), batch_size=8))
+
+    pruning = CoresetPruningCallback(verbose=False, eval_batches=0, interval="step")
+    make_trainer(pruning, max_epochs=None, max_steps=8).fit(Classifier(), DataLoader(Stream(), batch_size=8))
+    assert pruning.plans
