@@ -39,10 +39,12 @@ from lightning_coreset.training import (
     check_drop,
     check_example_inputs,
     check_guard_options,
+    check_no_lazy_layers,
     check_package,
     check_ratio_beside_schedule,
     check_strategy,
     dry_run,
+    has_lazy_layers,
     last_step,
     load_outgrown_copies,
     printable,
@@ -232,6 +234,7 @@ class CoresetPruningCallback(pl.Callback):
             restart_patience,
         )
         self._validates = False
+        self._has_stepped = self._has_shapes = False
         self._state_key = state_key(
             self,
             unit=unit,
@@ -327,7 +330,9 @@ class CoresetPruningCallback(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Compute the events: the length of training is known by now."""
         self._run.lay_out_events(trainer)
-        self._untrained.see(trainer, pl_module)
+        self._has_stepped = self._has_shapes = False
+        if not has_lazy_layers(pl_module):
+            self._see_shapes(trainer, pl_module)
         self._validates = trainer.enable_validation  # kept for this fit: asking at every step is measurable
 
     # ---- in training
@@ -344,7 +349,7 @@ class CoresetPruningCallback(pl.Callback):
 
         A run that resumes from the last step of an epoch never gets the next ``on_train_epoch_start``.
         """
-        if self._source.see_batch(pl_module, batch, batch_idx):
+        if not self._waits_for_shapes(trainer, pl_module) and self._source.see_batch(pl_module, batch, batch_idx):
             self._run.begin(trainer, pl_module)
         self._recalibration.see_batch(pl_module, batch, batch_idx)
         self._run.take_back(trainer, pl_module)
@@ -353,6 +358,21 @@ class CoresetPruningCallback(pl.Callback):
         if not self._validates:
             self._monitor.start(pl_module, batch, batch_idx)
         self._source.before_step(trainer, pl_module, "training_step", batch, batch_idx)
+
+    def _waits_for_shapes(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> bool:
+        """Whether a step has to give lazy layers their shapes first: any step before the first event."""
+        is_first, self._has_stepped = not self._has_stepped, True
+        if self._has_shapes:
+            return False
+        if has_lazy_layers(pl_module) and (is_first or not self._run.is_due(trainer)):
+            return True
+        check_no_lazy_layers(pl_module)
+        self._see_shapes(trainer, pl_module)
+        return False
+
+    def _see_shapes(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._has_shapes = True
+        self._untrained.see(trainer, pl_module)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -31,7 +31,7 @@ from lightning_coreset.training.report import (
     settings,
     summary,
 )
-from lightning_coreset.training.requirements import check_package, check_strategy
+from lightning_coreset.training.requirements import check_no_lazy_layers, check_package, check_strategy, has_lazy_layers
 from lightning_coreset.training.timeline import Timeline
 from lightning_coreset.training.untrained_finder import UntrainedFinder
 from lightning_coreset.training.untrained_parts import Copies, UntrainedParts
@@ -60,10 +60,12 @@ __all__ = [
     "check_drop",
     "check_example_inputs",
     "check_guard_options",
+    "check_no_lazy_layers",
     "check_package",
     "check_ratio_beside_schedule",
     "check_strategy",
     "dry_run",
+    "has_lazy_layers",
     "last_step",
     "load_outgrown_copies",
     "logged_step",

@@ -9,6 +9,7 @@ from typing import TypeVar
 import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.optim.swa_utils import AveragedModel
 
 from lightning_coreset._compat import averaged_model
@@ -66,7 +67,7 @@ def load_outgrown_copies(trainer: pl.Trainer, pl_module: pl.LightningModule) -> 
 
 
 def _shapes(model: nn.Module) -> dict[str, torch.Size]:
-    return {name: tensor.shape for name, tensor in named_tensors(model).items()}
+    return {name: tensor.shape for name, tensor in named_tensors(model).items() if not is_lazy(tensor)}
 
 
 @dataclass(frozen=True, eq=False)

@@ -81,6 +81,10 @@ class PruningRun:
         if not self._has_begun or (event and not self.progress.plans):
             self._has_begun = self.planner.begin(trainer, pl_module, self.progress)
 
+    def is_due(self, trainer: pl.Trainer) -> bool:
+        """Whether it is time for an event."""
+        return self.timeline.position(trainer) >= self._next_event
+
     def prune_if_due(self, trainer: pl.Trainer, pl_module: pl.LightningModule, on_prune: OnPrune) -> None:
         """Carry out all events that are due, as one.
 

@@ -8,6 +8,7 @@ from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleD
 from lightning.pytorch.strategies.single_xla import SingleDeviceXLAStrategy
 from lightning.pytorch.strategies.xla import XLAStrategy
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from lightning_coreset._compat import communication_state, loses_first_static_iteration, starts_by_multiprocessing
 from lightning_coreset.checkpoint import is_resizable
@@ -76,6 +77,21 @@ def check_strategy(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
             "own. Call lightning_coreset.make_resizable(model) before trainer.fit(model), or train with "
             "strategy='ddp'."
         )
+
+
+def has_lazy_layers(module: nn.Module) -> bool:
+    """Whether a module has layers that get their shapes when they are first run."""
+    return any(map(is_lazy, (*module.parameters(), *module.buffers())))
+
+
+def check_no_lazy_layers(module: nn.Module) -> None:
+    """Raise ``ValueError`` for a layer that no step has run before the first event."""
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if is_lazy(tensor):
+            raise ValueError(
+                f"Expected the steps before the first pruning event to give all lazy layers their shapes but {name!r} "
+                "has none yet. Run its layer once before training, or remove it."
+            )
 
 
 def check_not_captured(model: nn.Module) -> None:

@@ -11,6 +11,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging
 from lightning.pytorch.utilities import rank_zero_warn
 
+from lightning_coreset._arguments import is_whole_number
 from lightning_coreset._compat import batches_that_stepped, epochs_before_batch_norm_update
 from lightning_coreset.schedule import Interval, Schedule, check_schedule, pruning_events
 
@@ -55,7 +56,7 @@ class Timeline:
             return pruning_events("one_shot", self.target, start=0, end=0, length=1)
         length = training_epochs(trainer) if self.interval == "epoch" else training_steps(trainer)
         if length is None:
-            length = self._length_needed()
+            length = self._length_needed(trainer)
         events = pruning_events(
             self.schedule,
             self.pruning_ratio,
@@ -78,12 +79,20 @@ class Timeline:
         """The ratio of the last event."""
         return max(self.schedule.values()) if isinstance(self.schedule, Mapping) else self.pruning_ratio
 
-    def _length_needed(self) -> int:
+    def _length_needed(self, trainer: pl.Trainer) -> int:
         """The number of epochs (steps) that contain all events, for training without an end."""
         if isinstance(self.schedule, Mapping):
             return 1 + max(self.schedule)
         times = (self.start,) if self.schedule == "one_shot" else (self.start, self.end)
-        if any(isinstance(time, float) for time in times):
+        if any(not is_whole_number(time) for time in times):
+            if self.interval == "epoch" and trainer.max_steps > 0:
+                raise MisconfigurationException(
+                    f"Expected to know how many batches an epoch has, since start={self.start!r} and end={self.end!r} "
+                    "are fractions of training in epochs, but the training data does not tell its length: with "
+                    f"max_steps={trainer.max_steps} alone, training has an unknown number of epochs. Count events in "
+                    "steps, with CoresetPruningCallback(interval='step'), give start and end as epochs (int), or set "
+                    "max_epochs as well."
+                )
             raise MisconfigurationException(
                 f"Expected a Trainer with max_epochs or max_steps, since start={self.start!r} and end={self.end!r} are "
                 f"fractions of training, which has no end. Set one of them, or give start and end as {self.interval}s "
