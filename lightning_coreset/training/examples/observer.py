@@ -87,7 +87,8 @@ class StepObserver:
         trains, by_hand = step.run.hook == "training_step", not can_be_repeated(pl_module)
         new, calls = set(self.watch.ran), self._stop_recorder()
         if calls is not None:
-            self.trained_unseen |= not calls and self.records and trainer.global_step > step.global_step
+            stepped = by_hand and trainer.global_step > step.global_step  # else a step that returned None counts, too
+            self.trained_unseen |= stepped and not calls and self.records
             return self._recorded(step, new, calls, by_hand)
         if trains and by_hand:
             self._patience = _PATIENCE if new else self._patience  # it is recorded when it comes again

@@ -107,6 +107,8 @@ class ExampleSource:
                 self._add(first)
                 self._add(first.at_present(partial(self._shows_more_now, trainer, run.moment)))
             for guess in guesses(pl_module, batch, self._calls_forward, self._more_to_show):
+                needed = partial(self._wants_guess, guess.example.needed)
+                guess.example = replace(guess.example, needed=needed)
                 self._add(guess)
         self._observer.records |= not repeats and not self.has_inputs and not self._has(Origin.STEP)
         return repeats or self.has_inputs
@@ -236,6 +238,10 @@ class ExampleSource:
 
     def _calls_forward(self) -> bool:
         return any(one.calls_forward for one in self._candidates if one.origin is not Origin.GUESS)
+
+    def _wants_guess(self, needed: Callable[[Collection[str]], bool], used: Collection[str]) -> bool:
+        # A step that does nothing, as one that returns None, is to be followed by one that does.
+        return (bool(used) or not self._has(Origin.STEP)) and needed(used)
 
     def _more_to_show(self, hook: str, used: Collection[str]) -> bool:
         seen = self._saw_validation and hook == "validation_step"
