@@ -39,7 +39,7 @@ _SHARED = frozenset(
     }
 )
 """Packages whose objects are used by more than one module: the Trainer, loggers, files, threads."""
-_SHARED_PARTS = ("torch.utils.data.", "torch.distributed.", "torch._ops.")
+_SHARED_PARTS = ("torch.utils.data.", "torch.distributed.", "torch._ops.", "torch._dynamo.", "torch.jit.")
 _LIBRARIES = frozenset({"torch", "torchmetrics", "lightning", "pytorch_lightning", "builtins", "abc", "typing"})
 """Packages whose classes keep no state of a training step."""
 

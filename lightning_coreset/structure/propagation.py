@@ -110,6 +110,7 @@ class Propagation(DispatchMode):
         self._unsupported = unsupported
         self._known: IdentityWeakMap[TensorInfo] = IdentityWeakMap()
         self._shared_memory = SharedMemory()
+        self._first_shapes: dict[int, tuple[str, tuple[int, ...]]] = {}  # of parameters and buffers, by id
         self.writes: UndoneWrites | None = None  # told of every operation before it is run
         self._adopt()
 
@@ -148,6 +149,7 @@ class Propagation(DispatchMode):
             *nn.Module.named_parameters(model, remove_duplicate=False),
             *nn.Module.named_buffers(model, remove_duplicate=False),
         ):
+            self._first_shapes.setdefault(id(tensor), (name, tuple(tensor.shape)))
             if _holds_values(tensor):
                 by_module.get(name.rpartition(".")[0], []).append((name, tensor))
         for own in by_module.values():
@@ -201,6 +203,19 @@ class Propagation(DispatchMode):
         for other in along[1:]:
             self.union_find.block(other.labels, "shares a dimension with other channels")
         return labels_along(along[0] if along else None, dim, tensor.shape[dim], self.union_find, reason)
+
+    def is_filled_by_run(self, tensor: Tensor) -> bool:
+        """Whether a buffer has got its size in this run, as observers get theirs; it will be put back."""
+        known = self._first_shapes.get(id(tensor))
+        return known is not None and known[1] != tuple(tensor.shape)
+
+    def buffer_labels(self, tensor: Tensor) -> Tensor:
+        """The labels of a buffer of one dimension, also of whole numbers, which count as indices otherwise."""
+        known = self._first_shapes.get(id(tensor))
+        if known is not None and tensor not in self._known and tensor.dim() == 1:
+            self.owners[known[0]] = self.modules[layer_of(known[0])]
+            self._adopt_tensor(known[0], tensor)
+        return self.channel_labels(tensor, 0, "is a number of a channel")
 
     def unite(self, first: Tensor, second: Tensor, reason: str) -> None:
         """Let the channels of two label tensors of one shape live and die together, element by element.

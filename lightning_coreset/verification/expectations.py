@@ -1,7 +1,7 @@
-"""Runs a network in training mode without chance: what is drawn at random has its expected value.
+"""Runs a network without chance and without rounding: what is drawn at random has its expected value.
 
 A network that draws as many random numbers as it has channels draws others once some are gone, so that its outputs
-could not be compared.
+could not be compared. Neither could they where values are rounded to steps that depend on all channels.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lightning_coreset._compat import DispatchMode
 from lightning_coreset.structure import OpCall
+from lightning_coreset.structure.ops.quantization import FAKE_QUANTIZERS
 
 
 class Expectations(DispatchMode):
@@ -33,6 +34,21 @@ class Expectations(DispatchMode):
             return func(*args, **kwargs)
         result = func(*args, **kwargs)
         return result.copy_(mean) if isinstance(mean, Tensor) else result.fill_(mean)
+
+
+class WithoutQuantization(DispatchMode):
+    """Lets fake quantisation pass on what it is given, as if its steps were infinitely small.
+
+    Its ranges are those that were observed of all channels, and are observed anew once some are gone.
+    """
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the operation, which checks the sizes of scales and zero points; of a quantiser, return its input."""
+        result = func(*args, **(kwargs or {}))
+        name = getattr(getattr(func, "overloadpacket", None), "__name__", "")
+        if name not in FAKE_QUANTIZERS:
+            return result
+        return args[0].clone() if isinstance(result, Tensor) else (args[0].clone(), torch.ones_like(result[1]))
 
 
 def _mean(call: OpCall) -> float | Tensor | None:

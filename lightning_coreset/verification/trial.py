@@ -27,7 +27,7 @@ from lightning_coreset.structure import (
 )
 from lightning_coreset.surgery import Snapshot, apply_changes, named_tensors, scale_counts, slice_members
 from lightning_coreset.verification.choices import MadeChoices
-from lightning_coreset.verification.expectations import Expectations
+from lightning_coreset.verification.expectations import Expectations, WithoutQuantization
 from lightning_coreset.verification.randomised import noise, randomise_, seed_everything
 from lightning_coreset.verification.reference import (
     FixedWeights,
@@ -265,7 +265,14 @@ class Trial:
             in_training = [Expectations()] if run.mode == "training" else []
             contexts = (preserved(self.model), plain_execution(), torch.set_grad_enabled(gradients))
             with ExitStack() as stack:
-                for context in (*contexts, *in_training, *modes, StandInDerivatives(), local_collectives()):
+                for context in (
+                    *contexts,
+                    WithoutQuantization(),
+                    *in_training,
+                    *modes,
+                    StandInDerivatives(),
+                    local_collectives(),
+                ):
                     stack.enter_context(context)
                 set_mode(self.model, run.mode)
                 seed_everything(self.model)

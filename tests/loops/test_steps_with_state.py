@@ -8,6 +8,7 @@ import random
 import warnings
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -406,14 +407,59 @@ def test_what_a_step_writes_differs_with_channels_that_leak(kind):
     assert tried_groups(model, groups, example)[1].keys() == {"net.0"}
 
 
-def test_the_analysis_of_a_network_prepared_for_quantisation_leaves_it_alone():
+def prepared(backend: str, *, fused: bool) -> nn.Module:
+    """A network with observers and fake quantisation, of weights for each channel or for all."""
     quantization = pytest.importorskip("torch.ao.quantization")
-    net = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 4, 3))
-    net.qconfig = quantization.get_default_qat_qconfig("fbgemm")
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        *(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU()),
+        *(nn.Conv2d(16, 24, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, 4)),
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's own
-        net = quantization.prepare_qat(net.train())
+        net.qconfig = quantization.get_default_qat_qconfig(backend, version=1 if fused else 0)
+        return quantization.prepare_qat(net.train())
+
+
+@pytest.mark.parametrize("runs", [0, 2])
+@pytest.mark.parametrize("backend", ["fbgemm", "qnnpack"])
+@pytest.mark.filterwarnings("ignore")
+def test_networks_prepared_for_quantisation(backend, runs):
+    """Scales and zero points of channels go with them; before the first run there are none."""
+    net, x = prepared(backend, fused=True), torch.randn(2, 3, 12, 12)
+    for _ in range(runs):
+        net(x)
     before = copy.deepcopy(net.state_dict())
-    with pytest.raises(ValueError, match="has no rule"):
-        prune(net, torch.randn(2, 3, 8, 8), 0.3)
-    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    groups = analyse(net, x).groups
+    for name, value in net.state_dict().items():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=0)
+    assert [group.name for group in groups] == ["0", "3"]
+    prune(net, x, 0.4, method="magnitude")
+    assert net[3].in_channels == net[0].out_channels < 16
+    assert net[3].out_channels < 24
+    net(x).sum().backward()
+    for layer in (net[0], net[3]):
+        quantiser = layer.weight_fake_quant
+        if backend == "fbgemm":
+            assert len(quantiser.scale) == len(quantiser.zero_point) == layer.out_channels
+
+
+def test_wrong_groups_of_a_network_prepared_for_quantisation_are_found():
+    net, x = prepared("fbgemm", fused=True), torch.randn(2, 3, 12, 12)
+    net(x)
+    for name in ("3.weight_fake_quant.zero_point", "1.running_mean"):
+        groups = [
+            replace(group, members=tuple(member for member in group.members if member.name != name))
+            for group in analyse(net, x).groups
+        ]
+        assert len(tried_groups(net, groups, Example.of(x))[1]) == 1
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_observers_that_take_ranges_in_several_operations_leave_layers_whole():
+    net, x = prepared("fbgemm", fused=False), torch.randn(2, 3, 12, 12)
+    before = copy.deepcopy(net.state_dict())
+    with pytest.raises(ValueError, match="no layer has any"):
+        prune(net, x, 0.3)
+    for name, value in net.state_dict().items():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=0)

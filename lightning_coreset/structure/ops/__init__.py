@@ -18,6 +18,7 @@ from lightning_coreset.structure.ops import (
     movement,
     normalization,
     pieces,
+    quantization,
     reduction,
 )
 from lightning_coreset.structure.propagation import Rule
@@ -33,6 +34,7 @@ _FAMILIES = (
     convolution,
     reduction,
     normalization,
+    quantization,
 )
 
 
