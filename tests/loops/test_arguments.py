@@ -235,6 +235,22 @@ def test_checkpoints_of_modules_that_were_lazy(tmp_path):
     assert torch.equal(again(X), module(X))
 
 
+class TwoLoaders(Classifier):
+    def validation_step(self, batch, batch_idx, dataloader_idx=0):
+        value = float(dataloader_idx) + (0.5 if count_params(self) < 1155 else 0.0)
+        self.log("v", value)
+        self.log("w", value, on_step=True, on_epoch=True)
+
+
+@pytest.mark.parametrize("name", ["v/dataloader_idx_0", "w_epoch/dataloader_idx_0"])
+def test_a_metric_of_the_first_of_two_loaders_is_measured_at_events(name):
+    pruning = CoresetPruningCallback(schedule={1: 0.5}, monitor=name, eval_batches=2, verbose=False)
+    trainer = make_trainer(pruning, max_epochs=2)
+    trainer.fit(TwoLoaders(), LOADER, [LOADER, LOADER])
+    assert name in trainer.callback_metrics
+    assert (pruning.history[0].accuracy_before, pruning.history[0].accuracy_after) == (0.0, 0.5)
+
+
 class Stream(IterableDataset):
     def __iter__(self):
         yield from LOADER.dataset

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Mapping
 from typing import Any
@@ -36,10 +37,15 @@ class LoggedMetric:
         self._is_missing = False  # in the latest validation
         self._last: object = None
         self._kept: deque[tuple[Any, int, int]] = deque(maxlen=eval_batches)
+        loader = re.search(r"/dataloader_idx_(\d+)$", name)
+        self._loader = None if loader is None else int(loader[1])
 
     def keep(self, batch: Any, batch_idx: int, dataloader_idx: int) -> None:
-        """Keep a batch that may be one of the latest, in ``on_validation_batch_start``: the step may write to it."""
-        if self._kept.maxlen:
+        """Keep a batch that may be one of the latest, in ``on_validation_batch_start``: the step may write to it.
+
+        Of the loader that is in the name, if one is, as in ``"val_acc/dataloader_idx_0"``.
+        """
+        if self._kept.maxlen and self._loader in (None, dataloader_idx):
             self._kept.append((map_tensors(torch.clone, batch), batch_idx, dataloader_idx))
 
     def look(self, trainer: pl.Trainer) -> None:
@@ -167,7 +173,7 @@ class _Log:
         self._batch, self._suffix = batch, f"/dataloader_idx_{dataloader_idx}"
 
     def log(self, name: str, value: Any, *, reduce_fx: Any = "mean", batch_size: int | None = None, **_: Any) -> None:
-        if self._name not in (name, f"{name}_epoch", name + self._suffix):
+        if self._name not in (name, f"{name}_epoch", name + self._suffix, f"{name}_epoch{self._suffix}"):
             return
         if isinstance(value, Metric):
             self._metric, number = value, 0.0
