@@ -68,8 +68,8 @@ class CoresetPruningCallback(pl.Callback):
         allocation: How the removals are distributed over the layers; see :func:`lightning_coreset.prune`.
         schedule: How the ratio grows from ``start`` to ``end``: ``"one_shot"``, ``"linear"``, ``"cubic"`` (most at
             first, when much is redundant and much training is left to recover in), ``"cosine"``; a mapping from epoch
-            (step) to the ratio reached there (``pruning_ratio`` is unused then); or a callable from progress in (0, 1]
-            to the fraction of the ratio.
+            (step) to the ratio reached there (``pruning_ratio`` is its last one then); or a callable from progress in
+            (0, 1] to the fraction of the ratio, 1 in the end.
         start: The first event; a float is a fraction of training, an int is an epoch (a step).
         end: The last event, likewise; the training after it is left for recovery.
         every: Epochs (steps) between events; by default one event an epoch, or about ten of them by steps.
