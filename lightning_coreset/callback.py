@@ -106,6 +106,9 @@ class CoresetPruningCallback(pl.Callback):
             the first of every epoch are kept for that, on the CPU. 0 leaves it to the reconstruction and to training.
         restart_patience: Whether an event restarts the patience and the best score of the Trainer's ``EarlyStopping``:
             a pruned model has to recover before it can be better than the one before.
+        save_examples: Whether checkpoints hold, until the last event, the few samples of batches that the structure is
+            read from, if they are small (1 MB) and plain tensors. A resumed run then has its first event exactly when
+            the uninterrupted one would have it; without them at its first batch.
         check: Whether to test on a copy of the model, before training, that removing channels of a group gives the same
             outputs as zeroing their consumers; groups that fail are not pruned, with a warning that names them.
         change_attributes: Whether numbers that modules remember, such as ``self.dim_head``, are changed with groups
@@ -165,6 +168,7 @@ class CoresetPruningCallback(pl.Callback):
         on_failure: OnFailure = "stop",
         recalibrate_batches: int = 0,
         restart_patience: bool = True,
+        save_examples: bool = True,
         check: bool = True,
         change_attributes: bool = True,
         copies: Copies = "find",
@@ -181,6 +185,7 @@ class CoresetPruningCallback(pl.Callback):
             change_attributes=change_attributes,
             certify=certify,
             restart_patience=restart_patience,
+            save_examples=save_examples,
             verbose=verbose,
         )
         self.request = Request(
@@ -232,6 +237,7 @@ class CoresetPruningCallback(pl.Callback):
             self._recalibration,
             self._reporter,
             restart_patience,
+            saves_examples=save_examples,
         )
         self._validates = False
         self._has_stepped = self._has_shapes = False
@@ -324,6 +330,7 @@ class CoresetPruningCallback(pl.Callback):
         self._planner.check_rules(pl_module)
         load_outgrown_copies(trainer, pl_module)
         self._source.begin(pl_module)
+        self._run.resume_examples(pl_module)
         self._untrained.begin(pl_module)
         self._reporter.fit_start(trainer)
 

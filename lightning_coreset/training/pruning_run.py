@@ -14,6 +14,7 @@ from lightning_coreset.plan import PruningPlan
 from lightning_coreset.training.early_stopping import restart_patience
 from lightning_coreset.training.event import apply_event
 from lightning_coreset.training.event_planner import EventPlanner
+from lightning_coreset.training.examples import Candidate, read_candidates
 from lightning_coreset.training.guard import Guard
 from lightning_coreset.training.metrics import Monitor
 from lightning_coreset.training.progress import Progress
@@ -21,6 +22,9 @@ from lightning_coreset.training.recalibration import Recalibration
 from lightning_coreset.training.report import Reporter, logged_step
 from lightning_coreset.training.strategies import run_on_all_ranks
 from lightning_coreset.training.timeline import Timeline
+
+_MOST_BYTES = 1 << 20
+"""Of examples in a checkpoint."""
 
 OnPrune: TypeAlias = Callable[[PruningPlan, pl.Trainer, pl.LightningModule], None]
 
@@ -38,6 +42,8 @@ class PruningRun:
         reporter: Reports an event.
         restarts_patience: Whether an event restarts the patience of EarlyStopping.
         progress: What has been done so far; part of every checkpoint.
+        saves_examples: Whether checkpoints hold the examples that the structure is read from, for the first event after
+            a resume.
         others: The runs of other pruning callbacks of the Trainer. While the guard of one waits for recovery, no other
             has an event: taking back means to restore the model before, which would undo theirs.
     """
@@ -50,7 +56,9 @@ class PruningRun:
     reporter: Reporter
     restarts_patience: bool
     progress: Progress = field(default_factory=Progress)
+    saves_examples: bool = True
     others: list[PruningRun] = field(default_factory=list, repr=False)
+    _examples: list[Candidate] = field(default_factory=list, repr=False)
     _events: dict[int, float] = field(default_factory=dict)
     _next_event: float = math.inf
     _has_begun: bool = False
@@ -59,10 +67,16 @@ class PruningRun:
     def start(self, trainer: pl.Trainer) -> None:
         """Start a fit; a Trainer that has not trained yet starts a new run."""
         self._events, self._has_begun, self._waits_in_epoch = {}, False, -1
+        self._examples = []
         if trainer.current_epoch == 0 and trainer.global_step == 0:
             self.progress = Progress()
             self.guard.reset()
             self.monitor.was_logged = False
+
+    def resume_examples(self, pl_module: pl.LightningModule) -> None:
+        """Go on with the examples of a checkpoint; once, when the source of examples has begun."""
+        self.planner.source.resume_with(pl_module, self._examples)
+        self._examples = []
 
     def lay_out_events(self, trainer: pl.Trainer) -> None:
         """Compute the events of this fit, once the length of training is known."""
@@ -94,7 +108,11 @@ class PruningRun:
             on_prune: Called at the end of an event, on every rank. If it raises, the event is undone.
         """
         now = self.timeline.position(trainer)
-        if now < self._next_event or not self._has_begun or self.guard.waiting:
+        if now < self._next_event or self.guard.waiting:
+            return
+        if not self._has_begun and self.planner.source.is_resumed:
+            self.begin(trainer, pl_module)  # the structure can be read before the first batch
+        if not self._has_begun:
             return
         if trainer.current_epoch <= self._waits_in_epoch:
             return
@@ -134,8 +152,14 @@ class PruningRun:
 
     def state_dict(self) -> dict[str, Any]:
         """What was done, as plain data."""
-        was_logged = {"was_logged": True} if self.monitor.was_logged else {}
-        return {**self.progress.to_dict(), "guard": self.guard.to_dict(), **was_logged}
+        state = {**self.progress.to_dict(), "guard": self.guard.to_dict()}
+        if self.monitor.was_logged:
+            state["was_logged"] = True
+        if self.saves_examples and self.progress.open_events(self._events) and not self.guard.stopped:
+            examples = self.planner.source.to_plain(_MOST_BYTES)
+            if examples:
+                state["examples"] = examples
+        return state
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Continue where the checkpoint was made.
@@ -145,6 +169,7 @@ class PruningRun:
         """
         try:
             progress = Progress.from_dict(state_dict)
+            examples = read_candidates(state_dict.get("examples", []))
             self.guard.load(state_dict.get("guard"), progress)
         except ValueError as error:
             raise ValueError(
@@ -152,7 +177,7 @@ class PruningRun:
                 "file is damaged, or was written by a newer lightning_coreset. Resume from another checkpoint, or "
                 "start a new run from its weights: load_pruned reads them alone."
             ) from error
-        self.progress = progress
+        self.progress, self._examples = progress, examples
         self.monitor.was_logged = state_dict.get("was_logged") is True
 
     def _find_next_event(self) -> None:

@@ -7,7 +7,9 @@ batch offers. ``steps`` and ``forward`` run a module's methods, ``moment`` resto
 
 from __future__ import annotations
 
+from lightning_coreset.training.examples.candidate import Candidate
+from lightning_coreset.training.examples.plain_form import read_candidates
 from lightning_coreset.training.examples.source import ExampleSource
 from lightning_coreset.training.examples.steps import recorded_calls, training_step
 
-__all__ = ["ExampleSource", "recorded_calls", "training_step"]
+__all__ = ["Candidate", "ExampleSource", "read_candidates", "recorded_calls", "training_step"]

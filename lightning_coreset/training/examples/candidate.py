@@ -23,6 +23,21 @@ def always(used: Collection[str]) -> bool:
     return True
 
 
+@dataclass(frozen=True)
+class Shows:
+    """Of an example that is needed as long as some parameter or buffer is not used yet.
+
+    Attributes:
+        tensors: Their names.
+    """
+
+    tensors: frozenset[str]
+
+    def __call__(self, used: Collection[str]) -> bool:
+        """Whether one is missing among these."""
+        return not self.tensors <= {*used}
+
+
 class Origin(IntEnum):
     """Where a candidate comes from, the most telling first."""
 

@@ -20,16 +20,19 @@ class ForwardRun:
     """Runs ``forward`` on a batch, in the first way that works, and in the same way ever after.
 
     As ``predict_step`` does by default, on the whole batch; on its entries by name; on its first entries.
+
+    Args:
+        way: The number of the way, if it is known.
     """
 
-    def __init__(self) -> None:
-        self._number: int | None = None
+    def __init__(self, way: int | None = None) -> None:
+        self.way = way
 
     def __call__(self, module: nn.Module, batch: Any) -> list[Tensor]:
         """Run it on a copy of the batch."""
         failures: list[Exception] = []
         for number, (args, kwargs) in enumerate(_ways(module.forward, batch)):
-            if self._number not in (None, number):
+            if self.way not in (None, number):
                 continue
             try:
                 result = module(*fresh(args), **fresh(kwargs))
@@ -38,7 +41,7 @@ class ForwardRun:
             except Exception as error:
                 failures.append(error)
             else:
-                self._number = number
+                self.way = number
                 return output_tensors(result)
         raise failures[0] if failures else TypeError("forward takes no inputs")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 
 from lightning_coreset.training.examples.batches import shallow
-from lightning_coreset.training.examples.candidate import Candidate, Origin, always
+from lightning_coreset.training.examples.candidate import Candidate, Origin, Shows, always
 from lightning_coreset.training.examples.moment import Moment
 from lightning_coreset.training.examples.steps import Calls, StepRun, can_be_repeated
 from lightning_coreset.training.examples.watch import Watch
@@ -115,10 +115,9 @@ class StepObserver:
         self.watch.forget(new)
         return candidate
 
-    def _shows(self, layers: Collection[str]) -> Callable[[Collection[str]], bool]:
+    def _shows(self, layers: Collection[str]) -> Shows:
         """Whether some of these layers are not used yet."""
-        tensors = self.watch.tensors(layers)
-        return lambda used: not tensors <= {*used}
+        return Shows(self.watch.tensors(layers))
 
     def _stop_recorder(self) -> Calls | None:
         """The calls that were recorded; ``None`` if nothing was."""

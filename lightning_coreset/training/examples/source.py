@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -20,11 +20,15 @@ from lightning_coreset.training.examples.batches import fresh, on_device
 from lightning_coreset.training.examples.candidate import Candidate, Origin, guesses, in_short
 from lightning_coreset.training.examples.moment import Moment
 from lightning_coreset.training.examples.observer import StepObserver
+from lightning_coreset.training.examples.plain_form import to_plain
 from lightning_coreset.training.examples.steps import StepRun, can_be_repeated
 from lightning_coreset.training.metrics import isolated
 
 _MOST = 32
 """So many examples are kept: each one more is run at every event."""
+
+_FIRST = "training_step"
+"""The title of the first one."""
 
 _FALLBACKS = 3
 """So many steps are recorded where none can be repeated, before training is ended."""
@@ -54,7 +58,7 @@ class ExampleSource:
         self._errors: dict[Candidate, Mapping[RunMode, Exception]] = {}
         self._problems: list[str] = []
         self._fallbacks = 0
-        self._has_begun = self._saw_validation = False
+        self._has_begun = self._saw_validation = self.is_resumed = False
 
     def begin(self, pl_module: pl.LightningModule) -> None:
         """Start a training run."""
@@ -70,6 +74,22 @@ class ExampleSource:
         """Remove all hooks from the module and drop batches."""
         self._observer.stop()
         self._forget_all()
+
+    # ---- checkpoints
+
+    def to_plain(self, most: int) -> list[dict[str, Any]] | None:
+        """The examples as plain data, for :meth:`resume_with`; ``None`` if they are more than so many bytes."""
+        return to_plain(self._candidates, most) if self._has_begun else None
+
+    def resume_with(self, pl_module: pl.LightningModule, candidates: Sequence[Candidate]) -> None:
+        """Go on with the examples of the run that the checkpoint is of, in place of the first batch."""
+        trainer = trainer_of(pl_module)
+        for candidate in candidates:
+            self._add(candidate)
+            run = candidate.example.run
+            if candidate.title == _FIRST and isinstance(run, StepRun):
+                self._add(candidate.at_present(partial(self._shows_more_now, trainer, run.moment)))
+        self.is_resumed = bool(candidates)
 
     # ---- what the hooks of the Trainer show
 
@@ -103,7 +123,7 @@ class ExampleSource:
             if repeats:
                 trainer = trainer_of(pl_module)
                 run = StepRun("training_step", batch_idx, moment=None if trainer is None else Moment.now(trainer))
-                first = Candidate.of_step(run, "training_step", batch, Origin.STEP)
+                first = Candidate.of_step(run, _FIRST, batch, Origin.STEP)
                 self._add(first)
                 self._add(first.at_present(partial(self._shows_more_now, trainer, run.moment)))
             for guess in guesses(pl_module, batch, self._calls_forward, self._more_to_show):
