@@ -43,7 +43,7 @@ class Moment:
         numpy_plain = None
         if numpy_state is not None:
             kind, keys, *rest = numpy_state
-            numpy_plain = [kind, torch.tensor(keys.tolist()), *rest]
+            numpy_plain = [kind, torch.tensor([int(key) for key in keys]), *rest]
         return {
             "epoch": self.epoch,
             "step": self.step,
