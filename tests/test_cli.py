@@ -71,6 +71,7 @@ VALUES: dict[str, list[tuple[Any, Any]]] = {
     "every": [(2, 2)],
     "ignore": [(["net.0", "stem*"], ["net.0", "stem*"]), ([], [])],
     "only": [(["net.*"], ["net.*"])],
+    "never_run": [(["net.4"], ["net.4"])],
     "round_to": [(8, 8)],
     "min_channels": [(4, 4)],
     "max_ratio": [(0.9, 0.9)],
