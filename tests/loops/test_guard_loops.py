@@ -40,6 +40,8 @@ class Scored(Classifier):
 
 def guarded(**options):
     options = {"schedule": {2: 0.5}, "monitor": "score", "max_drop": 0.01, "recover_epochs": 2} | options
+    if options["max_drop"] is None:
+        del options["recover_epochs"]
     return CoresetPruningCallback(verbose=False, check=False, eval_batches=0, **options)
 
 
