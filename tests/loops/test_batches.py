@@ -72,6 +72,12 @@ class KnowsItsLength(UserDict):
         self.length = len(x)
         super().__init__(x=x, y=y)
 
+    def to(self, device: Any) -> KnowsItsLength:
+        return KnowsItsLength(self.x.to(device), self.y.to(device))
+
+    def __bool__(self) -> bool:
+        raise RuntimeError("ambiguous")
+
     def __setitem__(self, key: str, value: Tensor) -> None:
         if len(value) != self.length:
             raise RuntimeError("batch dimension mismatch")

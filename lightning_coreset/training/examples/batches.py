@@ -46,8 +46,9 @@ def on_device(batch: Any, device: torch.device | str) -> Any:
     def move(value: Any) -> Any:
         if not _moves_itself(value):
             return value
-        moved = copy.copy(value)
-        return moved.to(device) or moved
+        own = copy.copy(value)
+        moved = own.to(device)
+        return own if moved is None else moved
 
     return map_tensors(lambda tensor: tensor.to(device), batch, move, _moves_itself)
 
