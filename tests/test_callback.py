@@ -493,7 +493,7 @@ NOTHING = r"Expected a model with channels that can be pruned, but no layer has 
         (PlainWithExample, {}, {}, NOTHING),
         (Plain, {"example_inputs": torch.randn(2, 8)}, {}, NOTHING),
         (Plain, {"order": "bottom_up"}, {}, NOTHING),
-        (Classifier, {"example_inputs": "text"}, {}, "tensor, a tuple of positional arguments or a dict"),
+        (Classifier, {"example_inputs": "text"}, {}, "tensor, a tuple of arguments or a dict"),
         (Broken, {}, {}, "on purpose"),
     ],
 )
