@@ -29,6 +29,7 @@ from lightning_coreset.training import (
     Monitor,
     OnFailure,
     Order,
+    OutgrownCopies,
     PruningRun,
     Recalibration,
     Reporter,
@@ -211,6 +212,7 @@ class CoresetPruningCallback(pl.Callback):
         self._source = ExampleSource(example_inputs)
         self.request.check_trial(check)
         self._untrained = UntrainedFinder(copies)
+        self._outgrown = OutgrownCopies()
         self._planner = EventPlanner(
             self.request,
             self._source,
@@ -318,6 +320,7 @@ class CoresetPruningCallback(pl.Callback):
         for model in (pl_module, *averaged_copies(trainer)):  # copies that are made later inherit the hooks
             make_resizable(model)
         if stage == "fit":
+            self._outgrown.remember(trainer, pl_module)
             self._run.start(trainer)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -329,6 +332,7 @@ class CoresetPruningCallback(pl.Callback):
         self._run.others = [callback._run for callback in pruning if callback is not self]
         self._planner.check_rules(pl_module)
         load_outgrown_copies(trainer, pl_module)
+        self._outgrown.renew(trainer, pl_module)
         self._source.begin(pl_module)
         self._run.resume_examples(pl_module)
         self._untrained.begin(pl_module)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_coreset._compat import DispatchMode, tree_map, view_base, without_transforms
+from lightning_coreset.held_tensors import held_tensors
 from lightning_coreset.state.writes import UndoneWrites
 from lightning_coreset.structure.example import RunMode
 from lightning_coreset.structure.head_dimensions import Queries
@@ -135,6 +136,10 @@ class Propagation(DispatchMode):
                 axes = zip(info[name].channel_labels, info[original].channel_labels, strict=True)
                 for axis, other in axes:
                     self.union_find.unite(other.labels, axis.labels, "")
+        for name, tensor in held_tensors(self.modules[""]).items():
+            original = own.get(self.mirrored.get(name, ""))
+            if original is not None:
+                self._known[tensor] = replace(self.info(original), constant=True, direct=name)
         for copy in self.copies:
             for tensor in (own[name] for name in copy.misfits if name in own):
                 self.block(tensor, f"differs in shape between {copy.original or 'the module'} and its copy {copy.name}")

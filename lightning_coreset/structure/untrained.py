@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 if TYPE_CHECKING:
     from lightning_coreset.structure.records import ChannelGroup
@@ -54,6 +55,12 @@ class Copy:
             tuple((_join(name, path), _join(original, path)) for path, _ in copied.named_modules() if path in inside),
             (*misfits, *misfits.values()),
         )
+
+    @classmethod
+    def of_tensors(cls, tensors: Mapping[str, str]) -> Copy:
+        """Shadow weights: tensors by name, each with the name of the one that it mirrors."""
+        holders, originals = ({name.rpartition(".")[0] for name in names} for names in (tensors, tensors.values()))
+        return cls(_common(holders), _common(originals), tuple(tensors.items()))
 
     @cached_property
     def copy_of(self) -> Mapping[str, str]:
@@ -108,10 +115,20 @@ def mirrored_tensors(copies: Iterable[Copy]) -> dict[str, str]:
 
 def _tensors(module: nn.Module, *, all_names: bool = False) -> dict[str, Tensor]:
     """Parameters and buffers by name; tied ones by the first of theirs, or by all."""
-    return {
-        **dict(module.named_parameters(remove_duplicate=not all_names)),
-        **dict(module.named_buffers(remove_duplicate=not all_names)),
-    }
+    named = (
+        *module.named_parameters(remove_duplicate=not all_names),
+        *module.named_buffers(remove_duplicate=not all_names),
+    )
+    return {name: one for name, one in named if not is_lazy(one)}
+
+
+def _common(names: Iterable[str]) -> str:
+    """The beginning that qualified names have in common."""
+    parts = [name.split(".") for name in names]
+    shared = 0
+    while parts and all(len(part) > shared and part[shared] == parts[0][shared] for part in parts):
+        shared += 1
+    return ".".join(parts[0][:shared]) if parts else ""
 
 
 def _join(prefix: str, name: str) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from lightning_coreset.held_tensors import held_tensors
 from lightning_coreset.indexing import index_dims, match_memory_format, scale_dims_
 from lightning_coreset.module_specs import is_integer, read_size
 from lightning_coreset.plan import AttributeChange, ParameterChange
@@ -18,6 +19,11 @@ if TYPE_CHECKING:
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """All parameters and buffers by their first qualified name, and tensors that are noted as held by the model."""
+    return {**registered_tensors(model), **held_tensors(model)}
+
+
+def registered_tensors(model: nn.Module) -> dict[str, Tensor]:
     """All parameters and buffers by their first qualified name."""
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 

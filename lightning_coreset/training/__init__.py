@@ -18,6 +18,7 @@ from lightning_coreset.training.options import (
     check_guard_options,
     check_ratio_beside_schedule,
 )
+from lightning_coreset.training.outgrown import OutgrownCopies
 from lightning_coreset.training.progress import Progress
 from lightning_coreset.training.pruning_run import PruningRun
 from lightning_coreset.training.recalibration import Recalibration
@@ -48,6 +49,7 @@ __all__ = [
     "Monitor",
     "OnFailure",
     "Order",
+    "OutgrownCopies",
     "Progress",
     "PruningRun",
     "Recalibration",

@@ -14,6 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from lightning_coreset._compat import averaged_model
 from lightning_coreset.followers import follow
+from lightning_coreset.held_tensors import held_tensors
 from lightning_coreset.plan import ParameterChange, PruningPlan
 from lightning_coreset.surgery import apply_changes, named_tensors
 
@@ -47,8 +48,12 @@ def shrink_copy(copy: nn.Module, model: nn.Module, plan: PruningPlan) -> None:
     Raises:
         ValueError: If the copy does not have the model's shapes. It is unchanged then.
     """
-    tensors, averages = named_tensors(model), named_tensors(copy)
-    changes = [_for_copy(change, tensors[change.name], averages.get(change.name)) for change in plan.changes]
+    tensors, averages, held = named_tensors(model), named_tensors(copy), held_tensors(model)
+    changes = [
+        _for_copy(change, tensors[change.name], averages.get(change.name))
+        for change in plan.changes
+        if change.name not in held  # which are the model's own, whatever the copy has of them
+    ]
     apply_changes(copy, changes, plan.attributes)
 
 
@@ -67,7 +72,8 @@ def load_outgrown_copies(trainer: pl.Trainer, pl_module: pl.LightningModule) -> 
 
 
 def _shapes(model: nn.Module) -> dict[str, torch.Size]:
-    return {name: tensor.shape for name, tensor in named_tensors(model).items() if not is_lazy(tensor)}
+    tensors = (*model.named_parameters(), *model.named_buffers())
+    return {name: tensor.shape for name, tensor in tensors if not is_lazy(tensor)}
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,6 +16,7 @@ from lightning_coreset.surgery import apply_changes
 from lightning_coreset.training.averaged_models import averaged_copies, shrink_copy
 from lightning_coreset.training.gradient_hooks import check_gradient_hooks
 from lightning_coreset.training.optimizer_state import all_optimizers
+from lightning_coreset.training.outside_copies import OutsideCopies
 from lightning_coreset.training.rank_consistency import check_agreement
 from lightning_coreset.training.strategies import run_on_all_ranks, unwrapped
 from lightning_coreset.training.undoing import undone_on_failure
@@ -24,7 +25,7 @@ T = TypeVar("T")
 
 
 def apply_event(trainer: pl.Trainer, pl_module: pl.LightningModule, plan: PruningPlan, then: Callable[[], T]) -> T:
-    """Apply a plan to the model, averaged copies of it and the state of the optimizers.
+    """Apply a plan to the model, copies of it that callbacks keep, and the state of the optimizers.
 
     If anything raises, on any rank, everything is as before on all ranks. For this the old tensors are kept, which
     costs the memory of both sizes during the event but no copy. Other changes that ``then`` makes in place are not
@@ -57,12 +58,16 @@ def apply_event(trainer: pl.Trainer, pl_module: pl.LightningModule, plan: Prunin
 
 
 def _apply(
-    trainer: pl.Trainer, pl_module: pl.LightningModule, plan: PruningPlan, optimizers: Sequence[Any]
+    trainer: pl.Trainer,
+    pl_module: pl.LightningModule,
+    plan: PruningPlan,
+    optimizers: Sequence[Any],
 ) -> list[tuple[str, ...]]:
     """Apply the plan; return for every optimizer the parameters whose state was reset."""
     check_optimizers(trainer.optimizers, _changes(pl_module, plan), pl_module.parameters())
     for copy in averaged_copies(trainer):
         shrink_copy(copy, pl_module, plan)
+    OutsideCopies.of(trainer, pl_module).shrink(pl_module, plan)
     before: dict[Tensor, Tensor] = {parameter: parameter.data for parameter in pl_module.parameters()}
     changed = apply_changes(pl_module, plan.changes, plan.attributes)
     return [slice_optimizer_state(optimizer, changed, before) for optimizer in optimizers]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any, Literal, TypeAlias, get_args
 
 import lightning.pytorch as pl
@@ -118,7 +117,7 @@ class EventPlanner:
             if progress.untrained is not None and progress.untrained.frozen:  # now it is known what of it counts
                 progress.untrained = progress.untrained.counting(pl_module, structure.groups)
                 structure = run_on_all_ranks(trainer, lambda: self.structure(trainer, pl_module, progress))
-            self.untrained.report(pl_module, progress.untrained)
+            self.untrained.report(trainer, pl_module, progress.untrained)
             targets = from_rank_zero(trainer, lambda: self._targets(pl_module, structure, progress.is_resumed))
             progress.original, progress.final_sizes = targets
         self.source.have_begun()
@@ -127,6 +126,7 @@ class EventPlanner:
     def _look_for_untrained(self, trainer: pl.Trainer, pl_module: pl.LightningModule, progress: Progress) -> None:
         """Find out what of the module nothing trains: anew as long as nothing is pruned, for values show more later."""
         if not progress.plans:
+            run_on_all_ranks(trainer, lambda: self.untrained.note_held(trainer, pl_module))
             found = from_rank_zero(trainer, lambda: self.untrained.find(trainer, pl_module, self.request.only))
             if progress.untrained is None or not progress.untrained.same_parts(found):
                 progress.untrained = found
@@ -183,8 +183,8 @@ class EventPlanner:
         """
         if progress.untrained is not None:
             known = progress.untrained
-            made = from_rank_zero(trainer, lambda: self.untrained.made_since(trainer, pl_module, known))
-            progress.untrained = replace(known, copies=made)
+            run_on_all_ranks(trainer, lambda: self.untrained.note_held(trainer, pl_module))
+            progress.untrained = from_rank_zero(trainer, lambda: self.untrained.found_since(trainer, pl_module, known))
         # On every rank, since the module's own step may wait for the other ranks.
         structure = run_on_all_ranks(trainer, lambda: self.structure(trainer, pl_module, progress))
         if from_rank_zero(trainer, lambda: self.source.has_untried):

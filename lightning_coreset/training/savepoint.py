@@ -12,10 +12,11 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_coreset.optimizers import innermost_first
-from lightning_coreset.surgery import ModelShapes, named_tensors, resize
+from lightning_coreset.surgery import ModelShapes, registered_tensors, resize
 from lightning_coreset.training.averaged_models import averages_by_callback, by_state_key
 from lightning_coreset.training.early_stopping import early_stopping_callbacks
 from lightning_coreset.training.optimizer_state import all_optimizers, copy_optimizers, copy_to_cpu, restore_optimizers
+from lightning_coreset.training.outside_copies import OutsideCopies
 from lightning_coreset.training.strategies import run_on_all_ranks, unwrapped
 from lightning_coreset.training.undoing import undone_on_failure
 
@@ -63,9 +64,10 @@ class Savepoint:
             {
                 "shapes": {name: list(shape) for name, shape in shapes.shapes.items()},
                 "sizes": dict(shapes.sizes),
-                "model": copy_to_cpu(named_tensors(pl_module)),
+                "model": copy_to_cpu(registered_tensors(pl_module)),
+                "outside": OutsideCopies.of(trainer, pl_module).to_dict(),
                 "averages": {
-                    key: copy_to_cpu(named_tensors(average.model))
+                    key: copy_to_cpu(registered_tensors(average.model))
                     for key, average in averages.items()
                     if average.model is not None
                 },
@@ -123,7 +125,7 @@ class Savepoint:
         """Restore, and return the optimizers whose state is lost."""
         content = _by_name(self._content, trainer)
         shapes = _shapes(content, ModelShapes.of(pl_module))
-        averages = averages_by_callback(trainer)
+        averages, outside = averages_by_callback(trainer), OutsideCopies.of(trainer, pl_module)
         saved = [
             (average.model, content["averages"].get(key, content["model"]))
             for key, average in averages.items()
@@ -132,6 +134,7 @@ class Savepoint:
         for model, tensors in ((pl_module, content["model"]), *saved):
             resize(model, shapes)
             _restore_tensors(model, tensors)
+        outside.load(content.get("outside", {}))  # version 0.1 has none
         for key, average in averages.items():
             if average.counter is not None:
                 average.counter.fill_(content["averaged"].get(key, 0))
@@ -180,7 +183,7 @@ def _zipped(names: Sequence[str], values: Sequence[Any]) -> dict[str, Any]:
 
 
 def _restore_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    for name, tensor in named_tensors(model).items():
+    for name, tensor in registered_tensors(model).items():
         tensor.grad = None
         if name in tensors:
             tensor.data.copy_(tensors[name])

@@ -26,6 +26,13 @@ def checked_content(plain: Any) -> dict[str, Any]:
     for layers in (*optimizers, *others):
         for state in layers:
             as_type(list(state), list[int | str], "the keys of an optimizer's state")
+    outside = as_type(content.get("outside", {}), dict[str, dict[str, Any]], "copies outside of the model")
+    as_type(outside.get("shadows", {}), dict[str, Tensor], "shadow weights")
+    for held in outside.get("modules", {}).values():
+        saved = as_type(held, dict[str, Any], "a copy of the model")
+        own = _get(saved, "shapes", dict[str, tuple[int, ...]])
+        _get(saved, "sizes", _SIZES)
+        _check_shapes(_get(saved, "tensors", dict[str, Tensor]), own)
     _get(content, "precision", dict[str, Any])
     if "models" in content:  # of version 0.1
         models = _get(content, "models", list[dict[str, Tensor]])

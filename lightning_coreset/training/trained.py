@@ -12,6 +12,13 @@ from torch import nn
 
 from lightning_coreset.module_specs import is_size
 from lightning_coreset.optimizers import innermost_first
+from lightning_coreset.training.optimizer_state import all_optimizers
+
+
+def trained_in(trainer: pl.Trainer, pl_module: pl.LightningModule) -> set[int]:
+    """The parameters, by id, that a Trainer's optimizers train, or others that the module keeps."""
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    return trained_parameters(pl_module, all_optimizers(trainer, pl_module), callbacks)
 
 
 def trained_parameters(pl_module: nn.Module, optimizers: Iterable[Any], callbacks: Iterable[Any]) -> set[int]:

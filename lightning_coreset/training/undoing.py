@@ -13,6 +13,7 @@ from lightning_coreset.optimizers import StateSnapshot
 from lightning_coreset.surgery import Snapshot, named_tensors
 from lightning_coreset.training.averaged_models import averaged_copies
 from lightning_coreset.training.optimizer_state import copy_to_cpu
+from lightning_coreset.training.outside_copies import OutsideCopies
 
 
 @contextmanager
@@ -32,11 +33,15 @@ def undone_on_failure(
     states = [StateSnapshot(optimizer) for optimizer in optimizers]
     tensors = [named_tensors(model) for model in models] if contents else []
     copies = [copy_to_cpu(own) for own in tensors]
+    outside = OutsideCopies.of(trainer, pl_module)
+    outside_snapshot, outside_contents = outside.snapshot(), outside.to_dict() if contents else None
     try:
         yield
     except BaseException:  # also a KeyboardInterrupt, after which Lightning may save a checkpoint
-        for snapshot in (*snapshots, *states):
+        for snapshot in (*snapshots, *states, outside_snapshot):
             snapshot.restore()
+        if outside_contents is not None:
+            outside.load(outside_contents)
         with torch.no_grad():
             for own, copied in zip(tensors, copies, strict=True):
                 for name, tensor in own.items():

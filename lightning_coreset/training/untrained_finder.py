@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
+from lightning_coreset.held_tensors import note_held
 from lightning_coreset.planning import Rule
+from lightning_coreset.structure import Copy
 from lightning_coreset.training.copies import EarlierValues, find_copies
-from lightning_coreset.training.optimizer_state import all_optimizers
-from lightning_coreset.training.trained import trained_parameters, without_gradients
+from lightning_coreset.training.mirrors import Mirrors
+from lightning_coreset.training.outside_copies import OutsideCopies
+from lightning_coreset.training.shadows import Shadow, held_shadows, registered_shadows
+from lightning_coreset.training.trained import trained_in, trained_parameters, without_gradients
 from lightning_coreset.training.untrained_parts import Copies, UntrainedParts, find_untrained
 
 _MOST_NAMES = 4
@@ -33,6 +38,9 @@ class UntrainedFinder:
         self.copies: Copies = _checked(copies)
         self._earlier: EarlierValues | None = None
         self._said: UntrainedParts | None = None
+        self._held: Sequence[Mapping[str, str]] = ()
+        self._trained: set[int] = set()
+        self._looked: tuple[Any, ...] | None = None
 
     def begin(self, model: nn.Module) -> None:
         """Start a training run.
@@ -40,13 +48,13 @@ class UntrainedFinder:
         Raises:
             ValueError: If a mapping names a module that does not exist, or two that are not alike.
         """
-        self._earlier = self._said = None
+        self._earlier = self._said = self._looked = None
         if isinstance(self.copies, Mapping):
             _check_pairs(model, self.copies)
 
     def see(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Remember the values of what nothing trains, at the beginning of training."""
-        trained = _trained(trainer, pl_module)
+        trained = trained_parameters(pl_module, trainer.optimizers, trainer.callbacks)  # type: ignore[attr-defined]
         known = find_copies(pl_module, trained, EarlierValues()) if self.copies == "find" else {}
         self._earlier = EarlierValues.of(pl_module, trained, known)
 
@@ -58,31 +66,61 @@ class UntrainedFinder:
             pl_module: Its module.
             only: Rules for the layers that are pruned: what they name is not taken for frozen.
         """
-        trained = _trained(trainer, pl_module)
+        trained = self._trained
         idle = without_gradients(trainer.optimizers)
         return find_untrained(
-            pl_module, trained, self._earlier or EarlierValues(), idle=idle, copies=self.copies, only=only
+            pl_module,
+            trained,
+            self._earlier or EarlierValues(),
+            idle=idle,
+            copies=self.copies,
+            held=self._held,
+            only=only,
         )
 
-    def made_since(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, parts: UntrainedParts
-    ) -> Mapping[str, str]:
-        """The copies, with those that were made since the parts were found."""
-        if self.copies != "find":
-            return parts.copies
-        found = find_copies(pl_module, _trained(trainer, pl_module), EarlierValues())
-        new = {name: original for name, original in found.items() if not parts.has(name)}
-        if new:
-            rank_zero_info(_about_copies(new))
-        return {**parts.copies, **new}
+    def note_held(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Look what is trained by now, and note on the module which tensors it holds that mirror it; on every rank."""
+        now = pl_module, trainer.current_epoch, trainer.global_step
+        if self._looked == now:
+            return
+        self._looked, self._trained = now, trained_in(trainer, pl_module)
+        shadows: list[Shadow] = []
+        if self.copies != "none":
+            shadows, _ = held_shadows(pl_module, pl_module, Mirrors(pl_module, self._trained))
+        note_held(pl_module, {name: path for shadow in shadows for name, path in shadow.paths.items()})
+        self._held = [shadow.mirrored for shadow in shadows]
 
-    def report(self, model: nn.Module, parts: UntrainedParts | None) -> None:
+    def found_since(self, trainer: pl.Trainer, pl_module: pl.LightningModule, parts: UntrainedParts) -> UntrainedParts:
+        """The parts, with copies and shadow weights that were made since they were found."""
+        if self.copies == "none":
+            return parts
+        trained = self._trained
+        found = find_copies(pl_module, trained, EarlierValues()) if self.copies == "find" else {}
+        new = {name: original for name, original in found.items() if not parts.has(name)}
+        copies = {**parts.copies, **new}
+        known = {name for shadow in parts.shadows for name in shadow}
+        shadows = [
+            shadow
+            for shadow in (*registered_shadows(pl_module, trained, copies), *self._held)
+            if known.isdisjoint(shadow)
+        ]
+        if new or shadows:
+            rank_zero_info(_about_copies(new, shadows))
+        return replace(parts, copies=copies, shadows=(*parts.shadows, *shadows))
+
+    def report(self, trainer: pl.Trainer, model: pl.LightningModule, parts: UntrainedParts | None) -> None:
         """Say once what was found."""
         if parts is None or (self._said is not None and parts.same_parts(self._said)):
             return
         self._said = parts
-        if parts.copies:
-            rank_zero_info(_about_copies(parts.copies))
+        if parts.copies or parts.shadows:
+            rank_zero_info(_about_copies(parts.copies, parts.shadows))
+        outside = OutsideCopies.of(trainer, model).names
+        if outside:
+            rank_zero_info(
+                f"Found copies of weights that callbacks or attributes keep: {_listed(outside)}. They lose the "
+                "channels that the weights lose."
+            )
         untrained = parts.of(model)
         counts = {name: one.numel() for name, one in model.named_parameters() if name in untrained.uncounted}
         frozen = {
@@ -95,13 +133,15 @@ class UntrainedFinder:
             rank_zero_info(_about_frozen(frozen, f"{first}.*" if has_layers else first))
 
 
-def _trained(trainer: pl.Trainer, pl_module: pl.LightningModule) -> set[int]:
-    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-    return trained_parameters(pl_module, all_optimizers(trainer, pl_module), callbacks)
-
-
-def _about_copies(copies: Mapping[str, str]) -> str:
-    pairs = _listed([f"{name} of {original or 'the module'}" for name, original in copies.items()])
+def _about_copies(copies: Mapping[str, str], shadows: Sequence[Mapping[str, str]]) -> str:
+    tensors = [Copy.of_tensors(shadow) for shadow in shadows]
+    mirrored = [f"{next(iter(shadow))}, ..." for shadow in shadows]
+    pairs = _listed(
+        [
+            *(f"{name} of {original or 'the module'}" for name, original in copies.items()),
+            *(f"{name} of {one.original or 'the module'}" for name, one in zip(mirrored, tensors, strict=True)),
+        ]
+    )
     return (
         f"Found copies that nothing trains: {pairs}. They lose the channels that their originals lose, and do not "
         "count for the pruning ratio. If they are independent, pass copies='none', or the pairs that are copies."

@@ -11,7 +11,9 @@ from torch import nn
 from lightning_coreset.planning import Rule, RuleMatcher
 from lightning_coreset.structure import ChannelGroup, Copy, Untrained
 from lightning_coreset.structure.records import layer_of
+from lightning_coreset.surgery import named_tensors
 from lightning_coreset.training.copies import EarlierValues, find_copies
+from lightning_coreset.training.shadows import registered_shadows
 from lightning_coreset.training.trained import untrained_modules
 
 Copies: TypeAlias = Mapping[str, str] | Literal["find", "none"]
@@ -23,11 +25,13 @@ class UntrainedParts:
 
     Attributes:
         copies: Modules that are copies, each with its original.
+        shadows: Collections of tensors that mirror weights, such as shadow weights: the names of both, for each.
         frozen: The largest modules in which nothing is trained, and single parameters beside trained ones.
         counted: Parameters of these that count nevertheless, such as of layers that read channels that go.
     """
 
     copies: Mapping[str, str] = field(default_factory=dict)
+    shadows: tuple[Mapping[str, str], ...] = ()
     frozen: tuple[str, ...] = ()
     counted: tuple[str, ...] = ()
 
@@ -36,6 +40,10 @@ class UntrainedParts:
         modules = dict(model.named_modules())
         pairs = [(name, other) for name, other in self.copies.items() if name in modules and other in modules]
         copies = tuple(Copy.of_module(model, name, original) for name, original in pairs)
+        shapes = {name: tensor.shape for name, tensor in named_tensors(model).items()}
+        for shadow in self.shadows:
+            left = {name: full for name, full in shadow.items() if name in shapes and shapes[name] == shapes.get(full)}
+            copies += (Copy.of_tensors(left),) if left else ()
         mirrored = {name for copy in copies for name, _ in copy.tensors}
         frozen = [name for name, _ in model.named_parameters() if _is_below(name, self.frozen) and name not in mirrored]
         return Untrained(copies, frozenset(frozen), frozenset(self.counted))
@@ -55,7 +63,7 @@ class UntrainedParts:
 
     def same_parts(self, other: UntrainedParts) -> bool:
         """Whether another one has the same copies and frozen parts."""
-        return dict(self.copies) == dict(other.copies) and self.frozen == other.frozen
+        return replace(self, counted=()) == replace(other, counted=())
 
     def has(self, name: str) -> bool:
         """Whether a module lies in one of these parts."""
@@ -63,7 +71,13 @@ class UntrainedParts:
 
     def to_dict(self) -> dict[str, Any]:
         """Strings, lists and dicts."""
-        return {"copies": dict(self.copies), "frozen": list(self.frozen), "counted": list(self.counted)}
+        shadows = [dict(shadow) for shadow in self.shadows]
+        return {
+            "copies": dict(self.copies),
+            "shadows": shadows,
+            "frozen": list(self.frozen),
+            "counted": list(self.counted),
+        }
 
 
 def find_untrained(
@@ -73,6 +87,7 @@ def find_untrained(
     *,
     idle: Collection[int] = (),
     copies: Copies = "find",
+    held: Sequence[Mapping[str, str]] = (),
     only: Sequence[Rule] = (),
 ) -> UntrainedParts:
     """Find out what of a module nothing trains.
@@ -83,13 +98,16 @@ def find_untrained(
         earlier: What the others were before: what has other values by now is trained by hand.
         idle: Trained parameters, by id, that get no gradients: what consists of these may be a copy.
         copies: Which modules are copies of which; ``"find"`` to find out.
+        held: Shadow weights that are not registered.
         only: Rules for the layers that are pruned: what they name is not taken for frozen.
     """
     if copies == "find":
         pairs = find_copies(model, trained.difference(idle), earlier)
     else:
         pairs = {} if copies == "none" else dict(copies)
+    shadows = () if copies == "none" else (*registered_shadows(model, trained, pairs), *held)
     mirrored = {name for pair in pairs.items() for name, _ in Copy.of_module(model, *pair).tensors}
+    mirrored |= {name for shadow in shadows for name in shadow}
     matcher = RuleMatcher(model)
     asked = {name for rule in only for name in matcher.modules(rule)}
     active = {
@@ -105,7 +123,7 @@ def find_untrained(
         for name, parameter in model.named_parameters()
         if id(parameter) not in active | copied and not _is_below(name, frozen)
     ]
-    return UntrainedParts(pairs, (*frozen, *single))
+    return UntrainedParts(pairs, shadows, (*frozen, *single))
 
 
 def _is_below(name: str, paths: Sequence[str]) -> bool:
