@@ -14,6 +14,7 @@ from lightning_coreset.structure.labels import ChannelLabels, Statistic, TensorI
 from lightning_coreset.structure.op_call import OpCall
 from lightning_coreset.structure.ops.pieces import UNEQUAL_PIECES
 from lightning_coreset.structure.pairing import merged, paired, single_dimensions
+from lightning_coreset.structure.penalties import note_alike
 from lightning_coreset.structure.propagation import Propagation, Rule
 from lightning_coreset.structure.records import (
     ChannelGroup,
@@ -82,6 +83,7 @@ __all__ = [
     "local_collectives",
     "merged",
     "module_spec",
+    "note_alike",
     "output_tensors",
     "paired",
     "plain_execution",

@@ -72,12 +72,14 @@ class Statistic:
         reason: What to report if the channels may not go because of it.
         normalizes: Whether it may meet the channels again, as the mean of a normalisation does.
         sums: Whether it is a sum, which the network may divide by a number of channels that it keeps.
+        penalty: Whether it is made of parameters alone, so that it may reach an output as a single number.
     """
 
     labels: Tensor
     reason: str
     normalizes: bool = True
     sums: bool = False
+    penalty: bool = False
 
 
 @dataclass(frozen=True, eq=False)

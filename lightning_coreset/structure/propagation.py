@@ -27,6 +27,7 @@ from lightning_coreset.structure.labels import (
 from lightning_coreset.structure.layer_records import LayerRecords, Paths
 from lightning_coreset.structure.lazy_execution import LazyExecutor
 from lightning_coreset.structure.op_call import OpCall, tensors_among
+from lightning_coreset.structure.penalties import follow_as_penalty, note_alike
 from lightning_coreset.structure.records import WeightNorm, layer_of
 from lightning_coreset.structure.statistics import block_statistics, check_statistics, pass_statistics
 from lightning_coreset.structure.steps import Norm, Step, StepKind
@@ -66,6 +67,7 @@ class Propagation(DispatchMode):
         head_dimensions: Labels of these dimensions, a row for each head (repeated for each sample).
         queries: Of every product of queries and keys, what is known of the queries.
         pieces: With ``unequal_pieces``, the labels of each piece; classes of different pieces are different groups.
+        alike: Tensors that the code has made alike for all rows and columns, as an identity matrix is.
         modules: All modules of the network by qualified name.
         owners: The module that holds each parameter and buffer, or the weight that is made of it.
         copies: Copies of parts of the network: the same dimensions of copy and original live and die together.
@@ -107,6 +109,7 @@ class Propagation(DispatchMode):
         self.mirrored = mirrored_tensors(copies)
         self.used: set[str] = set()
         self.followed: list[tuple[RunMode, ...]] = []
+        self.alike: IdentityWeakMap[bool] = IdentityWeakMap()
         self._find_rule = find_rule
         self._unsupported = unsupported
         self._known: IdentityWeakMap[TensorInfo] = IdentityWeakMap()
@@ -317,6 +320,7 @@ class Propagation(DispatchMode):
             self.writes.see(func, args, kwargs)
         # The state before an in-place operation is what its rule needs; labels do not change by running it.
         result = self.executor.run(func, args, kwargs, tensors)
+        note_alike(func, tensors, result, self.alike)
         if not tensors and func.overloadpacket in _UNIFORM:
             self._known[result] = TensorInfo(uniform=True)
         elif any(tensor in self._known for tensor in tensors):
@@ -352,6 +356,8 @@ class Propagation(DispatchMode):
             names = [self.info(tensor).direct or "" for tensor in call.tensors]
             known = next((self._unsupported[name] for name in names if name in self._unsupported), None)
             missing = f"enters {call.title}, which has no rule (lightning_coreset.structure.register_rule adds one)"
+            if not known and follow_as_penalty(self, call, missing):
+                return
             self.refuse(call, f"enters a layer that {known}" if known else missing)
             return
         if call.has_out:  # which may be a view of something else

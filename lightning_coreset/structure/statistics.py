@@ -18,6 +18,7 @@ from torch import Tensor
 
 from lightning_coreset.structure.labels import ChannelLabels, Statistic, TensorInfo, pin_all, unite_along
 from lightning_coreset.structure.op_call import OpCall
+from lightning_coreset.structure.penalties import hold, pass_penalties
 
 if TYPE_CHECKING:
     from lightning_coreset.structure.propagation import Propagation, Rule
@@ -59,11 +60,12 @@ def note_further_results(propagation: Propagation, call: OpCall) -> None:
 def check_statistics(propagation: Propagation, call: OpCall, rule: Rule) -> list[Statistic]:
     """The statistics that enter a call; none if its rule cannot tell what becomes of them, whose channels then stay."""
     entering = [statistic for tensor in call.tensors for statistic in propagation.info(tensor).statistics]
-    if entering and not getattr(rule, "passes_statistics", False):
-        for tensor in call.tensors:
-            block_statistics(propagation, tensor, f"enters {call.title}")
-        return []
-    return entering
+    if not entering or getattr(rule, "passes_statistics", False):
+        return entering
+    for one in entering:
+        if not one.penalty:
+            hold(propagation, one, f"enters {call.title}")
+    return [one for one in entering if one.penalty]  # of which the results will tell
 
 
 def pass_statistics(propagation: Propagation, call: OpCall, entering: Sequence[Statistic]) -> list[Statistic]:
@@ -72,6 +74,8 @@ def pass_statistics(propagation: Propagation, call: OpCall, entering: Sequence[S
     Those that meet them normalise them. A statistic that nothing uses, as the mean of an attention over its heads that
     ``nn.MultiheadAttention`` returns beside its output, does not.
     """
+    penalties = [one for one in entering if one.penalty]
+    entering = [one for one in entering if not one.penalty]
     _block_averages(propagation, call, entering)
     axes = [axis for tensor in call.tensors for axis in propagation.info(tensor).channel_labels]
     met = [_classes(propagation, axis.labels) for axis in axes]
@@ -81,7 +85,7 @@ def pass_statistics(propagation: Propagation, call: OpCall, entering: Sequence[S
             propagation.normalized.append(one.labels)
         else:
             left.append(one)
-    return left
+    return [*left, *pass_penalties(propagation, call, penalties)] if penalties else left
 
 
 def _block_averages(propagation: Propagation, call: OpCall, entering: Iterable[Statistic]) -> None:
@@ -98,7 +102,7 @@ def _block_averages(propagation: Propagation, call: OpCall, entering: Iterable[S
 def block_statistics(propagation: Propagation, tensor: Tensor, where: str) -> None:
     """Forbid the removal of the channels that the values of a tensor are statistics of."""
     for statistic in propagation.info(tensor).statistics:
-        propagation.union_find.block(statistic.labels, f"{statistic.reason} before its result {where}")
+        hold(propagation, statistic, where)
 
 
 def _classes(propagation: Propagation, labels: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from lightning_coreset.structure.attention import followed_attention
 from lightning_coreset.structure.collectives import local_collectives
 from lightning_coreset.structure.derivatives import StandInDerivatives
 from lightning_coreset.structure.example import BOTH_MODES, Example, Examples, RunMode, as_examples, output_tensors
+from lightning_coreset.structure.penalties import end_penalties
 from lightning_coreset.structure.propagation import Propagation
 from lightning_coreset.structure.registry import find_rule
 from lightning_coreset.structure.unsupported import unsupported_parameters
@@ -127,6 +128,7 @@ def _run(engine: Propagation, model: nn.Module, example: Example) -> None:
         with engine.executor.running(), FollowedWeightNorms(engine), derivatives, engine, local_collectives():
             outputs = example.run(model, example.inputs)
         for tensor in output_tensors(outputs):
+            end_penalties(engine, tensor)
             engine.block(tensor, "reaches the network's output")
         outputs = tensor = None  # so that only what the network itself keeps is left
     finally:

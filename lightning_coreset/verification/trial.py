@@ -28,6 +28,7 @@ from lightning_coreset.structure import (
 from lightning_coreset.surgery import Snapshot, apply_changes, named_tensors, scale_counts, slice_members
 from lightning_coreset.verification.choices import MadeChoices
 from lightning_coreset.verification.expectations import Expectations, WithoutQuantization
+from lightning_coreset.verification.penalties import ConstantPenalties
 from lightning_coreset.verification.randomised import noise, randomise_, seed_everything
 from lightning_coreset.verification.reference import (
     FixedWeights,
@@ -270,6 +271,7 @@ class Trial:
                     WithoutQuantization(),
                     *in_training,
                     *modes,
+                    ConstantPenalties(self.model),
                     StandInDerivatives(),
                     local_collectives(),
                 ):

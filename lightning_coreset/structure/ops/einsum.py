@@ -85,12 +85,20 @@ def contract(
     if bias is not None:
         kept.append((varying(bias, out.dim()), propagation.info(bias).channel_labels))
     axes = join(kept, out.dim(), propagation.union_find, "meets a tensor of fixed size in a product")
+    constant = all(propagation.info(tensor).constant for tensor in tensors)
+    if constant and (_sources(propagation, first) or {""}) == _sources(propagation, second):
+        propagation.set_info(out, TensorInfo(axes, constant=True))  # a Gram matrix, as in a penalty, is no layer
+        return
     paths = _paths(propagation, tensors, spec, weight, bias, scaled)
     summed = _summed_labels(propagation, tensors, spec) if propagation.within_heads and weight is None else ()
     terms = math.prod([first.shape[spec.operands[0].index(letter)] for letter in spec.summed])
     propagation.count_macs(weight, out.numel() * terms, (*axes, *summed))
-    constant = all(propagation.info(tensor).constant for tensor in tensors)
     propagation.set_info(out, TensorInfo(axes, constant=constant, producer_paths=paths))
+
+
+def _sources(propagation: Propagation, tensor: Tensor) -> set[str]:
+    """The parameters whose labels a tensor carries."""
+    return {name for axis in propagation.info(tensor).channel_labels for name, _ in axis.sources}
 
 
 def _summed_labels(propagation: Propagation, tensors: Sequence[Tensor], spec: Einsum) -> list[ChannelLabels]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from lightning_coreset.structure.label_merging import join
 from lightning_coreset.structure.labels import ChannelLabels, TensorInfo, unite_along
+from lightning_coreset.structure.penalties import penalty_of
 from lightning_coreset.structure.propagation import OpCall, Propagation, Rule
 from lightning_coreset.structure.statistics import passes_statistics
 from lightning_coreset.structure.steps import Step, StepKind
@@ -53,19 +55,18 @@ def follow_elementwise(propagation: Propagation, call: OpCall, step: Step | None
     out = call.results[0]
     operands = call.tensors
     reason = f"meets a tensor that cannot be cut in {call.title}"
-    axes = join(
-        [(propagation.varying(tensor, out.dim()), propagation.info(tensor).channel_labels) for tensor in operands],
-        out.dim(),
-        propagation.union_find,
-        reason,
-    )
+    axes = _joined(propagation, operands, out, reason)
     changed = call.inplace and _dims(axes) != _dims(propagation.info(operands[0]).channel_labels)
     if changed and not propagation.is_alone(operands[0]):  # what it is a view of would not get the new labels
         for axis in axes:
             propagation.union_find.block(axis.labels, f"is written in place by {call.title}")
+    large = [tensor for tensor in operands if tensor.dim() > 0]
     info = TensorInfo(
         axes,
-        constant=all(propagation.info(tensor).constant for tensor in operands if tensor.dim() > 0),
+        constant=all(
+            propagation.info(tensor).constant or (tensor in propagation.alike and tensor.shape == out.shape)
+            for tensor in large or operands
+        ),
         producer_paths=propagation.producer_paths(operands, step),
         uniform=call.name not in _RANDOM and all(propagation.info(tensor).uniform for tensor in operands),
     )
@@ -73,6 +74,39 @@ def follow_elementwise(propagation: Propagation, call: OpCall, step: Step | None
     for result in call.results:
         if result.shape == out.shape:
             propagation.set_info(result, info)
+
+
+def _joined(propagation: Propagation, operands: list[Tensor], out: Tensor, reason: str) -> tuple[ChannelLabels, ...]:
+    own = propagation.info(operands[0])
+    # The rows and columns of a weight that is flattened lie along one dimension, and are not united by that.
+    constant = own.constant and operands[0].shape == out.shape
+    if constant and all(_adds_nothing(propagation, own, other, out) for other in operands[1:]):
+        return own.channel_labels
+    return join(
+        [(propagation.varying(tensor, out.dim()), propagation.info(tensor).channel_labels) for tensor in operands],
+        out.dim(),
+        propagation.union_find,
+        reason,
+    )
+
+
+def _adds_nothing(propagation: Propagation, own: TensorInfo, other: Tensor, out: Tensor) -> bool:
+    """Whether the labels of another operand are those of the first, wherever it varies."""
+    if other in propagation.alike and other.shape == out.shape:
+        return True  # the trial tells whether the code makes a smaller one for what is left
+    roots, info = propagation.union_find.roots, propagation.info(other)
+    known = [
+        axis
+        for axis in info.channel_labels
+        if any(
+            other.dim() == out.dim() and one.dims == axis.dims and torch.equal(roots(one.labels), roots(axis.labels))
+            for one in own.channel_labels
+        )
+    ]
+    labelled = {dim for axis in known for dim in axis.dims}
+    return (
+        info.constant and len(known) == len(info.channel_labels) and propagation.varying(other, out.dim()) <= labelled
+    )
 
 
 def _updated(propagation: Propagation, call: OpCall, info: TensorInfo) -> TensorInfo:
@@ -112,9 +146,20 @@ def _joins_layers(propagation: Propagation, operands: Iterable[Tensor]) -> bool:
 def _same_shape_loss(propagation: Propagation, call: OpCall) -> None:
     """Losses are element-wise only without a reduction."""
     if call.results[0].dim() == 0:
-        propagation.refuse(call, "reaches a loss")
+        _reduced_loss(propagation, call)
     else:
         elementwise(propagation, call)
+
+
+def _reduced_loss(propagation: Propagation, call: OpCall) -> None:
+    """The elements of parameters that are compared go together; all others stay."""
+    operands = call.tensors
+    if not all(propagation.info(tensor).constant for tensor in operands):
+        propagation.refuse(call, "reaches a loss")
+        return
+    merged = _joined(propagation, operands, operands[0], f"meets a tensor that cannot be cut in {call.title}")
+    penalties = tuple(penalty_of(axis, f"is reduced over by {call.title}") for axis in merged)
+    propagation.set_info(call.results[0], TensorInfo(constant=True, statistics=penalties))
 
 
 def glu(propagation: Propagation, call: OpCall) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from lightning_coreset._compat import tree_map
 from lightning_coreset.structure.labels import ChannelLabels, Statistic, TensorInfo, compress, pin_all
 from lightning_coreset.structure.ops.views import reshape_labels, splits_heads
+from lightning_coreset.structure.penalties import take_penalty
 from lightning_coreset.structure.propagation import OpCall, Propagation, Rule
 from lightning_coreset.structure.statistics import passes_statistics
 from lightning_coreset.structure.steps import Step
@@ -155,8 +156,14 @@ def pin_triangle(propagation: Propagation, call: OpCall) -> None:
     """Operations that name positions in the last two dimensions (``tril``): what lies along others stays in place."""
     source, info = call.args[0], propagation.info(call.args[0])
     dims = range(source.dim() - 2, source.dim())
-    axes = propagation.pin_dims(source, dims, f"is rearranged at fixed positions by {call.title}")
-    propagation.set_info(call.results[0], TensorInfo(axes, info.constant, producer_paths=info.producer_paths))
+    reason = f"is rearranged at fixed positions by {call.title}"
+    penalties: tuple[Statistic, ...] = ()
+    if info.constant:
+        axes, penalties = take_penalty(propagation, source, dims, reason)
+    else:
+        axes = propagation.pin_dims(source, dims, reason)
+    result = TensorInfo(axes, info.constant, producer_paths=info.producer_paths, statistics=penalties)
+    propagation.set_info(call.results[0], result)
 
 
 def index(propagation: Propagation, call: OpCall) -> None:

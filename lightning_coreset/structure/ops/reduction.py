@@ -10,6 +10,7 @@ import math
 from torch import Tensor
 
 from lightning_coreset.structure.labels import ChannelLabels, Statistic, TensorInfo
+from lightning_coreset.structure.penalties import take_penalty
 from lightning_coreset.structure.propagation import OpCall, Propagation, Rule
 from lightning_coreset.structure.statistics import REDUCTIONS, take_statistic
 from lightning_coreset.structure.steps import Step, StepKind
@@ -45,11 +46,13 @@ def reduce(propagation: Propagation, call: OpCall) -> None:
     source = call.args[0]
     dims = call.dims("dim", source.dim())
     reason = f"is reduced over by {call.title}"
-    if call.name in REDUCTIONS:
+    if propagation.info(source).constant:
+        axes, statistics = take_penalty(propagation, source, dims, reason)
+    elif call.name in REDUCTIONS:
         axes, normalized = take_statistic(propagation, source, dims, reason)
+        statistics = tuple(Statistic(axis.flat, reason, sums=call.name == "sum") for axis in normalized)
     else:
-        axes, normalized = propagation.pin_dims(source, dims, reason), ()
-    statistics = tuple(Statistic(axis.flat, reason, sums=call.name == "sum") for axis in normalized)
+        axes, statistics = propagation.pin_dims(source, dims, reason), ()
     if statistics:
         step = Step(StepKind.NORMALIZATION)
     elif call.name == "mean":
@@ -83,11 +86,15 @@ def _without(axis: ChannelLabels, dims: list[int], result: Tensor) -> ChannelLab
 def mix_along_dim(propagation: Propagation, call: OpCall) -> None:
     """Operations that mix what lies along ``dim`` and keep the shape: softmax, cumulative sums, sorting."""
     source = call.args[0]
-    axes = propagation.pin_dims(source, call.dims("dim", source.dim()), f"is mixed by {call.title}")
+    dims = call.dims("dim", source.dim())
+    if propagation.info(source).constant:
+        axes, penalties = take_penalty(propagation, source, dims, f"is mixed by {call.title}")
+        info = TensorInfo(axes, constant=True, statistics=penalties)
+    else:
+        axes = propagation.pin_dims(source, dims, f"is mixed by {call.title}")
+        info = TensorInfo(axes, producer_paths=propagation.producer_paths([source], Step(call.name)))
     for result in call.results:
-        propagation.set_info(
-            result, TensorInfo(axes, producer_paths=propagation.producer_paths([source], Step(call.name)))
-        )
+        propagation.set_info(result, info)
 
 
 def pool(propagation: Propagation, call: OpCall) -> None:
