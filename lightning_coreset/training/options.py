@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torchmetrics import Metric
 
 
 def check_ratio_beside_schedule(pruning_ratio: Any, schedule: Any, default: float) -> None:
-    """Refuse a ratio that a schedule with ratios of its own would replace.
+    """Say that a schedule with ratios of its own replaces another ratio; refuse rules, which it cannot replace.
 
     Args:
         pruning_ratio: What a user gave.
@@ -18,7 +19,7 @@ def check_ratio_beside_schedule(pruning_ratio: Any, schedule: Any, default: floa
         default: The default of ``pruning_ratio``, which counts as not given.
 
     Raises:
-        ValueError: If both are mappings, or the ratio is another one than the schedule ends with.
+        ValueError: If both are mappings.
     """
     if not isinstance(schedule, Mapping):
         return
@@ -30,9 +31,9 @@ def check_ratio_beside_schedule(pruning_ratio: Any, schedule: Any, default: floa
         )
     reached = max(schedule.values(), default=None)
     if pruning_ratio not in (default, reached):
-        raise ValueError(
-            f"Expected pruning_ratio to be left alone with a schedule that maps epochs or steps to ratios, or to be "
-            f"its last one, {reached!r}, but got {pruning_ratio!r}. Change one of them."
+        rank_zero_warn(
+            f"pruning_ratio={pruning_ratio!r} has no effect: the schedule maps epochs or steps to ratios, of which the "
+            f"last is {reached!r}. Leave it out, or change the schedule."
         )
 
 
