@@ -526,3 +526,13 @@ def test_equal_inputs_are_made_different(value):
     assert set(tokens.unique().tolist()) == {0, value or 1}
     assert floats.std() > 0.3
     assert mask.all()
+
+
+def test_gradients_are_enabled_afterwards_as_before():
+    model, x = make("mlp")
+    groups = find_groups(model, x)
+    failures(model, x, groups)
+    assert torch.is_grad_enabled()
+    with torch.no_grad():
+        failures(model, x, groups)
+        assert not torch.is_grad_enabled()

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from lightning_coreset.huggingface.building import Builder, adopt_fields, config_sizes
+from lightning_coreset.state import duplicate
 from lightning_coreset.structure import Example
 from lightning_coreset.surgery import ModelShapes, resize
 from lightning_coreset.verification.trial import Trial
@@ -25,10 +26,10 @@ class ConfigProof:
     """
 
     def __init__(self, model: nn.Module, example: Example, builder: Builder, names: Collection[str]) -> None:
-        self._trial = Trial(model, example)
+        self._trial = Trial(duplicate(model), example)
         self._model = self._trial.model
         self._builder, self._names = builder, names
-        self._expected = self._trial.run(self._model)
+        self._expected = self._trial.run()
 
     def __call__(self, config: Any, complete: bool) -> bool:
         """Whether the model computes the same with a config, and, if this is complete, a model built from it, too."""
@@ -56,5 +57,5 @@ class ConfigProof:
         return self._computes_the_same(built)
 
     def _computes_the_same(self, model: nn.Module) -> bool:
-        outputs = self._trial.run(model)
+        outputs = self._trial.run(model=model)
         return len(outputs) == len(self._expected) and all(map(torch.equal, outputs, self._expected))

@@ -126,6 +126,8 @@ class ModuleState:
         if isinstance(value, nn.Parameter):
             self._parameters.append((value, value.grad, value.requires_grad))
             self._large[id(value)] = value
+            if value.grad is not None:
+                self._large[id(value.grad)] = value.grad
         elif id(value) not in self._large and not _has_no_content(value):
             self._restorers.append(partial(_restore_tensor, value, value.detach().clone()))
 

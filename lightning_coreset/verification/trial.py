@@ -249,36 +249,42 @@ class Trial:
         disturbed = [twins.twin(tensor) for tensor in outputs]
         return outputs, [tensor if twin is None else twin for tensor, twin in zip(outputs, disturbed, strict=True)]
 
-    def run(self, *, gradients: bool = False, modes: Sequence[AbstractContextManager[Any]] = ()) -> list[Tensor]:
-        """All floating-point outputs of all examples, run in modes, with the same random numbers every time."""
-        return self._outputs(self._runs, gradients=gradients, modes=modes)
+    def run(
+        self,
+        *,
+        model: nn.Module | None = None,
+        gradients: bool = False,
+        modes: Sequence[AbstractContextManager[Any]] = (),
+    ) -> list[Tensor]:
+        """All floating-point outputs of all examples, run in modes, with the same random numbers every time.
+
+        Args:
+            model: Another model to run on them.
+            gradients: Whether to enable gradients.
+            modes: The modes, the innermost last.
+        """
+        return self._outputs(self._runs, model=model, gradients=gradients, modes=modes)
 
     def _outputs(
         self,
         runs: Sequence[_Run],
         *,
+        model: nn.Module | None = None,
         gradients: bool = False,
         modes: Sequence[AbstractContextManager[Any]] = (),
     ) -> list[Tensor]:
         """The same for some runs. Each begins with the state that the model has now, and leaves it."""
+        model = self.model if model is None else model
         outputs = []
         for run in runs:
             in_training = [Expectations()] if run.mode == "training" else []
-            contexts = (preserved(self.model), plain_execution(), torch.set_grad_enabled(gradients))
-            with ExitStack() as stack:
-                for context in (
-                    *contexts,
-                    WithoutQuantization(),
-                    *in_training,
-                    *modes,
-                    ConstantPenalties(self.model),
-                    StandInDerivatives(),
-                    local_collectives(),
-                ):
-                    stack.enter_context(context)
-                set_mode(self.model, run.mode)
-                seed_everything(self.model)
-                found = run.example.run(self.model, run.example.inputs)
+            own = (ConstantPenalties(model), StandInDerivatives(), local_collectives())
+            with preserved(model), plain_execution(), torch.set_grad_enabled(gradients), ExitStack() as stack:
+                for mode in (WithoutQuantization(), *in_training, *modes, *own):
+                    stack.enter_context(mode)
+                set_mode(model, run.mode)
+                seed_everything(model)
+                found = run.example.run(model, run.example.inputs)
                 outputs += [tensor.clone() for tensor in output_tensors(found) if tensor.is_floating_point()]
         return outputs
 
