@@ -28,7 +28,11 @@ def duplicate(model: Module) -> Module:
             memory.
     """
     values = list(reachable(model))
-    memo: dict[int, Any] = {id(value): value for value in values if is_shared(value) and not _is_reference(value)}
+    memo: dict[int, Any] = {
+        id(value): value
+        for value in reachable(model, proxies=True)
+        if is_shared(value) and type(value) is not weakref.ref
+    }
     functions = _Functions(values)
     shared: list[Any] = []
     while True:
@@ -58,10 +62,6 @@ def ran_out_of_memory(error: Exception) -> bool:
 def _computed(values: Iterable[Any]) -> dict[int, Tensor]:
     """Copies of computed tensors, such as the weights of an old-style ``weight_norm``, of which torch makes none."""
     return {id(value): value.detach().clone() for value in values if isinstance(value, Tensor) and not value.is_leaf}
-
-
-def _is_reference(value: Any) -> bool:
-    return isinstance(value, (weakref.ref, *weakref.ProxyTypes))
 
 
 def _what_cannot_be_copied(values: list[Any], known: list[Any]) -> list[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -54,7 +55,8 @@ class ReplayedIterator:
 @functools.cache
 def is_iterator_type(kind: type) -> bool:
     """Whether objects of a type are iterators whose place cannot be read from their attributes."""
-    if issubclass(kind, nn.Module | ReplayedIterator) or not hasattr(kind, "__next__"):
+    # Weak proxies have all methods there are; Lightning's modules know their Trainer by one.
+    if issubclass(kind, (nn.Module, ReplayedIterator, *weakref.ProxyTypes)) or not hasattr(kind, "__next__"):
         return False
     # An iterator that a user wrote in Python counts in its attributes. One of a loader has workers and generators.
     return kind.__dictoffset__ == 0 or kind.__module__.startswith("torch.utils.data.")

@@ -76,7 +76,7 @@ class ModuleState:
             elif not is_shared(value):
                 self._save(value)
                 pending.extend(parts_of(value))
-            elif isinstance(value, ReplayedIterator):
+            elif kind is ReplayedIterator:
                 self._restorers.append(partial(setattr, value, "position", value.position))
         for tensor in tensors:
             self._save_tensor(tensor)

@@ -144,8 +144,13 @@ def _held_by_class(kind: type) -> Iterator[Any]:
         yield from kind.__bases__
 
 
-def reachable(root: Any) -> Iterator[Any]:
-    """Everything that an object holds, directly or through others, each once, in the order of their discovery."""
+def reachable(root: Any, *, proxies: bool = False) -> Iterator[Any]:
+    """Everything that an object holds, directly or through others, each once, in the order of their discovery.
+
+    Args:
+        root: The object.
+        proxies: Whether weak proxies count. What they stand for may be gone, and then raises at every question.
+    """
     # Ids suffice as long as what was seen is kept alive.
     seen: set[int] = set()
     alive: list[Any] = []
@@ -156,6 +161,8 @@ def reachable(root: Any) -> Iterator[Any]:
             continue
         seen.add(id(value))
         alive.append(value)
+        if type(value) in weakref.ProxyTypes and not proxies:
+            continue
         yield value
         if not is_shared(value):
             pending.extend(parts_of(value))

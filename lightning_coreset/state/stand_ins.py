@@ -68,5 +68,5 @@ def _replace(holder: Any, others: dict[int, nn.Parameter]) -> None:
     else:
         return
     for key, value in items:
-        if isinstance(value, nn.Parameter):
+        if id(value) in others:
             holder[key] = others[id(value)]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import functools
+import gc
 import random
 import warnings
+import weakref
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,7 +22,9 @@ from fitting import make_loader, make_trainer, mlp, widths
 from torch import Tensor, nn
 
 from lightning_coreset import CoresetPruningCallback, prune
+from lightning_coreset.state import duplicate, restored
 from lightning_coreset.structure import Example, analyse
+from lightning_coreset.training.metrics import isolated
 from lightning_coreset.verification import tried_groups
 
 
@@ -463,3 +467,18 @@ def test_observers_that_take_ranges_in_several_operations_leave_layers_whole():
         prune(net, x, 0.3)
     for name, value in net.state_dict().items():
         torch.testing.assert_close(value, before[name], rtol=0, atol=0)
+
+
+def test_weak_proxies_stay_what_they_are_also_when_what_they_stand_for_is_gone():
+    model, other = Annealed(), Annealer()
+    model.other = weakref.proxy(other)
+    with isolated(model), restored(model):
+        assert type(vars(model)["other"]) in weakref.ProxyTypes
+        model.annealer()
+    assert model.annealer.history == []
+    del other
+    gc.collect()
+    with isolated(model), restored(model):
+        model.annealer()
+    assert model.annealer.history == []
+    duplicate(model)
