@@ -339,19 +339,19 @@ def test_optimizers_in_the_backward_pass_are_found():
 
 
 class Masked(Classifier):
-    """Masks gradients in hooks, as for lottery tickets."""
+    """Masks gradients in hooks, as for lottery tickets; the masks are kept where nothing finds them by itself."""
 
     def __init__(self, way):
         super().__init__()
-        self.masks = {name: torch.ones_like(p) for name, p in self.named_parameters()}
+        masks = {name: torch.ones_like(p) for name, p in self.named_parameters()}
         for name, p in self.named_parameters():
-            p.register_hook(way(self, name, p))
+            p.register_hook(way(masks, name))
 
 
 WAYS = {
-    "closure": lambda module, name, p: lambda g, mask=module.masks[name]: g * mask,
-    "partial": lambda module, name, p: partial(torch.mul, module.masks[name]),
-    "attribute": lambda module, name, p: lambda g: g * module.masks[name],
+    "closure": lambda masks, name: lambda g, mask=masks[name]: g * mask,
+    "partial": lambda masks, name: partial(torch.mul, masks[name]),
+    "container": lambda masks, name: lambda g: g * masks[name],
 }
 
 
@@ -365,19 +365,35 @@ def test_masks_of_gradients_are_refused_and_the_event_is_undone(way):
 
 
 def test_masks_that_on_prune_cuts_and_hooks_that_fit_any_shape_are_fine():
+    module = Classifier()
+    masks = {name: torch.ones_like(p) for name, p in module.named_parameters()}
+
     class Cuts(CoresetPruningCallback):
         def on_prune(self, plan, trainer, pl_module):
             for change in plan.changes:
                 for dim, kept in change.kept.items():
-                    pl_module.masks[change.name] = pl_module.masks[change.name].index_select(dim, kept)
+                    masks[change.name] = masks[change.name].index_select(dim, kept)
 
-    module = Masked(WAYS["attribute"])
-    for p in module.parameters():
+    for name, p in module.named_parameters():
+        p.register_hook(lambda gradient, name=name: gradient * masks[name])
         p.register_hook(lambda gradient, p=p: gradient * (p != 0))
         p.register_hook(lambda gradient: gradient * HALF)
     original = count_params(module)
     fit(module, Cuts(schedule={1: 0.5}, verbose=False, eval_batches=0))
     assert count_params(module) < original
+
+
+def test_masks_that_the_module_keeps_are_cut():
+    module = Classifier()
+    module.masks = {name: torch.ones_like(p) for name, p in module.named_parameters()}
+    for name, p in module.named_parameters():
+        p.register_hook(lambda g, name=name: g * module.masks[name])
+    original = count_params(module)
+    fit(module, pruning())
+    assert count_params(module) < original
+    assert {name: mask.shape for name, mask in module.masks.items()} == {
+        n: p.shape for n, p in module.named_parameters()
+    }
 
 
 def test_the_guard_gives_back_what_optimizers_keep_elsewhere():
