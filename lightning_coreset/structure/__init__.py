@@ -8,7 +8,15 @@ from lightning_coreset.structure.activations import register_activation
 from lightning_coreset.structure.collectives import local_collectives
 from lightning_coreset.structure.completion import Completion
 from lightning_coreset.structure.derivatives import StandInDerivatives, run_with_derivatives
-from lightning_coreset.structure.example import Example, ExampleInputs, Examples, RunMode, as_examples, output_tensors
+from lightning_coreset.structure.example import (
+    Example,
+    ExampleInputs,
+    Examples,
+    RunMode,
+    StepOutputs,
+    as_examples,
+    output_tensors,
+)
 from lightning_coreset.structure.find import Heads, Structure, analyse, find_groups
 from lightning_coreset.structure.labels import ChannelLabels, Statistic, TensorInfo
 from lightning_coreset.structure.op_call import OpCall
@@ -72,6 +80,7 @@ __all__ = [
     "Statistic",
     "Step",
     "StepKind",
+    "StepOutputs",
     "Structure",
     "TensorInfo",
     "Untrained",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -62,6 +62,18 @@ _ON_THE_WAY = ("hidden_state", "hidden_states", "attentions", "past_key_values",
 
 def _on_the_way(name: str, value: Any) -> bool:
     return _is_model_output(value) or name.endswith(_ON_THE_WAY)
+
+
+class StepOutputs(NamedTuple):
+    """What a step of training makes.
+
+    Attributes:
+        numbers: What it returns and logs. Single numbers among them are losses, parts of these, and measurements.
+        features: What the network's own ``forward`` returned within it, of which others make use.
+    """
+
+    numbers: Sequence[Tensor]
+    features: Sequence[Tensor] = ()
 
 
 @dataclass(frozen=True, eq=False)

@@ -73,6 +73,7 @@ class Statistic:
         normalizes: Whether it may meet the channels again, as the mean of a normalisation does.
         sums: Whether it is a sum, which the network may divide by a number of channels that it keeps.
         penalty: Whether it is made of parameters alone, so that it may reach an output as a single number.
+        joins_loss: Whether it is made of activations and has only met numbers since, so that it may be added to a loss.
     """
 
     labels: Tensor
@@ -80,6 +81,7 @@ class Statistic:
     normalizes: bool = True
     sums: bool = False
     penalty: bool = False
+    joins_loss: bool = False
 
 
 @dataclass(frozen=True, eq=False)

@@ -26,6 +26,7 @@ from lightning_coreset.structure.labels import (
 )
 from lightning_coreset.structure.layer_records import LayerRecords, Paths
 from lightning_coreset.structure.lazy_execution import LazyExecutor
+from lightning_coreset.structure.loss_terms import note_terms
 from lightning_coreset.structure.op_call import OpCall, tensors_among
 from lightning_coreset.structure.penalties import follow_as_penalty, note_alike
 from lightning_coreset.structure.records import WeightNorm, layer_of
@@ -68,6 +69,8 @@ class Propagation(DispatchMode):
         queries: Of every product of queries and keys, what is known of the queries.
         pieces: With ``unequal_pieces``, the labels of each piece; classes of different pieces are different groups.
         alike: Tensors that the code has made alike for all rows and columns, as an identity matrix is.
+        terms: Tensors that are made of activations in another way than as statistics over channels.
+        read_terms: Statistics in numbers that the code has read, which may be losses.
         modules: All modules of the network by qualified name.
         owners: The module that holds each parameter and buffer, or the weight that is made of it.
         copies: Copies of parts of the network: the same dimensions of copy and original live and die together.
@@ -110,6 +113,8 @@ class Propagation(DispatchMode):
         self.used: set[str] = set()
         self.followed: list[tuple[RunMode, ...]] = []
         self.alike: IdentityWeakMap[bool] = IdentityWeakMap()
+        self.terms: IdentityWeakMap[bool] = IdentityWeakMap()
+        self.read_terms: list[Statistic] = []
         self._find_rule = find_rule
         self._unsupported = unsupported
         self._known: IdentityWeakMap[TensorInfo] = IdentityWeakMap()
@@ -325,6 +330,7 @@ class Propagation(DispatchMode):
             self._known[result] = TensorInfo(uniform=True)
         elif any(tensor in self._known for tensor in tensors):
             self._follow(OpCall.read(func, args, kwargs, tensors, result))
+        note_terms(self, func, tensors, result)
         return result
 
     def _follow(self, call: OpCall) -> None:

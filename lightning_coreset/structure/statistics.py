@@ -11,20 +11,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from lightning_coreset.structure.labels import ChannelLabels, Statistic, TensorInfo, pin_all, unite_along
+from lightning_coreset.structure.loss_terms import gathers_terms, is_read_loss, meets_only_numbers
 from lightning_coreset.structure.op_call import OpCall
 from lightning_coreset.structure.penalties import hold, pass_penalties
 
 if TYPE_CHECKING:
     from lightning_coreset.structure.propagation import Propagation, Rule
-
-REDUCTIONS = frozenset({"mean", "sum", "var", "std", "var_mean", "std_mean", "norm", "linalg_vector_norm"})
-"""Reductions by which networks normalise."""
 
 
 def take_statistic(
@@ -62,10 +61,14 @@ def check_statistics(propagation: Propagation, call: OpCall, rule: Rule) -> list
     entering = [statistic for tensor in call.tensors for statistic in propagation.info(tensor).statistics]
     if not entering or getattr(rule, "passes_statistics", False):
         return entering
+    gathered = gathers_terms(propagation, call)
     for one in entering:
-        if not one.penalty:
+        if one.joins_loss and is_read_loss(propagation, call):
+            propagation.read_terms.append(one)
+        elif not (one.penalty or (one.joins_loss and gathered)):
             hold(propagation, one, f"enters {call.title}")
-    return [one for one in entering if one.penalty]  # of which the results will tell
+    # Of what is left the results will tell.
+    return [one for one in entering if one.penalty or (one.joins_loss and gathered)]
 
 
 def pass_statistics(propagation: Propagation, call: OpCall, entering: Sequence[Statistic]) -> list[Statistic]:
@@ -79,12 +82,15 @@ def pass_statistics(propagation: Propagation, call: OpCall, entering: Sequence[S
     _block_averages(propagation, call, entering)
     axes = [axis for tensor in call.tensors for axis in propagation.info(tensor).channel_labels]
     met = [_classes(propagation, axis.labels) for axis in axes]
+    goes_on = meets_only_numbers(propagation, call)
     left = []
     for one in {id(one): one for one in entering}.values():
         if one.normalizes and any(torch.equal(_classes(propagation, one.labels), classes) for classes in met):
             propagation.normalized.append(one.labels)
         else:
-            left.append(one)
+            left.append(one if goes_on else replace(one, joins_loss=False))
+    if gathers_terms(propagation, call):  # a sum over samples normalises nothing
+        left = [replace(one, normalizes=False) for one in left]
     return [*left, *pass_penalties(propagation, call, penalties)] if penalties else left
 
 

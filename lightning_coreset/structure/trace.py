@@ -23,6 +23,7 @@ from lightning_coreset.structure.attention import followed_attention
 from lightning_coreset.structure.collectives import local_collectives
 from lightning_coreset.structure.derivatives import StandInDerivatives
 from lightning_coreset.structure.example import BOTH_MODES, Example, Examples, RunMode, as_examples, output_tensors
+from lightning_coreset.structure.loss_terms import end_terms
 from lightning_coreset.structure.penalties import end_penalties
 from lightning_coreset.structure.propagation import Propagation
 from lightning_coreset.structure.registry import find_rule
@@ -127,6 +128,7 @@ def _run(engine: Propagation, model: nn.Module, example: Example) -> None:
         derivatives = StandInDerivatives(engine.note_derivative)
         with engine.executor.running(), FollowedWeightNorms(engine), derivatives, engine, local_collectives():
             outputs = example.run(model, example.inputs)
+        end_terms(engine, outputs)
         for tensor in output_tensors(outputs):
             end_penalties(engine, tensor)
             engine.block(tensor, "reaches the network's output")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_coreset.structure import OpCall
-from lightning_coreset.structure.statistics import REDUCTIONS
+from lightning_coreset.structure.loss_terms import REDUCTIONS
 
 _NORMS = frozenset({"native_layer_norm", "_fused_rms_norm", "native_group_norm"})
 _PRODUCTS = {"bmm": 0, "mm": 0, "baddbmm": 1, "addmm": 1}

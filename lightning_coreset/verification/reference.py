@@ -87,7 +87,11 @@ def tables(tensors: Mapping[str, Tensor], groups: Iterable[ChannelGroup]) -> dic
 
 
 def twin_run(
-    tensors: Mapping[str, Tensor], before: Mapping[str, Tensor], groups: Sequence[ChannelGroup], removed: Removed
+    tensors: Mapping[str, Tensor],
+    before: Mapping[str, Tensor],
+    groups: Sequence[ChannelGroup],
+    removed: Removed,
+    reduced: bool = False,
 ) -> TwinRun:
     """A run in two versions, which differ in what makes the removed classes.
 
@@ -96,13 +100,14 @@ def twin_run(
         before: The :func:`tables` of the network before that.
         groups: The groups.
         removed: What goes of them.
+        reduced: Whether the network may reduce over channels that it does not normalise, as a penalty does.
     """
     layouts: dict[tuple[str, int], Tensor] = {}
     making: dict[str, list[tuple[Member, Tensor]]] = {}
     reading: dict[str, list[tuple[Member, Tensor]]] = {}
-    normalized = any(group.normalized for group in groups)
+    known_layouts = reduced or any(group.normalized for group in groups)
     for member, index in (found for group in groups for found in _positions(group.members, removed[group.name])):
-        if normalized:
+        if known_layouts:
             nothing = torch.zeros(tensors[member.name].shape[member.dim], dtype=torch.bool)
             layouts.setdefault((member.name, member.dim), nothing)[index] = True
         if tensors[member.name].is_floating_point():

@@ -17,6 +17,7 @@ from lightning_coreset.structure import (
     Examples,
     RunMode,
     StandInDerivatives,
+    StepOutputs,
     as_examples,
     local_collectives,
     output_tensors,
@@ -99,6 +100,7 @@ class Trial:
     def _read(self, examples: Sequence[Example]) -> None:
         """Find the runs that work in this precision: the first of every example, and those in training mode as well."""
         self.model.to(self.dtype)
+        self._runs_steps = False  # which may add penalties on activations to a loss
         self._runs: list[_Run] = []
         self._runs_in_training: list[_Run] = []
         for example in examples:
@@ -244,7 +246,7 @@ class Trial:
         with kept_weights(fixed.tensors, consumers):
             before = tables(fixed.tensors, groups)
             zero_consumers_(fixed.tensors, groups, removed)
-            twins = twin_run(fixed.tensors, before, groups, removed)
+            twins = twin_run(fixed.tensors, before, groups, removed, reduced=self._runs_steps)
             outputs = self.run(modes=[fixed, twins, choices])
         disturbed = [twins.twin(tensor) for tensor in outputs]
         return outputs, [tensor if twin is None else twin for tensor, twin in zip(outputs, disturbed, strict=True)]
@@ -285,6 +287,7 @@ class Trial:
                 set_mode(model, run.mode)
                 seed_everything(model)
                 found = run.example.run(model, run.example.inputs)
+                self._runs_steps |= isinstance(found, StepOutputs)
                 outputs += [tensor.clone() for tensor in output_tensors(found) if tensor.is_floating_point()]
         return outputs
 

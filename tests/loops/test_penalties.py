@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_coreset import CoresetPruningCallback
-from lightning_coreset.structure import Example, analyse
+from lightning_coreset.structure import Example, StepOutputs, Structure, analyse
 from lightning_coreset.verification import failing_groups, tried_groups
 
 
@@ -200,6 +200,217 @@ class Penalised(Classifier):
 def test_training(given):
     module = Penalised()
     module.example_input_array = torch.zeros(2, 8) if given else None
+    callback = CoresetPruningCallback(0.5, schedule={1: 0.5}, verbose=False)
+    make_trainer(callback, max_epochs=2).fit(module, make_loader(8))
+    assert widths(module)["net.0"][1] < 32
+    assert {group.method for group in callback.plans[0].groups} == {"reconstruction"}
+
+
+def kl(hidden: Tensor) -> Tensor:
+    rate = hidden.sigmoid().mean(0)
+    return (0.05 * torch.log(0.05 / rate) + 0.95 * torch.log(0.95 / (1 - rate))).sum()
+
+
+def entropy(hidden: Tensor) -> Tensor:
+    share = hidden.sigmoid()
+    return -(share * torch.log(share + 1e-8)).sum(1).mean()
+
+
+ON_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "l1, mean": lambda h: h.abs().mean(),
+    "l1, sum": lambda h: h.abs().sum(),
+    "l1, by sample": lambda h: h.abs().sum(1).mean(),
+    "l1, by samples": lambda h: h.abs().sum() / len(h),
+    "l1, detached too": lambda h: h.abs().mean() / (1 + h.abs().mean().detach()),
+    "l2": lambda h: h.pow(2).sum(),
+    "l2, mean": lambda h: h.square().mean(),
+    "l2, by sample": lambda h: h.pow(2).sum(1).sqrt().mean(),
+    "norm": lambda h: h.norm(),
+    "norm, by sample": lambda h: h.norm(dim=1).mean(),
+    "sparsity": kl,
+    "entropy": entropy,
+    "variance": lambda h: h.var(0).mean(),
+    "variance, of all": lambda h: h.var(),
+    "deviation": lambda h: torch.relu(1 - h.std(0)).mean(),
+    "of two": lambda h: torch.stack([h.abs().mean(), h.square().mean()]).sum(),
+    "ratio": lambda h: h.abs().sum() / h.norm(),
+}
+
+
+class Hidden(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second, self.last = nn.Linear(8, 12), nn.Linear(12, 10), nn.Linear(10, 3)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        hidden = self.first(x).relu()
+        return self.last(self.second(hidden).relu()), hidden
+
+
+Loss = Callable[[Hidden, Tensor, Tensor], Tensor]
+
+
+def step_of(function: Loss) -> Example:
+    generator = torch.Generator().manual_seed(0)
+
+    def step(net: nn.Module, batch: tuple[Tensor, Tensor]) -> StepOutputs:
+        return StepOutputs([function(net, *batch)])  # type: ignore[arg-type]
+
+    return Example((torch.randn(9, 8, generator=generator), torch.arange(9) % 3), step, 9)
+
+
+def penalised(penalty: Callable[[Tensor], Tensor] | None, factor: float = 1e-2) -> Example:
+    def loss(net: Hidden, x: Tensor, y: Tensor) -> Tensor:
+        logits, hidden = net(x)
+        loss = F.cross_entropy(logits, y)
+        return loss if penalty is None else loss + factor * penalty(hidden)
+
+    return step_of(loss)
+
+
+def as_found(found: Structure) -> list[object]:
+    return [(group.name, group.paths, group.members, group.normalized) for group in found.groups]
+
+
+@pytest.mark.parametrize("name", ON_ACTIVATIONS)
+def test_prunes_as_without_a_penalty_on_activations(name):
+    net = Hidden()
+    example = penalised(ON_ACTIVATIONS[name])
+    expected, found = analyse(net, penalised(None)), analyse(net, example)
+    assert [group.name for group in expected.groups] == ["first", "second"]
+    assert as_found(found) == as_found(expected)
+    assert found.macs == expected.macs
+    assert tried_groups(net, found.groups, example) == (found.groups, {})
+
+
+@pytest.mark.parametrize("factor", [1e-4, 1e2])
+@pytest.mark.parametrize("name", ["l1, mean", "l2", "sparsity"])
+def test_a_wrong_cut_is_found_beside_a_penalty_on_activations(name, factor):
+    net = Hidden()
+    example = penalised(ON_ACTIVATIONS[name], factor)
+    group = analyse(net, example).groups[0]
+    last = group.members[-1]
+    assert last.role == "consumer"
+    wrong = replace(group, members=(*group.members[:-1], replace(last, index=(*last.index[1:], last.index[0]))))
+    assert failing_groups(net, [wrong], example).keys() == {"first"}
+
+
+def scaled(net: Hidden, x: Tensor, y: Tensor) -> Tensor:
+    hidden = net.first(x).relu()
+    second = net.second(hidden).relu() * hidden.mean(1, keepdim=True)
+    return F.cross_entropy(net.last(second), y)
+
+
+def scaled_by_all(net: Hidden, x: Tensor, y: Tensor) -> Tensor:
+    hidden = net.first(x).relu()
+    return F.cross_entropy(net.last(net.second(hidden).relu()) * hidden.mean(), y)
+
+
+def into_a_layer(net: Hidden, x: Tensor, y: Tensor) -> Tensor:
+    hidden = net.first(x).relu()
+    second = net.second(hidden).relu()
+    return F.cross_entropy(net.last(second + F.linear(hidden.mean(1, keepdim=True), torch.ones(10, 1))), y)
+
+
+def a_score(net: Hidden, x: Tensor, y: Tensor) -> Tensor:
+    logits, hidden = net(x)
+    return F.cross_entropy(logits, y) + (hidden.sum(1) - y).square().mean()
+
+
+def a_weight_of_losses(net: Hidden, x: Tensor, y: Tensor) -> Tensor:
+    logits, hidden = net(x)
+    return F.cross_entropy(logits, y) * hidden.mean() + F.cross_entropy(logits, y)
+
+
+def a_weight_of_all(net: Hidden, x: Tensor, y: Tensor) -> Tensor:
+    logits, hidden = net(x)
+    return (F.cross_entropy(logits, y) + hidden.mean()) * hidden.mean()
+
+
+def a_number(net: Hidden, x: Tensor, y: Tensor) -> Tensor:
+    hidden = net.first(x).relu()
+    logits = net.last(net.second(hidden).relu())
+    return F.cross_entropy(logits * hidden.mean().item(), y) + hidden.mean()
+
+
+def a_number_with_others(net: Hidden, x: Tensor, y: Tensor) -> Tensor:
+    logits, hidden = net(x)
+    return F.cross_entropy(logits, y) * (logits.sum() + hidden.mean()).item()
+
+
+def a_weight_of_samples(net: Hidden, x: Tensor, y: Tensor) -> Tensor:
+    logits, hidden = net(x)
+    return (F.cross_entropy(logits, y, reduction="none") * hidden.mean(1)).mean() + F.cross_entropy(logits, y)
+
+
+def part_of_a_logit(net: Hidden, x: Tensor, y: Tensor) -> Tensor:
+    logits, hidden = net(x)
+    return F.softplus(logits[:, 0] + hidden.sum(1)).mean() + F.cross_entropy(logits, y)
+
+
+def alone(net: Hidden, x: Tensor, y: Tensor) -> Tensor:
+    hidden = net.first(x).relu()
+    return hidden.pow(2).mean() + net.second(hidden).mean()
+
+
+FEATURES: list[Loss] = [
+    *(
+        scaled,
+        scaled_by_all,
+        into_a_layer,
+        a_score,
+        a_weight_of_losses,
+        a_weight_of_all,
+        a_number,
+        a_number_with_others,
+        a_weight_of_samples,
+        part_of_a_logit,
+        alone,
+    )
+]
+
+
+@pytest.mark.parametrize("loss", FEATURES)
+def test_a_mean_that_is_used_otherwise_holds_its_channels(loss):
+    structure = analyse(Hidden(), step_of(loss))
+    assert "first" not in [group.name for group in structure.groups]
+    assert "is reduced over by aten." in structure.refused["first"]
+
+
+def test_what_forward_returns_within_a_step_holds_its_channels():
+    def step(net: nn.Module, batch: Tensor) -> StepOutputs:
+        logits, hidden = net(batch)
+        mean = hidden.mean()
+        return StepOutputs([logits.logsumexp(1).mean() + mean], [mean])
+
+    structure = analyse(Hidden(), Example(torch.randn(9, 8), step, 9))
+    assert [group.name for group in structure.groups] == ["second"]
+
+
+def test_a_plain_network_that_returns_such_a_sum_holds_its_channels():
+    def run(net: nn.Module, batch: Tensor) -> Tensor:
+        logits, hidden = net(batch)
+        return logits.logsumexp(1).mean() + hidden.mean()
+
+    structure = analyse(Hidden(), Example(torch.randn(9, 8), run, 9))
+    assert [group.name for group in structure.groups] == ["second"]
+
+
+class Sparse(Classifier):
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        hidden = self.net[:2](batch[0])
+        loss = F.cross_entropy(self.net[2:](hidden), batch[1])
+        penalty = hidden.abs().mean()
+        self.log("penalty", penalty)
+        loss = loss + 1e-3 * penalty
+        self.log("total", loss.item())
+        return loss
+
+
+def test_training_with_a_penalty_on_activations():
+    module = Sparse()
+    module.example_input_array = None
     callback = CoresetPruningCallback(0.5, schedule={1: 0.5}, verbose=False)
     make_trainer(callback, max_epochs=2).fit(module, make_loader(8))
     assert widths(module)["net.0"][1] < 32

@@ -10,9 +10,10 @@ import math
 from torch import Tensor
 
 from lightning_coreset.structure.labels import ChannelLabels, Statistic, TensorInfo
+from lightning_coreset.structure.loss_terms import REDUCTIONS
 from lightning_coreset.structure.penalties import take_penalty
 from lightning_coreset.structure.propagation import OpCall, Propagation, Rule
-from lightning_coreset.structure.statistics import REDUCTIONS, take_statistic
+from lightning_coreset.structure.statistics import take_statistic
 from lightning_coreset.structure.steps import Step, StepKind
 
 _REDUCING = """
@@ -50,7 +51,9 @@ def reduce(propagation: Propagation, call: OpCall) -> None:
         axes, statistics = take_penalty(propagation, source, dims, reason)
     elif call.name in REDUCTIONS:
         axes, normalized = take_statistic(propagation, source, dims, reason)
-        statistics = tuple(Statistic(axis.flat, reason, sums=call.name == "sum") for axis in normalized)
+        statistics = tuple(
+            Statistic(axis.flat, reason, sums=call.name == "sum", joins_loss=True) for axis in normalized
+        )
     else:
         axes, statistics = propagation.pin_dims(source, dims, reason), ()
     if statistics:

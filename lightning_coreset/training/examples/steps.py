@@ -11,7 +11,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor, nn
 
-from lightning_coreset.structure import output_tensors
+from lightning_coreset.structure import StepOutputs, output_tensors
 from lightning_coreset.training.examples.batches import fresh
 from lightning_coreset.training.examples.moment import Moment
 
@@ -40,7 +40,7 @@ class StepRun:
     moment: Moment | None = None
     calls_forward: bool = field(default=False, init=False)
 
-    def __call__(self, module: nn.Module, batch: Any) -> list[Tensor]:
+    def __call__(self, module: nn.Module, batch: Any) -> StepOutputs | list[Tensor]:
         """Run it on a copy of the batch."""
         with (
             self.moment.again(module) if self.moment is not None else nullcontext(),
@@ -49,7 +49,9 @@ class StepRun:
         ):
             result = run_step(module, self.hook, fresh(batch), self.batch_idx, self.dataloader_idx)
         self.calls_forward |= bool(returned)
-        return [tensor for part in (result, *returned, logged) for tensor in output_tensors(part)]
+        features = [tensor for part in returned for tensor in output_tensors(part)]
+        numbers = [tensor for part in (result, logged) for tensor in output_tensors(part)]
+        return [*numbers, *features] if self.hook == "predict_step" else StepOutputs(numbers, features)
 
 
 def run_step(module: nn.Module, hook: str, batch: Any, batch_idx: int = 0, dataloader_idx: int | None = None) -> Any:
