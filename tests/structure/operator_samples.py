@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from lightning_coreset.structure import plain_execution
 from lightning_coreset.structure.labels import ChannelLabels, TensorInfo
 from lightning_coreset.structure.op_call import OpCall
+from lightning_coreset.structure.penalties import hold
 from lightning_coreset.structure.propagation import Propagation
 from lightning_coreset.structure.registry import find_rule
 from lightning_coreset.verification.twin import TwinRun
@@ -122,6 +123,8 @@ def _verdict(op: Any, inputs: Inputs, labelled: Labelled, constant: bool) -> tup
     if engine.arbitrary or any(one.layout != torch.strided for one in results):
         return "cannot be compared", set()
     infos = [engine.info(result) for result in results]
+    for penalty in (one for info in infos for one in info.statistics if one.penalty):
+        hold(engine, penalty, "is used")  # as everything but a loss does
     root = _removable(engine)
     if root is None:
         return "blocked", set()
