@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -10,13 +10,15 @@ from typing import Any, TypeAlias
 from torch import Tensor, nn
 
 from lightning_coreset._compat import own_buffers, own_parameters
-from lightning_coreset.held_tensors import Path, TensorCollection, held_by, path_name
+from lightning_coreset.held_tensors import Path, TensorCollection, follow_path, held_by, path_name
 from lightning_coreset.module_specs import module_spec
 from lightning_coreset.training.mirrors import Match, Mirrors
 
 _LISTS = (nn.ParameterList, nn.ParameterDict)
 _HISTORY = 2
-"""More copies of the same weights side by side are a record of training, which stays as it is."""
+"""More copies of the same weights side by side are a record of training, which stays as it is; and so is a list of
+state dicts, for it grows.
+"""
 _SEVERAL = 3
 """Fewer buffers only mirror weights of their own module, such as ``ema_weight``."""
 
@@ -101,7 +103,10 @@ def held_shadows(root: Any, model: nn.Module, mirrors: Mirrors, prefix: str = ""
     )
     shadows = []
     for one, match in zip(collections, matches, strict=True):
-        if lying[one.path[:-1], tuple(one.tensors)] > _HISTORY:
+        alongside = lying[one.path[:-1], tuple(one.tensors)]
+        holder, by_name = follow_path(root, one.path[:-1]), all(isinstance(key, str) for key in one.tensors)
+        is_record = by_name and isinstance(holder, list | deque) and alongside == len(holder)
+        if is_record or alongside > _HISTORY:
             continue
         for part in match or alike.get(tuple(one.tensors), ()):
             if all(mirrors.fits(one.tensors[key], full) for key, full in part.names.items()):
