@@ -201,16 +201,16 @@ def test_auxiliary_head_of_training_keeps_its_input() -> None:
     assert [member.name for member in first.by_role("consumer")] == ["second.weight", "aux.weight"]
 
 
-MODES: list[tuple[str, bool]] = []  # what the network holds, closures of its hooks included, is put back
+calls_seen: list[tuple[str, bool]] = []  # what the network holds, closures of its hooks included, is put back
 
 
 def test_the_network_runs_once_in_each_mode() -> None:
-    MODES.clear()
+    calls_seen.clear()
     model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Dropout(), nn.Linear(6, 2))
     for module in model:
-        module.register_forward_pre_hook(lambda module, _: MODES.append((type(module).__name__, module.training)))
+        module.register_forward_pre_hook(lambda module, _: calls_seen.append((type(module).__name__, module.training)))
     find_groups(model, torch.randn(3, 4))
-    assert MODES == [
+    assert calls_seen == [
         *(("Linear", False), ("BatchNorm1d", False), ("Dropout", False), ("Linear", False)),
         *(("Linear", True), ("BatchNorm1d", False), ("Dropout", False), ("Linear", True)),
     ]
