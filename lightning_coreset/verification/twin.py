@@ -18,6 +18,7 @@ from lightning_coreset.structure import OpCall
 from lightning_coreset.structure.op_call import tensors_among
 from lightning_coreset.structure.weak_map import IdentityWeakMap
 from lightning_coreset.verification.choices import differ_by_rounding, is_choice
+from lightning_coreset.verification.data_attribute import SharedData
 from lightning_coreset.verification.kept_only import (
     channels_left_out,
     product_without,
@@ -54,6 +55,8 @@ class TwinRun(DispatchMode):
             self._given[id(twin)] = twin
         self._new: list[Tensor] = []  # tensors that got a twin when they were written into
         self._before: list[tuple[Tensor, Tensor]] = []  # twins that were given and written into, and their copies
+        self._assigned: list[tuple[Tensor, Tensor | None]] = []  # tensors whose data was replaced, with their twins
+        self._data = SharedData(self)
         for tensor, versions in looked_up:
             self._looked_up[tensor] = versions
 
@@ -63,8 +66,16 @@ class TwinRun(DispatchMode):
             self._twins.forget(tensor)
         for twin, content in self._before:
             twin.copy_(content)
+        for tensor, twin in reversed(self._assigned):
+            if twin is None:
+                self._twins.forget(tensor)
+            else:
+                self._twins[tensor] = twin
         self._new.clear()
-        return super().__enter__()
+        self._assigned.clear()
+        super().__enter__()
+        self._data.__enter__()
+        return self
 
     def twin(self, tensor: Tensor) -> Tensor | None:
         """The tensor in the second run; ``None`` where the runs do not differ."""
@@ -76,6 +87,27 @@ class TwinRun(DispatchMode):
         # A view that is older than the twin of what it shows.
         offset = tensor.storage_offset() - base.storage_offset() + twin.storage_offset()
         return twin.as_strided(tensor.shape, tensor.stride(), offset)
+
+    def share_data(self, data: Tensor, tensor: Tensor) -> None:
+        """What ``tensor.data`` gave has the data of the tensor's twin for its twin."""
+        twin = self.twin(tensor)
+        if twin is not None:
+            self._keep(tensor)  # it may be written into
+            self._twins[data] = twin.data
+
+    def assign_data(self, tensor: Tensor, data: Tensor) -> None:
+        """``tensor.data = data``: the twin is that of the new data from now on, for this run."""
+        self._assigned.append((tensor, self._twins.get(tensor)))
+        twin = self.twin(data)
+        if twin is None:
+            self._twins.forget(tensor)
+        else:
+            self._twins[tensor] = twin
+
+    def __exit__(self, *exception: Any) -> None:
+        """End a run."""
+        self._data.__exit__(*exception)
+        super().__exit__(*exception)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operation, and its twin."""

@@ -475,3 +475,30 @@ def test_averages_in_the_step_are_followed(update):
     assert {member.name for member in group.with_copies.members} >= {"target.0.weight", "target.2.weight"}
     for one in coupled if update != "new data" else ():  # of which no operation writes into the parameter
         assert {member.name for member in one.members} == {member.name for member in group.with_copies.members}
+
+
+class AssignsData(pl.LightningModule):
+    """Updates its momentum encoder in the step by assigning to ``data``, as MoCo's own code does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.online = mlp(8, 16, 12, 3)
+        self.target = copy.deepcopy(self.online).requires_grad_(False)
+
+    def training_step(self, batch, batch_idx):
+        for own, average in zip(self.online.parameters(), self.target.parameters(), strict=True):
+            average.data = average.data * 0.9 + own.data * 0.1
+        return (self.online(batch[0]) - self.target(batch[0])).square().mean()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.online.parameters(), 0.01)
+
+
+def test_an_average_that_is_assigned_to_data_in_the_step():
+    module = AssignsData()
+    make_trainer(CoresetPruningCallback(0.5, schedule={1: 0.5}, verbose=False), max_epochs=2).fit(
+        module, make_loader(8)
+    )
+    assert module.online[0].out_features < 16
+    shapes = [[tuple(one.shape) for one in part.parameters()] for part in (module.online, module.target)]
+    assert shapes[0] == shapes[1]
