@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from torch import Tensor, nn
 
-from lightning_coreset._compat import is_torch_loss, own_tensors
+from lightning_coreset._compat import is_torch_loss, own_parameters, own_tensors
 from lightning_coreset.module_specs import module_spec
 from lightning_coreset.planning.layer_rules import Rule, matches
 from lightning_coreset.structure import ChannelGroup, layer_of
@@ -41,6 +41,9 @@ def layers_that_never_ran(
         path
         for path, tensors in layers_with_tensors(model).items()
         if accounted.isdisjoint(tensors)
+        # The network's own, and buffers alone, such as class weights or a queue, are data and no layer.
+        and path
+        and own_parameters(modules[path])
         and not f"{path}.".startswith(exempt)
         and module_spec(modules[path]).reads != "indices"
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pytest
@@ -323,3 +324,21 @@ def test_no_false_alarm():
         module, make_loader(8), make_loader(8)
     )
     assert widths(module)["net.0"][1] == 16
+
+
+class WithData(Classifier):
+    """Holds buffers that no step uses and whose sizes are those of layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("statistics", torch.zeros(32))
+        self.queue = nn.Module()
+        self.queue.register_buffer("entries", torch.zeros(24, 8))
+
+
+def test_buffers_that_no_step_uses_are_data():
+    callback = CoresetPruningCallback(0.5, schedule={1: 0.5}, verbose=False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*ran in no step.*")
+        make_trainer(callback, max_epochs=2).fit(WithData(), make_loader(8))
+    assert len(callback.plans) == 1

@@ -60,14 +60,6 @@ FOLLOWED: dict[str, Callable[[Tensor], Tensor]] = {
     "mean of messages": lambda h: torch.zeros_like(h).scatter_reduce(
         0, spread(TO, h), h[FROM], "mean", include_self=False
     ),
-    "index_add": lambda h: torch.zeros_like(h).index_add(0, TO, h[FROM]),
-    "index_add in place": lambda h: torch.zeros(h.shape).index_add_(0, TO, h[FROM]),
-    "index_copy": lambda h: torch.zeros_like(h).index_copy(0, ORDER, h),
-    "index_fill": lambda h: h.index_fill(0, ORDER[:3], 0.0),
-    "index_put": lambda h: torch.zeros_like(h).index_put((ORDER,), h),
-    "rows assigned": lambda h: torch.zeros_like(h).index_put_((TO,), h[FROM], accumulate=True),
-    "rows set to one row": lambda h: h.index_put((ORDER[:2],), h[:1]),
-    "masked rows": lambda h: h.index_put((ORDER > 5,), h[ORDER > 5] * 2),
     "masked_scatter": lambda h: h.masked_scatter((ORDER > 5)[:, None].expand_as(h), h.flip(0)),
     "slice_scatter": lambda h: h.slice_scatter(h[:4] * 2, 0, 4, 8),
     "select_scatter": lambda h: h.select_scatter(h[3] * 2, 0, 5),
@@ -91,6 +83,8 @@ HELD: dict[str, Callable[[Tensor], Tensor]] = {
     ),
     "only the first channels": lambda h: nn.functional.pad(h.gather(0, spread(ORDER, h)[:, :3]), (0, WIDTH - 3)),
     "along channels": lambda h: h.gather(1, torch.arange(WIDTH).flip(0).expand(ROWS, -1)),
+    "rows added": lambda h: torch.zeros_like(h).index_add(0, TO, h[FROM]),
+    "rows assigned": lambda h: torch.zeros_like(h).index_put((ORDER,), h),
     "added along channels": lambda h: torch.zeros_like(h).index_add(1, torch.arange(WIDTH) // 2, h),
     "a mask of its own for each channel": lambda h: h.masked_scatter(torch.eye(ROWS, WIDTH).bool(), h),
     "distances": lambda h: torch.cdist(h, h)[:, :WIDTH],

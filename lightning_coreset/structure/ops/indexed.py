@@ -1,4 +1,8 @@
-"""Rows moved by index: nodes, points and pixels are gathered, scattered and added up, while channels stay in place."""
+"""Rows moved by index: nodes, points and pixels are gathered, scattered and added up, while channels stay in place.
+
+``index_add`` and ``index_put`` have no rule on purpose. Code that routes rows to experts writes their results by these,
+and an expert that no row of the example reaches would keep its width.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,7 @@ from lightning_coreset.structure.steps import Step, StepKind
 _ADDING = Step(StepKind.POSITIONS, (None,))
 """How many rows are added up depends on the index."""
 
-_BROADCASTING = frozenset({"index_put", "_index_put_impl", "_unsafe_index_put", "masked_scatter"})
+_BROADCASTING = frozenset({"masked_scatter"})
 
 
 def gather(propagation: Propagation, call: OpCall) -> None:
@@ -29,29 +33,6 @@ def scatter(propagation: Propagation, call: OpCall) -> None:
     target = call.args[0]
     operands = (target, call.arguments["index"], *_tensors(call, "src", "value"))
     _follow(propagation, call, operands, {int(call.arguments["dim"]) % max(target.dim(), 1)}, _scatter_step(call))
-
-
-def index_rows(propagation: Propagation, call: OpCall) -> None:
-    """``index_add(x, dim, index, source)`` and its like: whole slices along ``dim``."""
-    target = call.args[0]
-    propagation.block(call.arguments["index"], f"says where {call.title} writes")
-    operands = (target, *_tensors(call, "source", "value"))
-    _follow(propagation, call, operands, {int(call.arguments["dim"]) % max(target.dim(), 1)}, _scatter_step(call))
-
-
-def index_put(propagation: Propagation, call: OpCall) -> None:
-    """``x[rows] = values``: dimensions behind the indexed ones stay in place."""
-    target, values = call.args[0], call.arguments["values"]
-    end, dim = 0, 0
-    for index in call.arguments["indices"]:
-        if index is not None:
-            propagation.block(index, "is an index")
-        dim += index.dim() if index is not None and index.dtype in (torch.bool, torch.uint8) else 1
-        end = dim if index is not None else end
-    if values.dim() > target.dim():
-        propagation.refuse(call, f"is written by {call.title} in a form that cannot be followed")
-        return
-    _follow(propagation, call, (target, values), set(range(end)), _ADDING if call.arguments["accumulate"] else None)
 
 
 def replace_part(propagation: Propagation, call: OpCall) -> None:
@@ -175,8 +156,6 @@ def _own(tensor: Tensor, ndim: int) -> set[int]:
 RULES: dict[str, Rule] = {
     "gather": gather,
     **dict.fromkeys(("scatter", "scatter_add", "scatter_reduce"), scatter),
-    **dict.fromkeys(("index_add", "index_copy", "index_fill", "index_reduce"), index_rows),
-    **dict.fromkeys(("index_put", "_index_put_impl", "_unsafe_index_put"), index_put),
     **dict.fromkeys(("slice_scatter", "select_scatter"), replace_part),
     "masked_scatter": masked_scatter,
     **dict.fromkeys(("max_unpool2d", "max_unpool3d"), unpool),
