@@ -24,10 +24,20 @@ def all_optimizers(trainer: pl.Trainer, pl_module: pl.LightningModule) -> list[A
     # Those that wrap others first. Lightning's wrappers of the Trainer's optimizers show a state that is known.
     for optimizer in sorted(optimizers_of(pl_module.parameters()), key=lambda each: -len(list(all_layers(each)))):
         states = {id(layer.state) for layer in innermost_first(optimizer)}
-        if not states <= known:
+        if not states <= known and not _is_outdated(optimizer):
             known |= states
             others.append(optimizer)
     return [*trainer.optimizers, *others]
+
+
+def _is_outdated(optimizer: Any) -> bool:
+    """Whether an optimizer is left from a run before, when parameters had other shapes: nothing will step it again."""
+    fits: dict[Any, set[bool]] = {}
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items() if isinstance(state, dict) and isinstance(parameter, Tensor) else ():
+            if isinstance(value, Tensor) and value.dim() == parameter.dim() > 0:
+                fits.setdefault(key, set()).add(value.shape == parameter.shape)
+    return any(len(found) == 2 for found in fits.values())  # elsewhere it has the shape of the parameter
 
 
 def copy_optimizers(trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:

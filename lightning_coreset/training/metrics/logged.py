@@ -67,7 +67,7 @@ class LoggedMetric:
         """
         number, names = self._new_value(trainer)
         self._is_missing = number is None
-        if self.is_awaited and is_final and not trainer.sanity_checking:
+        if self.is_awaited and is_final and not trainer.sanity_checking and self.name not in names:
             raise self._never_logged(names)
         return number
 
@@ -80,7 +80,7 @@ class LoggedMetric:
         if not self._is_missing:
             return None
         number, names = self._new_value(trainer)
-        if self.is_awaited:
+        if self.is_awaited and self.name not in names:
             raise self._never_logged(names)
         return number
 
