@@ -427,6 +427,17 @@ def trainer_of(pl_module: Any) -> Any:
         return None
 
 
+def belongs_to_other_strategy(optimizer: Any, strategy: Any) -> bool:
+    """Whether this is Lightning's wrapper of an optimizer of another Trainer; where that cannot be told it is not."""
+    own = getattr(optimizer, "_strategy", None)  # a weak proxy, so that it is never the same object
+    try:
+        return own is not None and own.optimizers is not strategy.optimizers
+    except ReferenceError:  # the Trainer is gone
+        return True
+    except AttributeError:
+        return False
+
+
 def batches_that_stepped(trainer: Any) -> int:
     """Batches that led to a step of an optimizer: the axis of all that Lightning logs.
 

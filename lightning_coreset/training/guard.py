@@ -74,6 +74,19 @@ class Guard:
                 "or leave max_drop out."
             )
 
+    def check_first_event(self, trainer: pl.Trainer, epoch: float) -> None:
+        """Raise ``MisconfigurationException`` if the first event comes before any validation, once training begins.
+
+        Args:
+            trainer: The Trainer.
+            epoch: The epoch at whose start it is.
+        """
+        every = trainer.check_val_every_n_epoch
+        if not self._is_on(trainer) or self._best is not None or every is None or math.isinf(epoch):
+            return
+        if (trainer.current_epoch // every + 1) * every > epoch:
+            raise self._nothing_to_compare(trainer)
+
     def watch(self, trainer: pl.Trainer, value: float | None) -> None:
         """Take in the value of a validation, or ``None`` if it has none: an old value would say nothing of the event.
 
@@ -112,6 +125,14 @@ class Guard:
             "as in metric=..."
         )
 
+    def _nothing_to_compare(self, trainer: pl.Trainer) -> MisconfigurationException:
+        start = trainer.check_val_every_n_epoch or 1
+        return MisconfigurationException(
+            f"Expected a validation that gives the {self.name} before the first pruning event, since "
+            f"max_drop={self.max_drop} compares with it, but there is none. Begin to prune later, as with "
+            f"start={start}, or let the sanity check go over all of the data with Trainer(num_sanity_val_steps=-1)."
+        )
+
     def _is_allowed(self, value: float) -> bool:
         assert self._best is not None
         assert self.max_drop is not None
@@ -144,11 +165,7 @@ class Guard:
         if not self._is_on(trainer):
             return None
         if self._best is None:
-            raise MisconfigurationException(
-                f"Expected a validation before the first pruning event, since max_drop={self.max_drop} compares with "
-                "it, but there was none. Begin to prune later, as with start=1, or let the sanity check go over all of "
-                "the data with Trainer(num_sanity_val_steps=-1)."
-            )
+            raise self._nothing_to_compare(trainer)
         return Savepoint.take(trainer, pl_module)
 
     def after_event(

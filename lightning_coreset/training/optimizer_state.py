@@ -9,9 +9,10 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from lightning_coreset._compat import set_lbfgs_numel
+from lightning_coreset._compat import belongs_to_other_strategy, set_lbfgs_numel
 from lightning_coreset.nested import map_tensors
 from lightning_coreset.optimizers import all_layers, held_tensors, innermost_first, optimizers_of
+from lightning_coreset.surgery import recorded_shapes
 
 
 def all_optimizers(trainer: pl.Trainer, pl_module: pl.LightningModule) -> list[Any]:
@@ -20,24 +21,42 @@ def all_optimizers(trainer: pl.Trainer, pl_module: pl.LightningModule) -> list[A
     Such as the optimizers of a module that steps them itself, in its hooks or within the backward pass.
     """
     known = {id(layer.state) for optimizer in trainer.optimizers for layer in innermost_first(optimizer)}
+    found = optimizers_of(pl_module.parameters())
+    for optimizer in found:
+        if belongs_to_other_strategy(optimizer, trainer.strategy):
+            known |= {id(layer.state) for layer in innermost_first(optimizer)}
+    before = _original_shapes(pl_module)
     others = []
     # Those that wrap others first. Lightning's wrappers of the Trainer's optimizers show a state that is known.
-    for optimizer in sorted(optimizers_of(pl_module.parameters()), key=lambda each: -len(list(all_layers(each)))):
+    for optimizer in sorted(found, key=lambda each: -len(list(all_layers(each)))):
         states = {id(layer.state) for layer in innermost_first(optimizer)}
-        if not states <= known and not _is_outdated(optimizer):
+        if not states <= known and not _is_outdated(optimizer, before):
             known |= states
             others.append(optimizer)
     return [*trainer.optimizers, *others]
 
 
-def _is_outdated(optimizer: Any) -> bool:
-    """Whether an optimizer is left from a run before, when parameters had other shapes: nothing will step it again."""
-    fits: dict[Any, set[bool]] = {}
+def _original_shapes(pl_module: pl.LightningModule) -> dict[int, tuple[int, ...]]:
+    """The shapes before all surgery of the parameters that have others now, by id."""
+    shapes = recorded_shapes(pl_module).shapes
+    return {id(one): shapes[name] for name, one in pl_module.named_parameters() if name in shapes}
+
+
+def _is_outdated(optimizer: Any, before: Mapping[int, tuple[int, ...]]) -> bool:
+    """Whether an optimizer is left from before the first event: nothing will step it again.
+
+    Then all entries of a name have the shapes that the parameters had. Entries of other shapes say nothing: those of
+    low-rank and factored states never have the parameters' shapes, and after an event is taken back those of an
+    optimizer in use have the pruned ones.
+    """
+    fits: dict[Any, set[str]] = {}
     for parameter, state in optimizer.state.items():
         for key, value in state.items() if isinstance(state, dict) and isinstance(parameter, Tensor) else ():
             if isinstance(value, Tensor) and value.dim() == parameter.dim() > 0:
-                fits.setdefault(key, set()).add(value.shape == parameter.shape)
-    return any(len(found) == 2 for found in fits.values())  # elsewhere it has the shape of the parameter
+                at_first = tuple(value.shape) == before.get(id(parameter))
+                now = value.shape == parameter.shape
+                fits.setdefault(key, set()).add("now" if now else "at first" if at_first else "never")
+    return any("at first" in found and "never" not in found for found in fits.values())
 
 
 def copy_optimizers(trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:

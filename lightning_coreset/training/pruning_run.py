@@ -83,6 +83,8 @@ class PruningRun:
         self._events = self.timeline.events(trainer)
         self.progress.is_resumed = trainer.global_step > 0
         self._find_next_event()
+        if self.timeline.interval == "epoch":
+            self.guard.check_first_event(trainer, self._next_event)
 
     def begin(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *, event: bool = False) -> None:
         """Check the model once in a fit, as soon as there is an example to run it on.
@@ -211,6 +213,7 @@ class PruningRun:
             return self.monitor.evaluate(trainer, pl_module)
 
         after = apply_event(trainer, pl_module, plan, then=complete)
+        self.monitor.event(trainer)
         if plan.channels_removed:
             self.guard.after_event(trainer, pl_module, savepoint, self.progress, ratio)
             if self.restarts_patience:

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torchmetrics
 from fitting import Classifier, Validated, count_params, make_loader, make_trainer, mlp
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -59,7 +60,7 @@ OF_THE_CALLBACK = {
     "order": NAME,
     "example_inputs": (3, "batch", np.zeros((1, 8)), object()),
     "metric": (True, "accuracy", 3, torchmetrics.MeanMetric),
-    "monitor": (True, 3, ["val_acc"]),
+    "monitor": (True, 3, ["val_acc"], ""),
     "monitor_mode": (True, "up", 3),
     "eval_batches": (None, "8", True, -1, 1.5, NAN, INF),
     "max_drop": ("0.01", True, -0.01, NAN, INF, 1, 1.5),
@@ -264,3 +265,18 @@ def test_the_message_about_a_stream_asks_for_what_is_missing():
     pruning = CoresetPruningCallback(verbose=False, eval_batches=0, interval="step")
     make_trainer(pruning, max_epochs=None, max_steps=8).fit(Classifier(), DataLoader(Stream(), batch_size=8))
     assert pruning.plans
+
+
+@pytest.mark.parametrize(
+    ("inputs", "reason"),
+    [
+        (X.to("meta"), "NotImplementedError: Cannot copy out of meta tensor"),
+        (torch.randn(2, 7), "RuntimeError: mat1 and mat2"),
+        ((), "TypeError: .*missing 1 required"),
+    ],
+    ids=["without data", "other width", "none"],
+)
+def test_example_inputs_that_the_module_cannot_be_run_on(inputs, reason):
+    pruning = CoresetPruningCallback(schedule={1: 0.5}, example_inputs=inputs, verbose=False)
+    with pytest.raises(MisconfigurationException, match=f"Expected example_inputs to be .*{reason}.*leave it out"):
+        make_trainer(pruning, max_epochs=2).fit(Classifier(), make_loader(8))

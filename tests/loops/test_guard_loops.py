@@ -156,6 +156,56 @@ def test_a_metric_that_is_logged_in_training(scores, expected):
     assert taken_back(callback) == expected
 
 
+class BySteps(Scored):
+    """Logs the score at some steps of training only: it is known before the validation of its epoch."""
+
+    def training_step(self, batch, batch_idx):
+        if batch_idx == 1 and self.current_epoch in self.scores:
+            self.log("score", self.scores[self.current_epoch])
+        return super().training_step(batch, batch_idx)
+
+    def on_validation_epoch_end(self):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("scores", "expected"), [({2: GOOD}, []), ({2: BAD}, [2]), ({3: GOOD}, [2]), ({1: BAD, 2: GOOD}, [])]
+)
+def test_a_metric_that_is_logged_by_steps_of_training(scores, expected):
+    callback = guarded(recover_epochs=1)
+    module = BySteps({0: GOOD, 1: GOOD} | scores)
+
+    if expected:
+        with pytest.warns(UserWarning, match=TAKEN_BACK):
+            fit(module, callback)
+    else:
+        fit(module, callback)
+
+    assert taken_back(callback) == expected
+
+
+def test_what_was_logged_by_a_step_before_the_event_says_nothing_of_it():
+    callback = guarded(schedule={10: 0.5}, interval="step", recover_epochs=0.5)  # after the second step of an epoch
+
+    with pytest.warns(UserWarning, match="was not logged since"):
+        fit(BySteps({0: GOOD, 1: GOOD, 2: GOOD}), callback, epochs=3)
+
+    assert taken_back(callback) == [2]
+
+
+@pytest.mark.parametrize(("every", "first", "fits"), [(1, 0, False), (1, 1, True), (3, 2, False), (3, 3, True)])
+def test_an_event_before_the_first_validation_is_refused_before_training(every, first, fits):
+    callback, module = guarded(schedule={first: 0.5}), Scored(dict.fromkeys(range(6), GOOD))
+
+    if fits:
+        fit(module, callback, epochs=6, check_val_every_n_epoch=every)
+        assert len(callback.history) == 1
+    else:
+        with pytest.raises(MisconfigurationException, match=f"gives the score before .* as with start={every}, or let"):
+            fit(module, callback, epochs=6, check_val_every_n_epoch=every)
+        assert not module.losses
+
+
 def test_a_metric_that_is_never_logged_is_an_error():
     with pytest.raises(MisconfigurationException, match=r"Expected monitor='score' to be one of the metrics"):
         fit(Scored({}), guarded(max_drop=None), epochs=3)

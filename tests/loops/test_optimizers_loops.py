@@ -8,7 +8,7 @@ import torch
 from fitting import Classifier, count_params, make_loader, make_trainer, mlp
 from torch import nn
 
-from lightning_coreset import CoresetPruningCallback
+from lightning_coreset import CoresetPruningCallback, prune
 
 HALF = torch.tensor(0.5)
 LOADER = make_loader(8, samples=32, batch_size=8)
@@ -411,3 +411,77 @@ def test_the_guard_gives_back_what_optimizers_keep_elsewhere():
     assert count_params(module) == 1155
     assert [each.shape for each in optimizer.slow] == [p.shape for p in module.parameters()]
     assert all(torch.isfinite(each).all() for each in optimizer.slow)
+
+
+# ---- optimizers that the Trainer does not know
+
+
+class LowRank(torch.optim.Optimizer):
+    """Keeps its momentum of matrices in a space of rank 2, as GaLore does."""
+
+    def __init__(self, params, lr=1e-2):
+        super().__init__(params, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                state, is_low = self.state[parameter], parameter.dim() == 2
+                if not state and is_low:
+                    state["projection"] = torch.randn(2, parameter.shape[0])
+                grad = state["projection"] @ parameter.grad if is_low else parameter.grad
+                momentum = state.setdefault("exp_avg", torch.zeros_like(grad)).lerp_(grad, 0.1)
+                parameter.sub_((state["projection"].T @ momentum if is_low else momentum) * group["lr"])
+
+
+class StepsItself(Classifier):
+    """Keeps its optimizer to itself."""
+
+    def __init__(self, build, scores=()):
+        super().__init__()
+        self.automatic_optimization = False
+        self.own = [build(self.net.parameters())]
+        self.scores = scores
+
+    def configure_optimizers(self):
+        return None
+
+    def training_step(self, batch, batch_idx):
+        self.own[0].zero_grad()
+        super().training_step(batch, batch_idx).backward()
+        self.own[0].step()
+
+    def validation_step(self, batch, batch_idx):
+        self.log("score", self.scores[self.current_epoch])
+
+
+@pytest.mark.filterwarnings("ignore:.*configure_optimizers` returned `None`")
+@pytest.mark.parametrize(("scores", "events"), [((1, 0, 0), {1: 0.3}), ((1, 1, 0, 0), {1: 0.2, 2: 0.4})], ids=str)
+@pytest.mark.parametrize("build", [torch.optim.Adam, LowRank])
+def test_an_optimizer_that_the_module_steps_itself_is_taken_back_as_well(build, scores, events):
+    module = StepsItself(build, scores)
+    callback = pruning(schedule=events, monitor="score", max_drop=0.1, recover_epochs=1)
+    trainer = make_trainer(callback, max_epochs=len(scores))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer.fit(module, LOADER, LOADER)
+
+    assert [record.reverted for record in callback.history] == [False] * (len(events) - 1) + [True]
+    assert any("is taken back" in str(each.message) for each in caught)
+    if build is torch.optim.Adam:
+        state = module.own[0].state
+        assert all(state[parameter]["exp_avg"].shape == parameter.shape for parameter in module.parameters())
+
+
+def test_an_optimizer_of_a_run_before_is_let_alone():
+    module = Trained(partial(torch.optim.Adam, lr=1e-2), mlp(8, 32, 3).requires_grad_())
+    for layer in (module.net[0], module.net[2]):
+        layer.bias = None  # then no state has the shape of its parameter
+    first, _ = fit(module, epochs=1)
+    prune(module.net, torch.randn(4, 8), pruning_ratio=0.2)
+
+    _, warned = fit(module, pruning(schedule={1: 0.4}))
+
+    assert not warned
+    [weight, *_] = first.optimizers[0].state.values()
+    assert weight["exp_avg"].shape == (32, 8)

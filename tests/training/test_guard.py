@@ -454,7 +454,7 @@ def test_no_validation_is_refused(make_trainer):
 def test_an_event_before_the_first_validation_is_refused(make_trainer):
     module = Scripted([HIGH])
 
-    with pytest.raises(MisconfigurationException, match=r"Expected a validation before the first.*num_sanity_val_step"):
+    with pytest.raises(MisconfigurationException, match=r"that gives the .* before the first.*num_sanity_val_step"):
         fit(make_trainer, module, pruning(schedule={0: 0.5}), num_sanity_val_steps=1)
 
     assert module.net[0].out_channels == 12

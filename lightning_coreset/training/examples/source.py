@@ -168,9 +168,13 @@ class ExampleSource:
         """
 
         def placed(candidate: Candidate) -> Example:
-            inputs = on_device(candidate.example.inputs, pl_module.device)
-            if candidate.origin is Origin.GIVEN:  # batches are converted already
-                inputs = map_tensors(trainer.precision_plugin.convert_input, inputs)
+            inputs = candidate.example.inputs
+            if candidate.origin is not Origin.GIVEN:  # batches are converted already
+                return replace(candidate.example, inputs=on_device(inputs, pl_module.device))
+            try:
+                inputs = map_tensors(trainer.precision_plugin.convert_input, on_device(inputs, pl_module.device))
+            except Exception as error:  # tensors without data, such as on "meta", or what an object's own `to` raises
+                raise _wrong_inputs(candidate, in_short({"evaluation": error})) from error
             return replace(candidate.example, inputs=inputs)
 
         with isolated(pl_module), trainer.precision_plugin.forward_context():
@@ -282,10 +286,7 @@ class ExampleSource:
         self._candidates.remove(candidate)
         reason = in_short(errors)
         if candidate.origin is Origin.GIVEN:
-            raise MisconfigurationException(
-                f"Expected {candidate.title} to be inputs that the LightningModule runs on, called as model(...), but "
-                f"it raised {reason}."
-            ) from next(iter(errors.values()))
+            raise _wrong_inputs(candidate, reason) from next(iter(errors.values()))
         if candidate.origin < Origin.PRESENT:
             self._problems.append(f"{candidate.title} raised {reason}")
         elif candidate.title == "forward" and not any(isinstance(one, NotImplementedError) for one in errors.values()):
@@ -294,6 +295,14 @@ class ExampleSource:
                 f"({reason}), so what it returns may become narrower. Give the module an example_input_array, or "
                 "CoresetPruningCallback(example_inputs=...), that forward takes."
             )
+
+
+def _wrong_inputs(candidate: Candidate, reason: str) -> MisconfigurationException:
+    return MisconfigurationException(
+        f"Expected {candidate.title} to be inputs that the LightningModule runs on, called as model(...), but it "
+        f"raised {reason}. Give what its forward takes: a tensor, a tuple of arguments or a dict of keyword arguments; "
+        "or leave it out, and training_step is run on a batch."
+    )
 
 
 def _not_followed(problems: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import lightning.pytorch as pl
@@ -35,7 +35,8 @@ class LoggedMetric:
         self.name = name
         self.was_logged = False
         self._is_missing = False  # in the latest validation
-        self._last: object = None
+        self._last: object = None  # when the latest validation began or ended
+        self._seen: object = None  # when a number was last taken, an epoch ended or an event happened
         self._kept: deque[tuple[Any, int, int]] = deque(maxlen=eval_batches)
         loader = re.search(r"/dataloader_idx_(\d+)$", name)
         self._loader = None if loader is None else int(loader[1])
@@ -52,6 +53,10 @@ class LoggedMetric:
         """From now on only what is logged after this counts as new, as at the start of a validation."""
         self._last = trainer.callback_metrics.get(self.name)
 
+    def forget(self, trainer: pl.Trainer) -> None:
+        """What was logged until now is old, as at an event."""
+        self._last = self._seen = trainer.callback_metrics.get(self.name)
+
     def value(self, trainer: pl.Trainer, *, is_final: bool = True) -> float | None:
         """The value that was logged in a validation, as rank zero sees it, on all ranks; a collective operation.
 
@@ -65,7 +70,7 @@ class LoggedMetric:
         Raises:
             MisconfigurationException: If it was never logged, or is not one number, and is final.
         """
-        number, names = self._new_value(trainer)
+        number, names = self._new_value(trainer, lambda logged: logged is not self._last)
         self._is_missing = number is None
         if self.is_awaited and is_final and not trainer.sanity_checking and self.name not in names:
             raise self._never_logged(names)
@@ -74,12 +79,16 @@ class LoggedMetric:
     def late_value(self, trainer: pl.Trainer) -> float | None:
         """The value at the end of an epoch, if the latest validation had none: it may be logged in training.
 
+        By steps, before that validation, as well as for the whole epoch.
+
         Raises:
             MisconfigurationException: If it was never logged, or is not one number.
         """
         if not self._is_missing:
+            self.forget(trainer)
             return None
-        number, names = self._new_value(trainer)
+        number, names = self._new_value(trainer, lambda logged: not _is_same(logged, self._seen))
+        self.forget(trainer)
         if self.is_awaited and self.name not in names:
             raise self._never_logged(names)
         return number
@@ -89,16 +98,19 @@ class LoggedMetric:
         """Whether a validation has ended and it has never been logged."""
         return self._is_missing and not self.was_logged
 
-    def _new_value(self, trainer: pl.Trainer) -> tuple[float | None, list[str]]:
-        """The value, if it was logged since the last look, and the names of all metrics.
+    def _new_value(self, trainer: pl.Trainer, is_new: Callable[[object], bool]) -> tuple[float | None, list[str]]:
+        """The value, if it is new, and the names of all metrics.
 
         The Trainer keeps the last value of every metric, and makes a new tensor of what is logged. One that is still
-        the same object was not logged again.
+        the same was not logged again.
         """
         metrics = trainer.callback_metrics
         logged = metrics.get(self.name)
-        is_new, self._last = logged is not self._last, logged
-        number = float(logged) if is_new and isinstance(logged, Tensor) and logged.numel() == 1 else None
+        is_number = isinstance(logged, Tensor) and logged.numel() == 1
+        number = float(logged) if is_number and is_new(logged) else None
+        self._last = logged
+        if number is not None:
+            self._seen = logged
         number, names = trainer.strategy.broadcast((number, sorted(metrics)))
         self.was_logged = self.was_logged or number is not None
         return number, names
@@ -137,7 +149,8 @@ class LoggedMetric:
     def stop(self) -> None:
         """Drop the kept batches."""
         self._kept.clear()
-        self._last, self._is_missing = None, False
+        self._last = self._seen = None
+        self._is_missing = False
 
     def _replay(self, trainer: pl.Trainer, pl_module: pl.LightningModule, log: _Log) -> None:
         step = pl_module.validation_step
@@ -157,6 +170,13 @@ class LoggedMetric:
                     arguments.append(dataloader_idx)
                 step(*arguments)
             log.end()
+
+
+def _is_same(one: object, other: object) -> bool:
+    """Whether two values are one; of what was logged by a step, the Trainer gives another view at every look."""
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return one.data_ptr() == other.data_ptr()  # both are alive
+    return one is other
 
 
 class _Log:

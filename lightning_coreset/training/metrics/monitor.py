@@ -21,7 +21,7 @@ class Monitor:
     A callback calls, on every rank: ``validation_start``; ``start`` and ``batch_end`` around every validation step
     (around every training step where there is no validation); ``validation_end`` after every validation and
     ``epoch_end`` after the epoch (``result`` after the epoch where there is no validation); ``evaluate`` right before
-    and after a pruning event; ``stop`` in the end.
+    and after a pruning event, ``event`` once it is over; ``stop`` in the end.
 
     Args:
         metric: A metric of torchmetrics, called as ``metric(outputs, targets)`` on what the steps compute.
@@ -47,7 +47,7 @@ class Monitor:
     ) -> None:
         if metric is not None and monitor is not None:
             raise ValueError(f"Expected either `metric` or `monitor` but got both: {metric!r} and {monitor!r}.")
-        if monitor is not None and not isinstance(monitor, str):
+        if monitor is not None and not (isinstance(monitor, str) and monitor):
             raise ValueError(f"Expected `monitor` to be the name of a logged metric but got {monitor!r}.")
         if mode is not None and mode not in get_args(Mode):
             raise ValueError(f"Expected `monitor_mode` to be 'max' or 'min' but got {mode!r}.")
@@ -117,6 +117,11 @@ class Monitor:
     def was_logged(self, was_logged: bool) -> None:
         if self._logged is not None:
             self._logged.was_logged = was_logged
+
+    def event(self, trainer: pl.Trainer) -> None:
+        """The model was pruned: what was logged until now says nothing of it."""
+        if self._logged is not None:
+            self._logged.forget(trainer)
 
     def evaluate(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> float | None:
         """The number right now on the latest batches of all ranks; ``None`` if there is none."""
