@@ -106,8 +106,7 @@ class LoggedMetric:
         """
         metrics = trainer.callback_metrics
         logged = metrics.get(self.name)
-        is_number = isinstance(logged, Tensor) and logged.numel() == 1
-        number = float(logged) if is_number and is_new(logged) else None
+        number = float(logged) if isinstance(logged, Tensor) and logged.numel() == 1 and is_new(logged) else None
         self._last = logged
         if number is not None:
             self._seen = logged
