@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
+import types
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any, TypeAlias
 
@@ -113,13 +115,25 @@ def _items_or_attributes(tree: Any) -> list[tuple[Any, Any]]:
         return list(enumerate(tree))
     if isinstance(tree, Mapping | tuple | list):
         return _items(tree)
-    slots = [name for kind in type(tree).__mro__ for name in _slots(kind) if hasattr(tree, name)]
-    return [*getattr(tree, "__dict__", {}).items(), *((name, getattr(tree, name)) for name in slots)]
+    return list(attributes_of(tree).items())
 
 
-def _slots(kind: type) -> tuple[str, ...]:
-    slots = vars(kind).get("__slots__", ())
-    return tuple(name for name in ((slots,) if isinstance(slots, str) else slots) if not name.startswith("__"))
+def attributes_of(value: Any) -> dict[str, Any]:
+    """What an object has in attributes of its own, also where its class has ``__slots__``."""
+    held = {name: getattr(value, name) for name in slots_of(type(value)) if hasattr(value, name)}
+    return {**getattr(value, "__dict__", {}), **held}
+
+
+@functools.cache
+def slots_of(kind: type) -> tuple[str, ...]:
+    """The names of the slots that a class written in Python gives its objects."""
+    found: list[str] = []
+    for base in kind.__mro__:
+        slots = vars(base).get("__slots__", ())
+        for name in (slots,) if isinstance(slots, str) else slots:
+            if isinstance(vars(base).get(name), types.MemberDescriptorType):
+                found.append(name)
+    return tuple(found)
 
 
 def _is_dataclass(tree: Any) -> bool:

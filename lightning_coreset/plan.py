@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from lightning_coreset.position_runs import CompactPositions, PositionRuns
+from lightning_coreset.qualified_names import listed
 
 
 @dataclass(frozen=True, eq=False)
@@ -223,7 +224,7 @@ class PruningPlan:
         for change in self.attributes:
             modules.setdefault((change.name, change.old, change.new), []).append(change.module or "the model")
         return [
-            f"number changed: {name} {old} -> {new} in {_listed(names)}" for (name, old, new), names in modules.items()
+            f"number changed: {name} {old} -> {new} in {listed(names)}" for (name, old, new), names in modules.items()
         ]
 
 
@@ -243,14 +244,6 @@ def _certificate_cells(group: GroupPlan) -> tuple[str, ...]:
     found, certified, radius = ("" if number is None else f"{number:.4g}" for number in numbers)
     source = group.radius_source or ""
     return found, certified, f"{radius} {source}".strip()
-
-
-_MOST_NAMES = 4
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
-    return ", ".join(names[:_MOST_NAMES]) + more
 
 
 def _gone(count: int) -> str:

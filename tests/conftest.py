@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 # One worker a core already fills the machine. Set before torch is imported, so that processes a test starts inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -12,6 +13,7 @@ import torch
 from hypothesis import settings
 
 torch.set_num_threads(1)
+torch.manual_seed(0)  # for what test files make when they are imported; `seed` sees to the tests themselves
 
 # A deadline measures how busy the machine is; a derandomized run gives everyone the same examples.
 settings.register_profile("lightning_coreset", deadline=None, derandomize=True)
@@ -56,3 +58,11 @@ def seed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make a test's random numbers the same in every run, alone or among others."""
     monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)  # Lightning's seed_everything leaves it to later tests
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def double_precision() -> Iterator[None]:
+    """Make tensors of 64 bits, so that rounding plays no part."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)

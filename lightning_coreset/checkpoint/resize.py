@@ -14,6 +14,7 @@ from lightning_coreset.checkpoint.consistency import head_counts, inferred_sizes
 from lightning_coreset.checkpoint.metadata import KEY, PruningMetadata
 from lightning_coreset.checkpoint.record_check import half_recorded, is_part_of, wrong_record, wrong_sizes
 from lightning_coreset.module_specs import check_module_sizes
+from lightning_coreset.qualified_names import listed
 from lightning_coreset.structure.unsupported import unsupported_parameters
 from lightning_coreset.surgery import ModelShapes, original_shapes, recorded_shapes, resize
 
@@ -74,10 +75,9 @@ def _warn_of_numbers(model: nn.Module, original: ModelShapes, shapes: Shapes) ->
         for name in kept_numbers(path, module, original, shapes)
     ]
     if numbers:
-        more = f" and {len(numbers) - _MOST_LINES} more" if len(numbers) > _MOST_LINES else ""
         warnings.warn(
             "The state dict has other sizes than the model and no metadata, so numbers that shapes do not tell, such "
-            f"as of heads, stay as they are: {', '.join(numbers[:_MOST_LINES])}{more}. If pruning changed any of them, "
+            f"as of heads, stay as they are: {listed(numbers)}. If pruning changed any of them, "
             "the model computes something else now. Load the state dict as it was saved (torch.save keeps its "
             "metadata, safetensors and dict(state_dict) do not).",
             stacklevel=2,

@@ -9,6 +9,8 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_coreset.nested import attributes_of
+
 _DEPTH = 3
 """How many containers within each other are entered: optimizers by name, by group, by parameter."""
 
@@ -71,19 +73,6 @@ def _visit(optimizer: Any, seen: set[int]) -> Iterator[Any]:
                 if id(held) not in seen:
                     yield from _visit(held, seen)
     yield optimizer
-
-
-def attributes_of(optimizer: Any) -> Mapping[str, Any]:
-    """What an object has in attributes of its own, also where its class has ``__slots__``."""
-    slots = {name for base in type(optimizer).__mro__ for name in _slots_of(base)}
-    held = {name: getattr(optimizer, name) for name in slots if hasattr(optimizer, name)}
-    return held | dict(getattr(optimizer, "__dict__", {}))
-
-
-def _slots_of(base: type) -> tuple[str, ...]:
-    slots = vars(base).get("__slots__", ())
-    names = (slots,) if isinstance(slots, str) else tuple(slots)
-    return tuple(name for name in names if not name.startswith("__"))
 
 
 def _optimizers_in(value: Any, depth: int) -> Iterator[Any]:

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_coreset.optimizers.discovery import all_layers, attributes_of, is_optimizer, parameters_of
+from lightning_coreset.nested import attributes_of
+from lightning_coreset.optimizers.discovery import all_layers, is_optimizer, parameters_of
 from lightning_coreset.optimizers.entries import StateEntries
 from lightning_coreset.optimizers.slicing import is_elementwise
 from lightning_coreset.plan import ParameterChange

@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_coreset.optimizers.discovery import attributes_of, parameters_of
+from lightning_coreset.nested import attributes_of
+from lightning_coreset.optimizers.discovery import parameters_of
 
 
 def initial_state(optimizer: Any, parameter: Tensor) -> dict[Any, Any] | None:

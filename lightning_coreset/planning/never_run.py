@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from lightning_coreset._compat import is_torch_loss, own_parameters, own_tensors
 from lightning_coreset.module_specs import module_spec
 from lightning_coreset.planning.layer_rules import Rule, matches
+from lightning_coreset.qualified_names import common_module, lies_in, listed
 from lightning_coreset.structure import ChannelGroup, layer_of
 
 _INPUT_SIZES = (
@@ -118,18 +119,18 @@ class _Tree:
                 before = f"{around}." if around else ""
                 children = [f"{before}{name}" for name, _ in module.named_children()]
                 earlier = children[: children.index(inner)] if inner in children else []
-                if any(_within(other, child) for child in earlier for other in idle):
+                if any(lies_in(other, child) for child in earlier for other in idle):
                     return True
         return False
 
     def can_reach(self, path: str, group: ChannelGroup) -> bool:
         """Whether code that runs a layer may get at the channels of a group."""
-        own, place = self._place(path.rpartition(".")[0]), self._place(_common(map(layer_of, _names(group))))
-        return _within(own, place) or (place != "" and self._place(place.rpartition(".")[0]) == own)
+        own, place = self._place(path.rpartition(".")[0]), self._place(common_module(map(layer_of, _names(group))))
+        return lies_in(own, place) or (place != "" and self._place(place.rpartition(".")[0]) == own)
 
     def _ran(self, path: str, idle: Collection[str]) -> bool:
         return any(
-            _within(other, path) and other not in idle and own_tensors(module) for other, module in self.modules.items()
+            lies_in(other, path) and other not in idle and own_tensors(module) for other, module in self.modules.items()
         )
 
     def _place(self, path: str) -> str:
@@ -147,21 +148,6 @@ def _names(group: ChannelGroup) -> list[str]:
     return [member.name for member in group.members]
 
 
-def _common(paths: Iterable[str]) -> str:
-    """The smallest module that contains some."""
-    first, *others = (path.split(".") if path else [] for path in paths)
-    for other in others:
-        same = next(
-            (n for n, (a, b) in enumerate(zip(first, other, strict=False)) if a != b), min(len(first), len(other))
-        )
-        first = first[:same]
-    return ".".join(first)
-
-
-def _within(path: str, container: str) -> bool:
-    return not container or path == container or path.startswith(f"{container}.")
-
-
 def describe_readers(readers: Mapping[str, Sequence[str]]) -> str:
     """A warning that names the layers, and the groups that stay because of them."""
     layers = dict.fromkeys(layer for own in readers.values() for layer in own)
@@ -173,5 +159,4 @@ def describe_readers(readers: Mapping[str, Sequence[str]]) -> str:
 
 
 def _some(names: Sequence[str]) -> str:
-    shown = ", ".join(map(repr, names[:4]))
-    return f"{shown} and {len(names) - 4} more" if len(names) > 4 else shown
+    return listed([*map(repr, names)])

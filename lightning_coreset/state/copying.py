@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from lightning_coreset.state.reach import ATOMS, is_shared, reachable
+from lightning_coreset.state.reach import ATOMS, contents, is_shared, reachable
 
 Module = TypeVar("Module", bound=nn.Module)
 _CONTAINERS = (dict, list, tuple, set, frozenset)
@@ -130,13 +130,8 @@ class _Functions:
 
 
 def _held(function: FunctionType) -> list[Any]:
-    held: list[Any] = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
-    for cell in function.__closure__ or ():
-        try:
-            held.append(cell.cell_contents)
-        except ValueError:
-            continue
-    return held
+    defaults = (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
+    return [*defaults, *map(contents, function.__closure__ or ())]
 
 
 def _may_change(value: Any) -> bool:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_coreset._compat import own_tensors
+from lightning_coreset.nested import slots_of
 
 ATOMS = frozenset({type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size, range})
 """Types whose objects never change and hold nothing."""
@@ -24,18 +25,9 @@ _PLAIN = frozenset({dict, OrderedDict, list, tuple, deque, set, frozenset})
 """Containers without attributes."""
 _SHARED = frozenset(
     {
-        *("lightning", "pytorch_lightning", "lightning_fabric", "logging", "io", "_io", "pathlib"),
-        *(
-            "lightning_coreset",
-            "threading",
-            "_thread",
-            "multiprocessing",
-            "concurrent",
-            "asyncio",
-            "socket",
-            "subprocess",
-            "ssl",
-        ),
+        *("lightning", "pytorch_lightning", "lightning_fabric", "lightning_coreset", "logging", "io", "_io"),
+        *("pathlib", "threading", "_thread", "multiprocessing", "concurrent", "asyncio"),
+        *("socket", "subprocess", "ssl"),
     }
 )
 """Packages whose objects are used by more than one module: the Trainer, loggers, files, threads."""
@@ -104,18 +96,6 @@ def attributes_of(value: Any) -> tuple[Any, ...]:
     own = getattr(value, "__dict__", None) if type(value) not in ATOMS else None
     held = tuple(getattr(value, name) for name in slots_of(type(value)) if hasattr(value, name))
     return (own, type(value), *held) if type(own) is dict else held
-
-
-@functools.cache
-def slots_of(kind: type) -> tuple[str, ...]:
-    """The names of the slots that a class written in Python gives its objects."""
-    found: list[str] = []
-    for base in kind.__mro__:
-        slots = vars(base).get("__slots__", ())
-        for name in (slots,) if isinstance(slots, str) else slots:
-            if isinstance(vars(base).get(name), types.MemberDescriptorType):
-                found.append(name)
-    return tuple(found)
 
 
 def contents(cell: types.CellType) -> Any:

@@ -7,9 +7,13 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from lightning_coreset._compat import schema_of
+
+EQUAL_ELEMENTS = frozenset({torch.ops.aten.zeros, torch.ops.aten.ones, torch.ops.aten.full})
+"""What makes a tensor of equal elements out of a size."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,11 @@ def _signature(function: Any) -> Signature:
 def name_of(function: Any) -> str:
     """The name of an overload, see ``OpCall.name``."""
     return _signature(function).name
+
+
+def written_by(function: Any) -> tuple[str, ...]:
+    """The names of the arguments that an overload writes into."""
+    return _signature(function).written
 
 
 @dataclass(frozen=True, eq=False)

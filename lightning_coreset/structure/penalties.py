@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lightning_coreset._compat import schema_of, view_base
+from lightning_coreset._compat import view_base
 from lightning_coreset.structure.labels import ChannelLabels, Statistic, TensorInfo, pin_all
-from lightning_coreset.structure.op_call import OpCall
+from lightning_coreset.structure.op_call import EQUAL_ELEMENTS, OpCall, written_by
 from lightning_coreset.structure.weak_map import IdentityWeakMap
 
 if TYPE_CHECKING:
@@ -83,25 +83,25 @@ def _may_hold(propagation: Propagation, tensor: Tensor) -> bool:
     return is_scalar(tensor) or propagation.info(tensor).constant or tensor in propagation.alike
 
 
-_UNIFORM = frozenset({torch.ops.aten.eye, torch.ops.aten.ones, torch.ops.aten.zeros, torch.ops.aten.full})
+_ALIKE = EQUAL_ELEMENTS | {torch.ops.aten.eye}
 
 
 def note_alike(function: Any, tensors: Sequence[Tensor], result: Any, known: IdentityWeakMap[bool]) -> None:
     """Note tensors that code makes alike for all rows and columns, as an identity matrix, until it writes to them."""
     if not hasattr(function, "overloadpacket") or function.is_view:
         return
-    if any(argument.is_write for argument in schema_of(function).arguments):
+    if written_by(function):
         for tensor in tensors:
             for one in (tensor, view_base(tensor)):
                 if one is not None:
-                    known.discard(one)
+                    known.forget(one)
         return
     if not isinstance(result, Tensor):
         return
     if tensors:
         alike = all(tensor in known and tensor.shape == result.shape for tensor in tensors)
     else:
-        alike = function.overloadpacket in _UNIFORM
+        alike = function.overloadpacket in _ALIKE
     if alike:
         known[result] = True
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -27,7 +27,7 @@ from lightning_coreset.structure.labels import (
 from lightning_coreset.structure.layer_records import LayerRecords, Paths
 from lightning_coreset.structure.lazy_execution import LazyExecutor
 from lightning_coreset.structure.loss_terms import note_terms
-from lightning_coreset.structure.op_call import OpCall, tensors_among
+from lightning_coreset.structure.op_call import EQUAL_ELEMENTS, OpCall, tensors_among
 from lightning_coreset.structure.penalties import follow_as_penalty, note_alike
 from lightning_coreset.structure.records import WeightNorm, layer_of
 from lightning_coreset.structure.statistics import block_statistics, check_statistics, pass_statistics
@@ -192,6 +192,13 @@ class Propagation(DispatchMode):
         """Whether a tensor is no view and nothing else is known to show its memory."""
         return view_base(tensor) is None and not self._shared_memory.others(tensor)
 
+    def hold_in_views(self, call: OpCall, written: Tensor, axes: Collection[ChannelLabels]) -> None:
+        """Block labels along new dimensions of a view that is written in place: its base would not get them."""
+        dims = {axis.dims for axis in self.info(written).channel_labels}
+        if call.inplace and {axis.dims for axis in axes} != dims and not self.is_alone(written):
+            for axis in axes:
+                self.union_find.block(axis.labels, f"is written in place by {call.title}")
+
     def note_values(self, tensor: Tensor) -> None:
         """Say that a tensor, and all that shows its memory, does not hold equal elements any more."""
         for one in (tensor, *self._shared_memory.others(tensor)):
@@ -326,7 +333,7 @@ class Propagation(DispatchMode):
         # The state before an in-place operation is what its rule needs; labels do not change by running it.
         result = self.executor.run(func, args, kwargs, tensors)
         note_alike(func, tensors, result, self.alike)
-        if not tensors and func.overloadpacket in _UNIFORM:
+        if not tensors and func.overloadpacket in EQUAL_ELEMENTS:
             self._known[result] = TensorInfo(uniform=True)
         elif any(tensor in self._known for tensor in tensors):
             self._follow(OpCall.read(func, args, kwargs, tensors, result))
@@ -414,10 +421,6 @@ class Propagation(DispatchMode):
         reason = f"enters the higher-order operator {func.name()}"
         self._refuse(tensors_among((args, kwargs, result)), reason)
         return result
-
-
-_UNIFORM = frozenset({torch.ops.aten.zeros, torch.ops.aten.ones, torch.ops.aten.full})
-"""What makes a tensor of equal elements out of a size."""
 
 
 def _holds_values(tensor: Tensor) -> bool:

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from lightning_coreset.qualified_names import common_module
+
 if TYPE_CHECKING:
     from lightning_coreset.structure.records import ChannelGroup
 
@@ -60,7 +62,7 @@ class Copy:
     def of_tensors(cls, tensors: Mapping[str, str]) -> Copy:
         """Shadow weights: tensors by name, each with the name of the one that it mirrors."""
         holders, originals = ({name.rpartition(".")[0] for name in names} for names in (tensors, tensors.values()))
-        return cls(_common(holders), _common(originals), tuple(tensors.items()))
+        return cls(common_module(holders), common_module(originals), tuple(tensors.items()))
 
     @cached_property
     def copy_of(self) -> Mapping[str, str]:
@@ -120,15 +122,6 @@ def _tensors(module: nn.Module, *, all_names: bool = False) -> dict[str, Tensor]
         *module.named_buffers(remove_duplicate=not all_names),
     )
     return {name: one for name, one in named if not is_lazy(one)}
-
-
-def _common(names: Iterable[str]) -> str:
-    """The beginning that qualified names have in common."""
-    parts = [name.split(".") for name in names]
-    shared = 0
-    while parts and all(len(part) > shared and part[shared] == parts[0][shared] for part in parts):
-        shared += 1
-    return ".".join(parts[0][:shared]) if parts else ""
 
 
 def _join(prefix: str, name: str) -> str:

@@ -29,10 +29,6 @@ class IdentityWeakMap(Generic[Known]):
     def __contains__(self, tensor: Tensor) -> bool:
         return self.get(tensor) is not None
 
-    def discard(self, tensor: Tensor) -> None:
-        """Forget a tensor."""
-        self._entries.pop(id(tensor), None)
-
     def __setitem__(self, tensor: Tensor, info: Known) -> None:
         self._entries[id(tensor)] = weakref.ref(tensor), info
 

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from lightning_coreset.qualified_names import lies_in
+
 _FEW = 8
 """So many places are looked at whatever the values are; of more, those with values that are near in a few elements."""
 _SAMPLE = 256
@@ -55,7 +57,7 @@ class CopyCandidates:
         matches: dict[str, int] = {}
         for place in self._places(own):
             prefix = f"{place}." if place else ""
-            inside = place == path or place.startswith(f"{path}.")
+            inside = lies_in(place, path)
             found = [(one, self._parameters.get(prefix + name)) for name, one in own.items()]
             same = [other for one, other in found if other is not None and other.shape == one.shape]
             if not inside and 2 * len(same) >= len(own) and any(id(one) in self._trained for one in same):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lightning_coreset.optimizers import check_optimizers, slice_optimizer_state
 from lightning_coreset.plan import ParameterChange, PruningPlan
+from lightning_coreset.qualified_names import listed
 from lightning_coreset.surgery import apply_changes
 from lightning_coreset.training.averaged_models import averaged_copies, shrink_copy
 from lightning_coreset.training.gradient_hooks import check_gradient_hooks
@@ -85,13 +86,9 @@ def _warn_of_resets(optimizers: Sequence[Any], reset: Sequence[tuple[str, ...]])
             _warn_of_reset(kind, names)
 
 
-_MOST_NAMES = 4
-
-
 def _warn_of_reset(optimizer: str, names: Sequence[str]) -> None:
-    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
     rank_zero_warn(
-        f"The state of {optimizer} could not be pruned for {', '.join(names[:_MOST_NAMES])}{more}: it holds something "
+        f"The state of {optimizer} could not be pruned for {listed(names)}: it holds something "
         "other than numbers and tensors of the parameter's shape. It is reset for these parameters; all other state is "
         "kept."
     )

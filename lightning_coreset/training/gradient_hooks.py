@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_coreset._compat import gradient_hooks, own_tensors
-from lightning_coreset.optimizers import attributes_of
+from lightning_coreset.nested import attributes_of
 from lightning_coreset.plan import ParameterChange
+from lightning_coreset.state.reach import contents
 
 _DEPTH = 5
 """How many containers and objects within each other are entered."""
@@ -65,7 +66,7 @@ def _used_by(hook: Any, parameter: Tensor, name: str) -> Iterator[Tensor]:
     names = _names(hook)
     roots = [getattr(hook, "__self__", None if function is hook else hook)]
     if function is not None:
-        roots += [cell.cell_contents for cell in function.__closure__ or () if not _is_empty(cell)]
+        roots += map(contents, function.__closure__ or ())
         roots += [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
         roots += [function.__globals__[each] for each in names if each in function.__globals__]
     for root in roots:
@@ -109,14 +110,6 @@ def _of_parameter(values: Mapping[Any, Any], parameter: Tensor, name: str) -> li
         if key is parameter or (isinstance(key, str) and (key == name or name.endswith(f".{key}"))):
             return [value]
     return list(values.values())
-
-
-def _is_empty(cell: Any) -> bool:
-    try:
-        cell.cell_contents  # noqa: B018  (raises if there is nothing in it)
-    except ValueError:
-        return True
-    return False
 
 
 def _name(hook: Any) -> str:

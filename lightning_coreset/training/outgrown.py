@@ -7,12 +7,10 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_coreset.followers import hold_weights
-from lightning_coreset.surgery import ModelShapes, original_shapes, replace_data, resize
+from lightning_coreset.qualified_names import listed
+from lightning_coreset.surgery import ModelShapes, named_tensors, original_shapes, replace_data, resize
 from lightning_coreset.training.mirrors import Mirrors
 from lightning_coreset.training.outside_copies import OutsideCopies, alike, outside_of
-from lightning_coreset.training.shadows import Shadow, held_shadows
-
-_MOST_NAMES = 4
 
 
 class OutgrownCopies:
@@ -27,11 +25,12 @@ class OutgrownCopies:
 
     def remember(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Before a checkpoint is loaded: which copies hold the weights."""
-        mirrors = Mirrors(pl_module, {id(one) for one in pl_module.parameters()})
-        for shadow in _shadows(trainer, pl_module, mirrors):
-            if hold_weights((one, mirrors.tensors[shadow.mirrored[name]]) for name, one in shadow.tensors.items()):
+        tensors = named_tensors(pl_module)
+        copies = OutsideCopies.of(trainer, pl_module)
+        for shadow in (*copies.own, *copies.shadows):
+            if hold_weights((one, tensors[shadow.mirrored[name]]) for name, one in shadow.tensors.items()):
                 self._weights |= shadow.tensors.keys()
-        self._weights |= OutsideCopies.of(trainer, pl_module).modules.keys()
+        self._weights |= copies.modules.keys()
 
     @torch.no_grad()
     def renew(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -42,14 +41,15 @@ class OutgrownCopies:
             return
         mirrors = Mirrors(pl_module, {id(one) for one in pl_module.parameters()}, before)
         renewed: list[str] = []
-        for shadow in _shadows(trainer, pl_module, mirrors):
+        own, shadows, modules = outside_of(trainer, pl_module, mirrors)
+        for shadow in (*own, *shadows):
             weights = {name: mirrors.tensors[full].detach() for name, full in shadow.mirrored.items()}
             if any(tensor.shape != weights[name].shape for name, tensor in shadow.tensors.items()):
                 for name, tensor in shadow.tensors.items():
                     new = weights[name].to(tensor, copy=True)
                     replace_data(tensor, new if name in self._weights else torch.zeros_like(new))
                 renewed.append(f"{next(iter(shadow.tensors))}, ...")
-        for name, module in outside_of(trainer, pl_module, mirrors)[1].items():
+        for name, module in modules.items():
             copy = alike(module, mirrors) if name in self._weights else None
             original = None if copy is None else pl_module.get_submodule(copy.original)
             if original is not None and ModelShapes.of(module).shapes != ModelShapes.of(original).shapes:
@@ -58,13 +58,8 @@ class OutgrownCopies:
                 module.load_state_dict(original.state_dict(), strict=False)
                 renewed.append(name)
         if renewed:
-            more = f" and {len(renewed) - _MOST_NAMES} more" if len(renewed) > _MOST_NAMES else ""
             rank_zero_warn(
-                f"The checkpoint is of a pruned model and does not hold {', '.join(renewed[:_MOST_NAMES])}{more}, "
+                f"The checkpoint is of a pruned model and does not hold {listed(renewed)}, "
                 "which mirror its weights. They start anew: averages from the weights of the checkpoint, other numbers "
                 "from zero. Save them in the checkpoint to go on with them."
             )
-
-
-def _shadows(trainer: pl.Trainer, pl_module: pl.LightningModule, mirrors: Mirrors) -> list[Shadow]:
-    return [*held_shadows(pl_module, pl_module, mirrors)[0], *outside_of(trainer, pl_module, mirrors)[0]]

@@ -13,7 +13,6 @@ from torch.nn.parameter import is_lazy
 
 from lightning_coreset.followers import follow, hold_weights
 from lightning_coreset.indexing import index_dims
-from lightning_coreset.nested import map_tensors
 from lightning_coreset.plan import AttributeChange, ParameterChange, PruningPlan
 from lightning_coreset.surgery import (
     ModelShapes,
@@ -26,7 +25,8 @@ from lightning_coreset.surgery import (
 )
 from lightning_coreset.training.averaged_models import averaged_copies
 from lightning_coreset.training.mirrors import Match, Mirrors
-from lightning_coreset.training.shadows import HeldCopies, Shadow, held_shadows
+from lightning_coreset.training.optimizer_state import copy_to_cpu
+from lightning_coreset.training.shadows import Shadow, held_shadows
 
 _OWN = __name__.partition(".")[0]
 
@@ -82,9 +82,9 @@ class OutsideCopies:
     def of(cls, trainer: pl.Trainer, pl_module: pl.LightningModule) -> OutsideCopies:
         """Those that there are now. Averaged models, which other parts see to, are left out."""
         mirrors = Mirrors(pl_module, {id(one) for one in pl_module.parameters()})
-        shadows, modules = outside_of(trainer, pl_module, mirrors)
+        own, shadows, modules = outside_of(trainer, pl_module, mirrors)
         held = {name: copy for name, module in modules.items() if (copy := _as_copy(module, mirrors)) is not None}
-        return cls(tuple(shadows), tuple(held_shadows(pl_module, pl_module, mirrors)[0]), held)
+        return cls(tuple(shadows), tuple(own), held)
 
     @torch.no_grad()
     def shrink(self, pl_module: pl.LightningModule, plan: PruningPlan) -> None:
@@ -115,9 +115,9 @@ class OutsideCopies:
             modules[name] = {
                 "shapes": {one: list(shape) for one, shape in shapes.shapes.items()},
                 "sizes": dict(shapes.sizes),
-                "tensors": _on_cpu(registered_tensors(held.module)),
+                "tensors": copy_to_cpu(registered_tensors(held.module)),
             }
-        return {"shadows": _on_cpu(self._tensors()), "modules": modules}
+        return {"shadows": copy_to_cpu(self._tensors()), "modules": modules}
 
     def _tensors(self) -> dict[str, Tensor]:
         return {name: one for shadow in (*self.shadows, *self.own) for name, one in shadow.tensors.items()}
@@ -154,10 +154,12 @@ class OutsideSnapshot:
             snapshot.restore()
 
 
-def outside_of(trainer: pl.Trainer, pl_module: pl.LightningModule, mirrors: Mirrors) -> HeldCopies:
-    """Collections of tensors in callbacks that mirror weights, and all modules that nothing registers."""
+def outside_of(
+    trainer: pl.Trainer, pl_module: pl.LightningModule, mirrors: Mirrors
+) -> tuple[list[Shadow], list[Shadow], dict[str, nn.Module]]:
+    """Collections of tensors in the module and in callbacks that mirror weights, and modules that nothing registers."""
+    own, modules = held_shadows(pl_module, pl_module, mirrors)
     shadows: list[Shadow] = []
-    _, modules = held_shadows(pl_module, pl_module, mirrors)
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
     for number, callback in enumerate(callbacks):
         origins = [kind.__module__.partition(".")[0] for kind in type(callback).__mro__]
@@ -166,7 +168,7 @@ def outside_of(trainer: pl.Trainer, pl_module: pl.LightningModule, mirrors: Mirr
             shadows += found
             modules |= more
     known = {id(one) for one in averaged_copies(trainer)}
-    return shadows, {name: module for name, module in modules.items() if id(module) not in known}
+    return own, shadows, {name: module for name, module in modules.items() if id(module) not in known}
 
 
 def _as_copy(module: nn.Module, mirrors: Mirrors) -> HeldModule | None:
@@ -208,7 +210,3 @@ def _new_values(
             yield tensor, follow(tensor, replace(change, norm_of=None), weights, weights)
         else:
             yield tensor, follow(tensor, change, weights, change.value)
-
-
-def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return map_tensors(lambda tensor: tensor.detach().to("cpu", copy=True), dict(tensors))

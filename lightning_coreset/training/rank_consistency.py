@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_coreset._compat import ignored_by_ddp
 from lightning_coreset.plan import PruningPlan
+from lightning_coreset.qualified_names import listed
 from lightning_coreset.training.strategies import gathered
 
 
@@ -73,9 +74,8 @@ def _warn_of_difference(weights: list[dict[str, int]]) -> None:
     for rank, found in enumerate(weights):
         names = [name for name in {**weights[0], **found} if found.get(name) != weights[0].get(name)]
         if names:
-            some = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
             rank_zero_warn(
                 f"Expected all ranks to have the same weights before a pruning event but those of rank {rank} differ "
-                f"from rank 0's in {some}. All continue with those of rank 0. Look for what changes weights on one "
-                "rank alone."
+                f"from rank 0's in {listed(names, most=5)}. All continue with those of rank 0. Look for what changes "
+                "weights on one rank alone."
             )

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 from torch import Tensor, nn
 
 from lightning_coreset._compat import own_buffers, own_parameters
 from lightning_coreset.held_tensors import Path, TensorCollection, follow_path, held_by, path_name
 from lightning_coreset.module_specs import module_spec
+from lightning_coreset.qualified_names import lies_in
 from lightning_coreset.training.mirrors import Match, Mirrors
 
 _LISTS = (nn.ParameterList, nn.ParameterDict)
@@ -62,7 +63,7 @@ def registered_shadows(
     mirrors, found = Mirrors(model, trained), []
     plain = {name.rpartition(".")[2] for name, _ in model.named_parameters()}
     for path, module in model.named_modules():
-        if any(path == copy or path.startswith(f"{copy}.") for copy in copies):
+        if any(lies_in(path, copy) for copy in copies):
             continue
         statistics, is_list = module_spec(module).running_stats or (), isinstance(module, _LISTS)
         untrained = {name: one for name, one in own_parameters(module).items() if is_list and id(one) not in trained}
@@ -78,10 +79,9 @@ def registered_shadows(
     return tuple(found)
 
 
-HeldCopies: TypeAlias = tuple[list[Shadow], dict[str, nn.Module]]
-
-
-def held_shadows(root: Any, model: nn.Module, mirrors: Mirrors, prefix: str = "") -> HeldCopies:
+def held_shadows(
+    root: Any, model: nn.Module, mirrors: Mirrors, prefix: str = ""
+) -> tuple[list[Shadow], dict[str, nn.Module]]:
     """What an object holds that mirrors weights, and the modules that it holds.
 
     Args:

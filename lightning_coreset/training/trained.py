@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import BaseFinetuning
 from torch import nn
 
 from lightning_coreset.module_specs import is_size
-from lightning_coreset.optimizers import innermost_first
+from lightning_coreset.optimizers import innermost_first, parameters_of
 from lightning_coreset.training.optimizer_state import all_optimizers
 
 
@@ -37,8 +37,7 @@ def trained_parameters(pl_module: nn.Module, optimizers: Iterable[Any], callback
     known = False
     own = {id(one) for one in pl_module.parameters()}
     for optimizer in optimizers:
-        layers = innermost_first(optimizer)
-        parameters = [one for layer in layers for group in layer.param_groups for one in group["params"]]
+        parameters = [one for layer in innermost_first(optimizer) for one in parameters_of(layer)]
         known = known or any(id(one) in own for one in parameters)
         active = [one for one in parameters if one.requires_grad]
         trained |= {id(one) for one in active or parameters}
@@ -58,7 +57,7 @@ def without_gradients(optimizers: Iterable[Any]) -> set[int]:
     idle: set[int] = set()
     for optimizer in optimizers:
         for layer in innermost_first(optimizer):
-            parameters = [one for group in layer.param_groups for one in group["params"]]
+            parameters = parameters_of(layer)
             stepped = [one for one in parameters if one.grad is not None or one in layer.state]
             if stepped:
                 idle |= {id(one) for one in parameters} - {id(one) for one in stepped}

@@ -12,6 +12,7 @@ from torch import nn
 
 from lightning_coreset.held_tensors import note_held
 from lightning_coreset.planning import Rule
+from lightning_coreset.qualified_names import listed
 from lightning_coreset.structure import Copy
 from lightning_coreset.training.copies import EarlierValues, find_copies
 from lightning_coreset.training.mirrors import Mirrors
@@ -19,8 +20,6 @@ from lightning_coreset.training.outside_copies import OutsideCopies
 from lightning_coreset.training.shadows import Shadow, held_shadows, registered_shadows
 from lightning_coreset.training.trained import trained_in, trained_parameters, without_gradients
 from lightning_coreset.training.untrained_parts import Copies, UntrainedParts, find_untrained
-
-_MOST_NAMES = 4
 
 
 class UntrainedFinder:
@@ -118,7 +117,7 @@ class UntrainedFinder:
         outside = OutsideCopies.of(trainer, model).names
         if outside:
             rank_zero_info(
-                f"Found copies of weights that callbacks or attributes keep: {_listed(outside)}. They lose the "
+                f"Found copies of weights that callbacks or attributes keep: {listed(outside)}. They lose the "
                 "channels that the weights lose."
             )
         untrained = parts.of(model)
@@ -136,7 +135,7 @@ class UntrainedFinder:
 def _about_copies(copies: Mapping[str, str], shadows: Sequence[Mapping[str, str]]) -> str:
     tensors = [Copy.of_tensors(shadow) for shadow in shadows]
     mirrored = [f"{next(iter(shadow))}, ..." for shadow in shadows]
-    pairs = _listed(
+    pairs = listed(
         [
             *(f"{name} of {original or 'the module'}" for name, original in copies.items()),
             *(f"{name} of {one.original or 'the module'}" for name, one in zip(mirrored, tensors, strict=True)),
@@ -149,16 +148,11 @@ def _about_copies(copies: Mapping[str, str], shadows: Sequence[Mapping[str, str]
 
 
 def _about_frozen(frozen: Mapping[str, int], rule: str) -> str:
-    parts = _listed([f"{name} ({count:,} parameters)" for name, count in frozen.items()])
+    parts = listed([f"{name} ({count:,} parameters)" for name, count in frozen.items()])
     return (
         f"Nothing trains {parts}, so it stays whole and does not count for the pruning ratio. A rule of only that "
         f"names its layers, such as only=['{rule}'], prunes it."
     )
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
-    return ", ".join(names[:_MOST_NAMES]) + more
 
 
 def _checked(copies: Any) -> Copies:

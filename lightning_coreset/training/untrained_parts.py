@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeAlias
 from torch import nn
 
 from lightning_coreset.planning import Rule, RuleMatcher
+from lightning_coreset.qualified_names import lies_in
 from lightning_coreset.structure import ChannelGroup, Copy, Untrained
 from lightning_coreset.structure.records import layer_of
 from lightning_coreset.surgery import named_tensors
@@ -127,4 +128,4 @@ def find_untrained(
 
 
 def _is_below(name: str, paths: Sequence[str]) -> bool:
-    return any(name == path or name.startswith(f"{path}.") for path in paths)
+    return any(lies_in(name, path) for path in paths)

@@ -15,6 +15,7 @@ from lightning_coreset.module_specs import (
     remembered_integers,
     sizing_tensor,
 )
+from lightning_coreset.qualified_names import common_module, lies_in
 from lightning_coreset.structure import ChannelGroup, Count
 from lightning_coreset.verification.reads import Reads, record_reads
 
@@ -138,19 +139,15 @@ class _Way:
 
     def __init__(self, group: ChannelGroup) -> None:
         self.owners = {member.name.rpartition(".")[0] for member in group.members}
-        first, *others = (owner.split(".") if owner else [] for owner in self.owners)
-        common = len(first)
-        for other in others:
-            common = next((n for n in range(common) if other[n : n + 1] != first[n : n + 1]), common)
-        self.root = ".".join(first[:common])  # the smallest module that contains the group
+        self.root = common_module(self.owners)  # the smallest module that contains the group
 
     def passes(self, path: str) -> bool:
         """Whether a module contains members of the group, or lies in the smallest that contains all of them."""
-        return _within(path, self.root) or _within(self.root, path)
+        return lies_in(path, self.root) or lies_in(self.root, path)
 
     def is_between(self, path: str) -> bool:
         """Whether a module lies there without containing members."""
-        return not any(_within(owner, path) for owner in self.owners)
+        return not any(lies_in(owner, path) for owner in self.owners)
 
     def distance(self, path: str) -> int:
         """How many levels a module is away from the smallest one that contains the group."""
@@ -158,7 +155,7 @@ class _Way:
 
     def relation(self, path: str) -> str | int:
         """Where a module is, seen from there: a path below it, or levels above it."""
-        return path[len(self.root) :].lstrip(".") if _within(path, self.root) else self.distance(path)
+        return path[len(self.root) :].lstrip(".") if lies_in(path, self.root) else self.distance(path)
 
 
 def _multiples(group: ChannelGroup, value: int) -> list[tuple[int, bool]]:
@@ -169,10 +166,6 @@ def _multiples(group: ChannelGroup, value: int) -> list[tuple[int, bool]]:
         multiple = value // group.size
         multiples.setdefault(multiple, multiple not in (1, *widths.values()))
     return sorted(multiples.items(), key=lambda each: each[1])
-
-
-def _within(path: str, container: str) -> bool:
-    return not container or path == container or path.startswith(f"{container}.")
 
 
 def _depth(path: str) -> int:

@@ -63,9 +63,8 @@ class ConstantPenalties(DispatchMode):
                 continue  # an element of a parameter, or one itself
             if one.numel() == 1 and one.is_floating_point():
                 if values is None:
-                    with (
-                        outside_of_modes()
-                    ):  # which would leave removed channels out, as a network does that normalises
+                    # Modes would leave removed channels out, as a network does that normalises.
+                    with outside_of_modes():
                         self._values[one] = tensors_among((function(*args, **kwargs),))[place]
                 one.fill_(1.0)
         return result

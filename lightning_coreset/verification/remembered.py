@@ -18,6 +18,7 @@ from typing import TypeAlias
 
 from torch import nn
 
+from lightning_coreset.qualified_names import listed
 from lightning_coreset.structure import ChannelGroup
 from lightning_coreset.verification.candidates import Candidate, Key, RememberedNumbers
 
@@ -29,7 +30,6 @@ _MOST_TRIALS = 48
 """To find a set for one group."""
 _MOST_SINGLY = 24
 """Numbers of a set that are dropped one at a time; of a larger one, all of the same name in modules of one type."""
-_MOST_NAMES = 4
 
 
 class Search:
@@ -135,8 +135,7 @@ class Search:
         titles = list(dict.fromkeys(each.title for each in self._numbers.candidates(group)))
         if not titles:
             return f"{failure}; no attribute that its modules read has such a value"
-        more = f" and {len(titles) - _MOST_NAMES} more" if len(titles) > _MOST_NAMES else ""
-        return f"{failure}; changing {', '.join(titles[:_MOST_NAMES])}{more} along does not help"
+        return f"{failure}; changing {listed(titles)} along does not help"
 
 
 def _with_numbers(group: ChannelGroup, choice: Choice) -> ChannelGroup:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -14,6 +14,8 @@ from lightning_coreset import plan_pruning
 from lightning_coreset.methods import Magnitude, Method, Reconstruction, Sensitivity
 from lightning_coreset.plan import PruningPlan
 from lightning_coreset.surgery import apply_changes
+
+pytestmark = pytest.mark.usefixtures("double_precision")
 
 POSITIONS, WIDTH = 6, 12
 
@@ -158,15 +160,6 @@ def coordinates(model: nn.Module) -> int:
     """An output of a convolution adds as many coordinates as its kernel has positions."""
     weight = model.b.weight
     return weight[0, 0].numel() if weight.dim() > 2 else 1
-
-
-@pytest.fixture(autouse=True)
-def double_precision() -> Iterator[None]:
-    """So that rounding plays no part."""
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 @pytest.mark.parametrize("method", [Reconstruction(), Sensitivity(), Magnitude()], ids=lambda one: one.label)

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_coreset.nested import tensors_in
+from lightning_coreset.nested import attributes_of, tensors_in
 from lightning_coreset.structure import output_tensors
 from lightning_coreset.training.examples.batches import fresh
 
@@ -82,5 +82,4 @@ def _fields(batch: Any) -> dict[str, Any]:
         return dict(zip(batch._fields, batch, strict=True))  # type: ignore[attr-defined]
     if isinstance(batch, tuple | list):
         return {str(number): value for number, value in enumerate(batch)}
-    slots = [name for kind in type(batch).__mro__ for name in vars(kind).get("__slots__", ()) if hasattr(batch, name)]
-    return {**getattr(batch, "__dict__", {}), **{name: getattr(batch, name) for name in slots}}
+    return attributes_of(batch)
