@@ -23,7 +23,8 @@ _DEEPEST = 4
 _LONGEST = 10_000
 """Longer containers hold data, not weights."""
 _REGISTERED = ("_parameters", "_buffers", "_modules")
-_FOREIGN = ("torch.", "lightning.", "pytorch_lightning.", "torchmetrics.", "builtins")
+_FOREIGN = ("torch.", "lightning.", "pytorch_lightning.", "torchmetrics.", "builtins", "lightning_coreset.")
+"""What objects of these packages hold is theirs: a plan or a savepoint has weights as they were, and keeps them so."""
 
 
 def note_held(model: nn.Module, places: Mapping[str, Path]) -> None:

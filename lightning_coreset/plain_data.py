@@ -57,12 +57,22 @@ def _read(reader: _Reader, value: Any, name: str) -> Any:
         return reader(value)
     except _WrongTypeError as error:
         kind = str(error.kind) if get_origin(error.kind) else error.kind.__name__
-        raise ValueError(f"Expected {name} to be of type {kind} but got {_shown(error.value)}.") from None
+        raise ValueError(f"Expected {name}{error.place} to be of type {kind} but got {_shown(error.value)}.") from None
 
 
 class _WrongTypeError(Exception):
+    """A value is of another type; ``place`` is where it lies in a container, as Python would write it."""
+
     def __init__(self, *, kind: Any, value: object) -> None:
-        self.kind, self.value = kind, value
+        self.kind, self.value, self.place = kind, value, ""
+
+
+def _read_item(reader: _Reader, value: Any, key: object) -> Any:
+    try:
+        return reader(value)
+    except _WrongTypeError as error:
+        error.place = f"[{key!r}]{error.place}"
+        raise
 
 
 @cache
@@ -110,7 +120,7 @@ def _mapping(hint: Any, key: _Reader, item: _Reader) -> _Reader:
     def read(value: Any) -> Any:
         if not isinstance(value, Mapping):
             raise _WrongTypeError(kind=hint, value=value)
-        return {key(name): item(one) for name, one in value.items()}
+        return {key(name): _read_item(item, one, name) for name, one in value.items()}
 
     return read
 
@@ -119,7 +129,7 @@ def _sequence(hint: Any, kind: type, item: _Reader) -> _Reader:
     def read(value: Any) -> Any:
         if not isinstance(value, (list, tuple)):
             raise _WrongTypeError(kind=hint, value=value)
-        return kind(map(item, value))
+        return kind(_read_item(item, one, place) for place, one in enumerate(value))
 
     return read
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from lightning_coreset.structure import find_groups
 from lightning_coreset.surgery import apply_changes, named_tensors, slice_members
+
+pytestmark = pytest.mark.usefixtures("double_precision")
 
 ROWS, WIDTH = 12, 8
 GENERATOR = torch.Generator().manual_seed(0)
@@ -61,6 +63,9 @@ FOLLOWED: dict[str, Callable[[Tensor], Tensor]] = {
         0, spread(TO, h), h[FROM], "mean", include_self=False
     ),
     "masked_scatter": lambda h: h.masked_scatter((ORDER > 5)[:, None].expand_as(h), h.flip(0)),
+    "masked_scatter, broadcast": lambda h: h.masked_scatter(
+        (torch.arange(3 * ROWS) % 5 > 2).view(3, ROWS, 1).expand(-1, -1, h.shape[1]), torch.cat([h.flip(0)] * 3)
+    ).sum(0),
     "slice_scatter": lambda h: h.slice_scatter(h[:4] * 2, 0, 4, 8),
     "select_scatter": lambda h: h.select_scatter(h[3] * 2, 0, 5),
     "fft along rows": lambda h: torch.fft.fft(h, dim=0).real,
@@ -87,19 +92,16 @@ HELD: dict[str, Callable[[Tensor], Tensor]] = {
     "rows assigned": lambda h: torch.zeros_like(h).index_put((ORDER,), h),
     "added along channels": lambda h: torch.zeros_like(h).index_add(1, torch.arange(WIDTH) // 2, h),
     "a mask of its own for each channel": lambda h: h.masked_scatter(torch.eye(ROWS, WIDTH).bool(), h),
+    "the same, broadcast": lambda h: (
+        h.t()
+        .masked_scatter(torch.eye(WIDTH).bool()[:3, :, None].expand(-1, -1, ROWS), torch.rand(3 * WIDTH, ROWS))[0]
+        .t()
+    ),
     "distances": lambda h: torch.cdist(h, h)[:, :WIDTH],
     "fft along channels": lambda h: torch.fft.fft(h, dim=1).real,
     "data in the zeros": lambda h: torch.zeros(ROWS, WIDTH).copy_(torch.arange(ROWS * WIDTH).view(ROWS, WIDTH)) + h,
     "added to the zeros": lambda h: torch.zeros(ROWS, WIDTH).add_(torch.arange(WIDTH)) + h,
 }
-
-
-@pytest.fixture(autouse=True)
-def double_precision() -> Iterator[None]:
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 @pytest.mark.parametrize("name", FOLLOWED)

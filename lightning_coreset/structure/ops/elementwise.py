@@ -56,10 +56,7 @@ def follow_elementwise(propagation: Propagation, call: OpCall, step: Step | None
     operands = call.tensors
     reason = f"meets a tensor that cannot be cut in {call.title}"
     axes = _joined(propagation, operands, out, reason)
-    changed = call.inplace and _dims(axes) != _dims(propagation.info(operands[0]).channel_labels)
-    if changed and not propagation.is_alone(operands[0]):  # what it is a view of would not get the new labels
-        for axis in axes:
-            propagation.union_find.block(axis.labels, f"is written in place by {call.title}")
+    propagation.hold_in_views(call, operands[0], axes)
     large = [tensor for tensor in operands if tensor.dim() > 0]
     info = TensorInfo(
         axes,
@@ -120,10 +117,6 @@ def _updated(propagation: Propagation, call: OpCall, info: TensorInfo) -> Tensor
     if call.name not in ("add", "sub", "rsub", "addcmul", "addcdiv") or len(others) > 1 or others[0].direct is None:
         return info
     return replace(info, direct=others[0].direct, producer_paths={})
-
-
-def _dims(axes: Iterable[ChannelLabels]) -> set[tuple[int, ...]]:
-    return {axis.dims for axis in axes}
 
 
 def _step(propagation: Propagation, call: OpCall) -> Step | None:

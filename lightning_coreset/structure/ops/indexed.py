@@ -49,8 +49,9 @@ def replace_part(propagation: Propagation, call: OpCall) -> None:
 def masked_scatter(propagation: Propagation, call: OpCall) -> None:
     """Rows of another tensor take the place of masked ones, if the mask is the same for all channels."""
     target, mask, source = call.args[:3]
-    last = target.dim() - 1
-    if source.dim() == 0 or source.shape[-1] != target.shape[-1] or last in _own(mask, target.dim()):
+    out = call.results[0]  # target and mask are broadcast
+    last = out.dim() - 1
+    if source.dim() == 0 or source.shape[-1] != out.shape[-1] or last in _own(mask, out.dim()):
         propagation.refuse(call, f"enters {call.title} with a mask that differs between channels")
         return
     axes = propagation.pin_dims(source, range(source.dim() - 1), f"is written by {call.title} in another order")
@@ -132,16 +133,9 @@ def _join(
         own = set() if propagation.info(part).uniform else _own(part, ndim)
         pinned.append((own - fixed, left))
     joined = join(pinned, ndim, propagation.union_find, f"meets a tensor that cannot be cut in {call.title}")
-    changed = call.inplace and _dims(joined) != _dims(propagation.info(out).channel_labels)
-    if changed and not propagation.is_alone(out):
-        for axis in joined:  # what it is a view of would not get the new labels
-            propagation.union_find.block(axis.labels, f"is written in place by {call.title}")
+    propagation.hold_in_views(call, out, joined)
     constant = all(propagation.info(part).constant for part in call.tensors)
     propagation.set_info(out, TensorInfo(joined, constant, producer_paths=paths))
-
-
-def _dims(axes: Collection[ChannelLabels]) -> set[tuple[int, ...]]:
-    return {axis.dims for axis in axes}
 
 
 def _own(tensor: Tensor, ndim: int) -> set[int]:

@@ -79,17 +79,17 @@ def cross_entropy(outputs, targets):
 
 
 TASKS = {
-    "classes": (mlp(8, 16, 3), cross_entropy, MulticlassF1Score(3), X, Y),
-    "regression": (mlp(8, 16, 1), nn.functional.mse_loss, torchmetrics.MeanSquaredError(), X, X[:, :1].clone()),
+    "classes": (lambda: mlp(8, 16, 3), cross_entropy, MulticlassF1Score(3), X, Y),
+    "regression": (lambda: mlp(8, 16, 1), nn.functional.mse_loss, torchmetrics.MeanSquaredError(), X, X[:, :1].clone()),
     "labels": (
-        mlp(8, 16, 3),
+        lambda: mlp(8, 16, 3),
         nn.functional.binary_cross_entropy_with_logits,
         MultilabelAccuracy(3),
         X,
         (X[:, :3] > 0).float(),
     ),
     "segmentation": (
-        segmenter(),
+        segmenter,
         cross_entropy,
         MulticlassF1Score(3, average="micro"),
         X.view(N, 1, 2, 4),
@@ -100,20 +100,23 @@ TASKS = {
 
 @pytest.mark.parametrize("task", TASKS)
 def test_any_metric_of_torchmetrics(make_trainer, task):
-    net, loss, metric, *data = TASKS[task]
+    make_net, loss, metric, *data = TASKS[task]
     callback = Pruning(metric=metric, eval_batches=100)
-    module = Task(copy.deepcopy(net), loss, metric.clone())
+    module = Task(make_net(), loss, metric.clone())
 
     logger = fit(make_trainer, module, callback, *data, num_sanity_val_steps=2)
 
     assert [value for _, value in logger.of("coreset/accuracy")] == pytest.approx(module.values, abs=1e-6)
     (event,) = callback.history
-    # The sanity check saw two of the batches a first time.
-    repeated = [tensor[[*range(2 * B), *range(N)]] for tensor in data]
+    batches = list(loader(*data))
     for found, network in ((event.accuracy_before, callback.before), (event.accuracy_after, callback.after)):
-        with torch.no_grad():
-            expected = metric.clone()(network.eval()(repeated[0]), repeated[1])
-        assert found == pytest.approx(float(expected), abs=1e-6)
+        expected = metric.clone()
+        # The sanity check saw two of the batches a first time. By batches, since torchmetrics takes the outputs of a
+        # batch for probabilities where all lie between 0 and 1.
+        for inputs, targets in (*batches[:2], *batches):
+            with torch.no_grad():
+                expected.update(network.eval()(inputs), targets)
+        assert found == pytest.approx(float(expected.compute()), abs=1e-6)
     assert metric.update_count == 0
     assert hooks_of(module) == 0
 
