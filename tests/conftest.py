@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 
@@ -42,6 +43,12 @@ def _the_rest(asked: str) -> list[str]:
     if asked != FAST:
         return []
     return ["left out: the same on more cases, for `pytest -m slow`; on a GPU, for `pytest -m gpu`"]
+
+
+def pytest_collection_finish() -> None:
+    """Spare the garbage collector, and those who ask it for objects, the half a million objects of libraries."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

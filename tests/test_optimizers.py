@@ -1,4 +1,6 @@
 import copy
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -6,7 +8,7 @@ import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import nn
 
-from lightning_coreset.optimizers import StateSnapshot, slice_optimizer_state
+from lightning_coreset.optimizers import StateSnapshot, all_layers, slice_optimizer_state
 from lightning_coreset.plan import ParameterChange
 
 KEPT = torch.tensor([0, 2, 3, 6])
@@ -288,6 +290,19 @@ def test_state_of_a_wrapper_is_sliced_too():
     assert slice_optimizer_state(wrapper, prune(parameters)) == ()
     assert wrapper.state[parameters["weight"]]["slow"].shape == (4, 5)
     assert inner.state[parameters["weight"]]["exp_avg"].shape == (4, 5)
+
+
+def test_a_proxy_of_what_is_gone_is_no_optimizer():
+    class Gone:
+        pass
+
+    parameters = make(["weight"])
+    optimizer = torch.optim.Adam(parameters.values())
+    gone = Gone()
+    optimizer.owner, optimizer.owners = weakref.proxy(gone), [weakref.proxy(gone)]  # type: ignore[attr-defined]
+    del gone
+    gc.collect()
+    assert list(all_layers(optimizer)) == [optimizer]
 
 
 def test_parameters_that_have_not_changed_yet_are_refused():

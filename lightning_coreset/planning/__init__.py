@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lightning_coreset.planning.cost_model import CostModel, ModelCost, Unit, reached
-from lightning_coreset.planning.feasibility import check_reachable, idle_rules, why_nothing_goes
+from lightning_coreset.planning.feasibility import check_reachable, idle_rules, most_that_can_go, why_nothing_goes
 from lightning_coreset.planning.input_norms import InputNorms, measure_input_norms
 from lightning_coreset.planning.layer_rules import Rule, RuleMatcher, as_rules, check_matches
 from lightning_coreset.planning.never_run import (
@@ -43,6 +43,7 @@ __all__ = [
     "measure",
     "measure_input_norms",
     "measure_original",
+    "most_that_can_go",
     "possible_readers",
     "prunable",
     "reached",

@@ -40,6 +40,15 @@ def check_reachable(
     check_feasible(model, structure, PruningProblem.of(model, structure, request, original))
 
 
+def most_that_can_go(model: nn.Module, structure: Structure, request: Request) -> float:
+    """The largest ratio that all rules and limits allow; 0 if nothing can be pruned."""
+    try:
+        problem = PruningProblem.of(model, structure, request)
+    except ValueError:
+        return 0.0
+    return max(problem.gone(problem.smallest()), 0.0)
+
+
 def check_feasible(model: nn.Module, structure: Structure, problem: PruningProblem) -> None:
     """:func:`check_reachable` for a request that was applied to the model already."""
     if problem.request.method.chooses_sizes:

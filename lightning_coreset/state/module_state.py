@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import operator
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from types import FunctionType
@@ -18,17 +18,27 @@ from lightning_coreset.state.iterators import ReplayedIterator, is_iterator_type
 from lightning_coreset.state.reach import (
     ATOMS,
     contents,
-    data_of_class,
     has_own_state,
     is_array,
     is_shared,
     parts_of,
     random_states,
+    reachable,
     slots_of,
+)
+from lightning_coreset.state.saved import (
+    Saved,
+    SavedArray,
+    SavedClass,
+    SavedNumbers,
+    SavedPlace,
+    SavedSet,
+    SavedTensor,
+    holds_numbers,
+    new_items,
 )
 from lightning_coreset.state.writes import UndoneWrites
 
-_Restore = Callable[[], object]
 _DICTS = frozenset({dict, OrderedDict, defaultdict})
 
 
@@ -52,7 +62,7 @@ class ModuleState:
         # Most of what there is to save are dicts, which modules have many of.
         self._dicts: list[tuple[dict[Any, Any], dict[Any, Any]]] = []
         self._sequences: list[tuple[list[Any] | deque[Any], list[Any]]] = []
-        self._restorers: list[_Restore] = []
+        self._others: list[Saved] = []
         self._parameters: list[tuple[nn.Parameter, Tensor | None, bool]] = []
         self._iterators: dict[int, ReplayedIterator] = {}
         self._large: dict[int, Tensor] = {}
@@ -77,7 +87,7 @@ class ModuleState:
                 self._save(value)
                 pending.extend(parts_of(value))
             elif kind is ReplayedIterator:
-                self._restorers.append(partial(setattr, value, "position", value.position))
+                self._others.append(SavedNumbers(value.position, partial(setattr, value, "position")))
         for tensor in tensors:
             self._save_tensor(tensor)
         self._writes = UndoneWrites(one for one in self._large.values() if not _has_no_content(one))
@@ -107,14 +117,34 @@ class ModuleState:
             if len(sequence) != len(items) or any(a is not b for a, b in zip(sequence, items, strict=True)):
                 sequence.clear()
                 sequence.extend(items)
-        for restore in self._restorers:
-            restore()
+        for saved in self._others:
+            saved.restore()
         self._writes.undo()
         for parameter, grad, requires_grad in self._parameters:
             if parameter.requires_grad != requires_grad:
                 parameter.requires_grad_(requires_grad)
             if parameter.grad is not grad:
                 parameter.grad = grad
+
+    def holds_new_numbers(self) -> bool:
+        """Whether the module holds other numbers than before, which its next step may read.
+
+        Whole numbers do not count, such as those of a counter, and parameters do not.
+        """
+        return any(map(holds_numbers, self._new()))
+
+    def new_tensors(self) -> list[Tensor]:
+        """The tensors that the module holds in place of others, or that have other contents, but for parameters."""
+        return [one for value in self._new() for one in reachable(value) if isinstance(one, Tensor)]
+
+    def _new(self) -> Iterator[Any]:
+        for container, content in self._dicts:
+            yield from new_items(content, container)
+        for sequence, items in self._sequences:
+            known = {*map(id, items)}
+            yield from (value for value in sequence if id(value) not in known)
+        for saved in self._others:
+            yield from saved.new()
 
     def _save_dict(self, value: dict[Any, Any]) -> None:
         self._dicts.append((value, dict(value)))
@@ -129,11 +159,11 @@ class ModuleState:
             if value.grad is not None:
                 self._large[id(value.grad)] = value.grad
         elif id(value) not in self._large and not _has_no_content(value):
-            self._restorers.append(partial(_restore_tensor, value, value.detach().clone()))
+            self._others.append(SavedTensor(value))
 
     def _save(self, value: Any) -> None:
         """Save what is no tensor, no plain dict, and no module, whose attributes are one."""
-        add = self._restorers.append
+        add = self._others.append
         if isinstance(value, nn.Module):
             return
         if isinstance(value, dict):
@@ -144,15 +174,15 @@ class ModuleState:
                 for place, iterator in self._replayed(list(enumerate(value))):
                     value[place] = iterator
         elif isinstance(value, set):
-            add(partial(_restore_set, value, set(value)))
+            add(SavedSet(value))
         elif isinstance(value, FunctionType):
             for cell in value.__closure__ or ():
-                add(partial(_restore_cell, cell, contents(cell)))
+                add(SavedPlace(partial(contents, cell), partial(setattr, cell, "cell_contents")))
         elif isinstance(value, type):
             if has_own_state(value):
-                add(partial(_restore_class, value, data_of_class(value)))
+                add(SavedClass(value))
         elif is_array(value):
-            add(partial(_restore_array, value, value.copy()))
+            add(SavedArray(value))
         elif isinstance(value, torch.optim.Optimizer):
             kept = (one for state in value.state.values() if isinstance(state, dict) for one in state.values())
             self._large |= {id(one): one for one in kept if isinstance(one, Tensor)}
@@ -164,10 +194,11 @@ class ModuleState:
         generator = random_states(value)
         if generator is not None:
             get, put = generator
-            self._restorers.append(partial(put, get()))
+            self._others.append(SavedNumbers(get(), put))
         for name in slots_of(type(value)):
             if hasattr(value, name):
-                self._restorers.append(partial(object.__setattr__, value, name, getattr(value, name)))
+                put = partial(object.__setattr__, value, name)
+                self._others.append(SavedPlace(partial(getattr, value, name, None), put))
 
     def _replayed(self, items: list[tuple[Any, Any]]) -> list[tuple[Any, ReplayedIterator]]:
         """What takes the place of iterators among the values of a container."""
@@ -218,38 +249,3 @@ def restored(module: nn.Module, *, watch: bool = True) -> Iterator[ModuleState]:
 
 def _has_no_content(tensor: Tensor) -> bool:
     return nn.parameter.is_lazy(tensor) or tensor.is_meta
-
-
-def _restore_tensor(tensor: Tensor, content: Tensor) -> None:
-    # Through `data`: for autograd the content has not changed, since it is what it was; and the states of metrics that
-    # were reset during validation are inference tensors, which cannot be written to directly.
-    if tensor.shape != content.shape or tensor.dtype != content.dtype or tensor.device != content.device:
-        tensor.data = content.clone()
-    elif tensor.layout is not torch.strided or not torch.equal(tensor, content):
-        tensor.data.copy_(content)
-
-
-def _restore_set(container: set[Any], content: set[Any]) -> None:
-    if container != content:
-        container.clear()
-        container.update(content)
-
-
-def _restore_cell(cell: Any, content: Any) -> None:
-    if contents(cell) is not content:
-        cell.cell_contents = content
-
-
-def _restore_class(kind: type, content: dict[str, Any]) -> None:
-    found = data_of_class(kind)
-    for name in found.keys() - content.keys():
-        delattr(kind, name)
-    for name, value in content.items():
-        if found.get(name, content) is not value:
-            setattr(kind, name, value)
-
-
-def _restore_array(array: Any, content: Any) -> None:
-    if array.shape != content.shape:
-        array.resize(content.shape, refcheck=False)
-    array[...] = content

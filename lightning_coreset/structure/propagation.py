@@ -184,6 +184,11 @@ class Propagation(DispatchMode):
         """What is known of a tensor."""
         return (self._known.get(tensor) if tensor is not None else None) or UNLABELLED
 
+    def is_followed(self, tensor: Tensor) -> bool:
+        """Whether a tensor comes from channels of the network, each in its place or all together."""
+        info = self.info(tensor)
+        return bool(info.channel_labels or info.statistics or info.producer_paths)
+
     def varying(self, tensor: Tensor, ndim: int) -> set[int]:
         """The dimensions of a result of ``ndim`` dimensions in which an operand has elements of its own."""
         return set() if self.info(tensor).uniform else varying(tensor, ndim)

@@ -6,7 +6,7 @@ import random
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from typing import Any, TypeAlias
 
 import torch
@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from lightning_coreset._compat import eager_execution
 from lightning_coreset.module_specs import check_module_sizes, module_spec, sizing_tensor
-from lightning_coreset.state import restored
+from lightning_coreset.state import ModuleState, restored
 from lightning_coreset.structure.attention import followed_attention
 from lightning_coreset.structure.collectives import local_collectives
 from lightning_coreset.structure.derivatives import StandInDerivatives
@@ -117,6 +117,9 @@ def _follow(engine: Propagation, model: nn.Module, example: Example) -> dict[Run
                 set_mode(model, mode)
                 with engine.records.recording(example.batch_size) if first else nullcontext():
                     _run(engine, model, example)
+                if any(map(engine.is_followed, state.new_tensors())):  # the next run may read it
+                    with suppress(Exception):  # such as an iterator that is at its end
+                        _run(engine, model, example)
         except Exception as error:
             errors[mode] = error
     engine.followed.append(tuple(mode for mode in modes if mode not in errors))
@@ -217,10 +220,10 @@ def plain_execution() -> Iterator[None]:
 
 
 @contextmanager
-def preserved(model: nn.Module) -> Iterator[None]:
+def preserved(model: nn.Module) -> Iterator[ModuleState]:
     """Undo what the block does to a network and to what it holds, and restore random states."""
-    with preserved_random(model), restored(model):
-        yield
+    with preserved_random(model), restored(model) as state:
+        yield state
 
 
 @contextmanager

@@ -7,30 +7,25 @@ from typing import Any, Literal, TypeAlias, get_args
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_warn
-from torchmetrics import Metric, MetricCollection
 
 from lightning_coreset.plan import PruningPlan
 from lightning_coreset.planning import (
     ModelCost,
     Request,
     Rule,
-    as_rules,
     bottom_up_sizes,
-    check_matches,
     check_reachable,
-    describe_readers,
     final_sizes,
     idle_rules,
-    layers_that_never_ran,
     make_plan,
     measure,
     measure_input_norms,
     measure_original,
-    possible_readers,
     prunable,
 )
 from lightning_coreset.structure import NOTHING_UNTRAINED, Completion, Structure, analyse
 from lightning_coreset.training.examples import ExampleSource
+from lightning_coreset.training.late_layers import LateLayers
 from lightning_coreset.training.progress import Progress
 from lightning_coreset.training.requirements import check_not_captured
 from lightning_coreset.training.strategies import from_rank_zero, gathered, run_on_all_ranks
@@ -55,7 +50,8 @@ class EventPlanner:
         never_run: Rules for modules that nothing ever runs; the channels that others could read stay.
 
     Attributes:
-        waits: Whether the last event has nothing to prune until layers have run that could read channels.
+        waits: Whether events wait until other layers have run: the last one had nothing to prune that these could not
+            read, or the ratio can be reached only with them.
 
     Raises:
         ValueError: If ``order`` is none of these, or ``never_run`` no sequence of rules.
@@ -81,14 +77,13 @@ class EventPlanner:
         self.certify = certify
         self.change_attributes = change_attributes
         self.untrained = untrained or UntrainedFinder()
-        self.never_run = as_rules(never_run, "never_run")
+        self.late = LateLayers(request, never_run)
         self.waits = False
-        self._told: set[str] = set()
 
     def check_rules(self, pl_module: pl.LightningModule) -> None:
         """Raise ``ValueError`` if a rule matches nothing in a model."""
         self.request.check_rules(pl_module)
-        check_matches(pl_module, self.never_run, "never_run")
+        self.late.check_rules(pl_module)
 
     def begin(self, trainer: pl.Trainer, pl_module: pl.LightningModule, progress: Progress) -> bool:
         """Before the first event: test all groups, and measure the original model.
@@ -119,7 +114,9 @@ class EventPlanner:
                 structure = run_on_all_ranks(trainer, lambda: self.structure(trainer, pl_module, progress))
             self.untrained.report(trainer, pl_module, progress.untrained)
             targets = from_rank_zero(trainer, lambda: self._targets(pl_module, structure, progress.is_resumed))
-            progress.original, progress.final_sizes = targets
+            self.waits = targets is None
+            if targets is not None:
+                progress.original, progress.final_sizes = targets
         self.source.have_begun()
         return True
 
@@ -190,7 +187,7 @@ class EventPlanner:
         if from_rank_zero(trainer, lambda: self.source.has_untried):
             structure = self._checked(trainer, pl_module, progress, structure)
             self.source.mark_tried()
-        offered = self._without_unread(pl_module, structure)
+        offered = self.late.without_unread(pl_module, structure)
         inputs = run_on_all_ranks(trainer, lambda: self._layer_inputs(trainer, pl_module)) if self.certify else None
         request = self.request.scaled(fraction, seed=self.request.seed + len(progress.done))
         sizes = bottom_up_sizes(progress.final_sizes, fraction) or None
@@ -214,19 +211,6 @@ class EventPlanner:
         self.waits = from_rank_zero(trainer, lambda: plan is None and len(offered.groups) < len(structure.groups))
         return None if plan is None else PruningPlan.from_dict(plan)
 
-    def _without_unread(self, pl_module: pl.LightningModule, structure: Structure) -> Structure:
-        """The structure without groups whose channels could be read by a layer that has not run; says so once."""
-        groups, _ = prunable(pl_module, structure, self.request)
-        known = {*structure.untrained.mirrored, *(name for copy in structure.untrained.copies for name in copy.misfits)}
-        rules = (*self.never_run, Metric, MetricCollection)
-        layers = layers_that_never_ran(pl_module, structure.used, known=known, rules=rules)
-        readers = possible_readers(pl_module, groups, layers)
-        new = {group: own for group, own in readers.items() if group not in self._told}
-        if new:
-            rank_zero_warn(describe_readers(new))
-            self._told.update(new)
-        return structure.without({group: _may_be_read(own) for group, own in readers.items()})
-
     def _checked(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, progress: Progress, structure: Structure
     ) -> Structure:
@@ -242,12 +226,20 @@ class EventPlanner:
 
     def _targets(
         self, pl_module: pl.LightningModule, structure: Structure, resumed: bool
-    ) -> tuple[ModelCost, dict[str, int]]:
-        """Parameters, MACs and widths of the original and, with ``"bottom_up"``, the final sizes of groups."""
+    ) -> tuple[ModelCost, dict[str, int]] | None:
+        """Parameters, MACs and widths of the original and, with ``"bottom_up"``, the final sizes of groups.
+
+        ``None`` if the ratio can be reached only if layers run that have not run so far.
+        """
         # A run that goes on from a checkpoint of another one, such as one without this callback.
         count = measure_original if resumed else measure
-        original = count(pl_module, structure, self.request)
-        check_reachable(pl_module, structure, self.request, original=original)
+        try:
+            original = count(pl_module, structure, self.request)
+            check_reachable(pl_module, structure, self.request, original=original)
+        except ValueError:
+            if self.late.could_give(pl_module, structure):
+                return None
+            raise
         for message in idle_rules(pl_module, structure, self.request):
             rank_zero_warn(message)
         final = final_sizes(pl_module, structure, self.request, original) if self.order == "bottom_up" else {}
@@ -280,8 +272,3 @@ class EventPlanner:
 
 def _nothing(*failure: object) -> None:
     pass
-
-
-def _may_be_read(layers: Sequence[str]) -> str:
-    reason = f"could be read by {layers[0]}, which has not run so far"
-    return reason

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_warn
 
+from lightning_coreset.optimizers import optimizers_stay
 from lightning_coreset.plan import PruningPlan
 from lightning_coreset.training.early_stopping import restart_patience
 from lightning_coreset.training.event import apply_event
@@ -86,6 +87,7 @@ class PruningRun:
         if self.timeline.interval == "epoch":
             self.guard.check_first_event(trainer, self._next_event)
 
+    @optimizers_stay()
     def begin(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *, event: bool = False) -> None:
         """Check the model once in a fit, as soon as there is an example to run it on.
 
@@ -101,6 +103,7 @@ class PruningRun:
         """Whether it is time for an event."""
         return self.timeline.position(trainer) >= self._next_event
 
+    @optimizers_stay()
     def prune_if_due(self, trainer: pl.Trainer, pl_module: pl.LightningModule, on_prune: OnPrune) -> None:
         """Carry out all events that are due, as one.
 
@@ -123,10 +126,13 @@ class PruningRun:
         due = {time: ratio for time, ratio in self.progress.open_events(self._events).items() if time <= now}
         if due:
             self.begin(trainer, pl_module, event=True)
-        if due and self._has_begun:
+        if due and self._has_begun and self.progress.original is None:  # as below
+            self._waits_in_epoch = trainer.current_epoch
+        elif due and self._has_begun:
             self._prune(trainer, pl_module, due, on_prune)
         self._find_next_event()
 
+    @optimizers_stay()
     def take_back(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *, over: bool = False) -> bool:
         """Take the last event back if it has failed, and return whether it was.
 

@@ -51,12 +51,20 @@ LEAK = "its channels reach further"
 """The beginning of the reason that no number of the network explains."""
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class _Run:
-    """An example, with the mode in which the network is run on it."""
+    """An example, with the mode in which the network is run on it.
+
+    Attributes:
+        example: The example.
+        mode: The mode.
+        carries: Whether the network computes numbers and keeps them, which its next run may read: it is run twice in
+            a row then. ``None`` before the first run, which shows it.
+    """
 
     example: Example
     mode: RunMode
+    carries: bool | None = None
 
 
 class Trial:
@@ -281,15 +289,34 @@ class Trial:
         for run in runs:
             in_training = [Expectations()] if run.mode == "training" else []
             own = (ConstantPenalties(model), StandInDerivatives(), local_collectives())
-            with preserved(model), plain_execution(), torch.set_grad_enabled(gradients), ExitStack() as stack:
+            with (
+                preserved(model) as state,
+                plain_execution(),
+                torch.set_grad_enabled(gradients),
+                ExitStack() as stack,
+            ):
                 for mode in (WithoutQuantization(), *in_training, *modes, *own):
                     stack.enter_context(mode)
                 set_mode(model, run.mode)
                 seed_everything(model)
-                found = run.example.run(model, run.example.inputs)
-                self._runs_steps |= isinstance(found, StepOutputs)
-                outputs += [tensor.clone() for tensor in output_tensors(found) if tensor.is_floating_point()]
+                outputs += self._step(run, model)
+                if run.carries is None:
+                    run.carries = state.holds_new_numbers() and self._runs_again(run, model)
+                elif run.carries:
+                    outputs += self._step(run, model)
         return outputs
+
+    def _step(self, run: _Run, model: nn.Module) -> list[Tensor]:
+        found = run.example.run(model, run.example.inputs)
+        self._runs_steps |= isinstance(found, StepOutputs)
+        return [tensor.clone() for tensor in output_tensors(found) if tensor.is_floating_point()]
+
+    def _runs_again(self, run: _Run, model: nn.Module) -> bool:
+        try:
+            self._step(run, model)
+            return True
+        except Exception:  # an iterator may be at its end
+            return False
 
     @torch.no_grad()  # a network may have enabled gradients for its own derivatives
     def _difference(self, found: Sequence[Tensor], expected: Sequence[Tensor]) -> str | None:

@@ -166,7 +166,11 @@ def is_readable(message: str) -> bool:
         (("original", "shapes", "foreign"), [3], "'foreign' is recorded, but the model has no such tensor"),
         (("original", "constants", "first.bias"), torch.ones(3), "recorded as a constant, which the model has not"),
         (("pruned", "shapes"), None, "Expected shapes to be of type .* but got None"),
-        (("pruned", "sizes", "first.out_features"), "7", "Expected sizes to be of type .* but got '7'"),
+        (
+            ("pruned", "sizes", "first.out_features"),
+            "7",
+            r"Expected sizes\['first\.out_features'\] to be .* but got '7'",
+        ),
     ],
 )
 def test_the_error_says_what_is_wrong(path, value, message):

@@ -411,6 +411,108 @@ def test_what_a_step_writes_differs_with_channels_that_leak(kind):
     assert tried_groups(model, groups, example)[1].keys() == {"net.0"}
 
 
+class Carried(pl.LightningModule):
+    """Its step reads what the last one has left, and then leaves something for the next one."""
+
+    def __init__(self, kind: str, of: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 32), nn.Linear(32, 3)
+        self.register_buffer("buffer", torch.ones(()))
+        self.tensor, self.number, self.values, self.annealer = torch.ones(()), 1.0, deque([1.0], 1), Annealer()
+        (self.read, self.write), self.of = CARRIED[kind], of
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        hidden = torch.relu(self.a(batch[0]))
+        y = self.b(hidden)
+        loss = nn.functional.cross_entropy(y / self.read(self), batch[1])
+        self.write(self, self.of(hidden.detach(), y.detach()))
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), 0.01)
+
+
+def by_tensor(net: Carried, value: Tensor) -> None:
+    net.tensor = 0.5 * net.tensor + value
+
+
+def by_buffer(net: Carried, value: Tensor) -> None:
+    net.buffer.mul_(0.5).add_(value)
+
+
+def by_number(net: Carried, value: Tensor) -> None:
+    net.number = 0.5 * net.number + float(value)
+
+
+def by_values(net: Carried, value: Tensor) -> None:
+    net.values.append(value)
+
+
+def by_object(net: Carried, value: Tensor) -> None:
+    net.annealer.value = value
+
+
+CARRIED: dict[str, tuple[Callable[[Carried], Any], Callable[[Carried, Tensor], None]]] = {
+    "tensor": (lambda net: net.tensor, by_tensor),
+    "buffer": (lambda net: net.buffer.clone(), by_buffer),
+    "number": (lambda net: net.number, by_number),
+    "values": (lambda net: net.values[0], by_values),
+    "object": (lambda net: net.annealer.value, by_object),
+}
+
+
+def fit(model: pl.LightningModule) -> None:
+    make_trainer(CoresetPruningCallback(0.4, start=1, end=2, verbose=False), max_epochs=3).fit(model, make_loader(8))
+
+
+@pytest.mark.parametrize("kind", CARRIED)
+def test_what_the_next_step_reads_is_followed(kind):
+    """The first run shows nothing of it: a mean over channels that go is another one than over those that stay."""
+    model = Carried(kind, lambda hidden, y: hidden.mean())
+    with pytest.raises(ValueError, match=r"a: is reduced over by aten\.mean before its result enters"):
+        fit(model)
+
+
+@pytest.mark.parametrize("kind", CARRIED)
+def test_what_outputs_leave_behind_is_no_reason(kind):
+    model = Carried(kind, lambda hidden, y: y.abs().mean())
+    fit(model)
+    assert widths(model)["a"][1] < 32
+
+
+def test_the_trial_runs_a_second_step_where_one_reads_what_the_first_has_left():
+    class Later(Step):
+        def begin(self):
+            self.last = None
+
+        def forward(self, x):
+            hidden = self.net[:2](x)
+            y = self.net[2:](hidden if self.last is None else hidden.view(-1, 12) + self.last)
+            self.last = y.detach().mean()
+            return y
+
+    model = Later()
+    failures = tried_groups(model, analyse(model, X).groups, Example.of(X))[1]
+    assert failures.keys() == {"net.0"}
+    assert "does not run" in failures["net.0"]
+
+
+def test_a_second_step_that_does_not_run_is_not_needed():
+    class Once(Step):
+        def begin(self):
+            self.scales = iter([2.0])
+            self.last = 1.0
+
+        def forward(self, x):
+            self.last = self.net(x).detach().mean() * next(self.scales)
+            return self.net(x)
+
+    model = Once()
+    groups = analyse(model, X).groups
+    assert len(groups) == 2
+    assert tried_groups(model, groups, Example.of(X))[1] == {}
+
+
 def prepared(backend: str, *, fused: bool) -> nn.Module:
     """A network with observers and fake quantisation, of weights for each channel or for all."""
     quantization = pytest.importorskip("torch.ao.quantization")

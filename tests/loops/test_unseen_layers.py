@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from fitting import Classifier, Validated, Watcher, assert_same, hooks_of, make_loader, make_trainer, mlp, widths
@@ -342,3 +344,91 @@ def test_buffers_that_no_step_uses_are_data():
         warnings.filterwarnings("error", message=".*ran in no step.*")
         make_trainer(callback, max_epochs=2).fit(WithData(), make_loader(8))
     assert len(callback.plans) == 1
+
+
+class MostSetsInLater(Classifier):
+    """A large network joins a small one: what runs at first cannot lose much of the whole."""
+
+    def __init__(self, since: int) -> None:
+        super().__init__(mlp(8, 8, 3))
+        self.large, self.since = mlp(8, 128, 128, 3), since
+
+    def training_step(self, batch, batch_idx):
+        y = self.net(batch[0])
+        if self.current_epoch >= self.since:
+            y = y + self.large(batch[0])
+        return F.cross_entropy(y, batch[1])
+
+
+THREE_EVENTS: dict[str, Any] = {"schedule": {1: 0.3, 2: 0.4, 3: 0.5}, "verbose": False}
+WAIT = r"Pruning events wait until 'large\.2', 'large\.0', 'large\.4' have run, which hold 99\.5% of the parameters"
+
+
+@pytest.mark.parametrize(("since", "events"), [(1, [1, 2, 3]), (2, [2, 3]), (4, [4])])
+def test_events_wait_for_layers_without_which_the_ratio_cannot_be_reached(since, events):
+    """The one of epoch 1 comes before the first step of epoch 1 that runs them, and still sees it."""
+    module, callback = MostSetsInLater(since), CoresetPruningCallback(**THREE_EVENTS)
+    with pytest.warns(UserWarning, match=WAIT) as found:
+        make_trainer(callback, max_epochs=6).fit(module, make_loader(8))
+    assert [record.epoch for record in callback.history] == events
+    assert sum(one.numel() for one in module.parameters()) <= 0.5 * callback.plans[0].params_before
+    assert sum("events wait" in str(one.message) for one in found) == 1
+    assert widths(module)["net.0"][1] > 1  # it did not have to give what the other could not
+
+
+def test_events_that_wait_in_vain_are_told():
+    module, callback = MostSetsInLater(9), CoresetPruningCallback(**THREE_EVENTS)
+    with pytest.warns(UserWarning, match=WAIT), pytest.warns(UserWarning, match=r"ended before the pruning events"):
+        make_trainer(callback, max_epochs=5).fit(module, make_loader(8))
+    assert callback.history == []
+    assert widths(module) == widths(MostSetsInLater(9))
+
+
+def test_what_is_never_run_is_not_waited_for():
+    module = MostSetsInLater(9)
+    with pytest.raises(ValueError, match=r"Expected pruning_ratio to be at most 0\.00"):
+        make_trainer(CoresetPruningCallback(never_run=["large"], **THREE_EVENTS), max_epochs=5).fit(
+            module, make_loader(8)
+        )
+
+
+def test_layers_that_hold_too_little_are_not_waited_for():
+    module = Later()  # its second head has less than the ratio lacks
+    with pytest.raises(ValueError, match="Expected pruning_ratio to be at most"):
+        make_trainer(CoresetPruningCallback(schedule={1: 0.99}), max_epochs=3).fit(module, make_loader(8))
+
+
+def test_a_ratio_that_is_out_of_reach_all_the_same_is_refused_when_they_have_run():
+    class Embedding(MostSetsInLater):
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx)
+            # All of its channels reach a softmax, which mixes them.
+            return loss + (
+                sum(layer(torch.ones(1, layer.in_features)).softmax(1).var() for layer in self.large[::2])
+                if self.current_epoch >= self.since
+                else 0.0
+            )
+
+    module = Embedding(2)
+    with pytest.warns(UserWarning, match=WAIT), pytest.raises(ValueError, match="Expected pruning_ratio to be at most"):
+        make_trainer(CoresetPruningCallback(**THREE_EVENTS), max_epochs=5).fit(module, make_loader(8))
+
+
+class SavesAfterEpoch1(pl.Callback):
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        if trainer.current_epoch == 1:
+            trainer.save_checkpoint(self.path)
+
+
+def test_a_run_that_waits_can_be_resumed(tmp_path):
+    path, module, callback = tmp_path / "waits.ckpt", MostSetsInLater(3), CoresetPruningCallback(**THREE_EVENTS)
+    with pytest.warns(UserWarning, match=WAIT):
+        make_trainer(callback, SavesAfterEpoch1(path), max_epochs=5).fit(module, make_loader(8))
+    again, resumed = CoresetPruningCallback(**THREE_EVENTS), MostSetsInLater(3)
+    with pytest.warns(UserWarning, match=WAIT):
+        make_trainer(again, max_epochs=5).fit(resumed, make_loader(8), ckpt_path=path)
+    assert [record.epoch for record in again.history] == [record.epoch for record in callback.history] == [3]
+    assert_same(dict(resumed.state_dict()), dict(module.state_dict()))

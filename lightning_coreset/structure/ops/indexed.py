@@ -62,10 +62,11 @@ def masked_scatter(propagation: Propagation, call: OpCall) -> None:
 
 
 def unpool(propagation: Propagation, call: OpCall) -> None:
-    """``max_unpool2d``: the positions are indices, channels stay in place."""
+    """``max_unpool2d``: the positions are indices, of each channel its own, and channels stay in place."""
     source = call.args[0]
     count = 2 if "2" in call.name else 3
-    _follow(propagation, call, call.tensors[:2], set(range(source.dim() - count, source.dim())), None)
+    dims = set(range(source.dim() - count, source.dim()))
+    _follow(propagation, call, call.tensors[:2], dims, None, repeats=False)
 
 
 def distances(propagation: Propagation, call: OpCall) -> None:
@@ -106,11 +107,20 @@ def _tensors(call: OpCall, *names: str) -> list[Tensor]:
 
 
 def _follow(
-    propagation: Propagation, call: OpCall, operands: Sequence[Tensor], dims: set[int], step: Step | None
+    propagation: Propagation,
+    call: OpCall,
+    operands: Sequence[Tensor],
+    dims: set[int],
+    step: Step | None,
+    *,
+    repeats: bool = True,
 ) -> None:
-    """Elements along ``dims`` are moved by index, those along all other dimensions meet in their places."""
+    """Elements along ``dims`` are moved by index, those along all other dimensions meet in their places.
+
+    With ``repeats``, an index that is equal for all channels counts as made for as many as there are.
+    """
     parts = [(operand, propagation.info(operand).channel_labels) for operand in operands]
-    _join(propagation, call, parts, dims, propagation.producer_paths(operands, step))
+    _join(propagation, call, parts, dims, propagation.producer_paths(operands, step), repeats=repeats)
 
 
 def _join(
@@ -119,6 +129,8 @@ def _join(
     parts: Sequence[tuple[Tensor, Collection[ChannelLabels]]],
     dims: set[int],
     paths: dict[str, tuple[Step, ...]],
+    *,
+    repeats: bool = True,
 ) -> None:
     out = call.results[0]
     ndim = out.dim()
@@ -130,7 +142,7 @@ def _join(
     for part, axes in parts:
         shift = ndim - part.dim()
         left = propagation.pin_axes(axes, {dim - shift for dim in fixed}, f"is moved by index in {call.title}")
-        own = set() if propagation.info(part).uniform else _own(part, ndim)
+        own = set() if propagation.info(part).uniform else _own(part, ndim) if repeats else varying(part, ndim)
         pinned.append((own - fixed, left))
     joined = join(pinned, ndim, propagation.union_find, f"meets a tensor that cannot be cut in {call.title}")
     propagation.hold_in_views(call, out, joined)

@@ -1,0 +1,166 @@
+"""Single things that objects keep, as they were: to put back, and to compare with what they are now."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from types import FunctionType
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from lightning_coreset.state.iterators import ReplayedIterator
+from lightning_coreset.state.reach import data_of_class, is_array
+
+_WITHOUT_NUMBERS = (bool, int, str, bytes, type, FunctionType, ReplayedIterator, torch.dtype, torch.device)
+
+
+class Saved(Protocol):
+    """Something as it was."""
+
+    def restore(self) -> object:
+        """Put it back; may be called again."""
+        ...
+
+    def new(self) -> Iterable[Any]:
+        """What has taken its place."""
+        ...
+
+
+class SavedPlace:
+    """What stands at one place, such as a slot of an object or a cell of a function.
+
+    Args:
+        get: Returns it.
+        put: Puts another thing there.
+    """
+
+    def __init__(self, get: Callable[[], Any], put: Callable[[Any], object]) -> None:
+        self._get, self._put, self._value = get, put, get()
+
+    def restore(self) -> None:
+        """Put it back."""
+        if self._get() is not self._value:
+            self._put(self._value)
+
+    def new(self) -> Iterable[Any]:
+        """What stands there now."""
+        now = self._get()
+        return () if now is self._value else (now,)
+
+
+class SavedNumbers:
+    """The state of a generator of random numbers, or the position of an iterator: always put back, never looked at."""
+
+    def __init__(self, value: Any, put: Callable[[Any], object]) -> None:
+        self._value, self._put = value, put
+
+    def restore(self) -> None:
+        """Put it back."""
+        self._put(self._value)
+
+    def new(self) -> Iterable[Any]:
+        """Nothing."""
+        return ()
+
+
+class SavedTensor:
+    """The content of a tensor."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor, self._content = tensor, tensor.detach().clone()
+
+    def restore(self) -> None:
+        """Write it, if it is another one now."""
+        # Through `data`: for autograd the content has not changed, since it is what it was; and the states of metrics
+        # that were reset during validation are inference tensors, which cannot be written to directly.
+        if not self._has_same_form():
+            self._tensor.data = self._content.clone()
+        elif not self._is_equal():
+            self._tensor.data.copy_(self._content)
+
+    def new(self) -> Iterable[Any]:
+        """The tensor, if its content is another one."""
+        return () if self._has_same_form() and self._is_equal() else (self._tensor,)
+
+    def _has_same_form(self) -> bool:
+        now, then = self._tensor, self._content
+        return now.shape == then.shape and now.dtype == then.dtype and now.device == then.device
+
+    def _is_equal(self) -> bool:
+        return self._tensor.layout is torch.strided and torch.equal(self._tensor, self._content)
+
+
+class SavedArray:
+    """The content of an array of numpy."""
+
+    def __init__(self, array: Any) -> None:
+        self._array, self._content = array, array.copy()
+
+    def restore(self) -> None:
+        """Write it."""
+        if self._array.shape != self._content.shape:
+            self._array.resize(self._content.shape, refcheck=False)
+        self._array[...] = self._content
+
+    def new(self) -> Iterable[Any]:
+        """The array, if its content is another one."""
+        same = self._array.shape == self._content.shape and self._array.tobytes() == self._content.tobytes()
+        return () if same else (self._array,)
+
+
+class SavedSet:
+    """The elements of a set."""
+
+    def __init__(self, container: set[Any]) -> None:
+        self._container, self._content = container, set(container)
+
+    def restore(self) -> None:
+        """Put them back, if they are others now."""
+        if self._container != self._content:
+            self._container.clear()
+            self._container.update(self._content)
+
+    def new(self) -> Iterable[Any]:
+        """The elements that it has now and had not."""
+        return self._container - self._content
+
+
+class SavedClass:
+    """The data of a class."""
+
+    def __init__(self, kind: type) -> None:
+        self._kind, self._content = kind, data_of_class(kind)
+
+    def restore(self) -> None:
+        """Set it again, where it is other data now."""
+        found = data_of_class(self._kind)
+        for name in found.keys() - self._content.keys():
+            delattr(self._kind, name)
+        for name, value in self._content.items():
+            if found.get(name, self._content) is not value:
+                setattr(self._kind, name, value)
+
+    def new(self) -> Iterable[Any]:
+        """What it has now in place of something else."""
+        return new_items(self._content, data_of_class(self._kind))
+
+
+def new_items(before: Mapping[Any, Any], now: Mapping[Any, Any]) -> list[Any]:
+    """The values that are other objects in a second dict, or stand in it alone."""
+    return [value for key, value in now.items() if before.get(key, before) is not value]
+
+
+def holds_numbers(value: Any) -> bool:
+    """Whether something new may hold numbers that a network has computed; whole numbers are none, as of a counter."""
+    if value is None or isinstance(value, _WITHOUT_NUMBERS):
+        return False
+    if isinstance(value, Tensor):
+        return value.is_floating_point() or value.is_complex()
+    if is_array(value):
+        return value.dtype.kind in "fcO"
+    if isinstance(value, Mapping):
+        return any(map(holds_numbers, value.values()))
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return any(map(holds_numbers, value))
+    return True

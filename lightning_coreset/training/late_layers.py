@@ -1,0 +1,97 @@
+"""Layers that no step has run so far, and may run later: the channels and the verdicts that wait for them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import lightning.pytorch as pl
+from lightning.pytorch.utilities import rank_zero_warn
+from torchmetrics import Metric, MetricCollection
+
+from lightning_coreset.planning import (
+    Request,
+    Rule,
+    as_rules,
+    check_matches,
+    describe_readers,
+    layers_that_never_ran,
+    layers_with_tensors,
+    most_that_can_go,
+    possible_readers,
+    prunable,
+)
+from lightning_coreset.qualified_names import listed
+from lightning_coreset.structure import Structure
+
+
+class LateLayers:
+    """Knows which layers have not run, and says once what waits for them.
+
+    Args:
+        request: What is requested at the end of the schedule.
+        never_run: Rules for modules that nothing ever runs; the channels that others could read stay.
+
+    Raises:
+        ValueError: If ``never_run`` is no sequence of rules.
+    """
+
+    def __init__(self, request: Request, never_run: Sequence[Rule] = ()) -> None:
+        self._request = request
+        self.never_run = as_rules(never_run, "never_run")
+        self._told: set[str] = set()
+
+    def check_rules(self, pl_module: pl.LightningModule) -> None:
+        """Raise ``ValueError`` if a rule matches nothing in a model."""
+        check_matches(pl_module, self.never_run, "never_run")
+
+    def without_unread(self, pl_module: pl.LightningModule, structure: Structure) -> Structure:
+        """The structure without groups whose channels such a layer could read."""
+        groups, _ = prunable(pl_module, structure, self._request)
+        readers = possible_readers(pl_module, groups, self._layers(pl_module, structure))
+        new = {group: own for group, own in readers.items() if group not in self._told}
+        if new:
+            rank_zero_warn(describe_readers(new))
+            self._told.update(new)
+        return structure.without({group: _may_be_read(own) for group, own in readers.items()})
+
+    def could_give(self, pl_module: pl.LightningModule, structure: Structure) -> bool:
+        """Whether a ratio that cannot be reached with what has run could be, by what such layers hold at most.
+
+        Says so, once: the events wait then.
+        """
+        if isinstance(self._request.pruning_ratio, Mapping):
+            return False  # a rule is about a group, which no other one makes up for
+        tensors = layers_with_tensors(pl_module)
+        trained = {name for name, one in pl_module.named_parameters() if name not in structure.untrained.uncounted}
+        late = {
+            path: sum(tensor.numel() for name, tensor in tensors[path].items() if name in trained)
+            for path in self._layers(pl_module, structure)
+        }
+        late = {path: size for path, size in late.items() if size}
+        whole = sum(tensor.numel() for own in tensors.values() for name, tensor in own.items() if name in trained)
+        share, most = sum(late.values()) / max(whole, 1), most_that_can_go(pl_module, structure, self._request)
+        if not late or most + share < self._request.target:
+            return False
+        if not self._told.issuperset(late):
+            rank_zero_warn(_waits(sorted(late, key=lambda path: -late[path]), share, most, self._request.target))
+            self._told.update(late)
+        return True
+
+    def _layers(self, pl_module: pl.LightningModule, structure: Structure) -> list[str]:
+        untrained = structure.untrained
+        known = {*untrained.mirrored, *(name for copy in untrained.copies for name in copy.misfits)}
+        rules = (*self.never_run, Metric, MetricCollection)
+        return layers_that_never_ran(pl_module, structure.used, known=known, rules=rules)
+
+
+def _may_be_read(layers: Sequence[str]) -> str:
+    reason = f"could be read by {layers[0]}, which has not run so far"
+    return reason
+
+
+def _waits(layers: Sequence[str], share: float, most: float, target: float) -> str:
+    return (
+        f"Pruning events wait until {listed([*map(repr, layers)])} have run, which hold {share:.1%} of the parameters: "
+        f"pruning_ratio={target:g} cannot be reached without them ({most:.4f} at most). If they never run, ask for "
+        "less, and say CoresetPruningCallback(never_run=[...])."
+    )
