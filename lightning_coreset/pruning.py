@@ -15,11 +15,18 @@ from lightning_coreset.planning import (
     Request,
     Rule,
     Unit,
+    as_rules,
     check_flags,
+    check_matches,
+    describe_readers,
     idle_rules,
+    layers_that_never_ran,
     make_plan,
     measure_input_norms,
+    possible_readers,
+    prunable,
     why_nothing_goes,
+    without_read,
 )
 from lightning_coreset.structure import Example, ExampleInputs, Heads, analyse
 from lightning_coreset.surgery import apply_changes
@@ -36,6 +43,7 @@ def prune(
     allocation: Allocation = "uniform",
     ignore: Sequence[Rule] = (),
     only: Sequence[Rule] = (),
+    never_run: Sequence[Rule] = (),
     include_residual: bool = False,
     round_to: int = 1,
     min_channels: int = 1,
@@ -81,6 +89,8 @@ def prune(
             of all groups (only for methods that rank: ``"magnitude"``, ``"random"``, ``Importance``).
         ignore: Rules for layers that keep all their output channels; they take precedence over all other rules.
         only: Rules for the layers that may lose output channels; all others keep theirs.
+        never_run: Rules for modules that nothing ever runs, such as a spare head. Channels that other layers could read
+            which the example inputs do not run, such as experts that get no row, stay, with a warning.
         include_residual: Whether to prune channels, too, that are coupled by residual additions or normalised by
             LayerNorm, RMSNorm and the like, such as the width of a transformer. Statistics are then taken over the
             channels that stay. The paper only prunes inside blocks.
@@ -139,7 +149,9 @@ def prune(
         max_ratio=max_ratio,
         heads=heads,
     )
-    plan = _planned(model, example_inputs, request, check=check, change_attributes=change_attributes, certify=certify)
+    plan = _planned(
+        model, example_inputs, request, never_run, check=check, change_attributes=change_attributes, certify=certify
+    )
     apply_changes(model, plan.changes, plan.attributes)
     return plan
 
@@ -154,6 +166,7 @@ def plan_pruning(
     allocation: Allocation = "uniform",
     ignore: Sequence[Rule] = (),
     only: Sequence[Rule] = (),
+    never_run: Sequence[Rule] = (),
     include_residual: bool = False,
     round_to: int = 1,
     min_channels: int = 1,
@@ -203,13 +216,16 @@ def plan_pruning(
         max_ratio=max_ratio,
         heads=heads,
     )
-    return _planned(model, example_inputs, request, check=check, change_attributes=change_attributes, certify=certify)
+    return _planned(
+        model, example_inputs, request, never_run, check=check, change_attributes=change_attributes, certify=certify
+    )
 
 
 def _planned(
     model: nn.Module,
     example_inputs: ExampleInputs,
     request: Request,
+    never_run: Sequence[Rule],
     *,
     check: bool,
     change_attributes: bool,
@@ -222,10 +238,17 @@ def _planned(
     check_flags(check=check, change_attributes=change_attributes, certify=certify)
     request.check_trial(check)
     example = Example.of(example_inputs)
-    request.check_rules(model)  # cheap, so before the model is run
+    # Cheap, so before the model is run.
+    request.check_rules(model)
+    check_matches(model, as_rules(never_run, "never_run"), "never_run")
     structure = analyse(model, example, heads=request.heads)
     if check:
         structure = verified(model, structure, example, change_attributes=change_attributes, heads=request.heads)
+    groups, _ = prunable(model, structure, request)
+    readers = possible_readers(model, groups, layers_that_never_ran(model, structure, never_run))
+    if readers:
+        warnings.warn(describe_readers(readers), stacklevel=3)
+        structure = without_read(structure, readers)
     for message in idle_rules(model, structure, request):
         warnings.warn(message, stacklevel=3)
     inputs = measure_input_norms(model, example) if certify else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
@@ -10,7 +11,20 @@ from torch import nn
 
 from lightning_coreset.methods import MethodLike, as_method
 from lightning_coreset.plan import PruningPlan, text_table
-from lightning_coreset.planning import PruningProblem, Request, Rule, check_flags, make_plan
+from lightning_coreset.planning import (
+    PruningProblem,
+    Request,
+    Rule,
+    as_rules,
+    check_flags,
+    check_matches,
+    describe_readers,
+    layers_that_never_ran,
+    make_plan,
+    possible_readers,
+    prunable,
+    without_read,
+)
 from lightning_coreset.structure import ChannelGroup, Example, ExampleInputs, Heads, Structure, analyse, preserved
 from lightning_coreset.surgery import Snapshot, apply_changes
 from lightning_coreset.verification import verified
@@ -71,6 +85,7 @@ def sensitivity_scan(
     method: MethodLike = "reconstruction",
     ignore: Sequence[Rule] = (),
     only: Sequence[Rule] = (),
+    never_run: Sequence[Rule] = (),
     include_residual: bool = False,
     heads: Heads = "whole",
     seed: int = 0,
@@ -98,6 +113,7 @@ def sensitivity_scan(
             chooses sizes itself, is refused.
         ignore: Rules for layers that are not scanned, as for :func:`lightning_coreset.prune`.
         only: Rules for the only layers that are scanned.
+        never_run: Rules for modules that nothing ever runs, as for :func:`lightning_coreset.prune`.
         include_residual: Whether channels that are coupled by residual additions or normalised by LayerNorm, RMSNorm
             and the like are scanned as well.
         heads: Whether whole attention heads are scanned, or dimensions ``"within"`` them.
@@ -138,7 +154,9 @@ def sensitivity_scan(
     request = Request(max(ratios), "params", chosen, ignore, include_residual, seed, only=only, heads=heads)
     check_flags(check=check, change_attributes=change_attributes)
     request.check_trial(check)
-    structure, problem = _structure_and_problem(model, example_inputs, request, check, change_attributes)
+    structure, problem = _structure_and_problem(
+        model, example_inputs, request, as_rules(never_run, "never_run"), check, change_attributes
+    )
     evaluation = _Evaluation(model, evaluate, Snapshot(model, copy=True))
     baseline = evaluation.value()
     scan = Scan()
@@ -166,14 +184,25 @@ def _checked_ratios(ratios: Sequence[float]) -> tuple[float, ...]:
 
 
 def _structure_and_problem(
-    model: nn.Module, example_inputs: ExampleInputs, request: Request, check: bool, change_attributes: bool
+    model: nn.Module,
+    example_inputs: ExampleInputs,
+    request: Request,
+    never_run: Sequence[Rule],
+    check: bool,
+    change_attributes: bool,
 ) -> tuple[Structure, PruningProblem]:
     """The structure, and the groups in it that are to be scanned."""
     example = Example.of(example_inputs)
     request.check_rules(model)  # before the model is run
+    check_matches(model, never_run, "never_run")
     structure = analyse(model, example, heads=request.heads)
     if check:
         structure = verified(model, structure, example, change_attributes=change_attributes, heads=request.heads)
+    groups, _ = prunable(model, structure, request)
+    readers = possible_readers(model, groups, layers_that_never_ran(model, structure, never_run))
+    if readers:
+        warnings.warn(describe_readers(readers), stacklevel=3)
+        structure = without_read(structure, readers)
     return structure, PruningProblem.of(model, structure, request)
 
 

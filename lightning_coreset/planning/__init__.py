@@ -10,7 +10,9 @@ from lightning_coreset.planning.never_run import (
     describe_readers,
     layers_that_never_ran,
     layers_with_tensors,
+    names_of,
     possible_readers,
+    without_read,
 )
 from lightning_coreset.planning.original_cost import measure_original
 from lightning_coreset.planning.planner import bottom_up_sizes, final_sizes, make_plan, measure
@@ -44,8 +46,10 @@ __all__ = [
     "measure_input_norms",
     "measure_original",
     "most_that_can_go",
+    "names_of",
     "possible_readers",
     "prunable",
     "reached",
     "why_nothing_goes",
+    "without_read",
 ]

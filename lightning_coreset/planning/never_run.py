@@ -10,7 +10,7 @@ from lightning_coreset._compat import is_torch_loss, own_parameters, own_tensors
 from lightning_coreset.module_specs import module_spec
 from lightning_coreset.planning.layer_rules import Rule, matches
 from lightning_coreset.qualified_names import common_module, lies_in, listed
-from lightning_coreset.structure import ChannelGroup, layer_of
+from lightning_coreset.structure import ChannelGroup, Structure, layer_of
 
 _INPUT_SIZES = (
     *("in_features", "in_channels", "in1_features", "in2_features"),
@@ -19,20 +19,18 @@ _INPUT_SIZES = (
 """Names under which layers of any type keep how wide their inputs are."""
 
 
-def layers_that_never_ran(
-    model: nn.Module, used: Collection[str], *, known: Collection[str] = (), rules: Sequence[Rule] = ()
-) -> list[str]:
+def layers_that_never_ran(model: nn.Module, structure: Structure, rules: Sequence[Rule] = ()) -> list[str]:
     """Layers with tensors of their own of which none was used, where one may read channels all the same.
 
-    Torch's own losses are left out, and layers that read indices.
+    Torch's own losses are left out, copies, and layers that read indices.
 
     Args:
         model: The network.
-        used: Names of the parameters and buffers that a run used.
-        known: Names of others that are accounted for, such as those of copies.
+        structure: What was found in it by running it.
         rules: What is never run, or reads no channels: modules that a rule names, and all that is in them.
     """
-    modules, accounted = dict(model.named_modules()), {*used, *known}
+    copies = (name for copy in structure.untrained.copies for name in copy.misfits)
+    modules, accounted = dict(model.named_modules()), {*structure.used, *structure.untrained.mirrored, *copies}
     exempt = tuple(
         f"{path}."
         for path, module in modules.items()
@@ -148,14 +146,29 @@ def _names(group: ChannelGroup) -> list[str]:
     return [member.name for member in group.members]
 
 
-def describe_readers(readers: Mapping[str, Sequence[str]]) -> str:
-    """A warning that names the layers, and the groups that stay because of them."""
+def without_read(structure: Structure, readers: Mapping[str, Sequence[str]]) -> Structure:
+    """The structure without the groups that :func:`possible_readers` names."""
+    return structure.without({group: _may_be_read(own) for group, own in readers.items()})
+
+
+def names_of(readers: Mapping[str, Sequence[str]]) -> tuple[str, str]:
+    """The layers that :func:`possible_readers` names, and the groups, for messages."""
     layers = dict.fromkeys(layer for own in readers.values() for layer in own)
+    return _some(list(layers)), _some(list(readers))
+
+
+def describe_readers(readers: Mapping[str, Sequence[str]]) -> str:
+    """A warning that names the layers that example inputs do not run, and the groups that stay because of them."""
+    layers, groups = names_of(readers)
     return (
-        f"{_some(list(layers))} ran in no step so far, and could read the channels of {_some(list(readers))}, by width "
-        "and place: these stay. Let a step or forward run them before the event, give example_inputs that do, or say "
-        "CoresetPruningCallback(never_run=[...])."
+        f"{layers} did not run on the example inputs, and could read the channels of {groups}, by width and place: "
+        "these stay. Give example inputs that run them, or say never_run=[...]."
     )
+
+
+def _may_be_read(layers: Sequence[str]) -> str:
+    reason = f"could be read by {layers[0]}, which has not run so far"
+    return reason
 
 
 def _some(names: Sequence[str]) -> str:

@@ -13,12 +13,13 @@ from lightning_coreset.planning import (
     Rule,
     as_rules,
     check_matches,
-    describe_readers,
     layers_that_never_ran,
     layers_with_tensors,
     most_that_can_go,
+    names_of,
     possible_readers,
     prunable,
+    without_read,
 )
 from lightning_coreset.qualified_names import listed
 from lightning_coreset.structure import Structure
@@ -50,9 +51,9 @@ class LateLayers:
         readers = possible_readers(pl_module, groups, self._layers(pl_module, structure))
         new = {group: own for group, own in readers.items() if group not in self._told}
         if new:
-            rank_zero_warn(describe_readers(new))
+            rank_zero_warn(_describe(new))
             self._told.update(new)
-        return structure.without({group: _may_be_read(own) for group, own in readers.items()})
+        return without_read(structure, readers)
 
     def could_give(self, pl_module: pl.LightningModule, structure: Structure) -> bool:
         """Whether a ratio that cannot be reached with what has run could be, by what such layers hold at most.
@@ -78,15 +79,16 @@ class LateLayers:
         return True
 
     def _layers(self, pl_module: pl.LightningModule, structure: Structure) -> list[str]:
-        untrained = structure.untrained
-        known = {*untrained.mirrored, *(name for copy in untrained.copies for name in copy.misfits)}
-        rules = (*self.never_run, Metric, MetricCollection)
-        return layers_that_never_ran(pl_module, structure.used, known=known, rules=rules)
+        return layers_that_never_ran(pl_module, structure, (*self.never_run, Metric, MetricCollection))
 
 
-def _may_be_read(layers: Sequence[str]) -> str:
-    reason = f"could be read by {layers[0]}, which has not run so far"
-    return reason
+def _describe(readers: Mapping[str, Sequence[str]]) -> str:
+    layers, groups = names_of(readers)
+    return (
+        f"{layers} ran in no step so far, and could read the channels of {groups}, by width and place: these stay. Let "
+        "a step or forward run them before the event, give example_inputs that do, or say "
+        "CoresetPruningCallback(never_run=[...])."
+    )
 
 
 def _waits(layers: Sequence[str], share: float, most: float, target: float) -> str:

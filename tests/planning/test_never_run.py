@@ -1,0 +1,79 @@
+"""Without a Trainer: layers that the example inputs do not run keep the channels that they could read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lightning_coreset import plan_pruning, prune, sensitivity_scan
+
+HELD = (
+    r"'experts\.\d', .* did not run on the example inputs, and could read the channels of 'first', by width and place: "
+    r"these stay\. Give example inputs that run them, or say never_run=\[\.\.\.\]\."
+)
+
+
+class Experts(nn.Module):
+    """Each row goes to the layer of its task."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = nn.Linear(6, 16), nn.Linear(12, 3)
+        self.experts = nn.ModuleList(nn.Linear(16, 12) for _ in range(4))
+
+    def forward(self, x: Tensor, tasks: Tensor) -> Tensor:
+        hidden = torch.relu(self.first(x))
+        out = hidden.new_zeros(len(x), 12)
+        for number, expert in enumerate(self.experts):
+            rows = (tasks == number).nonzero().flatten()
+            if len(rows):
+                out = out.index_copy(0, rows, expert(hidden[rows]))
+        return self.last(torch.relu(out))
+
+
+ALL = (torch.randn(8, 6), torch.arange(8) % 4)
+ONE = (torch.randn(8, 6), torch.full((8,), 1))
+
+FUNCTIONS: dict[str, Callable[..., Any]] = {
+    "prune": lambda model, x, **options: prune(model, x, 0.1, **options),
+    "plan_pruning": lambda model, x, **options: plan_pruning(model, x, 0.1, **options),
+    "sensitivity_scan": lambda model, x, **options: sensitivity_scan(model, x, lambda _: 0.0, **options),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_layers_that_get_no_row_keep_their_inputs(name):
+    model = Experts()
+    with pytest.warns(UserWarning, match=HELD), pytest.raises(ValueError, match=r"first: could be read by experts\.0"):
+        FUNCTIONS[name](model, ONE)
+    assert model(*ALL).shape == (8, 3)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_what_is_never_run_holds_nothing(name):
+    model = Experts()
+    FUNCTIONS[name](model, ONE, never_run=["experts.0", "experts.2", "experts.3"], only=["first"])
+    if name == "prune":
+        assert model.first.out_features == model.experts[1].in_features < 16
+        assert model.experts[2].in_features == 16
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_rules_are_checked_before_the_model_is_run(name):
+    with pytest.raises(ValueError, match=r"Write never_run=\['experts\.1'\]"):
+        FUNCTIONS[name](Experts(), None, never_run="experts.1")
+    with pytest.raises(ValueError, match="never_run"):
+        FUNCTIONS[name](Experts(), ONE[0], never_run=["expert.*"])
+
+
+def test_rows_for_all_of_them_let_all_go():
+    model = Experts()
+    prune(model, ALL, 0.3)
+    assert {expert.in_features for expert in model.experts} == {model.first.out_features}
+    assert model.first.out_features < 16
+    assert model(*ALL).shape == (8, 3)
