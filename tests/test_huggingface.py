@@ -12,6 +12,7 @@ import torch
 from pages import blocks_of
 from torch import nn
 from zoo import ZOO
+from breadth import some_of
 from zoo.oracle import build
 from zoo.running import call, results
 
@@ -34,9 +35,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning"),
     pytest.mark.filterwarnings("ignore:.*tied weights:UserWarning"),
 ]
-networks = pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in NAMES]
-)
+networks = pytest.mark.parametrize("name", some_of(NAMES, *FAST))
 
 
 def made(name: str):
@@ -116,7 +115,7 @@ def test_what_is_saved_comes_back(name, heads, tmp_path):
         assert_same(outputs(alone, inputs), expected)
 
 
-@networks
+@pytest.mark.parametrize("name", some_of(NAMES, "bert"))
 def test_a_loaded_model_is_pruned_saved_and_loaded_again(name, tmp_path):
     model, inputs = pruned(name, 0.3)
     update_config(model, inputs).save_pretrained(tmp_path / "first")
@@ -128,10 +127,12 @@ def test_a_loaded_model_is_pruned_saved_and_loaded_again(name, tmp_path):
     assert_same(outputs(load_pretrained(type(model), tmp_path / "second"), inputs), outputs(model, inputs))
 
 
+@pytest.mark.parametrize("name", some_of(GENERATING, "qwen3"))
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name == "qwen3" else pytest.mark.slow) for name in GENERATING]
+    "options",
+    some_of([{"use_cache": True}, {"cache_implementation": "static"}], {"cache_implementation": "static"}),
+    ids=str,
 )
-@pytest.mark.parametrize("options", [{"use_cache": True}, {"cache_implementation": "static"}], ids=str)
 def test_a_loaded_model_generates_with_its_caches(name, options, tmp_path):
     model, inputs = pruned(name)
     update_config(model, inputs).save_pretrained(tmp_path)
@@ -159,6 +160,7 @@ def test_arguments_of_from_pretrained_are_passed_on(tmp_path):
     assert {parameter.dtype for parameter in loaded.parameters()} == {torch.bfloat16}
 
 
+@pytest.mark.slow
 def test_dimensions_within_heads_keep_their_scale_and_angles(tmp_path):
     """A model with heads of 5 dimensions would divide by another number, and turn by other angles."""
     model, inputs = made("qwen3")
@@ -337,7 +339,7 @@ def test_another_class_is_rejected(tmp_path):
         load_pretrained(transformers.BertModel, tmp_path)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"class": "A"}', 3])
+@pytest.mark.parametrize("text", some_of(["{", "[]", '{"class": "A"}', 3], '{"class": "A"}'))
 def test_a_damaged_record_is_rejected(text, tmp_path):
     model, inputs = pruned("qwen3")
     update_config(model, inputs).save_pretrained(tmp_path)

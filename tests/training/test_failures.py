@@ -5,6 +5,7 @@ from fitting import assert_same
 from training.failing_script import POINTS, SECONDS
 from training.launching import HERE, TORCHRUN, finish, seen_by_ranks, start
 
+pytestmark = pytest.mark.slow
 SCRIPT = HERE / "failing_script.py"
 RAISING = [name for name in POINTS if name != "stuck"]
 TIMEOUT = 600  # seconds until a rank that waits for another gives up, with an error that the tests do not expect
@@ -49,7 +50,6 @@ def test_sharded_parameters_are_refused_in_time(ranks):
         assert each["refused"].startswith("MisconfigurationException: Expected a single-device or a DDP strategy but")
 
 
-@pytest.mark.slow
 def test_a_rank_that_hangs_is_given_up_after_the_timeout(tmp_path):
     timeout = SECONDS / 2
     finish(start(tmp_path, *TORCHRUN, SCRIPT, tmp_path, str(timeout), "stuck"))

@@ -104,8 +104,7 @@ class Quiet(Validated):
 
 
 COMMON = (
-    *("limit_train_batches, a fraction", "no validation", "val_check_interval, a fraction", "max_steps without epochs"),
-    *("sanity check over all data", "accumulation", "reloaded loaders", "no_grad in validation", "barebones"),
+    *("limit_train_batches, a fraction", "no validation", "val_check_interval, a fraction", "barebones"),
     "bfloat16 mixed",
 )
 

@@ -2,31 +2,21 @@
 
 import pytest
 import torch
-from breadth import some_of
 from training.launching import HERE, finish, start
 
-SLOW = ["ddp_spawn", "ddp_notebook"]
-
-
-def seen_after(directory, *strategies):
-    file = directory / "seen.pt"
-    finish(start(directory, HERE / "spawn_script.py", file, *strategies))
-    return torch.load(file, weights_only=False)
+pytestmark = pytest.mark.slow
+STRATEGIES = ["ddp_fork", "ddp_spawn", "ddp_notebook"]
 
 
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory):
-    return seen_after(tmp_path_factory.mktemp("fork"), "ddp_fork")
+    file = tmp_path_factory.mktemp("spawn") / "seen.pt"
+    finish(start(file.parent, HERE / "spawn_script.py", file, *STRATEGIES))
+    return torch.load(file, weights_only=False)
 
 
-@pytest.fixture(scope="module")
-def seen_slowly(tmp_path_factory):
-    return seen_after(tmp_path_factory.mktemp("spawn"), *SLOW)
-
-
-@pytest.mark.parametrize("strategy", some_of(["ddp_fork", *SLOW], "ddp_fork"))
-def test_the_pruned_model_comes_back(request, strategy):
-    seen = request.getfixturevalue("seen_slowly" if strategy in SLOW else "seen")
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_the_pruned_model_comes_back(seen, strategy):
     back, alone = seen[strategy], seen["alone"]
 
     assert back["widths"] == alone["widths"]

@@ -105,7 +105,7 @@ if hasattr(optim, "Muon"):
     OPTIMIZERS["Muon"] = muon
 
 
-@pytest.mark.parametrize("name", some_of(NETWORKS, "vit", "gpt"))
+@pytest.mark.parametrize("name", some_of(NETWORKS, "gpt"))
 def test_several_events(name):
     module, loader = build(name)
     widths = normalised_shapes(module)
@@ -120,7 +120,7 @@ def test_several_events(name):
     assert all(map(math.isfinite, module.losses))
 
 
-@pytest.mark.parametrize("name", some_of(OPTIMIZERS, "AdamW", "Adafactor"))
+@pytest.mark.parametrize("name", some_of(OPTIMIZERS, "AdamW"))
 def test_state_is_sliced(name):
     """What the optimizer knew of the channels that stay, it knows afterwards."""
     module = Images(optimizer=OPTIMIZERS[name])
@@ -153,7 +153,7 @@ if EMA is not None:
     AVERAGING |= {"EMA": partial(EMA, decay=0.8), "WeightAveraging": callbacks.WeightAveraging}
 
 
-@pytest.mark.parametrize("name", AVERAGING)
+@pytest.mark.parametrize("name", some_of(AVERAGING, next(iter(AVERAGING))))
 def test_averages_shrink_too(name):
     module, averaging = Images(), AVERAGING[name]()
     shapes: list[dict[str, int]] = []
@@ -198,7 +198,7 @@ def test_an_event_is_taken_back():
         torch.testing.assert_close(after.seen[2][1][name], own, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("epoch", [0, 1, 2])
+@pytest.mark.parametrize("epoch", some_of([0, 1, 2], 1))
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")
 def test_a_resumed_run_ends_as_the_whole_one(epoch, tmp_path):
     def run(name: str, **options: Any) -> tuple[pl.LightningModule, Any]:
@@ -241,7 +241,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", some_of(OPTIONS, "accumulation", "bfloat16 mixed"))
+@pytest.mark.parametrize("name", some_of(OPTIONS, "bfloat16 mixed"))
 def test_options(name):
     module, pruning = Images(), Pruning(schedule=THREE_EVENTS, recalibrate_batches=2, certify=True)
 
