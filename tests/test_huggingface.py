@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from breadth import some_of
 from pages import blocks_of
 from torch import nn
 from zoo import ZOO
-from breadth import some_of
 from zoo.oracle import build
 from zoo.running import call, results
 
