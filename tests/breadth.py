@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 from typing import Any
 
@@ -18,6 +18,19 @@ def some_of(cases: Iterable[Any], *fast: Any) -> list[Any]:
     unknown = [case for case in fast if case not in cases]
     assert not unknown, f"no such cases: {unknown}"
     return [case if case in fast else pytest.param(case, marks=pytest.mark.slow) for case in cases]
+
+
+def thinned(cases: Iterable[Any], step: int) -> list[Any]:
+    """All cases for ``parametrize``; the first of each ``step`` are fast. Those of a mapping are its values."""
+    named = cases.items() if isinstance(cases, Mapping) else ((None, case) for case in cases)
+    return [_marked(case, name, slow=number % step > 0) for number, (name, case) in enumerate(named)]
+
+
+def _marked(case: Any, name: Any, *, slow: bool) -> Any:
+    """A case, which may be a ``pytest.param`` already, or a tuple of several arguments."""
+    values, marks = (case.values, list(case.marks)) if hasattr(case, "marks") else (case, [])
+    values = values if isinstance(values, tuple) else (values,)
+    return pytest.param(*values, id=name or getattr(case, "id", None), marks=[*marks, *[pytest.mark.slow] * slow])
 
 
 def crossed(*axes: Iterable[Any]) -> list[Any]:

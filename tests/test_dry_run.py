@@ -5,6 +5,7 @@ import copy
 import lightning.pytorch as pl
 import pytest
 import torch
+from breadth import crossed
 from fitting import Classifier, count_params, make_loader, make_trainer, widths
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
@@ -26,8 +27,7 @@ def untouched(module, before):
     return all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
 
 
-@pytest.mark.parametrize("order", ["together", "bottom_up"])
-@pytest.mark.parametrize("unit", ["params", "macs", "channels"])
+@pytest.mark.parametrize(("order", "unit"), crossed(["together", "bottom_up"], ["params", "macs", "channels"]))
 def test_it_shows_the_sizes_that_training_will_have(order, unit):
     module = WithExample()
     before = copy.deepcopy(module.state_dict())

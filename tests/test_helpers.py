@@ -7,7 +7,7 @@ from pathlib import Path
 
 import processes
 import pytest
-from breadth import crossed, some_of
+from breadth import crossed, some_of, thinned
 
 
 def split(cases: list) -> tuple[list, list]:
@@ -21,6 +21,15 @@ def test_some_cases_are_fast_and_all_others_slow() -> None:
     assert split(some_of({"a": 1, "b": 2, "c": 3}, "b")) == ([("b",)], [("a",), ("c",)])
     with pytest.raises(AssertionError, match=r"no such cases: \['d'\]"):
         some_of("abc", "d")
+
+
+def test_thinned_cases_keep_their_names_and_marks() -> None:
+    fast, slow = split(thinned([1, 2, pytest.param(3, marks=pytest.mark.skip), 4, 5], 2))
+    assert fast == [(1,), (5,)]  # the third has a mark of its own
+    assert slow == [(2,), (3,), (4,)]
+    assert [case.id for case in thinned({"a": (1, 2), "b": (3, 4)}, 2)] == ["a", "b"]
+    assert split(thinned({"a": (1, 2), "b": (3, 4)}, 2)) == ([(1, 2)], [(3, 4)])
+    assert [case.id for case in thinned([pytest.param(1, id="one")], 2)] == ["one"]
 
 
 def test_the_fast_combinations_have_every_value_of_every_axis_and_no_combination_is_lost() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from breadth import thinned
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from zoo import FAST, ZOO
@@ -32,7 +33,7 @@ ALL_TRIALS = [
 THIRD_PARTY = ("ignore:enable_nested_tensor is True:UserWarning", "ignore:.*weight_norm:FutureWarning")
 
 
-@pytest.mark.parametrize(("entry", "trials"), TRIALS + ALL_TRIALS)
+@pytest.mark.parametrize(("entry", "trials"), thinned(TRIALS, 3) + ALL_TRIALS)
 @pytest.mark.filterwarnings(*THIRD_PARTY)
 def test_network(entry, trials):
     if entry.name.startswith("hf/"):

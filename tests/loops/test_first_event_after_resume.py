@@ -8,6 +8,7 @@ from typing import NamedTuple
 import lightning.pytorch as pl
 import pytest
 import torch
+from breadth import crossed
 from fitting import Classifier, assert_same, count_params, make_loader, make_trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveraging
 from torch import nn
@@ -81,8 +82,7 @@ def compare(tmp_path, kind, at, *others, **options):
     return torch.load(path, weights_only=True)["callbacks"][callback.state_key]
 
 
-@pytest.mark.parametrize("kind", [Plain, ByHand, OnlyValidated])
-@pytest.mark.parametrize("at", [0, 3])
+@pytest.mark.parametrize(("kind", "at"), crossed([Plain, ByHand, OnlyValidated], [0, 3]))
 def test_the_hook_is_that_of_the_uninterrupted_run(tmp_path, kind, at):
     state = compare(tmp_path, kind, at)
 

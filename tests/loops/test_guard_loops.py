@@ -10,6 +10,7 @@ from pathlib import Path
 import lightning.pytorch as pl
 import pytest
 import torch
+from breadth import crossed
 from fitting import Classifier, Watcher, assert_same, count_params, make_loader, make_trainer, mlp, widths
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, StochasticWeightAveraging
@@ -251,9 +252,7 @@ SECOND = partial(
 )
 
 
-@pytest.mark.parametrize("order", [1, -1])
-@pytest.mark.parametrize("at", [1, 2, 3, 4])
-@pytest.mark.parametrize("second_guard", [False, True])
+@pytest.mark.parametrize(("order", "at", "second_guard"), crossed([1, -1], [1, 2, 3, 4], [True, False, False]))
 def test_events_of_other_callbacks_wait_until_one_has_recovered(order, at, second_guard):
     """What a callback has done is what the model shows, whichever comes first and whoever is taken back."""
     first = FIRST(start=2)
@@ -425,8 +424,10 @@ class TwoOptimizers(Scored):
         return torch.optim.SGD(first, 0.1, momentum=0.9), torch.optim.Adam(second)
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("out of memory"), KeyboardInterrupt(), ValueError("shapes")])
-@pytest.mark.parametrize("where", FAILURES)
+@pytest.mark.parametrize(
+    ("error", "where"),
+    crossed([torch.OutOfMemoryError("out of memory"), KeyboardInterrupt(), ValueError("shapes")], FAILURES),
+)
 def test_a_failure_leaves_everything_as_it_was(monkeypatch, where, error):
     place, name, call = FAILURES[where]
     working, calls = getattr(place, name), []

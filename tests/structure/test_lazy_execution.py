@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from breadth import thinned
 from torch import Tensor, nn
 from zoo import FAST, ZOO
 
@@ -20,7 +21,10 @@ from lightning_coreset.structure.trace import trace
 
 trace_module = sys.modules[trace.__module__]
 
-ENTRIES = [pytest.param(entry, id=name, marks=[] if name in FAST else pytest.mark.slow) for name, entry in ZOO.items()]
+ENTRIES = [
+    *thinned({name: entry for name, entry in ZOO.items() if name in FAST}, 3),
+    *(pytest.param(entry, id=name, marks=pytest.mark.slow) for name, entry in ZOO.items() if name not in FAST),
+]
 THIRD_PARTY = ("ignore:enable_nested_tensor is True:UserWarning", "ignore:.*weight_norm:FutureWarning")
 
 

@@ -355,8 +355,9 @@ class Heads(nn.Module):
         return self.head(self.out(mixed.transpose(1, 2).flatten(2)).relu().mean(1))
 
 
-@pytest.mark.parametrize("order", ORDERS.values(), ids=ORDERS)
-@pytest.mark.parametrize("name", [name for name in ("EMA", "SWA") if name in AVERAGING])
+@pytest.mark.parametrize(
+    ("name", "order"), crossed([name for name in ("EMA", "SWA") if name in AVERAGING], ORDERS.values())
+)
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
 def test_a_resumed_average_has_the_heads_that_are_left(name, order, tmp_path):
     """EMA writes its average as a plain dict, without the metadata in which the model tells of them."""

@@ -106,7 +106,7 @@ def backend():
 COMPILED = [compile_submodule, compile_layer, compile_in_place, compile_whole]
 
 
-@pytest.mark.parametrize("kind", some_of(COMPILED, compile_in_place, compile_whole))
+@pytest.mark.parametrize("kind", some_of(COMPILED, compile_whole))
 def test_a_compiled_network_is_pruned_as_an_eager_one_and_stays_compiled(kind, backend):
     calls = Calls(backend)
     pruning, other = (Pruning(0.5, schedule="linear", start=1, end=4) for _ in range(2))

@@ -13,7 +13,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from breadth import some_of
+from breadth import some_of, thinned
 from fitting import Classifier, MemoryLogger, assert_same, convnet, count_params, hooks_of, make_loader, make_trainer
 from lightning.pytorch.callbacks import EarlyStopping
 from torch import Tensor
@@ -192,7 +192,7 @@ POINTS = {
 }
 
 
-@pytest.mark.parametrize(("target", "call", "after"), POINTS.values(), ids=POINTS)
+@pytest.mark.parametrize(("target", "call", "after"), thinned(POINTS, 3))
 def test_a_failure_reaches_the_user_and_leaves_everything_as_it_was(monkeypatch, target, call, after):
     arm = Arm(Fault(monkeypatch, target, call, after))
     module, pruning, trainer = run(arm)

@@ -11,7 +11,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from breadth import crossed, some_of
+from breadth import crossed, some_of, thinned
 from fitting import (
     Classifier,
     MemoryLogger,
@@ -182,7 +182,7 @@ CALLBACKS = [
 ]
 
 
-@pytest.mark.parametrize(("make", "first"), crossed(CALLBACKS, [True, False]))
+@pytest.mark.parametrize(("make", "first"), thinned(crossed(CALLBACKS, [True, False]), 3))
 def test_callbacks(make, first):
     module, other = Validated(), make()
     bar = isinstance(other, callbacks.ProgressBar)

@@ -14,6 +14,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from breadth import thinned
 from fitting import Classifier, Watcher, assert_same, count_params, make_loader, make_trainer, mlp
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor, nn, optim
@@ -104,7 +105,7 @@ ELEMENTWISE = {
 }
 
 
-@pytest.mark.parametrize("make", ELEMENTWISE.values(), ids=ELEMENTWISE)
+@pytest.mark.parametrize("make", thinned(ELEMENTWISE, 3))
 def test_the_next_step_is_the_dense_one_on_the_survivors(make):
     dense, pruned = dense_and_pruned(make)
 
@@ -308,7 +309,7 @@ SCHEDULERS = {
 }
 
 
-@pytest.mark.parametrize(("make", "interval"), SCHEDULERS.values(), ids=SCHEDULERS)
+@pytest.mark.parametrize(("make", "interval"), thinned(SCHEDULERS, 3))
 def test_learning_rates_are_those_of_the_unpruned_run(make, interval):
     dense, pruned = Watcher(), Watcher()
     fit(Scheduled(make, interval), dense, max_epochs=6)
