@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from breadth import crossed
 from networks import NETWORKS, assert_same_random, assert_untouched, make, random_states, snapshot
 from torch import Tensor, nn
 
@@ -239,9 +240,12 @@ def prunes_on(model: nn.Module) -> float:
     return 1.0
 
 
-@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode, torch.enable_grad])
 @pytest.mark.parametrize(
-    "evaluate", [trains, evaluates, freezes, drops_gradients, casts, replaces_buffers, draws, prunes_on]
+    ("context", "evaluate"),
+    crossed(
+        [torch.enable_grad, torch.no_grad, torch.inference_mode],
+        [trains, evaluates, freezes, prunes_on, drops_gradients, casts, replaces_buffers, draws],
+    ),
 )
 def test_the_model_comes_back(evaluate, context):
     setting = Setting("vgg")

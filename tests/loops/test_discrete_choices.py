@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from breadth import crossed
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -170,8 +171,7 @@ def shifted(name: str) -> Callable[[ChannelGroup], ChannelGroup]:
     return change
 
 
-@pytest.mark.parametrize("kind", CHOOSERS)
-@pytest.mark.parametrize("change", [forgotten, shifted])
+@pytest.mark.parametrize(("kind", "change"), crossed(CHOOSERS, [forgotten, shifted]))
 def test_wrong_groups_before_a_choice_are_found(kind, change):
     torch.manual_seed(0)
     model, x = kind(), torch.randn(800, 6, generator=torch.Generator().manual_seed(0))

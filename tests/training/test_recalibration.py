@@ -10,6 +10,7 @@ from pathlib import Path
 import lightning.pytorch as pl
 import pytest
 import torch
+from breadth import crossed
 from fitting import Classifier, MemoryLogger, Watcher, assert_same, convnet, hooks_of, make_loader
 from torch import nn
 from torch.optim.swa_utils import update_bn
@@ -59,8 +60,7 @@ def statistics(net):
     return {name: buffer for name, buffer in net.state_dict().items() if "running" in name or "tracked" in name}
 
 
-@pytest.mark.parametrize("module", [Classifier, ByHand, Spoiling])
-@pytest.mark.parametrize("batches", [1, 3, 9])
+@pytest.mark.parametrize(("module", "batches"), crossed([Classifier, ByHand, Spoiling], [1, 3, 9]))
 def test_the_numbers_are_those_of_update_bn(make_trainer, module, batches):
     callback = Pruning(batches)
 
