@@ -30,7 +30,7 @@ from lightning_coreset.training.progress import Progress
 from lightning_coreset.training.requirements import check_not_captured
 from lightning_coreset.training.strategies import from_rank_zero, gathered, run_on_all_ranks
 from lightning_coreset.training.untrained_finder import UntrainedFinder
-from lightning_coreset.verification import describe_failures, tried_groups, with_unproven
+from lightning_coreset.verification import NOT_FINITE, describe_failures, tried_groups, with_unproven
 
 Order: TypeAlias = Literal["together", "bottom_up"]
 
@@ -262,6 +262,8 @@ class EventPlanner:
             groups, failures = tried_groups(
                 pl_module, offered.groups, examples, change_attributes=self.change_attributes, unproven=unproven
             )
+        if any(NOT_FINITE in reason for reason in failures.values()) and self.source.take_whole_batches():
+            return self._tried(trainer, pl_module, structure)
         groups = tuple(group for group in groups if group.name not in failures)
         failures = {name: reason for name, reason in failures.items() if name not in unproven}
         if failures:

@@ -49,6 +49,8 @@ _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
 
 LEAK = "its channels reach further"
 """The beginning of the reason that no number of the network explains."""
+NOT_FINITE = "no output is a finite number, so that nothing can be compared"
+"""In the reasons of a trial on too few samples, of which a step may make several parts."""
 
 
 @dataclass(eq=False)
@@ -212,7 +214,7 @@ class Trial:
                 f"({type(error).__name__}: {first_line(error)}), so that their removal cannot be tried"
             )
         if expected and not any(bool(tensor.isfinite().any()) for tensor in expected):
-            return "no output is a finite number, so that nothing can be compared"
+            return NOT_FINITE
         leak = self._difference(disturbed, expected)
         if leak is not None:
             return f"its channels reach further than its consumers ({leak})"

@@ -184,6 +184,28 @@ def test_outputs_that_are_not_finite_prove_nothing():
     assert set(reasons.values()) == {"no output is a finite number, so that nothing can be compared"}
 
 
+class ManyTasks(Classifier):
+    """Inner loops on half of each of several tasks, which a few samples of the batch leave empty."""
+
+    def training_step(self, batch, batch_idx):
+        loss = torch.zeros(())
+        for x, y in zip(batch[0].chunk(8), batch[1].chunk(8), strict=True):
+            half, slow = len(x) // 2, dict(self.net.named_parameters())
+            steps = torch.autograd.grad(
+                cross_entropy(self.net(x[:half]), y[:half]), [*slow.values()], create_graph=True
+            )
+            fast = {name: one - 0.1 * step for (name, one), step in zip(slow.items(), steps, strict=True)}
+            loss = loss + cross_entropy(functional_call(self.net, fast, x[half:]), y[half:])
+        return loss
+
+
+def test_a_step_that_makes_parts_of_its_batch_gets_the_whole_of_it():
+    module = ManyTasks()
+    trainer = make_trainer(CoresetPruningCallback(schedule={1: 0.4}, verbose=False), max_epochs=2)
+    trainer.fit(module, make_loader(8, batch_size=32))
+    assert widths(module)["net.0"][1] < 32
+
+
 def test_torch_is_left_as_it_was():
     def failing(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         plain(net, x, y).backward()

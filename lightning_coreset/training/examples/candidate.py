@@ -61,7 +61,7 @@ class Candidate:
         title: What is run, for messages.
         example: How, with inputs on the CPU.
         origin: Where it comes from.
-        whole: The whole batch, of which the inputs are a part, until that is known to suffice.
+        whole: The whole batch, of which the inputs are a part, until the self-check has shown that this suffices.
         is_idle: Whether it showed nothing new when the structure was read last, and may later.
         was_tried: Whether the self-check has passed on it.
     """
@@ -126,7 +126,12 @@ class Candidate:
     def settle(self, modes: tuple[RunMode, ...]) -> None:
         """It ran in these modes, and will from now on."""
         needed = self.example.needed if self.origin is Origin.PRESENT else always
-        self.example, self.whole, self.is_idle = replace(self.example, modes=modes, needed=needed), None, False
+        self.example, self.is_idle = replace(self.example, modes=modes, needed=needed), False
+
+    def mark_tried(self) -> None:
+        """The self-check has seen it, unless it has nothing to show so far."""
+        if not self.is_idle:
+            self.was_tried, self.whole = True, None
 
 
 def _calls_of(example: Example) -> list[Any]:

@@ -250,7 +250,12 @@ class ExampleSource:
     def mark_tried(self) -> None:
         """The self-check has seen all examples."""
         for candidate in self._candidates:
-            candidate.was_tried |= not candidate.is_idle
+            candidate.mark_tried()
+
+    def take_whole_batches(self) -> bool:
+        """Use whole batches for what the self-check has not seen; return whether there is more of any."""
+        taken = [one.takes_whole_batch() for one in self._candidates if not one.is_idle]
+        return any(taken)
 
     # ---- candidates
 
