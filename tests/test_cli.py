@@ -94,7 +94,10 @@ VALUES: dict[str, list[tuple[Any, Any]]] = {
     "seed": [(7, 7)],
 }
 # What has to be said as well, or the callback refuses a value of the option.
-BESIDE: dict[str, dict[str, Any]] = {"allocation": {"method": "magnitude"}}
+BESIDE: dict[str, dict[str, Any]] = {
+    "allocation": {"method": "magnitude"},
+    **{option: {"max_drop": 0.02} for option in ("recover_epochs", "on_failure")},
+}
 
 
 def values_of(option: str) -> list[tuple[Any, Any]]:
@@ -225,6 +228,7 @@ def test_options_together(pairs: dict[str, tuple[Any, Any]], given: Any, tmp_pat
 
 
 @pytest.mark.parametrize(("option", "written", "meant"), cases(fast=True))
+@pytest.mark.filterwarnings("ignore:`end=1` is an int")
 def test_an_option_from_a_file_comes_as_in_python_and_goes_back(
     option: str, written: Any, meant: Any, given: Any, tmp_path: Path
 ) -> None:
@@ -242,6 +246,7 @@ def test_an_option_from_a_file_comes_as_in_python_and_goes_back(
 
 
 @pytest.mark.parametrize(("option", "written", "meant"), cases(fast=False))
+@pytest.mark.filterwarnings("ignore:`end=1` is an int")
 def test_an_option_from_the_command_line_comes_as_in_python(option: str, written: Any, meant: Any, given: Any) -> None:
     options = BESIDE.get(option, {}) | {option: written}
     arguments = [f"--callbacks.{name}={as_argument(value)}" for name, value in options.items()]

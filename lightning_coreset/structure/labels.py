@@ -98,6 +98,7 @@ class TensorInfo:
             counts as this parameter, as in the inner loop of meta-learning.
         uniform: Whether all of its elements are equal, as those of ``torch.zeros(batch, width)``: it has no channels of
             its own, and takes those of what it meets.
+        equal_along: The dimensions along which it is equal because such a tensor was, that met others along others.
     """
 
     channel_labels: tuple[ChannelLabels, ...] = ()
@@ -107,6 +108,7 @@ class TensorInfo:
     statistics: tuple[Statistic, ...] = ()
     update: bool = False
     uniform: bool = False
+    equal_along: frozenset[int] = frozenset()
 
     def with_channel_labels(self, axes: tuple[ChannelLabels, ...]) -> TensorInfo:
         """The same with other labels."""

@@ -191,7 +191,11 @@ class Propagation(DispatchMode):
 
     def varying(self, tensor: Tensor, ndim: int) -> set[int]:
         """The dimensions of a result of ``ndim`` dimensions in which an operand has elements of its own."""
-        return set() if self.info(tensor).uniform else varying(tensor, ndim)
+        info = self.info(tensor)
+        if info.uniform:
+            return set()
+        shift = ndim - tensor.dim()
+        return varying(tensor, ndim) - {dim + shift for dim in info.equal_along}
 
     def is_alone(self, tensor: Tensor) -> bool:
         """Whether a tensor is no view and nothing else is known to show its memory."""
@@ -207,8 +211,8 @@ class Propagation(DispatchMode):
     def note_values(self, tensor: Tensor) -> None:
         """Say that a tensor, and all that shows its memory, does not hold equal elements any more."""
         for one in (tensor, *self._shared_memory.others(tensor)):
-            if self.info(one).uniform:
-                self._known[one] = replace(self.info(one), uniform=False)
+            if self.info(one).uniform or self.info(one).equal_along:
+                self._known[one] = replace(self.info(one), uniform=False, equal_along=frozenset())
 
     def set_info(self, tensor: Tensor, info: TensorInfo) -> None:
         """Say what is known of a result. Labels that do not vary, for they are united, are dropped."""
@@ -400,7 +404,9 @@ class Propagation(DispatchMode):
             for other in self._shared_memory.others(written):
                 info = self.info(other)
                 paths = self.producer_paths([other], Step(StepKind.WRITTEN))
-                self._known[other] = replace(info, direct=None, producer_paths=paths, uniform=False)
+                self._known[other] = replace(
+                    info, direct=None, producer_paths=paths, uniform=False, equal_along=frozenset()
+                )
 
     def _run_higher_order(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Run an operator that is given functions, such as ``torch.cond``.

@@ -77,6 +77,7 @@ FOLLOWED: dict[str, Callable[[Tensor], Tensor]] = {
     "max_unpool": unpooled,
     "zeros of the width": lambda h: torch.zeros(h.shape[1]) + h,
     "a factor of the width": lambda h: h * torch.full((1, h.shape[1]), 0.5),
+    "zeros that met rows": lambda h: h * (torch.zeros(1, h.shape[1]) + torch.arange(ROWS)[:, None].cos()).exp(),
     "zeros joined": lambda h: torch.cat([h, torch.zeros(2, h.shape[1])]),
     "zeros stacked": lambda h: torch.stack([h, torch.zeros(h.shape)]).sum(0),
     "step by step": step_by_step,
@@ -100,6 +101,7 @@ HELD: dict[str, Callable[[Tensor], Tensor]] = {
     "distances": lambda h: torch.cdist(h, h)[:, :WIDTH],
     "fft along channels": lambda h: torch.fft.fft(h, dim=1).real,
     "data in the zeros": lambda h: torch.zeros(ROWS, WIDTH).copy_(torch.arange(ROWS * WIDTH).view(ROWS, WIDTH)) + h,
+    "zeros that met columns": lambda h: h * (torch.zeros(ROWS, 1, WIDTH) + torch.arange(WIDTH).cos())[:, 0],
     "added to the zeros": lambda h: torch.zeros(ROWS, WIDTH).add_(torch.arange(WIDTH)) + h,
 }
 

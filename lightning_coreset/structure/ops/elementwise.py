@@ -66,6 +66,7 @@ def follow_elementwise(propagation: Propagation, call: OpCall, step: Step | None
         ),
         producer_paths=propagation.producer_paths(operands, step),
         uniform=call.name not in _RANDOM and all(propagation.info(tensor).uniform for tensor in operands),
+        equal_along=frozenset() if call.name in _RANDOM else _equal_along(propagation, operands, out),
     )
     info = _updated(propagation, call, info)
     for result in call.results:
@@ -85,6 +86,15 @@ def _joined(propagation: Propagation, operands: list[Tensor], out: Tensor, reaso
         propagation.union_find,
         reason,
     )
+
+
+def _equal_along(propagation: Propagation, operands: Iterable[Tensor], out: Tensor) -> frozenset[int]:
+    """The dimensions along which a result is equal only because a uniform operand is, such as zeros for all heads."""
+    infos = [propagation.info(tensor) for tensor in operands]
+    if all(info.uniform for info in infos) or not any(info.uniform or info.equal_along for info in infos):
+        return frozenset()
+    varied = set[int]().union(*(propagation.varying(tensor, out.dim()) for tensor in operands))
+    return frozenset({dim for dim, size in enumerate(out.shape) if size > 1} - varied)
 
 
 def _adds_nothing(propagation: Propagation, own: TensorInfo, other: Tensor, out: Tensor) -> bool:
