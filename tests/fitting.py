@@ -145,3 +145,20 @@ def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
     assert one.keys() == other.keys()
     for name, tensor in one.items():
         assert torch.equal(tensor, other[name]), name
+
+
+def assert_same_data(one: Any, other: Any) -> None:
+    """Two pieces of plain data are equal, tensors and numbers bitwise, NaN to NaN."""
+    assert type(one) is type(other)
+    if isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key, value in one.items():
+            assert_same_data(value, other[key])
+    elif isinstance(one, (list, tuple)):
+        assert len(one) == len(other)
+        for value, expected in zip(one, other, strict=True):
+            assert_same_data(value, expected)
+    elif isinstance(one, (Tensor, float)):
+        torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
+    else:
+        assert one == other

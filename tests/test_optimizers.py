@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import nn
 
-from lightning_coreset.optimizers import StateSnapshot, all_layers, slice_optimizer_state
+from lightning_coreset.optimizers import StateSnapshot, all_layers, held_tensors, slice_optimizer_state
 from lightning_coreset.plan import ParameterChange
 
 KEPT = torch.tensor([0, 2, 3, 6])
@@ -303,6 +303,7 @@ def test_a_proxy_of_what_is_gone_is_no_optimizer():
     del gone
     gc.collect()
     assert list(all_layers(optimizer)) == [optimizer]
+    assert held_tensors(optimizer) == []
 
 
 def test_parameters_that_have_not_changed_yet_are_refused():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import os
-import pickle
 import threading
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -124,9 +123,9 @@ def _peek(path: File, weights_only: bool) -> Mapping[str, Any] | None:
             return None
         else:
             content = torch.load(path, mmap=zipfile.is_zipfile(path), **options)
-    except (FileNotFoundError, PermissionError):
+    except (FileNotFoundError, PermissionError, MemoryError, ImportError):
         raise
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError) as error:
+    except Exception as error:  # a damaged pickle raises anything
         reason = str(error).strip().partition("\n")[0]
         raise ValueError(
             f"Expected a checkpoint in {path!r} but cannot read it. Either it is damaged or cut short, or it holds "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import ProxyTypes
 
 import torch
 from torch import Tensor, nn
@@ -74,6 +75,11 @@ def slice_held_tensors(
             tensor.data = sliced
 
 
+def _no_proxy(value: Any) -> Any:
+    """Nothing in place of a weak proxy, which answers for what it stands for, and that may be gone."""
+    return None if type(value) in ProxyTypes else value
+
+
 class _Walk:
     """Goes through what one optimizer holds."""
 
@@ -87,15 +93,15 @@ class _Walk:
     def all(self) -> Iterator[HeldTensor]:
         for name, value in attributes_of(self._optimizer).items():
             if name not in ("state", "param_groups", "defaults"):
-                yield from self._within(value, name, name, None, _DEPTH)
+                yield from self._within(_no_proxy(value), name, name, None, _DEPTH)
         for number, group in enumerate(getattr(self._optimizer, "param_groups", None) or []):
             for name, value in group.items():
                 if name != "params":
-                    yield from self._within(value, name, f"param_groups[{number}][{name!r}]", None, _DEPTH)
+                    yield from self._within(_no_proxy(value), name, f"param_groups[{number}][{name!r}]", None, _DEPTH)
         state = getattr(self._optimizer, "state", None)
         for key, value in list(state.items()) if isinstance(state, dict) else []:
             if not isinstance(key, Tensor):  # else it is the state of a parameter
-                yield from self._within(value, f"state[{key!r}]", f"state[{key!r}]", None, _DEPTH)
+                yield from self._within(_no_proxy(value), f"state[{key!r}]", f"state[{key!r}]", None, _DEPTH)
 
     def _within(
         self, value: Any, collection: str, path: str, parameter: Tensor | None, depth: int
@@ -116,14 +122,15 @@ class _Walk:
     def _items(self, value: Any) -> Iterable[tuple[str, Any, Tensor | None]]:
         """What a container or an object holds, each with the parameter that it belongs to."""
         if isinstance(value, Mapping):
-            return [(_shown(key, self._by_id), each, self._by_key(key, each)) for key, each in list(value.items())]
+            items = [(key, _no_proxy(each)) for key, each in list(value.items())]
+            return [(_shown(key, self._by_id), each, self._by_key(key, each)) for key, each in items]
         if (isinstance(value, Sequence) and not isinstance(value, str | bytes | torch.Size)) or _is_deque(value):
-            values = list(value)
+            values = [*map(_no_proxy, value)]
             owners = self._aligned(values)
             return [(str(place), each, owner) for place, (each, owner) in enumerate(zip(values, owners, strict=True))]
         if callable(value):
             return []
-        return [(name, each, None) for name, each in attributes_of(value).items()]
+        return [(name, _no_proxy(each), None) for name, each in attributes_of(value).items()]
 
     def _by_key(self, key: Any, value: Any) -> Tensor | None:
         if isinstance(key, Tensor):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import weakref
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torch import nn
@@ -34,6 +34,13 @@ class ReplayedIterator:
         self.position += 1
         return self._drawn[self.position - 1]
 
+    def __len__(self) -> int:
+        """What the iterator says."""
+        return len(self.source)  # type: ignore[arg-type]
+
+    def __bool__(self) -> bool:
+        return True
+
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__") or name == "source":
             raise AttributeError(name)
@@ -48,8 +55,47 @@ class ReplayedIterator:
     def left(self) -> Iterator[Any]:
         """What goes on where the first iterator was: that itself, if nothing was drawn of it."""
         if self._left is None:
-            self._left = itertools.chain(self._drawn, self.source) if self._drawn else self.source
+            self._left = put_back(self._drawn, self.source) if self._drawn else self.source
         return self._left
+
+
+class DrawnBefore:
+    """An iterator of which some items were drawn before, and come first; all else is its own.
+
+    Args:
+        items: The items.
+        source: The iterator.
+    """
+
+    def __init__(self, items: Iterable[Any], source: Iterator[Any]) -> None:
+        self._items, self._source = deque(items), source
+
+    def __iter__(self) -> DrawnBefore:
+        return self
+
+    def __next__(self) -> Any:
+        """What was drawn before, or the next."""
+        return self._items.popleft() if self._items else next(self._source)
+
+    def __len__(self) -> int:
+        """What the iterator says, such as one of a loader, whose length stays the same."""
+        return len(self._source)  # type: ignore[arg-type]
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name in ("_items", "_source"):
+            raise AttributeError(name)
+        return getattr(self._source, name)
+
+
+def put_back(items: list[Any], source: Iterator[Any]) -> DrawnBefore:
+    """What first gives these items, which were drawn from an iterator, and then goes on with it."""
+    if not isinstance(source, DrawnBefore):
+        return DrawnBefore(items, source)
+    source._items.extendleft(reversed(items))
+    return source
 
 
 @functools.cache
@@ -58,5 +104,7 @@ def is_iterator_type(kind: type) -> bool:
     # Weak proxies have all methods there are; Lightning's modules know their Trainer by one.
     if issubclass(kind, (nn.Module, ReplayedIterator, *weakref.ProxyTypes)) or not hasattr(kind, "__next__"):
         return False
+    if issubclass(kind, DrawnBefore):
+        return True
     # An iterator that a user wrote in Python counts in its attributes. One of a loader has workers and generators.
     return kind.__dictoffset__ == 0 or kind.__module__.startswith("torch.utils.data.")

@@ -176,7 +176,8 @@ class EventPlanner:
             on_progress: Called at every group, as the ``progress`` of :func:`make_plan`.
 
         Returns:
-            The plan; ``None`` if there is nothing left to prune.
+            The plan; ``None`` if there is nothing left to prune, or if the examples do not run any more and have to
+            begin again.
         """
         if progress.untrained is not None:
             known = progress.untrained
@@ -184,6 +185,9 @@ class EventPlanner:
             progress.untrained = from_rank_zero(trainer, lambda: self.untrained.found_since(trainer, pl_module, known))
         # On every rank, since the module's own step may wait for the other ranks.
         structure = run_on_all_ranks(trainer, lambda: self.structure(trainer, pl_module, progress))
+        if not all(gathered(trainer, self.source.has_begun)):
+            self.source.fall_back()
+            return None
         if from_rank_zero(trainer, lambda: self.source.has_untried):
             structure = self._checked(trainer, pl_module, progress, structure)
             self.source.mark_tried()

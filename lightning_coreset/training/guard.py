@@ -126,7 +126,8 @@ class Guard:
         )
 
     def _nothing_to_compare(self, trainer: pl.Trainer) -> MisconfigurationException:
-        start = trainer.check_val_every_n_epoch or 1
+        every = trainer.check_val_every_n_epoch or 1
+        start = (trainer.current_epoch // every + 1) * every
         return MisconfigurationException(
             f"Expected a validation that gives the {self.name} before the first pruning event, since "
             f"max_drop={self.max_drop} compares with it, but there is none. Begin to prune later, as with "
@@ -257,6 +258,7 @@ class Guard:
         """Plain data: the number to compare with and, during recovery, the state before the event."""
         return {
             "best": self._best,
+            "watched": self._watched,
             "begun": self._has_pruned,
             "step": self._max_step,
             "stopped": self.stopped,
@@ -280,8 +282,25 @@ class Guard:
                 f"Expected the guard to watch the last of {len(progress.plans)} pruning events but got an event after "
                 f"{window.plans}, and {state.best} to compare with."
             )
+        if self.max_drop is None or state.watched not in (None, self._watched):
+            self._begin_anew(state, window)
+            return
         self._best, self._has_pruned, self._max_step = state.best, state.begun, state.step
         self.stopped, self._window = state.stopped, window
+
+    def _begin_anew(self, state: _State, window: RecoveryWindow | None) -> None:
+        """Without the guard of the checkpoint, or with one that watches something else, what it knew says nothing."""
+        self.reset()
+        if window is not None:
+            now = "no guard" if self.max_drop is None else f"one that watches {self._watched}"
+            rank_zero_warn(
+                f"The guard of the checkpoint had not accepted the pruning event of epoch {window.epoch} yet, by its "
+                f"{state.watched or 'number'}, and the callback has {now}: the event is kept."
+            )
+
+    @property
+    def _watched(self) -> str:
+        return f"{self.name} ({self.mode})"
 
 
 @dataclass(frozen=True)
@@ -293,3 +312,4 @@ class _State:
     step: float | None
     stopped: bool
     window: dict[str, Any] | None
+    watched: str | None = None

@@ -21,7 +21,7 @@ from lightning_coreset.training.metrics import Monitor
 from lightning_coreset.training.progress import Progress
 from lightning_coreset.training.recalibration import Recalibration
 from lightning_coreset.training.report import Reporter, logged_step
-from lightning_coreset.training.strategies import run_on_all_ranks
+from lightning_coreset.training.strategies import from_rank_zero, run_on_all_ranks
 from lightning_coreset.training.timeline import Timeline
 
 _MOST_BYTES = 1 << 20
@@ -119,7 +119,7 @@ class PruningRun:
             self.begin(trainer, pl_module)  # the structure can be read before the first batch
         if not self._has_begun:
             return
-        if trainer.current_epoch <= self._waits_in_epoch:
+        if trainer.current_epoch <= self._waits_in_epoch and not self._has_more_to_read(trainer):
             return
         if any(other.guard.recovering for other in self.others):
             return
@@ -129,8 +129,14 @@ class PruningRun:
         if due and self._has_begun and self.progress.original is None:  # as below
             self._waits_in_epoch = trainer.current_epoch
         elif due and self._has_begun:
+            self._waits_in_epoch = -1
             self._prune(trainer, pl_module, due, on_prune)
         self._find_next_event()
+
+    def _has_more_to_read(self, trainer: pl.Trainer) -> bool:
+        """Whether layers have run since that an event may have waited for: it comes at once if steps count."""
+        source = self.planner.source
+        return self.timeline.interval == "step" and from_rank_zero(trainer, lambda: source.has_untried)
 
     @optimizers_stay()
     def take_back(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *, over: bool = False) -> bool:
@@ -200,6 +206,9 @@ class PruningRun:
         ratio = self.guard.limit(scheduled, self.progress)
         on_progress = self.reporter.planning(trainer)
         plan = self.planner.plan(trainer, pl_module, self.progress, ratio / self.timeline.target, on_progress)
+        self._has_begun = self.planner.source.has_begun
+        if not self._has_begun:  # it comes once the structure could be read from the next batch
+            return
         if plan is None and self.planner.waits:  # what may run in this epoch is looked at in the next one
             self._waits_in_epoch = trainer.current_epoch
             return

@@ -76,6 +76,7 @@ class Savepoint:
                 },
                 **copy_optimizers(trainer, pl_module),
                 "parameters": [_places(pl_module, optimizer) for optimizer in trainer.optimizers],
+                "kinds": [_kinds(optimizer) for optimizer in trainer.optimizers],
                 "precision": trainer.precision_plugin.state_dict(),
                 "patience": {
                     key: [callback.wait_count, float(callback.best_score)]
@@ -191,17 +192,22 @@ def _restore_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
 # ---- optimizers
 
+_OPTIONS = ("amsgrad", "centered")
+"""With these, torch's optimizers keep one tensor more for each parameter."""
+
 
 def _for_optimizers_now(
     content: Mapping[str, Any], trainer: pl.Trainer, pl_module: pl.LightningModule
 ) -> tuple[Mapping[str, Any], list[str]]:
     """The content with the states of the optimizers as they are now, and the names of those that have none in it."""
     saved, places = content["optimizers"], content.get("parameters")  # version 0.1 has no places
+    kinds = content.get("kinds")  # nor have savepoints of before all kinds
     fits = len(saved) == len(trainer.optimizers)
     states, lost = [], []
     for number, optimizer in enumerate(trainer.optimizers):
         layers = list(innermost_first(optimizer))
-        if not fits or len(saved[number]) != len(layers):
+        other_kind = bool(kinds) and fits and kinds[number] != _kinds(optimizer)
+        if not fits or len(saved[number]) != len(layers) or other_kind:
             states.append([{} for _ in layers])
             lost.append(type(optimizer).__name__)
         elif places is None:
@@ -218,6 +224,15 @@ def _moved(state: Mapping[int | str, Any], moves: Mapping[int, int | None]) -> d
     """An optimizer's state with every parameter at its place of now; those that are gone are left out."""
     places = {key: moves.get(key, key) if isinstance(key, int) else key for key in state}
     return {place: state[key] for key, place in places.items() if place is not None}
+
+
+def _kinds(optimizer: Any) -> list[str]:
+    """What decides which state an optimizer and those that it wraps keep: their classes, and two options of torch."""
+    return [
+        " ".join([type(layer).__name__, *(name for name in _OPTIONS if any(group.get(name) for group in groups))])
+        for layer in innermost_first(optimizer)
+        for groups in [getattr(layer, "param_groups", [])]
+    ]
 
 
 def _places(pl_module: pl.LightningModule, optimizer: Any) -> dict[str, int]:

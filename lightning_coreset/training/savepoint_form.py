@@ -23,6 +23,8 @@ def checked_content(plain: Any) -> dict[str, Any]:
     optimizers = _get(content, "optimizers", list[list[dict[Any, Any]]])
     others = as_type(content.get("other_optimizers", []), list[list[dict[Any, Any]]], "other_optimizers")
     as_type(content.get("held_tensors", []), list[list[Tensor]], "held_tensors")
+    if len(as_type(content.get("kinds", optimizers), list[list[Any]], "the kinds of optimizers")) != len(optimizers):
+        raise ValueError("Expected the kind of every optimizer in a savepoint but got another number of them.")
     for layers in (*optimizers, *others):
         for state in layers:
             as_type(list(state), list[int | str], "the keys of an optimizer's state")

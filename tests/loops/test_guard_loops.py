@@ -279,6 +279,44 @@ def test_events_of_other_callbacks_wait_until_one_has_recovered(order, at, secon
             assert callback.plans[-1].params_after >= count_params(module)
 
 
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory):
+    """A checkpoint whose guard has not accepted its event yet."""
+    path = tmp_path_factory.mktemp("watched")
+    callback = guarded(schedule={2: 0.3, 4: 0.5}, recover_epochs=9)
+    saving = ModelCheckpoint(path, filename="{epoch}", save_top_k=-1)
+    with pytest.warns(UserWarning, match=TAKEN_BACK):
+        fit(Scored(dict.fromkeys(range(9), BAD) | {0: GOOD, 1: GOOD}), callback, saving, epochs=5)
+    return path / "epoch=2.ckpt"
+
+
+@pytest.mark.parametrize("options", [{"max_drop": None, "recover_epochs": 1.0}, {"monitor_mode": "min"}])
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
+def test_an_event_that_another_guard_did_not_accept_is_kept(watched, options):
+    """Nothing is taken back by a number that nobody watches any more."""
+    module, callback = Scored(dict.fromkeys(range(9), BAD)), guarded(schedule={2: 0.3, 4: 0.5}, **options)
+    with pytest.warns(UserWarning, match=r"event of epoch 2 yet, by its score \(max\), .*: the event is kept"):
+        fit(module, callback, epochs=8, ckpt_path=watched)
+    assert taken_back(callback) == []
+    assert [record.epoch for record in callback.history] == [2, 4]
+
+
+@pytest.mark.parametrize("swap", [torch.optim.Adagrad, torch.optim.RMSprop, partial(torch.optim.Adam, amsgrad=True)])
+def test_a_state_of_another_kind_of_optimizer_is_not_put_back(swap):
+    class Swaps(Scored):
+        def on_train_epoch_start(self):
+            if self.current_epoch == 3:
+                self.trainer.optimizers = [swap(self.parameters(), lr=0.01)]
+
+        def configure_optimizers(self):
+            return torch.optim.Adam(self.parameters(), lr=0.01)
+
+    module = Swaps(dict.fromkeys(range(9), BAD) | {0: GOOD, 1: GOOD})
+    with pytest.warns(UserWarning, match=TAKEN_BACK), pytest.warns(UserWarning, match="could not be taken back"):
+        fit(module, guarded(schedule={2: 0.5}, recover_epochs=2), epochs=6)
+    assert widths(module) == widths(Scored({}))
+
+
 def test_training_with_two_guards_ends_with_tensors_that_fit():
     rules = {"schedule": "linear", "end": 5, "every": 2}
     one, two = FIRST(start=2, **rules), guarded(pruning_ratio={"net.2": 0.5}, only=["net.2"], start=3, **rules)

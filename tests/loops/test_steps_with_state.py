@@ -20,9 +20,11 @@ import torch
 import torchmetrics
 from fitting import make_loader, make_trainer, mlp, widths
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_coreset import CoresetPruningCallback, prune
 from lightning_coreset.state import duplicate, restored
+from lightning_coreset.state.iterators import put_back
 from lightning_coreset.structure import Example, analyse
 from lightning_coreset.training.metrics import isolated
 from lightning_coreset.verification import tried_groups
@@ -584,3 +586,41 @@ def test_weak_proxies_stay_what_they_are_also_when_what_they_stand_for_is_gone()
         model.annealer()
     assert model.annealer.history == []
     duplicate(model)
+
+
+class SecondLoader(Annealed):
+    """Draws from a second loader, of which it asks more than the next batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        data = TensorDataset(torch.randn(24, 8, generator=torch.Generator().manual_seed(1)))
+        self.loader = DataLoader(data, batch_size=8)
+        self.batches, self.drawn = iter(self.loader), []
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        try:
+            (x,) = next(self.batches)
+        except StopIteration:
+            self.batches = iter(self.loader)
+            (x,) = next(self.batches)
+        self.drawn.append((float(x[0, 0]), len(self.batches), self.batches._dataset_kind))
+        return super().training_step(batch, batch_idx) + self.net(x).pow(2).mean()
+
+
+def test_an_iterator_is_what_it_was_to_all_who_ask():
+    models = SecondLoader(), SecondLoader()
+    for model, callbacks in zip(models, ([CoresetPruningCallback(0.4, start=1, end=3)], []), strict=True):
+        make_trainer(*callbacks, max_epochs=5).fit(model, make_loader(8))
+    assert widths(models[0])["net.0"][1] < 32
+    assert models[0].drawn == models[1].drawn
+    assert len(models[0].drawn) == 20
+
+
+def test_what_was_drawn_is_put_back_into_the_same_object():
+    source = iter([1, 2, 3, 4])
+    first = put_back([0], source)
+    assert next(first) == 0
+    assert next(first) == 1
+    second = put_back([0, 1], first)
+    assert second is first
+    assert list(second) == [0, 1, 2, 3, 4]

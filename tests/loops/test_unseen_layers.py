@@ -432,3 +432,20 @@ def test_a_run_that_waits_can_be_resumed(tmp_path):
         make_trainer(again, max_epochs=5).fit(resumed, make_loader(8), ckpt_path=path)
     assert [record.epoch for record in again.history] == [record.epoch for record in callback.history] == [3]
     assert_same(dict(resumed.state_dict()), dict(module.state_dict()))
+
+
+def test_events_by_steps_come_as_soon_as_the_layers_have_run():
+    """In an epoch that is the only one, and later events are not kept from coming."""
+
+    class FromAStepOn(MostSetsInLater):
+        def training_step(self, batch, batch_idx):
+            y = self.net(batch[0]) + (self.large(batch[0]) if self.global_step >= 8 else 0.0)
+            return F.cross_entropy(y, batch[1])
+
+    module, callback = (
+        FromAStepOn(0),
+        CoresetPruningCallback(schedule={4: 0.2, 30: 0.4}, interval="step", verbose=False),
+    )
+    with pytest.warns(UserWarning, match=WAIT):
+        make_trainer(callback, max_epochs=1).fit(module, make_loader(8, samples=640))
+    assert [record.step for record in callback.history] == [9, 30]

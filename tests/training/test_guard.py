@@ -10,7 +10,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from breadth import some_of
-from fitting import Classifier, MemoryLogger, Watcher, assert_same, convnet, make_loader, mlp, widths
+from fitting import Classifier, MemoryLogger, Watcher, assert_same, assert_same_data, convnet, make_loader, mlp, widths
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from pages import blocks_of
@@ -440,7 +440,7 @@ def test_state_is_plain_data(make_trainer, tmp_path):
     other.load_state_dict(state)
 
     assert state["guard"]["window"] is not None
-    torch.testing.assert_close(other.state_dict()["guard"], state["guard"], rtol=0, atol=0)
+    assert_same_data(other.state_dict()["guard"], state["guard"])
 
 
 # ---- a guard that cannot judge

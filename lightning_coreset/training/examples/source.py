@@ -58,7 +58,7 @@ class ExampleSource:
         self._errors: dict[Candidate, Mapping[RunMode, Exception]] = {}
         self._problems: list[str] = []
         self._fallbacks = 0
-        self._has_begun = self._saw_validation = self.is_resumed = False
+        self._has_begun = self._saw_validation = self.is_resumed = self._starts_over = False
 
     def begin(self, pl_module: pl.LightningModule) -> None:
         """Start a training run."""
@@ -207,7 +207,7 @@ class ExampleSource:
             else:
                 again = True
                 if not candidate.takes_whole_batch():
-                    self._drop(candidate, errors)
+                    self._lose(candidate, errors)
         if not structure.used and not again:  # a step that does nothing, as one that returns None
             self._candidates = [one for one in self._candidates if one.origin is Origin.GIVEN]
         present = [one for one, _ in self._offered if one.origin is Origin.PRESENT]
@@ -231,18 +231,20 @@ class ExampleSource:
                 "example_input_array, for a forward that runs the network."
                 + (f" This was tried:{tried}" if tried else "")
             )
-        step_failed = bool(self._problems) and not self._has(Origin.STEP)
-        return reads and (self._fallbacks > 0 or not step_failed)
+        without_step = (bool(self._problems) or self._starts_over) and not self._has(Origin.STEP)
+        return reads and (self._fallbacks > 1 or not without_step)
 
     def fall_back(self) -> None:
-        """Record the calls of the next step, since it could not be read on any rank, and try again after it."""
+        """Begin again with the next batch, and record the calls of its step: on some rank it could not be read."""
         self._fallbacks += 1
-        self._observer.records = True
+        self._has_begun, self._observer.records = False, True
 
     def have_begun(self) -> None:
         """The structure was read, and what was found was tried, or comes from a checkpoint."""
-        self.mark_tried()
+        if not self._starts_over:
+            self.mark_tried()
         self._has_begun, self._observer.records = True, False
+        self._starts_over, self._fallbacks = False, 0
         if self._problems:
             rank_zero_warn(_not_followed("; ".join(self._problems)))
             self._problems.clear()
@@ -286,6 +288,17 @@ class ExampleSource:
         own = candidate.origin is Origin.GIVEN or "training" in errors
         if errors and own:
             raise_or_warn(candidate.example, errors)
+
+    def _lose(self, candidate: Candidate, errors: Mapping[RunMode, Exception]) -> None:
+        """Do without an example that does not run, or begin again with the next batch where it did before.
+
+        A step may depend on what the module has kept by now, such as a state with a row for each sample.
+        """
+        if self._has_begun and candidate.origin in (Origin.STEP, Origin.PRESENT):
+            self._candidates = [one for one in self._candidates if one.origin not in (Origin.STEP, Origin.PRESENT)]
+            self._has_begun, self._starts_over = False, True
+        elif candidate in self._candidates:
+            self._drop(candidate, errors)
 
     def _drop(self, candidate: Candidate, errors: Mapping[RunMode, Exception]) -> None:
         self._candidates.remove(candidate)
