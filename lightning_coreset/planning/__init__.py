@@ -14,7 +14,7 @@ from lightning_coreset.planning.never_run import (
     possible_readers,
     without_read,
 )
-from lightning_coreset.planning.original_cost import measure_original
+from lightning_coreset.planning.original_cost import measure_original, with_later_groups
 from lightning_coreset.planning.planner import bottom_up_sizes, final_sizes, make_plan, measure
 from lightning_coreset.planning.problem import PruningProblem, is_residual, prunable
 from lightning_coreset.planning.request import Allocation, PruningRatio, Request, check_flags
@@ -51,5 +51,6 @@ __all__ = [
     "prunable",
     "reached",
     "why_nothing_goes",
+    "with_later_groups",
     "without_read",
 ]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 from torch import nn
 
 from lightning_coreset.planning.cost_model import ModelCost
-from lightning_coreset.planning.problem import PruningProblem
+from lightning_coreset.planning.problem import PruningProblem, prunable
 from lightning_coreset.planning.request import Request
-from lightning_coreset.structure import ChannelGroup, Structure
+from lightning_coreset.structure import ChannelGroup, Structure, layer_of
 from lightning_coreset.surgery import original_shapes
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -30,6 +31,32 @@ def measure_original(model: nn.Module, structure: Structure, request: Request) -
     shapes = original_shapes(model).shapes
     widths = {group.name: _original_size(group, problem, shapes) for group in problem.groups}
     return problem.cost_model.totals_of({name: math.prod(shapes[name]) for name in problem.tensors}, widths)
+
+
+def with_later_groups(original: ModelCost, model: nn.Module, structure: Structure, request: Request) -> ModelCost:
+    """The cost of the original, with the channels and MACs of layers that have run since it was measured.
+
+    Args:
+        original: What was measured before the first event.
+        model: The model, which may be pruned by now.
+        structure: What is found in it by now.
+        request: What is asked.
+    """
+    groups, _ = prunable(model, structure, request)
+    gone = original.widths.keys() - {group.name for group in structure.groups}
+    new = [
+        group.name
+        for group in groups
+        # One of a name that is gone is no new one: its first layer is another one only.
+        if group.name not in original.widths
+        and gone.isdisjoint(layer_of(one.name) for one in group.by_role("producer"))
+    ]
+    if not new:
+        return original
+    now = measure_original(model, structure, request)
+    widths = {**original.widths, **{name: now.widths[name] for name in new}}
+    channels = original.channels + sum(now.widths[name] for name in new)
+    return replace(original, macs=max(original.macs, now.macs), channels=channels, widths=widths)
 
 
 def _original_size(group: ChannelGroup, problem: PruningProblem, shapes: Shapes) -> int:

@@ -142,7 +142,8 @@ def analyse(
 
     Args:
         model: Any network.
-        example: How it is run, or a list of several ways; multiply-accumulates are those of the first.
+        example: How it is run, or a list of several ways; multiply-accumulates of a layer are those of the first that
+            runs it.
         heads: Whether whole attention heads may go, or dimensions ``"within"`` them.
         unequal_pieces: Whether channels of tensors that are cut into pieces of different sizes are in groups, too. The
             sizes of the pieces have to change with them, so such groups have to be tried.

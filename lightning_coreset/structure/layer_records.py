@@ -48,32 +48,42 @@ class LayerRecords:
         self.products: list[tuple[tuple[ChannelLabels, ...], int]] = []
         self.samples = 1
         self.multiplied: list[Tensor] = []
-        self._records_paths = self._records_macs = False
+        self._records = False
+        self._counted: Collection[str] = ()
         self._served_by: dict[Norm, set[str]] = {}
 
     @contextmanager
     def recording(self, samples: int) -> Iterator[None]:
-        """Record paths and, unless there are some already, multiply-accumulates; none of them if the block raises.
+        """Record paths, and multiply-accumulates of weights that no example before has shown; none if the block raises.
 
-        For one run of every example: others of it would show the same again.
+        For one run of every example: others of it would show the same again. Products without a weight are those of
+        the first example that has any.
 
         Args:
             samples: How many the example has.
         """
-        paths = len(self.paths)
-        self._records_paths, self._records_macs = True, not self.macs
+        before, paths, products = dict(self.macs), len(self.paths), len(self.products)
+        self._records, self._counted = True, before.keys()
         try:
             yield
-            if self._records_macs:
+            if not before:
                 self.samples = max(samples, 1)
+            for name in self.macs.keys() - before.keys():
+                self.macs[name] = self._per_sample(self.macs[name], samples)
+            self.products[products:] = [
+                (axes, self._per_sample(macs, samples)) for axes, macs in self.products[products:]
+            ]
         except Exception:
-            del self.paths[paths:]
-            if self._records_macs:
-                self.macs.clear()
-                self.products.clear()
+            del self.paths[paths:], self.products[products:]
+            self.macs.clear()
+            self.macs.update(before)
             raise
         finally:
-            self._records_paths = self._records_macs = False
+            self._records = False
+
+    def _per_sample(self, macs: int, samples: int) -> int:
+        """What an example of some samples counts, for as many samples as the first example has."""
+        return macs if samples == self.samples else round(macs * self.samples / max(samples, 1))
 
     def add_layer(
         self,
@@ -115,7 +125,7 @@ class LayerRecords:
             self.layers[name] = LayerRecord(layer, order)
         derived = (Step(StepKind.DERIVED_WEIGHT),)
         reads_as_is = weight.direct is not None and not scaled
-        if self._records_paths and inputs is not None:
+        if self._records and inputs is not None:
             before = () if reads_as_is else derived
             self.paths += [(producer, steps + before, name) for producer, steps in inputs.producer_paths.items()]
         # A bias that is computed, and not a parameter, is missing in ``Layer.bias``.
@@ -135,8 +145,8 @@ class LayerRecords:
 
     def add_macs(self, weight: TensorInfo, macs: int, axes: Sequence[ChannelLabels]) -> None:
         """Multiply-accumulates of a weight, or of a product without one, whose result is labelled with ``axes``."""
-        if self._records_macs:
-            name = _name(weight, next(iter(weight.channel_labels), None)) or ""
+        name = _name(weight, next(iter(weight.channel_labels), None)) or ""
+        if self._records and name not in self._counted:
             self.macs[name] += macs
             if not name and axes:
                 self.products.append((tuple(axes), macs))

@@ -62,7 +62,7 @@ def trace(
 
     The second run shows what evaluation does not reach, such as auxiliary heads. Modules that draw random numbers or
     keep statistics stay in evaluation mode. Every run begins from the same state, and in the end the network, what it
-    holds and random states are as before. Multiply-accumulates are those of the first example.
+    holds and random states are as before. Multiply-accumulates of a layer are those of the first example that runs it.
 
     Args:
         model: The network whose parameters are followed.
@@ -105,7 +105,7 @@ def trace(
 def _follow(engine: Propagation, model: nn.Module, example: Example) -> dict[RunMode, Exception]:
     """Follow one example in its modes, and note in which; returns what the network raised in the others.
 
-    Paths and multiply-accumulates are recorded in the first mode that works, the latter if no example has shown any.
+    Paths and multiply-accumulates are recorded in the first mode that works.
     """
     errors: dict[RunMode, Exception] = {}
     modes: list[RunMode] = [mode for mode in BOTH_MODES if mode in example.modes]

@@ -22,6 +22,7 @@ from lightning_coreset.planning import (
     measure_input_norms,
     measure_original,
     prunable,
+    with_later_groups,
 )
 from lightning_coreset.structure import NOTHING_UNTRAINED, Completion, Structure, analyse
 from lightning_coreset.training.examples import ExampleSource
@@ -191,6 +192,7 @@ class EventPlanner:
         if from_rank_zero(trainer, lambda: self.source.has_untried):
             structure = self._checked(trainer, pl_module, progress, structure)
             self.source.mark_tried()
+            progress.original = from_rank_zero(trainer, lambda: self._with_later_groups(pl_module, structure, progress))
         offered = self.late.without_unread(pl_module, structure)
         inputs = run_on_all_ranks(trainer, lambda: self._layer_inputs(trainer, pl_module)) if self.certify else None
         request = self.request.scaled(fraction, seed=self.request.seed + len(progress.done))
@@ -248,6 +250,12 @@ class EventPlanner:
             rank_zero_warn(message)
         final = final_sizes(pl_module, structure, self.request, original) if self.order == "bottom_up" else {}
         return original, dict(final)
+
+    def _with_later_groups(
+        self, pl_module: pl.LightningModule, structure: Structure, progress: Progress
+    ) -> ModelCost | None:
+        known = progress.original
+        return None if known is None else with_later_groups(known, pl_module, structure, self.request)
 
     def _layer_inputs(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Any:
         with self.source.examples(trainer, pl_module) as examples:

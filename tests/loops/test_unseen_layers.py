@@ -449,3 +449,31 @@ def test_events_by_steps_come_as_soon_as_the_layers_have_run():
     with pytest.warns(UserWarning, match=WAIT):
         make_trainer(callback, max_epochs=1).fit(module, make_loader(8, samples=640))
     assert [record.step for record in callback.history] == [9, 30]
+
+
+class JoinedByAnother(Classifier):
+    """A second network of about the same size joins the first."""
+
+    def __init__(self, since: int) -> None:
+        super().__init__(mlp(8, 32, 24, 3))
+        self.other, self.since = mlp(8, 64, 48, 3), since
+
+    def training_step(self, batch, batch_idx):
+        y = self.net(batch[0]) + (self.other(batch[0]) if self.current_epoch >= self.since else 0.0)
+        return F.cross_entropy(y, batch[1])
+
+
+@pytest.mark.parametrize("unit", ["channels", "macs", "params"])
+def test_the_original_has_the_layers_that_join_later(unit):
+    """So that as much is gone in the end as if all had run from the start."""
+    found = {}
+    for since in (0, 2):
+        module = JoinedByAnother(since)
+        callback = CoresetPruningCallback(schedule={1: 0.2, 4: 0.4}, unit=unit, verbose=False)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Pruning events wait until")  # of params, for the other network
+            make_trainer(callback, max_epochs=6).fit(module, make_loader(8))
+        plan = callback.plans[-1]
+        found[since] = widths(module), plan.params_after, plan.macs_after, plan.reached
+    assert found[2] == found[0]
+    assert found[0][-1] == pytest.approx(0.4, abs=0.02)
