@@ -149,9 +149,9 @@ def shapes(model: nn.Module) -> Shapes:
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items() if tensor.dim()}
 
 
-def shapes_after(plan: PruningPlan, before: Shapes, prefix: str = "") -> Shapes:
-    """The shapes after a plan; names in the plan begin with the prefix."""
-    return {**before, **{change.name.removeprefix(prefix): change.new_shape for change in plan.changes}}
+def shapes_after(plan: PruningPlan, before: Shapes) -> Shapes:
+    """The shapes after a plan."""
+    return {**before, **{change.name: change.new_shape for change in plan.changes}}
 
 
 def check_shapes(name: str, model: nn.Module, wanted: Shapes) -> None:

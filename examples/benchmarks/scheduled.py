@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import lightning as L
 import torch
 import torch.nn.functional as F
-from contenders import METHODS, Shapes, prune_to_shapes, shapes, shapes_after
+from contenders import METHODS, Shapes, prune_to_shapes, shapes
 from images import Batches, Images
 from torch import Tensor, nn
 from tuning import accuracy, cosine, sgd
 
-from lightning_coreset import CoresetPruningCallback, Random
+from lightning_coreset import CoresetPruningCallback, Random, prune
 from lightning_coreset.methods import Method
 
 
@@ -64,10 +65,15 @@ class Course:
         """The shapes after every pruning event, by epoch; the network is not changed."""
         module = Classifier(network, images.example)
         dry_run = self.callback(Random(), 0).dry_run(self.trainer(images), module)
-        found, now = {}, shapes(network)
+        found, network = {}, copy.deepcopy(network)
         for epoch, plan in dry_run.plans.items():
-            now = shapes_after(plan, now, prefix="network.")
-            found[epoch] = now
+            gone = {
+                group.name.removeprefix("network."): 1 - group.channels_after / group.channels_before
+                for group in plan.groups
+                if group.channels_after < group.channels_before
+            }
+            prune(network, images.example, gone, method="random", include_residual=self.include_residual, check=False)
+            found[epoch] = shapes(network)
         return found
 
     def pruner(self, name: str, seed: int, events: Mapping[int, Shapes]) -> L.Callback:

@@ -24,7 +24,7 @@ class DryRun:
     """What a schedule will do to a model.
 
     Attributes:
-        plans: The plan of every event, by epoch (step), with the new weights.
+        plans: The plan of every event, by epoch (step).
         interval: What the keys of ``plans`` count.
     """
 
@@ -73,8 +73,8 @@ def dry_run(
             if plan is None:
                 break
             apply_changes(model, plan.changes, plan.attributes)
-            plans[time] = plan
-            progress.plans.append(plan.without_tensors())
+            plans[time] = plan.without_tensors()
+            progress.plans.append(plans[time])
             progress.done[time] = ratio
         return DryRun(plans, timeline.interval)
     finally:

@@ -99,30 +99,16 @@ def held_shadows(
     # Fisher information has no values that tell, but mostly lies beside weights under the same keys.
     alike = {tuple(one.tensors): match for one, match in zip(collections, matches, strict=True) if match}
     lying = Counter(
-        place for one, match in zip(collections, matches, strict=True) if match for place in _places(one).values()
+        (one.path[:-1], tuple(one.tensors)) for one, match in zip(collections, matches, strict=True) if match
     )
     shadows = []
     for one, match in zip(collections, matches, strict=True):
-        if any(_is_record(root, container, lying[place], one) for container, place in _places(one).items()):
+        alongside = lying[one.path[:-1], tuple(one.tensors)]
+        holder, by_name = follow_path(root, one.path[:-1]), all(isinstance(key, str) for key in one.tensors)
+        is_record = by_name and isinstance(holder, list | deque) and alongside == len(holder)
+        if is_record or alongside > _HISTORY:
             continue
         for part in match or alike.get(tuple(one.tensors), ()):
             if all(mirrors.fits(one.tensors[key], full) for key, full in part.names.items()):
                 shadows.append(Shadow.of(one, part, prefix))
     return shadows, {prefix + name: module for name, module in modules.items()}
-
-
-def _places(collection: TensorCollection) -> dict[Path, Any]:
-    """The containers around a collection, each with what it shares with those that lie there like it."""
-    path, keys = collection.path, tuple(collection.tensors)
-    return {
-        path[:depth]: (path[:depth], path[depth + 1 :], keys)
-        for depth, (kind, _) in enumerate(path)
-        if kind == "item" or depth == len(path) - 1
-    }
-
-
-def _is_record(root: Any, container: Path, alongside: int, collection: TensorCollection) -> bool:
-    if alongside > _HISTORY:
-        return True
-    holder, by_name = follow_path(root, container), all(isinstance(key, str) for key in collection.tensors)
-    return by_name and isinstance(holder, list | deque) and alongside == len(holder)

@@ -130,6 +130,7 @@ def test_state_is_sliced(name):
         def on_prune(self, plan, trainer, pl_module):
             kept.update({change.name: change.kept for change in plan.changes})
 
+    shapes = {name: tensor.shape for name, tensor in module.state_dict().items()}
     before, after = Epochs(), Epochs()
 
     fit(module, before, Keeps(0.4, schedule="one_shot", start=2, **Pruning.keywords), after, max_epochs=3)
@@ -137,7 +138,6 @@ def test_state_is_sliced(name):
     assert {"net.patches.weight", "net.positions", "net.blocks.0.norm1.bias"} <= kept.keys()
     known, carried = before.seen[2][1], after.seen[2][1]
     assert known.keys() == carried.keys() != set()
-    shapes = {one: tensor.shape for one, tensor in before.seen[2][0].items()}
     compared = 0
     for parameter, state in known.items():
         for key, value in state.items():
