@@ -160,15 +160,23 @@ def outside_of(
     """Collections of tensors in the module and in callbacks that mirror weights, and modules that nothing registers."""
     own, modules = held_shadows(pl_module, pl_module, mirrors)
     shadows: list[Shadow] = []
-    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-    for number, callback in enumerate(callbacks):
-        origins = [kind.__module__.partition(".")[0] for kind in type(callback).__mro__]
-        if origins[0] != "lightning" and _OWN not in origins:
-            found, more = held_shadows(callback, pl_module, mirrors, f"{type(callback).__name__} {number}: ")
-            shadows += found
-            modules |= more
+    for number, callback in users_callbacks(trainer).items():
+        found, more = held_shadows(callback, pl_module, mirrors, f"{type(callback).__name__} {number}: ")
+        shadows += found
+        modules |= more
     known = {id(one) for one in averaged_copies(trainer)}
     return own, shadows, {name: module for name, module in modules.items() if id(module) not in known}
+
+
+def users_callbacks(trainer: pl.Trainer) -> dict[int, Any]:
+    """The callbacks of users' classes, by their place among all."""
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    origins = [[kind.__module__.partition(".")[0] for kind in type(one).__mro__] for one in callbacks]
+    return {
+        number: one
+        for number, (one, own) in enumerate(zip(callbacks, origins, strict=True))
+        if own[0] != "lightning" and _OWN not in own
+    }
 
 
 def _as_copy(module: nn.Module, mirrors: Mirrors) -> HeldModule | None:

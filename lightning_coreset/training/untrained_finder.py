@@ -15,8 +15,9 @@ from lightning_coreset.planning import Rule
 from lightning_coreset.qualified_names import listed
 from lightning_coreset.structure import Copy
 from lightning_coreset.training.copies import EarlierValues, find_copies
+from lightning_coreset.training.flat_copies import check_no_flat_copies
 from lightning_coreset.training.mirrors import Mirrors
-from lightning_coreset.training.outside_copies import OutsideCopies
+from lightning_coreset.training.outside_copies import OutsideCopies, users_callbacks
 from lightning_coreset.training.shadows import Shadow, held_shadows, registered_shadows
 from lightning_coreset.training.trained import trained_in, trained_parameters, without_gradients
 from lightning_coreset.training.untrained_parts import Copies, UntrainedParts, find_untrained
@@ -85,6 +86,7 @@ class UntrainedFinder:
         self._looked, self._trained = now, trained_in(trainer, pl_module)
         shadows: list[Shadow] = []
         if self.copies != "none":
+            check_no_flat_copies(pl_module, users_callbacks(trainer).values())
             shadows, _ = held_shadows(pl_module, pl_module, Mirrors(pl_module, self._trained))
         note_held(pl_module, {name: path for shadow in shadows for name, path in shadow.paths.items()})
         self._held = [shadow.mirrored for shadow in shadows]

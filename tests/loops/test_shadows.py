@@ -11,7 +11,9 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from fitting import Classifier, make_loader, make_trainer, mlp, widths
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector
 
 from lightning_coreset import CoresetPruningCallback
 from lightning_coreset.plan import PruningPlan
@@ -336,3 +338,50 @@ def test_a_record_of_training_is_left_alone():
     fit(Classifier(mlp(8, 16, 3)), record, Pruning())
 
     assert [len(state["net.0.bias"]) == 16 for state in record.states] == [True] * 4 + [False] * 4
+
+
+class Flat(Classifier):
+    """An average of all weights in one vector."""
+
+    def __init__(self) -> None:
+        super().__init__(mlp(8, 16, 12, 3))
+        self.average = parameters_to_vector(self.parameters()).detach().clone()
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        if len(self.average) == sum(one.numel() for one in self.parameters()):
+            self.average.lerp_(parameters_to_vector(self.parameters()).detach(), 0.1)
+
+
+class AsABuffer(Flat):
+    def __init__(self) -> None:
+        super().__init__()
+        average = self.average
+        del self.average
+        self.register_buffer("average", average)
+
+
+class InACallback(pl.Callback):
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        self.kept = {"average": parameters_to_vector(pl_module.parameters()).detach().clone()}
+
+
+@pytest.mark.parametrize(
+    ("module", "callbacks", "name"),
+    [(Flat, [], "average"), (AsABuffer, [], "average"), (Classifier, [InACallback()], r"kept\['average'\]")],
+)
+def test_a_vector_of_all_weights_is_refused_before_anything_is_pruned(module, callbacks, name):
+    model = module()
+    before = widths(model)
+    with pytest.raises(MisconfigurationException, match=f"{name} is a vector of all .* numbers of the module's"):
+        fit(model, *callbacks, Pruning())
+    assert widths(model) == before
+
+
+def test_a_vector_of_that_length_may_be_something_else():
+    model = Flat()
+    model.average.normal_()
+    fit(model, Pruning())
+    assert widths(model)["net.0"][1] < 16
+    model = Flat()
+    fit(model, Pruning(copies="none"))
+    assert widths(model)["net.0"][1] < 16

@@ -33,7 +33,10 @@ def test_a_group_has_the_layers_of_all_runs():
     (group,) = structure.groups
     assert [member.name for member in group.by_role("consumer")] == ["a.weight", "b.weight"]
     assert [path.consumer.weight for path in group.paths] == ["a.weight", "b.weight"]
-    assert dict(structure.macs) == {"trunk.weight": 64, "a.weight": 48}  # of the first
+    # Of one sample, and of each layer once, however many samples the first example has that runs it.
+    assert dict(structure.macs) == {"trunk.weight": 64, "a.weight": 48, "b.weight": 80}
+    others = [example("a"), Example.of((torch.randn(7, 4), "b"))]
+    assert dict(analyse(Heads(), others).macs) == dict(structure.macs)
     assert failing_groups(Heads(), structure.groups, [example("a"), example("b")]) == {}
 
 
