@@ -44,6 +44,7 @@ from lightning_coreset.training import (
     check_package,
     check_ratio_beside_schedule,
     check_strategy,
+    check_times_beside_schedule,
     dry_run,
     has_lazy_layers,
     last_step,
@@ -95,7 +96,7 @@ class CoresetPruningCallback(pl.Callback):
             copy is called as ``metric(outputs, targets)`` on the outputs and targets of validation.
         monitor: Or the name of a metric that the module logs in validation, such as ``"val_acc"``.
         monitor_mode: Whether ``"max"`` or ``"min"`` is better. By default the metric's own ``higher_is_better``;
-            ``"min"`` for a name with "loss" or "error" in it; else ``"max"``.
+            ``"min"`` for a name with "loss", "error", "rmse" or the like in it; else ``"max"``.
         eval_batches: The number of recent validation batches that it is measured on right before and after an event; 0
             turns that off.
         max_drop: The guard: how far the accuracy may be below the best before the first event, in its own units (0.01
@@ -206,6 +207,7 @@ class CoresetPruningCallback(pl.Callback):
         )
         self.timeline = Timeline(schedule, self.request.target, start, end, every, interval)
         check_ratio_beside_schedule(pruning_ratio, schedule, defaults["pruning_ratio"])
+        check_times_beside_schedule(schedule, {"start": start, "end": end, "every": every}, defaults)
         if isinstance(schedule, Mapping):
             self.request = replace(self.request, pruning_ratio=self.timeline.target)
         check_example_inputs(example_inputs)

@@ -17,6 +17,7 @@ from lightning_coreset.training.options import (
     check_example_inputs,
     check_guard_options,
     check_ratio_beside_schedule,
+    check_times_beside_schedule,
 )
 from lightning_coreset.training.outgrown import OutgrownCopies
 from lightning_coreset.training.progress import Progress
@@ -66,6 +67,7 @@ __all__ = [
     "check_package",
     "check_ratio_beside_schedule",
     "check_strategy",
+    "check_times_beside_schedule",
     "dry_run",
     "has_lazy_layers",
     "last_step",

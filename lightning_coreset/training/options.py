@@ -50,6 +50,22 @@ def check_example_inputs(example_inputs: Any) -> None:
         )
 
 
+def check_times_beside_schedule(schedule: Any, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+    """Say that a schedule with times of its own does not look at other ones.
+
+    Args:
+        schedule: What a user gave.
+        given: ``start``, ``end`` and ``every``.
+        defaults: Their defaults, which count as not given.
+    """
+    idle = [f"{name}={value!r}" for name, value in given.items() if value != defaults[name]]
+    if isinstance(schedule, Mapping) and idle:
+        rank_zero_warn(
+            f"{', '.join(idle)} has no effect: the schedule maps epochs or steps to ratios and says itself when it "
+            "prunes. Leave it out, or give a schedule such as 'cubic'."
+        )
+
+
 def check_guard_options(max_drop: Any, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
     """Refuse options of the guard without a guard.
 

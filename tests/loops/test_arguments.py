@@ -280,3 +280,21 @@ def test_example_inputs_that_the_module_cannot_be_run_on(inputs, reason):
     pruning = CoresetPruningCallback(schedule={1: 0.5}, example_inputs=inputs, verbose=False)
     with pytest.raises(MisconfigurationException, match=f"Expected example_inputs to be .*{reason}.*leave it out"):
         make_trainer(pruning, max_epochs=2).fit(Classifier(), make_loader(8))
+
+
+@pytest.mark.parametrize("given", [{"start": 3}, {"every": 2}, {"end": 0.9}, {"start": 2, "end": 5}])
+def test_times_beside_a_schedule_with_times_have_no_effect(given):
+    said = ", ".join(f"{name}={value}" for name, value in given.items())
+    with pytest.warns(UserWarning, match=f"^{said} has no effect: the schedule maps epochs"):
+        CoresetPruningCallback(schedule={1: 0.5}, **given)
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [
+        *(("val_loss", "min"), ("Perplexity", "min"), ("val/rmse", "min"), ("nll_epoch", "min"), ("test.WER", "min")),
+        *(("val_acc", "max"), ("maestro", "max"), ("f1", "max"), ("confidence", "max")),
+    ],
+)
+def test_which_numbers_are_to_fall(name, mode):
+    assert CoresetPruningCallback(monitor=name, max_drop=0.1)._monitor.mode == mode

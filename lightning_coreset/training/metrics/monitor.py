@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal, TypeAlias, get_args
 
 import lightning.pytorch as pl
@@ -27,7 +28,7 @@ class Monitor:
         metric: A metric of torchmetrics, called as ``metric(outputs, targets)`` on what the steps compute.
         monitor: The name of a metric that the module logs in validation.
         mode: Whether ``"max"`` or ``"min"`` is better. By default as ``metric.higher_is_better`` says; ``"min"`` for
-            a ``monitor`` with "loss" or "error" in its name; else ``"max"``.
+            a ``monitor`` whose name has "loss", "error" or the like in it (``rmse``, ``nll``); else ``"max"``.
         eval_batches: How many batches are kept for ``evaluate``.
 
     Raises:
@@ -137,10 +138,19 @@ class Monitor:
             self._logged.stop()
 
 
+_FALLING = ("loss", "error", "perplexity")
+"""Words in names of numbers of which less is better, and below whole parts of such names."""
+_FALLING_PARTS = frozenset({"mae", "mse", "rmse", "mape", "nll", "ppl", "fid", "wer", "cer", "bpd"})
+
+
 def _mode_of(metric: Metric | None, monitor: str | None) -> Mode:
     if metric is not None:
         return "min" if metric.higher_is_better is False else "max"
-    return "min" if monitor is not None and any(word in monitor.lower() for word in ("loss", "error")) else "max"
+    if monitor is None:
+        return "max"
+    name = monitor.lower()
+    parts = re.split(r"[^a-z]+", name)
+    return "min" if any(word in name for word in _FALLING) or not _FALLING_PARTS.isdisjoint(parts) else "max"
 
 
 def first_of_latest(trainer: pl.Trainer, count: int) -> int:
