@@ -34,7 +34,7 @@ class ParameterChange:
             changes as the direction does. Every model that the change is applied to has a quotient of its own.
         norm_dim: The dimension along which a magnitude lies, over which these norms are not taken.
         follows: For a tensor of a copy that holds values of another tensor, the name of that one: besides being sliced,
-            it changes by as much as that one does (:func:`lightning_coreset.followers.follow`).
+            it changes by as much as that one does (``lightning_coreset.followers.follow``).
     """
 
     name: str

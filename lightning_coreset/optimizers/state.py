@@ -37,7 +37,7 @@ def slice_optimizer_state(
     parameter is reset: the optimizer starts it anew. LBFGS has one history for all its parameters, which is reset.
 
     Tensors that an optimizer keeps in other attributes are sliced as well, in place, where it is plain to which
-    parameter each belongs; :func:`check_optimizers` tells before whether any is not.
+    parameter each belongs; ``check_optimizers`` tells before whether any is not.
 
     Args:
         optimizer: The optimizer, also when wrapped in others; what it wraps is found in its attributes.
