@@ -207,7 +207,8 @@ class Alternates(Classifier):
 
 def test_a_step_is_run_again_as_it_was():
     module = Alternates()
-    callback = CoresetPruningCallback(0.5, **AT_ONCE | {"schedule": {2: 0.25, 3: 0.5}})
+    options = {name: value for name, value in AT_ONCE.items() if name != "start"}
+    callback = CoresetPruningCallback(0.5, **options | {"schedule": {2: 0.25, 3: 0.5}})
 
     make_trainer(callback, max_epochs=5).fit(module, make_loader(8))
 
