@@ -7,7 +7,7 @@ the model by a name and the way there, to be cut with these; copies of the model
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import FunctionType, MethodType, ModuleType
 from typing import Any, TypeAlias
@@ -82,16 +82,17 @@ class TensorCollection:
         return (*self.path, (self.kind, key))
 
 
-def held_by(root: Any, own: Collection[int]) -> tuple[list[TensorCollection], dict[str, nn.Module]]:
+def held_by(root: Any, module: nn.Module) -> tuple[list[TensorCollection], dict[str, nn.Module]]:
     """What an object holds in its attributes, and in containers and objects of users' classes there.
 
     Args:
         root: An object. Of a module, all its submodules are looked at as well.
-        own: Tensors and modules, by id, that do not count, since they are known by name.
+        module: The module whose own tensors and modules do not count, since they are known by name.
 
     Returns:
         Collections of tensors, and modules by the way to them.
     """
+    own = {id(one) for one in (*module.modules(), *module.parameters(), *module.buffers())}
     collections: list[TensorCollection] = []
     modules: dict[str, nn.Module] = {}
     seen: set[int] = set()

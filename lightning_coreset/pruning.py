@@ -18,15 +18,11 @@ from lightning_coreset.planning import (
     as_rules,
     check_flags,
     check_matches,
-    describe_readers,
     idle_rules,
-    layers_that_never_ran,
     make_plan,
     measure_input_norms,
-    possible_readers,
-    prunable,
     why_nothing_goes,
-    without_read,
+    without_unread,
 )
 from lightning_coreset.structure import Example, ExampleInputs, Heads, analyse
 from lightning_coreset.surgery import apply_changes
@@ -244,11 +240,7 @@ def _planned(
     structure = analyse(model, example, heads=request.heads)
     if check:
         structure = verified(model, structure, example, change_attributes=change_attributes, heads=request.heads)
-    groups, _ = prunable(model, structure, request)
-    readers = possible_readers(model, groups, layers_that_never_ran(model, structure, never_run))
-    if readers:
-        warnings.warn(describe_readers(readers), stacklevel=3)
-        structure = without_read(structure, readers)
+    structure = without_unread(model, structure, request, never_run, stacklevel=3)
     for message in idle_rules(model, structure, request):
         warnings.warn(message, stacklevel=3)
     inputs = measure_input_norms(model, example) if certify else None

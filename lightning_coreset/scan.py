@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from numbers import Real
@@ -18,12 +17,8 @@ from lightning_coreset.planning import (
     as_rules,
     check_flags,
     check_matches,
-    describe_readers,
-    layers_that_never_ran,
     make_plan,
-    possible_readers,
-    prunable,
-    without_read,
+    without_unread,
 )
 from lightning_coreset.structure import ChannelGroup, Example, ExampleInputs, Heads, Structure, analyse, preserved
 from lightning_coreset.surgery import Snapshot, apply_changes
@@ -198,11 +193,7 @@ def _structure_and_problem(
     structure = analyse(model, example, heads=request.heads)
     if check:
         structure = verified(model, structure, example, change_attributes=change_attributes, heads=request.heads)
-    groups, _ = prunable(model, structure, request)
-    readers = possible_readers(model, groups, layers_that_never_ran(model, structure, never_run))
-    if readers:
-        warnings.warn(describe_readers(readers), stacklevel=3)
-        structure = without_read(structure, readers)
+    structure = without_unread(model, structure, request, never_run, stacklevel=3)
     return structure, PruningProblem.of(model, structure, request)
 
 

@@ -7,12 +7,12 @@ from lightning_coreset.planning.feasibility import check_reachable, idle_rules, 
 from lightning_coreset.planning.input_norms import InputNorms, measure_input_norms
 from lightning_coreset.planning.layer_rules import Rule, RuleMatcher, as_rules, check_matches
 from lightning_coreset.planning.never_run import (
-    describe_readers,
     layers_that_never_ran,
     layers_with_tensors,
     names_of,
-    possible_readers,
+    unread_groups,
     without_read,
+    without_unread,
 )
 from lightning_coreset.planning.original_cost import measure_original, with_later_groups
 from lightning_coreset.planning.planner import bottom_up_sizes, final_sizes, make_plan, measure
@@ -35,7 +35,6 @@ __all__ = [
     "check_flags",
     "check_matches",
     "check_reachable",
-    "describe_readers",
     "final_sizes",
     "idle_rules",
     "is_residual",
@@ -47,10 +46,11 @@ __all__ = [
     "measure_original",
     "most_that_can_go",
     "names_of",
-    "possible_readers",
     "prunable",
     "reached",
+    "unread_groups",
     "why_nothing_goes",
     "with_later_groups",
     "without_read",
+    "without_unread",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from torch import Tensor, nn
@@ -9,6 +10,8 @@ from torch import Tensor, nn
 from lightning_coreset._compat import is_torch_loss, own_parameters, own_tensors
 from lightning_coreset.module_specs import module_spec
 from lightning_coreset.planning.layer_rules import Rule, matches
+from lightning_coreset.planning.problem import prunable
+from lightning_coreset.planning.request import Request
 from lightning_coreset.qualified_names import common_module, lies_in, listed
 from lightning_coreset.structure import ChannelGroup, Structure, layer_of
 
@@ -146,6 +149,33 @@ def _names(group: ChannelGroup) -> list[str]:
     return [member.name for member in group.members]
 
 
+def unread_groups(
+    model: nn.Module, structure: Structure, request: Request, rules: Sequence[Rule] = ()
+) -> dict[str, list[str]]:
+    """What :func:`possible_readers` says of the groups that a request prunes."""
+    groups, _ = prunable(model, structure, request)
+    return possible_readers(model, groups, layers_that_never_ran(model, structure, rules))
+
+
+def without_unread(
+    model: nn.Module, structure: Structure, request: Request, never_run: Sequence[Rule], *, stacklevel: int
+) -> Structure:
+    """The structure without groups that a layer could read which the example inputs do not run, with a warning.
+
+    Args:
+        model: The network.
+        structure: What was found in it.
+        request: What is asked.
+        never_run: What is never run.
+        stacklevel: Where the warning points, as for ``warnings.warn`` in the caller.
+    """
+    readers = unread_groups(model, structure, request, never_run)
+    if not readers:
+        return structure
+    warnings.warn(_describe(readers), stacklevel=stacklevel + 1)
+    return without_read(structure, readers)
+
+
 def without_read(structure: Structure, readers: Mapping[str, Sequence[str]]) -> Structure:
     """The structure without the groups that :func:`possible_readers` names."""
     return structure.without({group: _may_be_read(own) for group, own in readers.items()})
@@ -157,7 +187,7 @@ def names_of(readers: Mapping[str, Sequence[str]]) -> tuple[str, str]:
     return _some(list(layers)), _some(list(readers))
 
 
-def describe_readers(readers: Mapping[str, Sequence[str]]) -> str:
+def _describe(readers: Mapping[str, Sequence[str]]) -> str:
     """A warning that names the layers that example inputs do not run, and the groups that stay because of them."""
     layers, groups = names_of(readers)
     return (

@@ -11,31 +11,14 @@ from typing import Any
 from torch import nn
 
 
-class ReplayedIterator:
-    """Takes the place of an iterator that cannot go back, and can.
-
-    Args:
-        source: The iterator.
-    """
+class _InPlaceOf(Iterator[Any]):
+    """An iterator in place of another one, which answers all but what is next."""
 
     def __init__(self, source: Iterator[Any]) -> None:
         self.source = source
-        self._drawn: list[Any] = []
-        self.position = 0
-        self._left: Iterator[Any] | None = None  # one for all who held the iterator
-
-    def __iter__(self) -> ReplayedIterator:
-        return self
-
-    def __next__(self) -> Any:
-        """What was drawn before, or the next."""
-        if self.position == len(self._drawn):
-            self._drawn.append(next(self.source))
-        self.position += 1
-        return self._drawn[self.position - 1]
 
     def __len__(self) -> int:
-        """What the iterator says."""
+        """What the iterator says, such as one of a loader, whose length stays the same."""
         return len(self.source)  # type: ignore[arg-type]
 
     def __bool__(self) -> bool:
@@ -45,6 +28,27 @@ class ReplayedIterator:
         if name.startswith("__") or name == "source":
             raise AttributeError(name)
         return getattr(self.source, name)
+
+
+class ReplayedIterator(_InPlaceOf):
+    """Takes the place of an iterator that cannot go back, and can.
+
+    Args:
+        source: The iterator.
+    """
+
+    def __init__(self, source: Iterator[Any]) -> None:
+        super().__init__(source)
+        self._drawn: list[Any] = []
+        self.position = 0
+        self._left: Iterator[Any] | None = None  # one for all who held the iterator
+
+    def __next__(self) -> Any:
+        """What was drawn before, or the next."""
+        if self.position == len(self._drawn):
+            self._drawn.append(next(self.source))
+        self.position += 1
+        return self._drawn[self.position - 1]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ReplayedIterator:
         """Another that draws the same."""
@@ -59,7 +63,7 @@ class ReplayedIterator:
         return self._left
 
 
-class DrawnBefore:
+class DrawnBefore(_InPlaceOf):
     """An iterator of which some items were drawn before, and come first; all else is its own.
 
     Args:
@@ -68,26 +72,12 @@ class DrawnBefore:
     """
 
     def __init__(self, items: Iterable[Any], source: Iterator[Any]) -> None:
-        self._items, self._source = deque(items), source
-
-    def __iter__(self) -> DrawnBefore:
-        return self
+        super().__init__(source)
+        self._items = deque(items)
 
     def __next__(self) -> Any:
         """What was drawn before, or the next."""
-        return self._items.popleft() if self._items else next(self._source)
-
-    def __len__(self) -> int:
-        """What the iterator says, such as one of a loader, whose length stays the same."""
-        return len(self._source)  # type: ignore[arg-type]
-
-    def __bool__(self) -> bool:
-        return True
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") or name in ("_items", "_source"):
-            raise AttributeError(name)
-        return getattr(self._source, name)
+        return self._items.popleft() if self._items else next(self.source)
 
 
 def put_back(items: list[Any], source: Iterator[Any]) -> DrawnBefore:

@@ -51,8 +51,7 @@ class EventPlanner:
         never_run: Rules for modules that nothing ever runs; the channels that others could read stay.
 
     Attributes:
-        waits: Whether events wait until other layers have run: the last one had nothing to prune that these could not
-            read, or the ratio can be reached only with them.
+        waits: Whether the last event has nothing to prune until layers have run that could read channels.
 
     Raises:
         ValueError: If ``order`` is none of these, or ``never_run`` no sequence of rules.
@@ -115,7 +114,6 @@ class EventPlanner:
                 structure = run_on_all_ranks(trainer, lambda: self.structure(trainer, pl_module, progress))
             self.untrained.report(trainer, pl_module, progress.untrained)
             targets = from_rank_zero(trainer, lambda: self._targets(pl_module, structure, progress.is_resumed))
-            self.waits = targets is None
             if targets is not None:
                 progress.original, progress.final_sizes = targets
         self.source.have_begun()

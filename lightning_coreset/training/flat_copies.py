@@ -38,9 +38,8 @@ def _vectors(module: nn.Module, callbacks: Iterable[Any]) -> Iterator[tuple[str,
     for name, buffer in module.named_buffers():
         if buffer.dim() == 1:
             yield name, buffer
-    known = {id(one) for one in (*module.modules(), *module.parameters(), *module.buffers())}
     for holder in (module, *callbacks):
-        for collection in held_by(holder, known)[0]:
+        for collection in held_by(holder, module)[0]:
             for key, tensor in collection.tensors.items():
                 if tensor.dim() == 1:
                     yield path_name(collection.path_to(key)), tensor

@@ -17,8 +17,7 @@ from lightning_coreset.planning import (
     layers_with_tensors,
     most_that_can_go,
     names_of,
-    possible_readers,
-    prunable,
+    unread_groups,
     without_read,
 )
 from lightning_coreset.qualified_names import listed
@@ -38,17 +37,17 @@ class LateLayers:
 
     def __init__(self, request: Request, never_run: Sequence[Rule] = ()) -> None:
         self._request = request
-        self.never_run = as_rules(never_run, "never_run")
+        self._never_run = as_rules(never_run, "never_run")
+        self._exempt = (*self._never_run, Metric, MetricCollection)
         self._told: set[str] = set()
 
     def check_rules(self, pl_module: pl.LightningModule) -> None:
         """Raise ``ValueError`` if a rule matches nothing in a model."""
-        check_matches(pl_module, self.never_run, "never_run")
+        check_matches(pl_module, self._never_run, "never_run")
 
     def without_unread(self, pl_module: pl.LightningModule, structure: Structure) -> Structure:
         """The structure without groups whose channels such a layer could read."""
-        groups, _ = prunable(pl_module, structure, self._request)
-        readers = possible_readers(pl_module, groups, self._layers(pl_module, structure))
+        readers = unread_groups(pl_module, structure, self._request, self._exempt)
         new = {group: own for group, own in readers.items() if group not in self._told}
         if new:
             rank_zero_warn(_describe(new))
@@ -66,7 +65,7 @@ class LateLayers:
         trained = {name for name, one in pl_module.named_parameters() if name not in structure.untrained.uncounted}
         late = {
             path: sum(tensor.numel() for name, tensor in tensors[path].items() if name in trained)
-            for path in self._layers(pl_module, structure)
+            for path in layers_that_never_ran(pl_module, structure, self._exempt)
         }
         late = {path: size for path, size in late.items() if size}
         whole = sum(tensor.numel() for own in tensors.values() for name, tensor in own.items() if name in trained)
@@ -77,9 +76,6 @@ class LateLayers:
             rank_zero_warn(_waits(sorted(late, key=lambda path: -late[path]), share, most, self._request.target))
             self._told.update(late)
         return True
-
-    def _layers(self, pl_module: pl.LightningModule, structure: Structure) -> list[str]:
-        return layers_that_never_ran(pl_module, structure, (*self.never_run, Metric, MetricCollection))
 
 
 def _describe(readers: Mapping[str, Sequence[str]]) -> str:

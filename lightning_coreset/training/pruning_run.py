@@ -62,12 +62,11 @@ class PruningRun:
     _examples: list[Candidate] = field(default_factory=list, repr=False)
     _events: dict[int, float] = field(default_factory=dict)
     _next_event: float = math.inf
-    _has_begun: bool = False
     _waits_in_epoch: int = -1
 
     def start(self, trainer: pl.Trainer) -> None:
         """Start a fit; a Trainer that has not trained yet starts a new run."""
-        self._events, self._has_begun, self._waits_in_epoch = {}, False, -1
+        self._events, self._waits_in_epoch = {}, -1
         self._examples = []
         if trainer.current_epoch == 0 and trainer.global_step == 0:
             self.progress = Progress()
@@ -97,7 +96,7 @@ class PruningRun:
             event: Whether an event is about to happen. Before the first one, the module is looked at once more.
         """
         if not self._has_begun or (event and not self.progress.plans):
-            self._has_begun = self.planner.begin(trainer, pl_module, self.progress)
+            self.planner.begin(trainer, pl_module, self.progress)
 
     def is_due(self, trainer: pl.Trainer) -> bool:
         """Whether it is time for an event."""
@@ -132,6 +131,11 @@ class PruningRun:
             self._waits_in_epoch = -1
             self._prune(trainer, pl_module, due, on_prune)
         self._find_next_event()
+
+    @property
+    def _has_begun(self) -> bool:
+        """Whether the structure could be read in this fit."""
+        return self.planner.source.has_begun
 
     def _has_more_to_read(self, trainer: pl.Trainer) -> bool:
         """Whether layers have run since that an event may have waited for: it comes at once if steps count."""
@@ -206,7 +210,6 @@ class PruningRun:
         ratio = self.guard.limit(scheduled, self.progress)
         on_progress = self.reporter.planning(trainer)
         plan = self.planner.plan(trainer, pl_module, self.progress, ratio / self.timeline.target, on_progress)
-        self._has_begun = self.planner.source.has_begun
         if not self._has_begun:  # it comes once the structure could be read from the next batch
             return
         if plan is None and self.planner.waits:  # what may run in this epoch is looked at in the next one

@@ -228,11 +228,11 @@ def _moved(state: Mapping[int | str, Any], moves: Mapping[int, int | None]) -> d
 
 def _kinds(optimizer: Any) -> list[str]:
     """What decides which state an optimizer and those that it wraps keep: their classes, and two options of torch."""
-    return [
-        " ".join([type(layer).__name__, *(name for name in _OPTIONS if any(group.get(name) for group in groups))])
-        for layer in innermost_first(optimizer)
-        for groups in [getattr(layer, "param_groups", [])]
-    ]
+    return [" ".join([type(layer).__name__, *_options(layer)]) for layer in innermost_first(optimizer)]
+
+
+def _options(layer: Any) -> list[str]:
+    return [name for name in _OPTIONS if any(group.get(name) for group in getattr(layer, "param_groups", []))]
 
 
 def _places(pl_module: pl.LightningModule, optimizer: Any) -> dict[str, int]:

@@ -93,8 +93,7 @@ def held_shadows(
     Returns:
         Collections of tensors, and the modules by name, whether copies or not.
     """
-    known = {id(one) for one in (*model.modules(), *model.parameters(), *model.buffers())}
-    collections, modules = held_by(root, known)
+    collections, modules = held_by(root, model)
     matches = [mirrors.of(one.tensors) for one in collections]
     # Fisher information has no values that tell, but mostly lies beside weights under the same keys.
     alike = {tuple(one.tensors): match for one, match in zip(collections, matches, strict=True) if match}

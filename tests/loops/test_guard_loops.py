@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -54,6 +55,12 @@ def fit(module, *callbacks, epochs=7, loaders=1, ckpt_path=None, **options):
     return trainer
 
 
+def fit_and_warn(module, callback, expected):
+    """Fit, with a warning if any event is to be taken back."""
+    with pytest.warns(UserWarning, match=TAKEN_BACK) if expected else nullcontext():
+        fit(module, callback)
+
+
 def taken_back(callback):
     return [record.epoch for record in callback.history if record.reverted]
 
@@ -77,11 +84,7 @@ def taken_back(callback):
 def test_a_metric_that_was_not_logged_since_the_event_is_lost(scores, recover_epochs, expected):
     callback, module = guarded(recover_epochs=recover_epochs), Scored(scores)
 
-    if expected:
-        with pytest.warns(UserWarning, match=TAKEN_BACK):
-            fit(module, callback)
-    else:
-        fit(module, callback)
+    fit_and_warn(module, callback, expected)
 
     assert taken_back(callback) == expected
     assert (count_params(module) == count_params(Classifier())) == bool(expected)
@@ -176,11 +179,7 @@ def test_a_metric_that_is_logged_by_steps_of_training(scores, expected):
     callback = guarded(recover_epochs=1)
     module = BySteps({0: GOOD, 1: GOOD} | scores)
 
-    if expected:
-        with pytest.warns(UserWarning, match=TAKEN_BACK):
-            fit(module, callback)
-    else:
-        fit(module, callback)
+    fit_and_warn(module, callback, expected)
 
     assert taken_back(callback) == expected
 

@@ -294,8 +294,9 @@ class ExampleSource:
 
         A step may depend on what the module has kept by now, such as a state with a row for each sample.
         """
-        if self._has_begun and candidate.origin in (Origin.STEP, Origin.PRESENT):
-            self._candidates = [one for one in self._candidates if one.origin not in (Origin.STEP, Origin.PRESENT)]
+        training = (Origin.STEP, Origin.PRESENT)
+        if self._has_begun and candidate.origin in training:
+            self._candidates = [one for one in self._candidates if one.origin not in training]
             self._has_begun, self._starts_over = False, True
         elif candidate in self._candidates:
             self._drop(candidate, errors)
