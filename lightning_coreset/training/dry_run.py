@@ -11,6 +11,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lightning_coreset.plan import PruningPlan
+from lightning_coreset.planning import check_reachable
 from lightning_coreset.schedule import Interval
 from lightning_coreset.state import duplicate
 from lightning_coreset.surgery import apply_changes
@@ -67,6 +68,8 @@ def dry_run(
         progress = Progress()
         if not planner.begin(trainer, model, progress):
             raise _no_example()
+        if progress.original is None:  # events would wait for layers to run, and none will
+            check_reachable(model, planner.structure(trainer, model, progress), planner.request)
         plans = {}
         for time, ratio in events.items():
             plan = planner.plan(trainer, model, progress, ratio / timeline.target)

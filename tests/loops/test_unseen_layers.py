@@ -477,3 +477,9 @@ def test_the_original_has_the_layers_that_join_later(unit):
         found[since] = widths(module), plan.params_after, plan.macs_after, plan.reached
     assert found[2] == found[0]
     assert found[0][-1] == pytest.approx(0.4, abs=0.02)
+
+
+def test_a_dry_run_in_which_nothing_runs_later_refuses_the_ratio():
+    callback, batch = CoresetPruningCallback(**THREE_EVENTS), next(iter(make_loader(8)))
+    with pytest.warns(UserWarning, match=WAIT), pytest.raises(ValueError, match=r"pruning_ratio to be at most 0\.00"):
+        callback.dry_run(make_trainer(max_epochs=6), MostSetsInLater(2), batch)
