@@ -99,6 +99,9 @@ class TensorInfo:
         uniform: Whether all of its elements are equal, as those of ``torch.zeros(batch, width)``: it has no channels of
             its own, and takes those of what it meets.
         equal_along: The dimensions along which it is equal because such a tensor was, that met others along others.
+        met: The labels that it has met where its elements are equal, by their dimensions counted from the last one. All
+            that element-wise operations make of a uniform tensor share them: they have its size, and what two of them
+            meet must keep one size.
     """
 
     channel_labels: tuple[ChannelLabels, ...] = ()
@@ -109,6 +112,7 @@ class TensorInfo:
     update: bool = False
     uniform: bool = False
     equal_along: frozenset[int] = frozenset()
+    met: dict[tuple[int, ...], ChannelLabels] = field(default_factory=dict)
 
     def with_channel_labels(self, axes: tuple[ChannelLabels, ...]) -> TensorInfo:
         """The same with other labels."""

@@ -121,3 +121,36 @@ def test_channels_that_stay_in_place_can_go(name: str) -> None:
 @pytest.mark.parametrize("name", HELD)
 def test_channels_that_are_mixed_or_meet_others_stay(name: str) -> None:
     assert [group.name for group in find_groups(Net(HELD[name]), torch.randn(ROWS, 5))] == ["b"]
+
+
+class SharedZeros(nn.Module):
+    """Two layers that add the same zeros, as the attention layers of T5 do: what one loses the other has to lose."""
+
+    def __init__(self, *, plus_rows: bool) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.d = (
+            nn.Linear(5, WIDTH),
+            nn.Linear(5, WIDTH),
+            nn.Linear(WIDTH, 3),
+            nn.Linear(WIDTH, 3),
+        )
+        self.plus_rows = plus_rows
+
+    def forward(self, x: Tensor) -> Tensor:
+        zeros = torch.zeros(1, self.a.out_features)
+        if self.plus_rows:
+            first, second = zeros + torch.arange(ROWS)[:, None].cos(), zeros.mul(2)
+        else:
+            first = second = zeros
+        return self.c((self.a(x) + first).relu()) + self.d((self.b(x) + second).relu())
+
+
+@pytest.mark.parametrize("plus_rows", [False, True])
+def test_equal_elements_keep_one_size_for_all_that_they_meet(plus_rows: bool) -> None:
+    model, x = SharedZeros(plus_rows=plus_rows), torch.randn(ROWS, 5)
+    [group] = find_groups(model, x)
+    assert {member.name for member in group.members if member.role == "producer"} >= {"a.weight", "b.weight"}
+    reference, pruned = copy.deepcopy(model), copy.deepcopy(model)
+    zero_consumers(reference, group, [1, 4, 6])
+    apply_changes(pruned, slice_members(named_tensors(pruned), [(group, [0, 2, 3, 5, 7])]))
+    assert torch.allclose(pruned(x), reference(x), rtol=1e-12, atol=1e-12)

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from lightning_coreset.structure.label_merging import join
+from lightning_coreset.structure.label_merging import join, varying
 from lightning_coreset.structure.labels import ChannelLabels, TensorInfo, unite_along
 from lightning_coreset.structure.penalties import penalty_of
 from lightning_coreset.structure.propagation import OpCall, Propagation, Rule
@@ -67,6 +67,7 @@ def follow_elementwise(propagation: Propagation, call: OpCall, step: Step | None
         producer_paths=propagation.producer_paths(operands, step),
         uniform=call.name not in _RANDOM and all(propagation.info(tensor).uniform for tensor in operands),
         equal_along=frozenset() if call.name in _RANDOM else _equal_along(propagation, operands, out),
+        met=_note_met(propagation, operands, out, axes),
     )
     info = _updated(propagation, call, info)
     for result in call.results:
@@ -80,12 +81,28 @@ def _joined(propagation: Propagation, operands: list[Tensor], out: Tensor, reaso
     constant = own.constant and operands[0].shape == out.shape
     if constant and all(_adds_nothing(propagation, own, other, out) for other in operands[1:]):
         return own.channel_labels
+    ndim = out.dim()
     return join(
-        [(propagation.varying(tensor, out.dim()), propagation.info(tensor).channel_labels) for tensor in operands],
-        out.dim(),
+        [
+            (propagation.varying(one, ndim), (*propagation.info(one).channel_labels, *_met(propagation, one)))
+            for one in operands
+        ],
+        ndim,
         propagation.union_find,
         reason,
     )
+
+
+def _met(propagation: Propagation, tensor: Tensor) -> list[ChannelLabels]:
+    """The labels that a tensor, or one that it is made of, has met where its elements are equal."""
+    equal = _equal_dims(propagation, tensor)
+    return [axis for dims, axis in propagation.info(tensor).met.items() if equal.issuperset(dims)]
+
+
+def _equal_dims(propagation: Propagation, tensor: Tensor) -> set[int]:
+    """The dimensions, counted from the last one, along which a tensor of size has equal elements."""
+    ndim = tensor.dim()
+    return {dim - ndim for dim in varying(tensor, ndim) - propagation.varying(tensor, ndim)}
 
 
 def _equal_along(propagation: Propagation, operands: Iterable[Tensor], out: Tensor) -> frozenset[int]:
@@ -95,6 +112,23 @@ def _equal_along(propagation: Propagation, operands: Iterable[Tensor], out: Tens
         return frozenset()
     varied = set[int]().union(*(propagation.varying(tensor, out.dim()) for tensor in operands))
     return frozenset({dim for dim, size in enumerate(out.shape) if size > 1} - varied)
+
+
+def _note_met(
+    propagation: Propagation, operands: Iterable[Tensor], out: Tensor, axes: Iterable[ChannelLabels]
+) -> dict[tuple[int, ...], ChannelLabels]:
+    """Note in operands with equal elements which labels they meet there; the notes that the result shares with them."""
+    shared: dict[tuple[int, ...], ChannelLabels] | None = None
+    for tensor in operands:
+        info, equal = propagation.info(tensor), _equal_dims(propagation, tensor)
+        if not equal:
+            continue
+        shared = info.met if shared is None else shared
+        for axis in axes:
+            dims = tuple(dim - out.dim() for dim in axis.dims)
+            if equal.issuperset(dims):
+                info.met[dims] = axis.with_labels(axis.labels.reshape(axis.labels.shape[out.dim() - tensor.dim() :]))
+    return {} if shared is None else shared
 
 
 def _adds_nothing(propagation: Propagation, own: TensorInfo, other: Tensor, out: Tensor) -> bool:
