@@ -44,6 +44,11 @@ ignore=['features.*'].
             f"Expected {argument} to be a sequence of rules but got the single rule {format_rule(rules)}. "
             f"Write {argument}=[{format_rule(rules)}]."
         )
+    if isinstance(rules, Mapping):  # its values would be dropped without a word
+        raise ValueError(
+            f"Expected {argument} to be a sequence of rules but got the mapping {rules!r}. Write {argument}=[...]; "
+            "numbers for layers are given as pruning_ratio={rule: ratio}."
+        )
     try:
         listed = tuple(rules)
     except TypeError:

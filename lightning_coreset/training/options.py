@@ -51,18 +51,26 @@ def check_example_inputs(example_inputs: Any) -> None:
 
 
 def check_times_beside_schedule(schedule: Any, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
-    """Say that a schedule with times of its own does not look at other ones.
+    """Say that a schedule with times of its own, or with a single event, does not look at other ones.
 
     Args:
         schedule: What a user gave.
         given: ``start``, ``end`` and ``every``.
         defaults: Their defaults, which count as not given.
     """
-    idle = [f"{name}={value!r}" for name, value in given.items() if value != defaults[name]]
-    if isinstance(schedule, Mapping) and idle:
+
+    def idle(*names: str) -> str:
+        return ", ".join(f"{name}={given[name]!r}" for name in names if given[name] != defaults[name])
+
+    if isinstance(schedule, Mapping) and (times := idle("start", "end", "every")):
         rank_zero_warn(
-            f"{', '.join(idle)} has no effect: the schedule maps epochs or steps to ratios and says itself when it "
+            f"{times} has no effect: the schedule maps epochs or steps to ratios and says itself when it "
             "prunes. Leave it out, or give a schedule such as 'cubic'."
+        )
+    elif isinstance(schedule, str) and schedule == "one_shot" and (times := idle("end", "every")):
+        rank_zero_warn(
+            f"{times} has no effect: the schedule 'one_shot' prunes once, at `start`. Leave it out, or give a schedule "
+            "such as 'cubic'."
         )
 
 

@@ -17,6 +17,7 @@ from lightning_coreset.training.averaged_models import averages_by_callback, by_
 from lightning_coreset.training.early_stopping import early_stopping_callbacks
 from lightning_coreset.training.optimizer_state import all_optimizers, copy_optimizers, copy_to_cpu, restore_optimizers
 from lightning_coreset.training.outside_copies import OutsideCopies
+from lightning_coreset.training.savepoint_form import sealed
 from lightning_coreset.training.strategies import run_on_all_ranks, unwrapped
 from lightning_coreset.training.undoing import undone_on_failure
 
@@ -150,8 +151,8 @@ class Savepoint:
         return lost
 
     def to_dict(self) -> dict[str, Any]:
-        """Numbers, strings, lists, dicts and tensors."""
-        return dict(self._content)
+        """Numbers, strings, lists, dicts and tensors, and a digest of them."""
+        return sealed(self._content)
 
 
 def _shapes(content: Mapping[str, Any], present: ModelShapes) -> ModelShapes:

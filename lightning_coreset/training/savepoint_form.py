@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from hashlib import blake2b
 from typing import Any
 
 from torch import Tensor
@@ -10,13 +11,60 @@ from torch import Tensor
 from lightning_coreset.plain_data import as_type
 
 
+def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of a savepoint for a checkpoint, with a digest of its form.
+
+    What an optimizer keeps is its own affair, so that nothing else could tell whether that is still what was written.
+    """
+    return {**content, "digest": form_digest(content)}
+
+
+def form_digest(content: Mapping[str, Any]) -> str:
+    """A digest of keys, numbers, strings and the shapes of tensors; elements of tensors are not read.
+
+    The precision of tensors and the difference of lists and tuples do not count: tools that copy checkpoints change
+    them, and both can be put back.
+
+    Example:
+        >>> form_digest({"step": 1, "shape": (2, 3)}) == form_digest({"shape": [2, 3], "step": 1})
+        True
+        >>> form_digest({"step": 1}) == form_digest({"step": 2})
+        False
+    """
+    form = "\n".join(map(repr, _form(content)))
+    return blake2b(form.encode("utf-8", "backslashreplace"), digest_size=16).hexdigest()
+
+
+def _form(value: object) -> Iterator[object]:
+    """What a value is made of, one thing after another, the same in whatever order dicts hold their items."""
+    if isinstance(value, Tensor):
+        yield Tensor, tuple(value.shape), value.is_floating_point(), value.is_complex(), value.is_meta
+    elif isinstance(value, Mapping):
+        yield dict, len(value)
+        for key, item in sorted(value.items(), key=lambda pair: repr(pair[0])):
+            yield key
+            yield from _form(item)
+    elif isinstance(value, list | tuple):
+        yield list, len(value)
+        for item in value:
+            yield from _form(item)
+    elif value is None or isinstance(value, bool | int | float | complex | str | bytes):
+        yield value
+    else:  # whose text may hold an address
+        yield type(value)
+
+
 def checked_content(plain: Any) -> dict[str, Any]:
     """The content of a savepoint, as this version or 0.1 wrote it.
 
     Raises:
-        ValueError: If it is something else, or tensors have other shapes than are listed.
+        ValueError: If it is something else, or has changed since it was written.
     """
     content = as_type(plain, dict[str, Any], "a savepoint")
+    if "digest" in content:  # older ones have none
+        digest = content.pop("digest")
+        if digest != form_digest(content):
+            raise ValueError("Expected a savepoint as it was written but got one with other parts.")
     shapes = _get(content, "shapes", dict[str, tuple[int, ...]])
     _get(content, "sizes", _SIZES)
     as_type(content.get("other_sizes", {}), _SIZES, "other_sizes")

@@ -1,6 +1,7 @@
 """Wrong arguments are refused when they are given, by their names; wrong inputs before an epoch is spent."""
 
 import math
+import warnings
 from fractions import Fraction
 
 import numpy as np
@@ -287,6 +288,42 @@ def test_times_beside_a_schedule_with_times_have_no_effect(given):
     said = ", ".join(f"{name}={value}" for name, value in given.items())
     with pytest.warns(UserWarning, match=f"^{said} has no effect: the schedule maps epochs"):
         CoresetPruningCallback(schedule={1: 0.5}, **given)
+
+
+@pytest.mark.parametrize("given", [{"end": 0.9}, {"every": 2}, {"end": 5, "every": 3}])
+def test_times_after_the_only_event_have_no_effect(given):
+    said = ", ".join(f"{name}={value}" for name, value in given.items())
+    with pytest.warns(UserWarning, match=f"^{said} has no effect: the schedule 'one_shot' prunes once, at `start`"):
+        CoresetPruningCallback(schedule="one_shot", start=2, **given)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        CoresetPruningCallback(schedule="one_shot", start=2)
+
+
+@pytest.mark.parametrize("name", ["ignore", "only", "never_run"])
+def test_rules_have_no_values(name):
+    with pytest.raises(ValueError, match=f"Expected {name} to be a sequence of rules but got the mapping"):
+        CoresetPruningCallback(**{name: {"head": 0.5}})
+
+
+@pytest.mark.parametrize(
+    ("metric", "mode"),
+    [
+        (None, "min"),
+        (torchmetrics.classification.BinaryAccuracy(), "min"),
+        (torchmetrics.MeanSquaredError(), "max"),
+    ],
+    ids=["accuracy", "BinaryAccuracy", "MeanSquaredError"],
+)
+def test_what_is_better_of_a_known_number(metric, mode):
+    name, better = ("accuracy" if metric is None else type(metric).__name__), "more" if mode == "min" else "less"
+    with pytest.raises(
+        ValueError, match=f"`monitor_mode` to be left out or .* for {name}, of which {better} is better"
+    ):
+        CoresetPruningCallback(metric=metric, monitor_mode=mode)
+    other = {"min": "max", "max": "min"}[mode]
+    assert CoresetPruningCallback(metric=metric, monitor_mode=other)._monitor.mode == other
+    assert CoresetPruningCallback(metric=torchmetrics.MeanMetric(), monitor_mode=mode)._monitor.mode == mode
 
 
 @pytest.mark.parametrize(

@@ -257,3 +257,37 @@ def test_a_state_that_is_right_is_read(saved):
     again = callback.state_dict()
     assert {key: again[key] for key in again if key != "guard"} == {key: saved[key] for key in saved if key != "guard"}
     assert_same_data(again["guard"], saved["guard"])
+
+
+def test_a_savepoint_that_is_wrong_anywhere_is_an_error(saved):
+    """Also in what an optimizer keeps, of which nobody else knows what it should be."""
+    savepoint = saved["guard"]["window"]["savepoint"]
+    assert any(state for [state] in savepoint["optimizers"])
+    refused, messages = 0, set()
+
+    for where, wrong in mutations(savepoint, WRONG[:8]):
+        if where.startswith(("digest missing", "digest renamed")):
+            continue  # as before there were any
+        changed = {**saved, "guard": {**saved["guard"], "window": {**saved["guard"]["window"], "savepoint": wrong}}}
+        callback = CoresetPruningCallback(schedule={1: 0.2, 2: 0.4}, max_drop=0.1, monitor="score", verbose=False)
+        try:
+            callback.load_state_dict(changed)
+        except ValueError as error:
+            refused += 1
+            messages.add(str(error)[:46])
+        else:
+            assert only_elements_differ(savepoint, wrong), where
+
+    assert refused > 400
+    assert messages == {"Expected the state of a CoresetPruningCallback"}
+
+
+def only_elements_differ(first: Any, second: Any) -> bool:
+    """Whether two nests hold the same, but for elements of tensors: what is not checked."""
+    if isinstance(first, Tensor):
+        return isinstance(second, Tensor) and first.shape == second.shape and first.device == second.device
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(only_elements_differ(first[key], second[key]) for key in first)
+    if isinstance(first, list):
+        return len(first) == len(second) and all(map(only_elements_differ, first, second))
+    return first == second

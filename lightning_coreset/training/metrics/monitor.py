@@ -27,12 +27,14 @@ class Monitor:
     Args:
         metric: A metric of torchmetrics, called as ``metric(outputs, targets)`` on what the steps compute.
         monitor: The name of a metric that the module logs in validation.
-        mode: Whether ``"max"`` or ``"min"`` is better. By default as ``metric.higher_is_better`` says; ``"min"`` for
+        mode: Whether ``"max"`` or ``"min"`` is better. By default as ``metric.higher_is_better`` says, and what it says
+            cannot be contradicted; nor can accuracy, of which more is better; ``"min"`` for
             a ``monitor`` whose name has "loss", "error" or the like in it (``rmse``, ``nll``); else ``"max"``.
         eval_batches: How many batches are kept for ``evaluate``.
 
     Raises:
-        ValueError: If an argument is none of these, or both ``metric`` and ``monitor`` are given.
+        ValueError: If an argument is none of these, both ``metric`` and ``monitor`` are given, or ``mode`` is not what
+            the number is known to be.
 
     Attributes:
         mode: ``"max"`` or ``"min"``.
@@ -53,10 +55,17 @@ class Monitor:
         if mode is not None and mode not in get_args(Mode):
             raise ValueError(f"Expected `monitor_mode` to be 'max' or 'min' but got {mode!r}.")
         self._probe = AccuracyProbe(eval_batches, metric)  # checks these two
+        name = monitor or ("accuracy" if metric is None else type(metric).__name__)
+        known = None if monitor is not None else _known_mode(metric)
+        if known and mode not in (None, known):
+            raise ValueError(
+                f"Expected `monitor_mode` to be left out or {known!r} for {name}, of which {_BETTER[known]} is better, "
+                f"but got {mode!r}. It belongs to the name of a logged metric, such as monitor='val_loss'."
+            )
         self._logged = None if monitor is None else LoggedMetric(monitor, eval_batches)
         self._first_kept = 0
-        self.mode: Mode = mode or _mode_of(metric, monitor)
-        self.name = monitor or ("accuracy" if metric is None else type(metric).__name__)
+        self.mode: Mode = mode or known or _mode_of(monitor)
+        self.name = name
 
     def validation_start(self, trainer: pl.Trainer) -> None:
         """A validation begins."""
@@ -143,12 +152,18 @@ _FALLING = ("loss", "error", "perplexity")
 _FALLING_PARTS = frozenset({"mae", "mse", "rmse", "mape", "nll", "ppl", "fid", "wer", "cer", "bpd"})
 
 
-def _mode_of(metric: Metric | None, monitor: str | None) -> Mode:
-    if metric is not None:
-        return "min" if metric.higher_is_better is False else "max"
-    if monitor is None:
+_BETTER: dict[Mode, str] = {"max": "more", "min": "less"}
+
+
+def _known_mode(metric: Metric | None) -> Mode | None:
+    """What is better of an accuracy (``None``) or of a metric; ``None`` if the metric does not say."""
+    if metric is None or metric.higher_is_better:
         return "max"
-    name = monitor.lower()
+    return "min" if metric.higher_is_better is False else None
+
+
+def _mode_of(monitor: str | None) -> Mode:
+    name = (monitor or "").lower()
     parts = re.split(r"[^a-z]+", name)
     return "min" if any(word in name for word in _FALLING) or not _FALLING_PARTS.isdisjoint(parts) else "max"
 
