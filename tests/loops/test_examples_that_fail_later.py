@@ -133,3 +133,33 @@ def test_a_step_that_never_runs_again_is_recorded(monkeypatch):
         callback = pruned(module)
     assert begun
     assert all(len(plan.groups) == 2 for plan in callback.plans)
+
+
+@pytest.mark.parametrize("fails_from", [0, 2])
+def test_a_validation_step_that_is_lost_is_told(fails_from):
+    """Of the layer that only it runs nothing is lost: it still takes what it is given."""
+
+    class Once(Validated):
+        inside, late = False, fails_from == 0
+
+        def on_train_epoch_end(self):
+            self.late = self.current_epoch + 1 >= fails_from
+
+        def on_validation_batch_start(self, *_):
+            self.inside = True
+
+        def on_validation_batch_end(self, *_):
+            self.inside = False
+
+        def validation_step(self, batch, batch_idx):
+            if self.late and not self.inside:
+                raise RuntimeError("only in validation")
+            return super().validation_step(batch, batch_idx)
+
+    module = Once()
+    with pytest.warns(
+        UserWarning, match=r"validation_step.* ran before, but as an example it now raised RuntimeError: only in"
+    ):
+        callback = pruned(module)
+    assert [record.epoch for record in callback.history] == [1, 2]
+    assert module.probe.weight.shape == (3, 3)

@@ -306,8 +306,14 @@ class ExampleSource:
         reason = in_short(errors)
         if candidate.origin is Origin.GIVEN:
             raise _wrong_inputs(candidate, reason) from next(iter(errors.values()))
-        if candidate.origin < Origin.PRESENT:
+        if candidate.origin is Origin.STEP:
             self._problems.append(f"{candidate.title} raised {reason}")
+        elif candidate.origin is Origin.EVALUATION or (candidate.was_tried and candidate.title != "forward"):
+            rank_zero_warn(
+                f"{candidate.title} ran before, but as an example it now raised {reason}. Layers that only it runs "
+                "keep the channels that they may read; layers that only it couples, as by a sum of what they make, "
+                "may lose different channels. Give CoresetPruningCallback(example_inputs=...) if forward shows them."
+            )
         elif candidate.title == "forward" and not any(isinstance(one, NotImplementedError) for one in errors.values()):
             rank_zero_warn(
                 "The LightningModule's own forward is called by no step, and could not be run on a batch "
