@@ -27,6 +27,7 @@ from lightning_coreset.planning import (
 from lightning_coreset.structure import NOTHING_UNTRAINED, Completion, Structure, analyse
 from lightning_coreset.training.examples import ExampleSource
 from lightning_coreset.training.late_layers import LateLayers
+from lightning_coreset.training.other_ranks import OtherRanks
 from lightning_coreset.training.progress import Progress
 from lightning_coreset.training.requirements import check_not_captured
 from lightning_coreset.training.strategies import from_rank_zero, gathered, run_on_all_ranks
@@ -78,6 +79,7 @@ class EventPlanner:
         self.change_attributes = change_attributes
         self.untrained = untrained or UntrainedFinder()
         self.late = LateLayers(request, never_run)
+        self._others = OtherRanks()
         self.waits = False
 
     def check_rules(self, pl_module: pl.LightningModule) -> None:
@@ -112,6 +114,7 @@ class EventPlanner:
             if progress.untrained is not None and progress.untrained.frozen:  # now it is known what of it counts
                 progress.untrained = progress.untrained.counting(pl_module, structure.groups)
                 structure = run_on_all_ranks(trainer, lambda: self.structure(trainer, pl_module, progress))
+            structure = self._others.without_disputed(trainer, structure)
             self.untrained.report(trainer, pl_module, progress.untrained)
             targets = from_rank_zero(trainer, lambda: self._targets(pl_module, structure, progress.is_resumed))
             if targets is not None:
@@ -191,6 +194,7 @@ class EventPlanner:
             structure = self._checked(trainer, pl_module, progress, structure)
             self.source.mark_tried()
             progress.original = from_rank_zero(trainer, lambda: self._with_later_groups(pl_module, structure, progress))
+        structure = self._others.without_disputed(trainer, structure)
         offered = self.late.without_unread(pl_module, structure)
         inputs = run_on_all_ranks(trainer, lambda: self._layer_inputs(trainer, pl_module)) if self.certify else None
         request = self.request.scaled(fraction, seed=self.request.seed + len(progress.done))

@@ -62,12 +62,13 @@ def check_times_beside_schedule(schedule: Any, given: Mapping[str, Any], default
     def idle(*names: str) -> str:
         return ", ".join(f"{name}={given[name]!r}" for name in names if given[name] != defaults[name])
 
+    end = ("end",) if given["end"] != given["start"] else ()  # says the same
     if isinstance(schedule, Mapping) and (times := idle("start", "end", "every")):
         rank_zero_warn(
             f"{times} has no effect: the schedule maps epochs or steps to ratios and says itself when it "
             "prunes. Leave it out, or give a schedule such as 'cubic'."
         )
-    elif isinstance(schedule, str) and schedule == "one_shot" and (times := idle("end", "every")):
+    elif isinstance(schedule, str) and schedule == "one_shot" and (times := idle(*end, "every")):
         rank_zero_warn(
             f"{times} has no effect: the schedule 'one_shot' prunes once, at `start`. Leave it out, or give a schedule "
             "such as 'cubic'."

@@ -297,7 +297,7 @@ def test_times_after_the_only_event_have_no_effect(given):
         CoresetPruningCallback(schedule="one_shot", start=2, **given)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        CoresetPruningCallback(schedule="one_shot", start=2)
+        CoresetPruningCallback(schedule="one_shot", start=2, end=2)
 
 
 @pytest.mark.parametrize("name", ["ignore", "only", "never_run"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook, fp16_compress_hook
 from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, mse_loss
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Subset
 
@@ -77,6 +78,50 @@ class Numbers(Classifier):
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         return cross_entropy(self(batch[0]), batch[1])
+
+
+class Taught(Classifier):
+    """Follows a moving average of itself, which the step runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.teacher = deepcopy(self.net).requires_grad_(False)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        outputs = self.net(batch[0])
+        return cross_entropy(outputs, batch[1]) + mse_loss(outputs, self.teacher(batch[0]))
+
+    @torch.no_grad()
+    def on_train_batch_end(self, *_: Any) -> None:
+        for one, other in zip(self.teacher.parameters(), self.net.parameters(), strict=True):
+            one.lerp_(other, 0.5)
+
+
+class Apart(Classifier):
+    """Runs another head on every process, and one after the other on a single one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList([nn.Linear(32, 3) for _ in range(2)])
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        hidden = self.net[:2](batch[0])
+        head = self.heads[self.global_rank if self.trainer.world_size > 1 else batch_idx % 2]
+        return cross_entropy(self.net[2:](hidden), batch[1]) + cross_entropy(head(hidden), batch[1])
+
+
+class Coupled(Classifier):
+    """Adds what two layers make, on the last process."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.side = mlp(8, 32, 3)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        one, other = self.net[:2](batch[0]), self.side[:2](batch[0])
+        if self.global_rank == self.trainer.world_size - 1:
+            one = one + other
+        return cross_entropy(self.net[2:](one) + self.side[2:](other), batch[1])
 
 
 class Compiled(Classifier):
@@ -173,13 +218,14 @@ def power_sgd() -> DDPStrategy:
 
 @dataclass(frozen=True)
 class Variant:
-    """How to train, and whether the weights become those of one process, or gradients are compressed."""
+    """How to train; whether the weights become those of one process, and whether the step shows its accuracy."""
 
     module: Callable[[], pl.LightningModule] = Classifier
     strategy: Callable[[], Any] = lambda: "ddp"
     pruning: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
     exact: bool = True
+    is_measured: bool = True
 
 
 UNUSED = "ddp_find_unused_parameters_true"
@@ -194,6 +240,7 @@ VARIANTS = {
     "static_graph_by_hand": Variant(ByHand, partial(DDPStrategy, static_graph=True)),
     "sharded_optimizer": Variant(Sharded),
     "numbers": Variant(Numbers),
+    "copy": Variant(Taught, is_measured=False),
     "compiled": Variant(Compiled),
     "stream": Variant(Stream, pruning={"include_residual": True}),
     "attention": Variant(Attentive, pruning={"include_residual": True}),
@@ -202,6 +249,8 @@ VARIANTS = {
     "fp16_hook": Variant(strategy=hooked(fp16_compress_hook), exact=False),
     "power_sgd": Variant(strategy=power_sgd, exact=False),
 }
+DISPUTED = {"apart": Variant(Apart, lambda: UNUSED), "coupled": Variant(Coupled, pruning={"include_residual": True})}
+"""Where the steps of two processes run other layers, or couple them otherwise."""
 if not hasattr(DDPStrategy(), "_pl_static_graph_delay_done"):
     del VARIANTS["static_graph_by_hand"]  # is refused before Lightning 2.6
 
@@ -218,7 +267,7 @@ def train(
         resume: A checkpoint to go on from.
         **options: Other options of the Trainer.
     """
-    variant = VARIANTS[name]
+    variant = (VARIANTS | DISPUTED)[name]
     torch.manual_seed(0)
     # Already of the Trainer's precision, for Lightning loads a checkpoint before it converts the module.
     module, watcher, logger = variant.module().double(), Watcher(), MemoryLogger()
