@@ -15,7 +15,7 @@ from lightning_coreset._compat import state_key
 from lightning_coreset.checkpoint import make_resizable, store_metadata_as_item
 from lightning_coreset.methods import MethodLike, as_method
 from lightning_coreset.plan import PruningPlan
-from lightning_coreset.planning import Allocation, Request, Rule, Unit, check_flags
+from lightning_coreset.planning import DEFAULT_RATIO, Allocation, Request, Rule, Unit, check_flags
 from lightning_coreset.schedule import Interval, Schedule
 from lightning_coreset.structure import ExampleInputs, Heads
 from lightning_coreset.training import (
@@ -64,7 +64,9 @@ class CoresetPruningCallback(pl.Callback):
 
     Args:
         pruning_ratio: The fraction of the ORIGINAL model's ``unit`` that is gone at the end, in [0, 1); or rules, as
-            for :func:`lightning_coreset.prune`. The default halves the model.
+            for :func:`lightning_coreset.prune`. By default half, or, with a warning that says what holds the rest, as
+            much as goes if no layer loses more than half of its channels; then not even a model of which nothing can go
+            ends training.
         unit: What the ratio counts: ``"params"``, ``"macs"`` (multiply-accumulates of one sample) or ``"channels"``.
         method: How channels are chosen; see :func:`lightning_coreset.prune`.
         allocation: How the removals are distributed over the layers; see :func:`lightning_coreset.prune`.
@@ -74,7 +76,7 @@ class CoresetPruningCallback(pl.Callback):
             (0, 1] to the fraction of the ratio, 1 in the end.
         start: The first event; a float is a fraction of training, an int is an epoch (a step).
         end: The last event, likewise; the training after it is left for recovery.
-        every: Epochs (steps) between events; by default one event an epoch, or about ten of them by steps.
+        every: Epochs (steps) between events; by default as many as make about ten events, an epoch at least.
         interval: The unit of ``start``, ``end`` and ``every``: ``"epoch"``, or ``"step"`` for optimizer steps.
         order: ``"together"`` removes a few channels of all groups at every event; ``"bottom_up"`` reduces the next
             groups, in network order, to their final size, layer by layer as in the paper.
@@ -141,7 +143,7 @@ class CoresetPruningCallback(pl.Callback):
 
     def __init__(
         self,
-        pruning_ratio: float | Mapping[Rule, float] = 0.5,
+        pruning_ratio: float | Mapping[Rule, float] | None = None,
         *,
         unit: Unit = "params",
         method: MethodLike = "reconstruction",
@@ -191,7 +193,7 @@ class CoresetPruningCallback(pl.Callback):
             verbose=verbose,
         )
         self.request = Request(
-            pruning_ratio,
+            DEFAULT_RATIO if pruning_ratio is None else pruning_ratio,
             unit,
             as_method(method),
             allocation=allocation,
@@ -204,12 +206,13 @@ class CoresetPruningCallback(pl.Callback):
             include_residual=include_residual,
             seed=seed,
             input_radius=input_radius,
+            by_default=pruning_ratio is None,
         )
         self.timeline = Timeline(schedule, self.request.target, start, end, every, interval)
-        check_ratio_beside_schedule(pruning_ratio, schedule, defaults["pruning_ratio"])
+        check_ratio_beside_schedule(pruning_ratio, schedule)
         check_times_beside_schedule(schedule, {"start": start, "end": end, "every": every}, defaults)
         if isinstance(schedule, Mapping):
-            self.request = replace(self.request, pruning_ratio=self.timeline.target)
+            self.request = replace(self.request, pruning_ratio=self.timeline.target, by_default=False)
         check_example_inputs(example_inputs)
         self._source = ExampleSource(example_inputs)
         self.request.check_trial(check)

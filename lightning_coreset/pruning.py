@@ -10,6 +10,7 @@ from torch import nn
 from lightning_coreset.methods import MethodLike, as_method
 from lightning_coreset.plan import PruningPlan
 from lightning_coreset.planning import (
+    DEFAULT_RATIO,
     Allocation,
     PruningRatio,
     Request,
@@ -18,9 +19,12 @@ from lightning_coreset.planning import (
     as_rules,
     check_flags,
     check_matches,
+    goes_less_far,
     idle_rules,
     make_plan,
     measure_input_norms,
+    sensible,
+    why_less,
     why_nothing_goes,
     without_unread,
 )
@@ -32,7 +36,7 @@ from lightning_coreset.verification import verified
 def prune(
     model: nn.Module,
     example_inputs: ExampleInputs,
-    pruning_ratio: PruningRatio = 0.5,
+    pruning_ratio: PruningRatio | None = None,
     *,
     unit: Unit = "params",
     method: MethodLike = "reconstruction",
@@ -70,7 +74,8 @@ def prune(
             to measure norms, for certificates).
         pruning_ratio: The fraction of the model's ``unit`` to remove, in [0, 1), met to the nearest whole channel. Or a
             mapping from rules to fractions: every group that a rule selects loses this fraction of its own channels,
-            whatever the unit, and all other groups keep theirs. ``Sensitivity(epsilon=...)`` chooses the sizes by
+            whatever the unit, and all other groups keep theirs. By default half, or, with a warning, as much as goes if
+            no group loses more than half of its channels. ``Sensitivity(epsilon=...)`` chooses the sizes by
             error instead; the ratio is then only reported.
         unit: What the ratio counts: ``"params"``, ``"macs"`` (multiply-accumulates) or ``"channels"`` (those that
             can be removed).
@@ -131,7 +136,7 @@ def prune(
         (32, 1738, 874)
     """
     request = Request(
-        pruning_ratio,
+        DEFAULT_RATIO if pruning_ratio is None else pruning_ratio,
         unit,
         as_method(method),
         ignore,
@@ -144,6 +149,7 @@ def prune(
         min_channels=min_channels,
         max_ratio=max_ratio,
         heads=heads,
+        by_default=pruning_ratio is None,
     )
     plan = _planned(
         model, example_inputs, request, never_run, check=check, change_attributes=change_attributes, certify=certify
@@ -155,7 +161,7 @@ def prune(
 def plan_pruning(
     model: nn.Module,
     example_inputs: ExampleInputs,
-    pruning_ratio: PruningRatio = 0.5,
+    pruning_ratio: PruningRatio | None = None,
     *,
     unit: Unit = "params",
     method: MethodLike = "reconstruction",
@@ -198,7 +204,7 @@ def plan_pruning(
         64
     """
     request = Request(
-        pruning_ratio,
+        DEFAULT_RATIO if pruning_ratio is None else pruning_ratio,
         unit,
         as_method(method),
         ignore,
@@ -211,6 +217,7 @@ def plan_pruning(
         min_channels=min_channels,
         max_ratio=max_ratio,
         heads=heads,
+        by_default=pruning_ratio is None,
     )
     return _planned(
         model, example_inputs, request, never_run, check=check, change_attributes=change_attributes, certify=certify
@@ -243,6 +250,9 @@ def _planned(
     structure = without_unread(model, structure, request, never_run, stacklevel=3)
     for message in idle_rules(model, structure, request):
         warnings.warn(message, stacklevel=3)
+    request = sensible(model, structure, request)
+    if goes_less_far(request):
+        warnings.warn(why_less(model, structure, request), stacklevel=3)
     inputs = measure_input_norms(model, example) if certify else None
     plan = make_plan(model, structure, request, inputs=inputs)
     if plan.channels_removed == 0 and request.target > 0 and not request.method.chooses_sizes:

@@ -23,8 +23,9 @@ _CURVES: dict[str, Callable[[float], float]] = {
     "cosine": lambda t: (1.0 - math.cos(math.pi * t)) / 2.0,
 }
 
-# The default number of events between the first and the last step; in epochs there is one at every epoch.
-_EVENTS_BY_STEP = 10
+# The default number of events from the first epoch (step) to the last, however training is cut into epochs: a run of
+# one step an epoch would spend most of its time on them.
+_EVENTS = 10
 _WITH_ARTICLE = {"epoch": "an epoch", "step": "a step"}
 
 # 0.29 * 100 is 28.999999999999996, and a user's curve may end at 1.0000000000000002.
@@ -58,7 +59,7 @@ def pruning_events(
         start: First event: a float is a fraction of training, an int is an epoch (a step), counted from 0.
         end: Last event, likewise. Fractions are rounded inwards to whole epochs and clipped to the length of training,
             so that one epoch of training still has one event.
-        every: Epochs (steps) between two events; by default every epoch, or a tenth of the steps from first to last.
+        every: Epochs (steps) between two events; by default a tenth of those from first to last, one at least.
         length: Epochs (steps) of training.
         interval: The unit of all these numbers.
 
@@ -94,7 +95,7 @@ def pruning_events(
         if schedule != "one_shot" and (first, last) == (0, 1) and is_whole_number(end) and length > 2:
             _warn_of_one(interval)
         if every is None:
-            every = 1 if interval == "epoch" else max(1, math.ceil((last - first) / _EVENTS_BY_STEP))
+            every = max(1, round((last - first) / _EVENTS))
         times = [*range(first, last, every), last]
         fractions = _fractions(schedule, [k / len(times) for k in range(1, len(times) + 1)])
         ratios = {epoch: pruning_ratio * fraction for epoch, fraction in zip(times, fractions, strict=True)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lightning_coreset.planning.cost_model import CostModel, ModelCost, Unit, reached
+from lightning_coreset.planning.default_ratio import goes_less_far, sensible, why_less
 from lightning_coreset.planning.feasibility import check_reachable, idle_rules, most_that_can_go, why_nothing_goes
 from lightning_coreset.planning.input_norms import InputNorms, measure_input_norms
 from lightning_coreset.planning.layer_rules import Rule, RuleMatcher, as_rules, check_matches
@@ -17,9 +18,10 @@ from lightning_coreset.planning.never_run import (
 from lightning_coreset.planning.original_cost import measure_original, with_later_groups
 from lightning_coreset.planning.planner import bottom_up_sizes, final_sizes, make_plan, measure
 from lightning_coreset.planning.problem import PruningProblem, is_residual, prunable
-from lightning_coreset.planning.request import Allocation, PruningRatio, Request, check_flags
+from lightning_coreset.planning.request import DEFAULT_RATIO, Allocation, PruningRatio, Request, check_flags
 
 __all__ = [
+    "DEFAULT_RATIO",
     "Allocation",
     "CostModel",
     "InputNorms",
@@ -36,6 +38,7 @@ __all__ = [
     "check_matches",
     "check_reachable",
     "final_sizes",
+    "goes_less_far",
     "idle_rules",
     "is_residual",
     "layers_that_never_ran",
@@ -48,7 +51,9 @@ __all__ = [
     "names_of",
     "prunable",
     "reached",
+    "sensible",
     "unread_groups",
+    "why_less",
     "why_nothing_goes",
     "with_later_groups",
     "without_read",

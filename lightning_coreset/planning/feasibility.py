@@ -57,8 +57,8 @@ def check_feasible(model: nn.Module, structure: Structure, problem: PruningProbl
         _check_each_group(problem)
         return
     most, target = problem.gone(problem.smallest()), problem.request.target - _TOLERANCE
-    if most < target and most + _largest_step(problem) < target:
-        raise ValueError(_too_much(problem, most, _ways_out(model, structure, problem, most)))
+    if most < target and most + largest_step(problem) < target:
+        raise ValueError(_too_much(problem, most, ways_out(model, structure, problem, most)))
 
 
 def _check_each_group(problem: PruningProblem) -> None:
@@ -74,7 +74,7 @@ def _check_each_group(problem: PruningProblem) -> None:
             )
 
 
-def _largest_step(problem: PruningProblem) -> float:
+def largest_step(problem: PruningProblem) -> float:
     """The largest fraction of the original model that one step removes."""
     unit, sizes = problem.request.unit, problem.cost_model.totals().widths
     whole = getattr(problem.original, unit)
@@ -87,24 +87,29 @@ def _largest_step(problem: PruningProblem) -> float:
 
 def _too_much(problem: PruningProblem, most: float, ways_out: Mapping[str, float]) -> str:
     request, unit = problem.request, problem.request.unit
+    more = ", ".join(f"{change} (up to {share:.4f})" for change, share in ways_out.items())
+    return (
+        f"Expected pruning_ratio to be at most {max(most, 0.0):.4f} for this model but got {request.target:g}: with "
+        f"every group as small as it may be, {1 - most:.1%} of the original {unit} stay, most of them in"
+        + "".join(what_holds(problem))
+        + (f"\nMore can go with {more}." if more else "\nAsk for less.")
+    )
+
+
+def what_holds(problem: PruningProblem) -> list[str]:
+    """The layers that hold most of what is left with every group as small as it may be, a line for each."""
+    unit, smallest = problem.request.unit, problem.smallest()
     whole = max(getattr(problem.original, unit), 1)
-    smallest = problem.smallest()
     held = problem.cost_model.holders(smallest, unit)
     lines = []
     for name in sorted(held, key=lambda name: -held[name])[:_HOLDERS]:
         left = f"is down to {smallest[name]} channels" if name in smallest else ""
         reason = problem.skipped.get(name, left)
         lines.append(f"\n  {name} ({held[name] / whole:.1%})" + (f", which {reason}" if reason else ""))
-    more = ", ".join(f"{change} (up to {share:.4f})" for change, share in ways_out.items())
-    return (
-        f"Expected pruning_ratio to be at most {max(most, 0.0):.4f} for this model but got {request.target:g}: with "
-        f"every group as small as it may be, {1 - most:.1%} of the original {unit} stay, most of them in"
-        + "".join(lines)
-        + (f"\nMore can go with {more}." if more else "\nAsk for less.")
-    )
+    return lines
 
 
-def _ways_out(model: nn.Module, structure: Structure, problem: PruningProblem, most: float) -> dict[str, float]:
+def ways_out(model: nn.Module, structure: Structure, problem: PruningProblem, most: float) -> dict[str, float]:
     """Which single change allows a larger ratio, and how large then."""
     changes: dict[str, dict[str, Any]] = {
         "include_residual=True": {"include_residual": True},

@@ -17,6 +17,9 @@ from lightning_coreset.structure import Heads
 Allocation: TypeAlias = Literal["uniform", "error", "global"]
 PruningRatio: TypeAlias = float | Mapping[Rule, float]
 
+DEFAULT_RATIO = 0.5
+"""Of the model, where no ratio is given; less goes where half is not sensible."""
+
 
 @dataclass(frozen=True)
 class Request:
@@ -47,6 +50,7 @@ class Request:
             channels stays whole.
         min_channels: No group is cut to fewer channels.
         max_ratio: No group loses more than this fraction of its original channels, in (0, 1].
+        by_default: Whether the ratio is nobody's wish, so that less may go where half is not sensible.
 
     Raises:
         ValueError: If a value is of another type or out of its range, or two of them contradict each other.
@@ -72,6 +76,7 @@ class Request:
     min_channels: int = 1
     max_ratio: float = 1.0
     heads: Heads = "whole"
+    by_default: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "pruning_ratio", _checked_ratio(self.pruning_ratio))

@@ -59,7 +59,7 @@ def dry_run(
             "Expected a Trainer with max_steps, since events are counted in steps, and how many of them an epoch has "
             "is not known before training."
         )
-    events = timeline.events(trainer)
+    timeline.events(trainer)
     planner.source.begin(model)
     try:
         batch = _first_batch(model) if batch is None else batch
@@ -70,8 +70,8 @@ def dry_run(
             raise _no_example()
         if progress.original is None:  # events would wait for layers to run, and none will
             check_reachable(model, planner.structure(trainer, model, progress), planner.request)
-        plans = {}
-        for time, ratio in events.items():
+        timeline, plans = timeline.towards(progress.target), {}
+        for time, ratio in timeline.events(trainer).items():
             plan = planner.plan(trainer, model, progress, ratio / timeline.target)
             if plan is None:
                 break

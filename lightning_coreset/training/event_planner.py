@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Literal, TypeAlias, get_args
 
 import lightning.pytorch as pl
@@ -10,18 +11,22 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_coreset.plan import PruningPlan
 from lightning_coreset.planning import (
+    DEFAULT_RATIO,
     ModelCost,
     Request,
     Rule,
     bottom_up_sizes,
     check_reachable,
     final_sizes,
+    goes_less_far,
     idle_rules,
     make_plan,
     measure,
     measure_input_norms,
     measure_original,
     prunable,
+    sensible,
+    why_less,
     with_later_groups,
 )
 from lightning_coreset.structure import NOTHING_UNTRAINED, Completion, Structure, analyse
@@ -81,6 +86,7 @@ class EventPlanner:
         self.late = LateLayers(request, never_run)
         self._others = OtherRanks()
         self.waits = False
+        self._told: float | None = None  # the ratio by default that was said last
 
     def check_rules(self, pl_module: pl.LightningModule) -> None:
         """Raise ``ValueError`` if a rule matches nothing in a model."""
@@ -118,9 +124,15 @@ class EventPlanner:
             self.untrained.report(trainer, pl_module, progress.untrained)
             targets = from_rank_zero(trainer, lambda: self._targets(pl_module, structure, progress.is_resumed))
             if targets is not None:
-                progress.original, progress.final_sizes = targets
+                progress.original, progress.final_sizes, progress.target = targets
+                self.aim_at(progress.target)
         self.source.have_begun()
         return True
+
+    def aim_at(self, target: float | None) -> None:
+        """Plan for a ratio that was found sensible where none was given; ``None`` for the one that is requested."""
+        if self.request.by_default:
+            self.request = replace(self.request, pruning_ratio=DEFAULT_RATIO if target is None else target)
 
     def _look_for_untrained(self, trainer: pl.Trainer, pl_module: pl.LightningModule, progress: Progress) -> None:
         """Find out what of the module nothing trains: anew as long as nothing is pruned, for values show more later."""
@@ -234,24 +246,35 @@ class EventPlanner:
 
     def _targets(
         self, pl_module: pl.LightningModule, structure: Structure, resumed: bool
-    ) -> tuple[ModelCost, dict[str, int]] | None:
-        """Parameters, MACs and widths of the original and, with ``"bottom_up"``, the final sizes of groups.
+    ) -> tuple[ModelCost | None, dict[str, int], float | None] | None:
+        """Parameters, MACs and widths of the original, final sizes of groups with ``"bottom_up"``, a sensible ratio.
 
-        ``None`` if the ratio can be reached only if layers run that have not run so far.
+        The ratio is ``None`` if one was given. All is ``None`` if that can be reached only if layers run that have not
+        run so far. Where nothing can go and nobody has said how much should, there is no original.
         """
         # A run that goes on from a checkpoint of another one, such as one without this callback.
         count = measure_original if resumed else measure
         try:
             original = count(pl_module, structure, self.request)
-            check_reachable(pl_module, structure, self.request, original=original)
-        except ValueError:
+            request = sensible(pl_module, structure, self.request, original=original)
+            check_reachable(pl_module, structure, request, original=original)
+        except ValueError as error:
             if self.late.could_give(pl_module, structure):
                 return None
-            raise
-        for message in idle_rules(pl_module, structure, self.request):
+            wished = not self.request.by_default or self.request.only or self.request.ignore
+            if wished or prunable(pl_module, structure, self.request)[0]:
+                raise
+            if self._told != 0.0:
+                rank_zero_warn(f"Nothing is pruned, and training goes on as without CoresetPruningCallback. {error}")
+            self._told = 0.0
+            return None, {}, 0.0
+        if goes_less_far(request) and request.target != self._told:
+            rank_zero_warn(why_less(pl_module, structure, request, original=original))
+        self._told = request.target
+        for message in idle_rules(pl_module, structure, request):
             rank_zero_warn(message)
-        final = final_sizes(pl_module, structure, self.request, original) if self.order == "bottom_up" else {}
-        return original, dict(final)
+        final = final_sizes(pl_module, structure, request, original) if self.order == "bottom_up" else {}
+        return original, dict(final), request.target if request.by_default else None
 
     def _with_later_groups(
         self, pl_module: pl.LightningModule, structure: Structure, progress: Progress

@@ -9,14 +9,15 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torchmetrics import Metric
 
+from lightning_coreset.planning import DEFAULT_RATIO
 
-def check_ratio_beside_schedule(pruning_ratio: Any, schedule: Any, default: float) -> None:
+
+def check_ratio_beside_schedule(pruning_ratio: Any, schedule: Any) -> None:
     """Say that a schedule with ratios of its own replaces another ratio; refuse rules, which it cannot replace.
 
     Args:
-        pruning_ratio: What a user gave.
+        pruning_ratio: What a user gave, or ``None``; the default says nothing.
         schedule: What a user gave.
-        default: The default of ``pruning_ratio``, which counts as not given.
 
     Raises:
         ValueError: If both are mappings.
@@ -30,7 +31,7 @@ def check_ratio_beside_schedule(pruning_ratio: Any, schedule: Any, default: floa
             "a schedule such as 'cubic', or a callable."
         )
     reached = max(schedule.values(), default=None)
-    if pruning_ratio not in (default, reached):
+    if pruning_ratio not in (None, DEFAULT_RATIO, reached):
         rank_zero_warn(
             f"pruning_ratio={pruning_ratio!r} has no effect: the schedule maps epochs or steps to ratios, of which the "
             f"last is {reached!r}. Leave it out, or change the schedule."
@@ -62,13 +63,12 @@ def check_times_beside_schedule(schedule: Any, given: Mapping[str, Any], default
     def idle(*names: str) -> str:
         return ", ".join(f"{name}={given[name]!r}" for name in names if given[name] != defaults[name])
 
-    end = ("end",) if given["end"] != given["start"] else ()  # says the same
     if isinstance(schedule, Mapping) and (times := idle("start", "end", "every")):
         rank_zero_warn(
             f"{times} has no effect: the schedule maps epochs or steps to ratios and says itself when it "
             "prunes. Leave it out, or give a schedule such as 'cubic'."
         )
-    elif isinstance(schedule, str) and schedule == "one_shot" and (times := idle(*end, "every")):
+    elif isinstance(schedule, str) and schedule == "one_shot" and (times := idle("every")):
         rank_zero_warn(
             f"{times} has no effect: the schedule 'one_shot' prunes once, at `start`. Leave it out, or give a schedule "
             "such as 'cubic'."

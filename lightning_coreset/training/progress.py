@@ -23,6 +23,7 @@ class Progress:
         plans: The plan of every event that took place and was not taken back, without ``changes``.
         done: Epochs (steps) and ratios of the schedule's events that are over.
         original: Parameters, MACs and widths of the model before the first event; ``None`` until they are measured.
+        target: The ratio that was found sensible for the original, where none was given; else ``None``.
         final_sizes: With ``order="bottom_up"``, the number of classes that every group will be left with.
         unsound: Groups that failed the self-check, each with the reason.
         completions: By group name, what the self-check found out about groups, such as numbers that change with them.
@@ -35,6 +36,7 @@ class Progress:
     plans: list[PruningPlan] = field(default_factory=list)
     done: dict[int, float] = field(default_factory=dict)
     original: ModelCost | None = None
+    target: float | None = None
     final_sizes: dict[str, int] = field(default_factory=dict)
     unsound: dict[str, str] = field(default_factory=dict)
     completions: dict[str, Completion] = field(default_factory=dict)
@@ -98,6 +100,7 @@ class Progress:
                 [text, record.accuracy_recovered, record.reverted]
                 for text, record in zip(self.archive.texts, self.history, strict=True)
             ],
+            **({} if self.target is None else {"target": self.target}),
             **({"completions": completions} if completions else {}),
             **({} if self.untrained is None else {"untrained": self.untrained.to_dict()}),
         }
@@ -117,6 +120,7 @@ class Progress:
             plans=plans,
             done=_ratios(_read(plain, "done", dict[int, float])),
             original=None if original is None else from_plain(ModelCost, original),
+            target=_target(plain.get("target")),
             final_sizes=_read(plain, "final_sizes", dict[str, int]),
             unsound=_read(plain, "unsound", dict[str, str]),
             completions={name: _completion(one) for name, one in completions.items()},
@@ -160,6 +164,13 @@ def _ratios(done: dict[int, float]) -> dict[int, float]:
     if not all(0 <= ratio <= 1 for ratio in done.values()):
         raise ValueError(f"Expected ratios from 0 to 1 of the events that are done but got {done}.")
     return done
+
+
+def _target(plain: Any) -> float | None:
+    target = as_type(plain, float | None, "the target")
+    if target is not None and not 0 <= target < 1:
+        raise ValueError(f"Expected a target from 0 to 1 but got {target}.")
+    return target
 
 
 def _completion(plain: Any) -> Completion:

@@ -35,7 +35,7 @@ class PruningRun:
     """The state of a training run with pruning events, and the parts that carry them out.
 
     Attributes:
-        timeline: When the events are.
+        requested: When the events are, and the ratio that is requested.
         planner: Plans an event.
         monitor: Measures the model before and after an event.
         guard: Takes an event back if the model does not recover.
@@ -49,7 +49,7 @@ class PruningRun:
             has an event: taking back means to restore the model before, which would undo theirs.
     """
 
-    timeline: Timeline
+    requested: Timeline
     planner: EventPlanner
     monitor: Monitor
     guard: Guard
@@ -80,6 +80,7 @@ class PruningRun:
 
     def lay_out_events(self, trainer: pl.Trainer) -> None:
         """Compute the events of this fit, once the length of training is known."""
+        self.planner.aim_at(self.progress.target)
         self._events = self.timeline.events(trainer)
         self.progress.is_resumed = trainer.global_step > 0
         self._find_next_event()
@@ -87,16 +88,30 @@ class PruningRun:
             self.guard.check_first_event(trainer, self._next_event)
 
     @optimizers_stay()
-    def begin(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *, event: bool = False) -> None:
+    def begin(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *, event: bool = False) -> bool:
         """Check the model once in a fit, as soon as there is an example to run it on.
 
         Args:
             trainer: The Trainer.
             pl_module: Its module.
             event: Whether an event is about to happen. Before the first one, the module is looked at once more.
+
+        Returns:
+            Whether the ratios of events are others now, since none was given and less than half can go.
         """
         if not self._has_begun or (event and not self.progress.plans):
+            before = self.timeline
             self.planner.begin(trainer, pl_module, self.progress)
+            if self.timeline != before:
+                self._events = self.timeline.events(trainer)
+                self._find_next_event()
+                return True
+        return False
+
+    @property
+    def timeline(self) -> Timeline:
+        """When the events are, and the ratio of the last one."""
+        return self.requested.towards(self.progress.target)
 
     def is_due(self, trainer: pl.Trainer) -> bool:
         """Whether it is time for an event."""
@@ -122,15 +137,18 @@ class PruningRun:
             return
         if any(other.guard.recovering for other in self.others):
             return
-        due = {time: ratio for time, ratio in self.progress.open_events(self._events).items() if time <= now}
-        if due:
-            self.begin(trainer, pl_module, event=True)
+        due = self._due(now)
+        if due and self.begin(trainer, pl_module, event=True):
+            due = self._due(now)
         if due and self._has_begun and self.progress.original is None:  # as below
             self._waits_in_epoch = trainer.current_epoch
         elif due and self._has_begun:
             self._waits_in_epoch = -1
             self._prune(trainer, pl_module, due, on_prune)
         self._find_next_event()
+
+    def _due(self, now: int) -> dict[int, float]:
+        return {time: ratio for time, ratio in self.progress.open_events(self._events).items() if time <= now}
 
     @property
     def _has_begun(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -78,6 +78,10 @@ class Timeline:
     def target(self) -> float:
         """The ratio of the last event."""
         return max(self.schedule.values()) if isinstance(self.schedule, Mapping) else self.pruning_ratio
+
+    def towards(self, target: float | None) -> Timeline:
+        """The same times, to a ratio that was found sensible where none was given; ``None`` for the one that was."""
+        return self if target is None else replace(self, pruning_ratio=target)
 
     def _length_needed(self, trainer: pl.Trainer) -> int:
         """The number of epochs (steps) that contain all events, for training without an end."""
