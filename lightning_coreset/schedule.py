@@ -95,7 +95,8 @@ def pruning_events(
         if schedule != "one_shot" and (first, last) == (0, 1) and is_whole_number(end) and length > 2:
             _warn_of_one(interval)
         if every is None:
-            every = max(1, round((last - first) / _EVENTS))
+            whole = round if interval == "epoch" else math.ceil  # epochs are few: one between two events up to 15
+            every = max(1, whole((last - first) / _EVENTS))
         times = [*range(first, last, every), last]
         fractions = _fractions(schedule, [k / len(times) for k in range(1, len(times) + 1)])
         ratios = {epoch: pruning_ratio * fraction for epoch, fraction in zip(times, fractions, strict=True)}
