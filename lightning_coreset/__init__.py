@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lightning_coreset.callback import CoresetPruningCallback
-from lightning_coreset.checkpoint import PrunedCheckpointMixin, load_pruned, make_plain, make_resizable
+from lightning_coreset.checkpoint import PrunedCheckpointMixin, load_pruned, make_plain, make_resizable, resizable
 from lightning_coreset.methods import Importance, Magnitude, Random, Reconstruction, Sensitivity
 from lightning_coreset.plan import GroupPlan, ParameterChange, PruningPlan
 from lightning_coreset.pruning import count_macs, plan_pruning, prune
@@ -30,5 +30,6 @@ __all__ = [
     "make_resizable",
     "plan_pruning",
     "prune",
+    "resizable",
     "sensitivity_scan",
 ]

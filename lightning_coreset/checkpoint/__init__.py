@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lightning_coreset.checkpoint.consistency import inferred_sizes
+from lightning_coreset.checkpoint.everywhere import resizable
 from lightning_coreset.checkpoint.hooks import is_resizable, make_plain, make_resizable, store_metadata_as_item
 from lightning_coreset.checkpoint.loading import PrunedCheckpointMixin, load_pruned
 from lightning_coreset.checkpoint.metadata import KEY, PruningMetadata
@@ -17,6 +18,7 @@ __all__ = [
     "load_pruned",
     "make_plain",
     "make_resizable",
+    "resizable",
     "resize_to_state_dict",
     "store_metadata_as_item",
 ]

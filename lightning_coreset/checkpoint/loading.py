@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import inspect
 import os
-import threading
 import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import IO, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from lightning_coreset.checkpoint.everywhere import resizable
 from lightning_coreset.checkpoint.hooks import make_resizable, strictness
 
 Model = TypeVar("Model", bound=nn.Module)
 File = str | os.PathLike[str] | IO[bytes]
-
-_PATCHING = threading.RLock()
 
 
 def load_pruned(
@@ -66,7 +63,7 @@ def load_pruned(
             raise ValueError(
                 f"Expected a local file, but this version of Lightning would unpickle {path!r}. Fetch it first."
             )
-        with _resizable(cls):
+        with resizable():
             return load(path, strict=strict, **kwargs)
 
     if content is None or "state_dict" in content:
@@ -136,27 +133,3 @@ def _peek(path: File, weights_only: bool) -> Mapping[str, Any] | None:
     if not isinstance(states, Mapping) or not any(isinstance(value, Tensor) for value in states.values()):
         raise ValueError(f"Expected a state dict or a checkpoint of Lightning in {path!r} but got something else.")
     return content
-
-
-@contextmanager
-def _resizable(cls: type[nn.Module]) -> Iterator[None]:
-    """In the block, make all instances of a class resizable when they load.
-
-    Lightning makes the instance and loads it in one call: this method is the only place in between.
-    """
-    with _PATCHING:
-        patched = vars(cls).get("load_state_dict")
-        load = cls.load_state_dict
-
-        def load_state_dict(self: nn.Module, state_dict: Mapping[str, Any], strict: bool = True, **options: Any) -> Any:
-            with strictness(strict):
-                return load(make_resizable(self), state_dict, strict=strict, **options)
-
-        cls.load_state_dict = load_state_dict  # type: ignore[method-assign]
-        try:
-            yield
-        finally:
-            if patched is None:
-                del cls.load_state_dict
-            else:
-                cls.load_state_dict = patched
