@@ -481,7 +481,7 @@ def averaged_model(callback: Any) -> Any:
     """The averaged copy of a model that a callback keeps: EMA, weight averaging, SWA, or a user's of their kind."""
     if hasattr(callback, "_average_model"):
         return callback._average_model
-    if not type(callback).__module__.startswith("lightning."):
+    if not type(callback).__module__.startswith(("lightning.", "pytorch_lightning.")):
         return None
     return next((held for held in vars(callback).values() if isinstance(held, nn.Module)), None)
 
@@ -497,7 +497,8 @@ def state_key(callback: Any, **settings: Any) -> str:
 
 def starts_by_multiprocessing(launcher: Any) -> bool:
     """Whether a strategy's launcher spawns or forks processes, which train copies of the module."""
-    kind = _found("lightning.pytorch.strategies.launchers", "_MultiProcessingLauncher")
+    package = type(launcher).__module__.partition(".strategies.")[0]  # of either name
+    kind = _found(f"{package}.strategies.launchers", "_MultiProcessingLauncher")
     if kind is not None:
         return isinstance(launcher, kind)
     return launcher is not None and "Subprocess" not in type(launcher).__name__

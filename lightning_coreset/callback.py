@@ -19,6 +19,7 @@ from lightning_coreset.planning import DEFAULT_RATIO, Allocation, Request, Rule,
 from lightning_coreset.schedule import Interval, Schedule
 from lightning_coreset.structure import ExampleInputs, Heads
 from lightning_coreset.training import (
+    Callback,
     Copies,
     DryRun,
     EventPlanner,
@@ -41,7 +42,6 @@ from lightning_coreset.training import (
     check_example_inputs,
     check_guard_options,
     check_no_lazy_layers,
-    check_package,
     check_ratio_beside_schedule,
     check_strategy,
     check_times_beside_schedule,
@@ -55,12 +55,13 @@ from lightning_coreset.training import (
 )
 
 
-class CoresetPruningCallback(pl.Callback):
+class CoresetPruningCallback(Callback):
     """Prune channels physically while the model trains, by a schedule.
 
     At every event the structure of the network is read, a coreset of each group of channels is chosen (Mussay et al.,
     arXiv 2008.08316), and the other channels are removed from all tensors and from the optimizers' state, in place.
-    Layers whose channels reach the output or the loss are not pruned.
+    Layers whose channels reach the output or the loss are not pruned. It is a callback for Trainers of both packages,
+    ``lightning`` and ``pytorch_lightning``.
 
     Args:
         pruning_ratio: The fraction of the ORIGINAL model's ``unit`` that is gone at the end, in [0, 1); or rules, as
@@ -129,9 +130,8 @@ class CoresetPruningCallback(pl.Callback):
     Raises:
         ValueError: For an argument out of its range, here; for a rule that matches nothing, a schedule that never
             fires, a model with nothing to prune or a ratio that cannot be reached, before the first training step.
-        MisconfigurationException: In ``setup``, for a Trainer of the package ``pytorch_lightning``, a strategy that
-            cannot follow a change of shapes, or a guard without validation; after the first validation, if it does not
-            give ``metric`` or ``monitor``.
+        MisconfigurationException: In ``setup``, for a strategy that cannot follow a change of shapes, or a guard
+            without validation; after the first validation, if it does not give ``metric`` or ``monitor``.
 
     Example:
         >>> import lightning.pytorch as pl
@@ -318,7 +318,6 @@ class CoresetPruningCallback(pl.Callback):
 
         Not later: Lightning loads the state of a checkpoint's callbacks right after this hook.
         """
-        check_package(trainer)
         if stage == "fit":
             check_strategy(trainer, pl_module)
             self._guard.check(trainer)

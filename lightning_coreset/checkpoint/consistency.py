@@ -55,7 +55,7 @@ def kept_numbers(path: str, module: nn.Module, original: ModelShapes, shapes: Ma
         original: Shapes before.
         shapes: Shapes now.
     """
-    if type(module).__module__.startswith(("torch.", "lightning.")):
+    if type(module).__module__.startswith(("torch.", "lightning.", "pytorch_lightning.")):
         return []
     prefix = f"{path}." if path else ""
     own = [f"{prefix}{name}" for name, child in module.named_children() for name in _weights(name, child)]

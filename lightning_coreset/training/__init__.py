@@ -20,6 +20,7 @@ from lightning_coreset.training.options import (
     check_times_beside_schedule,
 )
 from lightning_coreset.training.outgrown import OutgrownCopies
+from lightning_coreset.training.packages import Callback
 from lightning_coreset.training.progress import Progress
 from lightning_coreset.training.pruning_run import PruningRun
 from lightning_coreset.training.recalibration import Recalibration
@@ -33,12 +34,13 @@ from lightning_coreset.training.report import (
     settings,
     summary,
 )
-from lightning_coreset.training.requirements import check_no_lazy_layers, check_package, check_strategy, has_lazy_layers
+from lightning_coreset.training.requirements import check_no_lazy_layers, check_strategy, has_lazy_layers
 from lightning_coreset.training.timeline import Timeline
 from lightning_coreset.training.untrained_finder import UntrainedFinder
 from lightning_coreset.training.untrained_parts import Copies, UntrainedParts
 
 __all__ = [
+    "Callback",
     "Copies",
     "DryRun",
     "EventPlanner",
@@ -64,7 +66,6 @@ __all__ = [
     "check_example_inputs",
     "check_guard_options",
     "check_no_lazy_layers",
-    "check_package",
     "check_ratio_beside_schedule",
     "check_strategy",
     "check_times_beside_schedule",

@@ -8,7 +8,6 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lightning_coreset.plan import PruningPlan
 from lightning_coreset.planning import check_reachable
@@ -16,6 +15,7 @@ from lightning_coreset.schedule import Interval
 from lightning_coreset.state import duplicate
 from lightning_coreset.surgery import apply_changes
 from lightning_coreset.training.event_planner import EventPlanner
+from lightning_coreset.training.packages import is_overridden
 from lightning_coreset.training.progress import Progress
 from lightning_coreset.training.timeline import Timeline
 

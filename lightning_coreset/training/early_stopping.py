@@ -6,10 +6,13 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import EarlyStopping
 
+from lightning_coreset.training.packages import kinds
+
 
 def early_stopping_callbacks(trainer: pl.Trainer) -> list[EarlyStopping]:
     """The Trainer's EarlyStopping callbacks, without other callbacks that it lists with them."""
-    return [callback for callback in trainer.early_stopping_callbacks if isinstance(callback, EarlyStopping)]
+    found: list[EarlyStopping] = trainer.early_stopping_callbacks  # type: ignore[assignment]
+    return [callback for callback in found if isinstance(callback, kinds("callbacks.EarlyStopping"))]
 
 
 def restart_patience(trainer: pl.Trainer) -> None:

@@ -175,7 +175,7 @@ def users_callbacks(trainer: pl.Trainer) -> dict[int, Any]:
     return {
         number: one
         for number, (one, own) in enumerate(zip(callbacks, origins, strict=True))
-        if own[0] != "lightning" and _OWN not in own
+        if own[0] not in ("lightning", "pytorch_lightning") and _OWN not in own
     }
 
 

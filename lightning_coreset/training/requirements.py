@@ -2,38 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
-from lightning.pytorch.strategies.single_xla import SingleDeviceXLAStrategy
-from lightning.pytorch.strategies.xla import XLAStrategy
 from torch import nn
 from torch.nn.parameter import is_lazy
 
 from lightning_coreset._compat import communication_state, loses_first_static_iteration, starts_by_multiprocessing
 from lightning_coreset.checkpoint import is_resizable
+from lightning_coreset.training.packages import kinds
 
-
-def check_package(trainer: pl.Trainer) -> None:
-    """Refuse a Trainer of ``pytorch_lightning``.
-
-    It would call this callback's hooks, but strategies, loggers and other callbacks are recognised by their classes in
-    ``lightning``, and none of its own would be.
-
-    Args:
-        trainer: The Trainer, whatever it is.
-
-    Raises:
-        MisconfigurationException: If its class, or one that it inherits from, comes from ``pytorch_lightning``.
-    """
-    origins = {kind.__module__.partition(".")[0] for kind in type(trainer).__mro__}
-    if "pytorch_lightning" in origins:
-        raise MisconfigurationException(
-            "Expected a Trainer of the package lightning but got one of pytorch_lightning: these are two copies of one "
-            "library, and neither recognises the other's classes. Replace `import pytorch_lightning as pl` by "
-            "`import lightning.pytorch as pl` for the Trainer, the LightningModule and all callbacks and loggers; "
-            "nothing else has to change."
-        )
+_SUPPORTED = ("strategies.SingleDeviceStrategy", "strategies.DDPStrategy")
+_UNSUPPORTED = (
+    "strategies.DeepSpeedStrategy",
+    "strategies.xla.XLAStrategy",
+    "strategies.single_xla.SingleDeviceXLAStrategy",
+)
+"""Subclasses of the supported ones."""
 
 
 def check_strategy(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -49,22 +35,21 @@ def check_strategy(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
             result into the module; before Lightning 2.6 for a static graph with manual optimization.
     """
     strategy = trainer.strategy
-    # The three are subclasses of strategies that are supported.
-    unsupported = isinstance(strategy, (DeepSpeedStrategy, XLAStrategy, SingleDeviceXLAStrategy))
-    if unsupported or not isinstance(strategy, (SingleDeviceStrategy, DDPStrategy)):
+    is_ddp = _is_one_of(strategy, ("strategies.DDPStrategy",))
+    if not _is_one_of(strategy, _SUPPORTED) or _is_one_of(strategy, _UNSUPPORTED):
         raise MisconfigurationException(
             f"Expected a single-device or a DDP strategy but got {type(strategy).__name__}, which flattens, shards "
             "or compiles parameters and cannot follow a change of their shapes. Prune before wrapping, with "
             "lightning_coreset.prune(model, example_inputs, ...), or train with strategy='ddp'."
         )
-    if isinstance(strategy, DDPStrategy) and _averages_models(strategy):
+    if is_ddp and _averages_models(strategy):
         raise MisconfigurationException(
             "Expected a DDP communication hook that keeps the ranks' weights equal but got post-local SGD, with which "
             "weights differ between two averagings: a plan made from those of one rank does not fit another. Use "
             "another ddp_comm_hook, or none."
         )
     is_manual = not pl_module.automatic_optimization
-    if isinstance(strategy, DDPStrategy) and is_manual and loses_first_static_iteration(strategy):
+    if is_ddp and is_manual and loses_first_static_iteration(strategy):
         raise MisconfigurationException(
             "Expected Lightning 2.6 or newer for manual optimization under DDP with static_graph=True but got an older "
             "one, which does not reduce the gradients of the first iteration, nor of the first after an event: the "
@@ -82,6 +67,10 @@ def check_strategy(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
 def has_lazy_layers(module: nn.Module) -> bool:
     """Whether a module has layers that get their shapes when they are first run."""
     return any(map(is_lazy, (*module.parameters(), *module.buffers())))
+
+
+def _is_one_of(strategy: object, paths: tuple[str, ...]) -> bool:
+    return any(isinstance(strategy, kinds(path)) for path in paths)
 
 
 def check_no_lazy_layers(module: nn.Module) -> None:
@@ -113,7 +102,7 @@ def check_not_captured(model: nn.Module) -> None:
             )
 
 
-def _averages_models(strategy: DDPStrategy) -> bool:
+def _averages_models(strategy: Any) -> bool:
     # Not at the top: torch may be built without distributed.
     from torch.distributed.algorithms.ddp_comm_hooks.post_localSGD_hook import PostLocalSGDState
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeGuard, TypeVar
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.strategies import DDPStrategy
 from torch.nn.parallel import DistributedDataParallel
 
 from lightning_coreset._compat import communication_state, repeat_static_graph_delay
 from lightning_coreset.nested import map_tensors
+from lightning_coreset.training.packages import kinds
+
+if TYPE_CHECKING:
+    from lightning.pytorch.strategies import DDPStrategy
 
 T = TypeVar("T")
 
@@ -27,7 +30,7 @@ def unwrapped(trainer: pl.Trainer) -> Iterator[None]:
     ``Exception`` in the block has to raise on all ranks. Any other ``BaseException`` ends the run, with no new wrapper.
     """
     strategy = trainer.strategy
-    if not isinstance(strategy, DDPStrategy) or not isinstance(strategy.model, DistributedDataParallel):
+    if not _is_ddp(strategy) or not isinstance(strategy.model, DistributedDataParallel):
         yield
         return
     repeat_static_graph_delay(strategy)
@@ -42,6 +45,10 @@ def unwrapped(trainer: pl.Trainer) -> Iterator[None]:
     strategy.configure_ddp()
     if failure is not None:
         raise failure
+
+
+def _is_ddp(strategy: object) -> TypeGuard[DDPStrategy]:
+    return isinstance(strategy, kinds("strategies.DDPStrategy"))
 
 
 def _reset_powersgd(strategy: DDPStrategy) -> None:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import GradientAccumulationScheduler, StochasticWeightAveraging
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_coreset._arguments import is_whole_number
 from lightning_coreset._compat import batches_that_stepped, epochs_before_batch_norm_update
 from lightning_coreset.schedule import Interval, Schedule, check_schedule, pruning_events
+from lightning_coreset.training.packages import kinds
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,8 @@ def _max_epochs(trainer: pl.Trainer) -> int | None:
         return None
     # For a network with BatchNorm, SWA copies the averaged weights into the model and adds an epoch that only runs the
     # data through: too late for an event.
-    averaging = [callback for callback in _callbacks(trainer) if isinstance(callback, StochasticWeightAveraging)]
+    kind = kinds("callbacks.StochasticWeightAveraging")
+    averaging = [callback for callback in _callbacks(trainer) if isinstance(callback, kind)]
     return min([trainer.max_epochs, *(epochs_before_batch_norm_update(trainer, callback) for callback in averaging)])
 
 
@@ -159,10 +161,10 @@ def _max_stepping_batches(trainer: pl.Trainer) -> int:
 def _steps_in_epoch(trainer: pl.Trainer, epoch: int) -> int:
     batches_per_step = trainer.accumulate_grad_batches
     for callback in _callbacks(trainer):
-        if isinstance(callback, GradientAccumulationScheduler):
+        if isinstance(callback, kinds("callbacks.GradientAccumulationScheduler")):
             batches_per_step = callback.get_accumulate_grad_batches(epoch)
     return math.ceil(trainer.num_training_batches / batches_per_step)  # the last batches of an epoch make a step
 
 
-def _callbacks(trainer: pl.Trainer) -> list[pl.Callback]:
+def _callbacks(trainer: pl.Trainer) -> list[Any]:
     return trainer.callbacks  # type: ignore[attr-defined]

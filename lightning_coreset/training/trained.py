@@ -7,12 +7,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import BaseFinetuning
 from torch import nn
 
 from lightning_coreset.module_specs import is_size
 from lightning_coreset.optimizers import innermost_first, parameters_of
 from lightning_coreset.training.optimizer_state import all_optimizers
+from lightning_coreset.training.packages import is_lightning_module, kinds
 
 
 def trained_in(trainer: pl.Trainer, pl_module: pl.LightningModule) -> set[int]:
@@ -44,7 +44,7 @@ def trained_parameters(pl_module: nn.Module, optimizers: Iterable[Any], callback
     if not known:
         trained = {id(one) for one in pl_module.parameters() if one.requires_grad}
     for callback in callbacks:
-        if isinstance(callback, BaseFinetuning) and isinstance(pl_module, pl.LightningModule):
+        if isinstance(callback, kinds("callbacks.BaseFinetuning")) and is_lightning_module(pl_module):
             trained |= _frozen_by(callback, pl_module)
     return trained
 
@@ -64,7 +64,7 @@ def without_gradients(optimizers: Iterable[Any]) -> set[int]:
     return idle
 
 
-def _frozen_by(callback: BaseFinetuning, pl_module: pl.LightningModule) -> set[int]:
+def _frozen_by(callback: Any, pl_module: nn.Module) -> set[int]:
     """What a finetuning callback freezes before training: told by letting it do so once more."""
     parameters = list(pl_module.parameters())
     with _flags_kept(pl_module):

@@ -1,58 +1,129 @@
-"""A Trainer of the other package gets a clear error at the first hook, whatever it is asked to do."""
+"""The callback works under Trainers of both packages, ``lightning`` and ``pytorch_lightning``, and does the same."""
 
 from __future__ import annotations
 
-import copy
+import pickle
+import shutil
+from pathlib import Path
 
+import fitting
+import lightning.pytorch as pl
 import pytest
 import torch
-from fitting import assert_same, make_loader, mlp
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from torch import Tensor, nn
+from fitting import assert_same, make_loader
+from pages import ROOT
+from processes import HANG, finish, start
 
-from lightning_coreset import CoresetPruningCallback
-from lightning_coreset.checkpoint import is_resizable
+from lightning_coreset import CoresetPruningCallback, PrunedCheckpointMixin, load_pruned
+from lightning_coreset.training.packages import is_overridden, kinds
 
 other = pytest.importorskip("pytorch_lightning")
 
+NAMES = {"lightning.pytorch": "pytorch_lightning", "lightning.fabric": "lightning_fabric"}
+ERRORS = "lightning.fabric.utilities.exceptions"
+"""This package raises the errors of ``lightning`` under both."""
 
-class Foreigner(other.LightningModule):
-    """A module of the package ``pytorch_lightning``."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.net = mlp(8, 32, 3)
+def translated(text: str) -> str:
+    """The text of a test module, for the other package."""
+    kept = "KEPT"
+    text = text.replace(ERRORS, kept)
+    for name, translation in NAMES.items():
+        text = text.replace(name, translation)
+    return text.replace("import lightning as L", "import pytorch_lightning as L").replace(kept, ERRORS)
 
-    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
-        return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
 
-    def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
+@pytest.fixture(scope="module")
+def twin():
+    """``fitting`` for the other package."""
+    source = translated(Path(fitting.__file__).read_text(encoding="utf-8"))
+    module = type(fitting)("fitting_of_the_other_package")
+    exec(compile(source, fitting.__file__, "exec"), vars(module))
+    return module
+
+
+def test_a_callback_of_both_packages():
+    callback = CoresetPruningCallback()
+    assert isinstance(callback, pl.Callback)
+    assert isinstance(callback, other.Callback)
+    assert pickle.loads(pickle.dumps(CoresetPruningCallback)) is CoresetPruningCallback
+
+
+def test_both_trainers_do_the_same(twin, tmp_path):
+    seen = []
+    for fits, package in ((fitting, pl), (twin, other)):
+        torch.manual_seed(0)
+        pruning = CoresetPruningCallback(0.5, schedule={1: 0.3, 2: 0.5}, max_drop=0.5, verbose=False)
+        watcher = fits.Watcher()
+        saving = package.callbacks.ModelCheckpoint(tmp_path / package.__name__, save_last=True)
+        trainer = fits.make_trainer(pruning, watcher, saving, max_epochs=4, enable_checkpointing=True)
+        module = fits.Validated()
+        assert isinstance(module, package.LightningModule)
+        trainer.fit(module, make_loader(8), make_loader(8))
+        assert [record.epoch for record in pruning.history] == [1, 2]
+        seen.append((watcher.weights, pruning.history.to_dicts()))
+    for one, same in zip(seen[0][0], seen[1][0], strict=True):
+        assert_same(one, same)
+    assert seen[0][1] == seen[1][1]
+
+
+def test_checkpoints_of_the_other_package(twin, tmp_path):
+    class Mixed(PrunedCheckpointMixin, twin.Classifier):
         pass
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), 0.1)
+    def trainer(epochs: int):
+        events = {epoch: ratio for epoch, ratio in {1: 0.3, 2: 0.5}.items() if epoch < epochs}
+        return twin.make_trainer(CoresetPruningCallback(schedule=events, verbose=False), max_epochs=epochs)
+
+    first, whole, resumed = (Mixed() for _ in range(3))
+    for module in (whole, resumed):
+        module.load_state_dict(first.state_dict())
+    (begun := trainer(2)).fit(first, make_loader(8))
+    begun.save_checkpoint(tmp_path / "first.ckpt")
+    trainer(4).fit(whole, make_loader(8))
+    trainer(4).fit(resumed, make_loader(8), ckpt_path=tmp_path / "first.ckpt")
+    assert_same(resumed.state_dict(), whole.state_dict())
+    for loaded in (
+        load_pruned(twin.Classifier, tmp_path / "first.ckpt"),
+        Mixed.load_from_checkpoint(tmp_path / "first.ckpt"),
+    ):
+        assert_same(loaded.state_dict(), first.state_dict())
 
 
-class Subclassed(other.Trainer):
-    """What a user's own project may have."""
+def test_methods_are_looked_up_in_their_own_package(twin):
+    for module in (fitting.Validated(), twin.Validated()):
+        assert is_overridden("validation_step", module)
+        assert not is_overridden("predict_step", module)
+    assert len(kinds("strategies.DDPStrategy")) == 2
 
 
-@pytest.mark.parametrize("kind", [other.Trainer, Subclassed])
-@pytest.mark.parametrize(("function", "loaders"), [("fit", 2), ("validate", 1)])
-def test_the_error_names_both_packages_and_the_way_out(kind: type, function: str, loaders: int) -> None:
-    module = Foreigner()
-    before = copy.deepcopy(module.state_dict())
-    trainer = kind(
-        max_epochs=2,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[CoresetPruningCallback()],
+def test_without_the_other_package():
+    """It is imported where it is installed only, and a broken one is as good as none."""
+    code = (
+        "import sys; sys.modules['pytorch_lightning'] = None\n"
+        "import lightning.pytorch as pl\n"
+        "from lightning_coreset import CoresetPruningCallback\n"
+        "assert isinstance(CoresetPruningCallback(), pl.Callback)\n"
+        "from lightning_coreset.training.packages import kinds\n"
+        "assert len(kinds('Callback')) == 1\n"
     )
-    with pytest.raises(MisconfigurationException, match="package lightning but got one of pytorch_lightning") as error:
-        getattr(trainer, function)(module, *[make_loader(8)] * loaders)
-    assert "Replace `import pytorch_lightning as pl` by `import lightning.pytorch as pl`" in str(error.value)
-    assert_same(module.state_dict(), before)
-    assert not is_resizable(module)
+    finish(start("-c", code, cwd=ROOT))
+
+
+TRANSLATED = (
+    *("test_callback.py", "test_checkpoint.py", "test_resume.py", "test_cli.py", "test_dry_run.py", "loops"),
+    *(f"training/test_{name}.py" for name in "guard averaged_models event features strategies ddp spawn".split()),
+)
+
+
+@pytest.mark.slow
+def test_the_tests_pass_for_the_other_package(tmp_path):
+    shutil.copytree(ROOT / "tests", tmp_path / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    for name in ("docs", "examples", "lightning_coreset"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    for path in (tmp_path / "tests").rglob("*.py"):
+        path.write_text(translated(path.read_text(encoding="utf-8")), encoding="utf-8")
+    paths = [f"tests/{name}" for name in TRANSLATED]
+    finish(start("-m", "pytest", "-q", "-p", "no:cacheprovider", *paths, cwd=tmp_path), seconds=HANG)

@@ -9,13 +9,13 @@ from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import nn
 
 from lightning_coreset.structure import Example, RunMode
 from lightning_coreset.training.examples.batches import first_samples, on_device
 from lightning_coreset.training.examples.forward import ForwardRun
 from lightning_coreset.training.examples.steps import Calls, StepRun, recorded_calls
+from lightning_coreset.training.packages import is_overridden, kinds
 
 
 def always(used: Collection[str]) -> bool:
@@ -171,7 +171,8 @@ def guesses(
 
 def has_forward(pl_module: pl.LightningModule) -> bool:
     """Whether a LightningModule has a ``forward`` of its own."""
-    return type(pl_module).forward not in (pl.LightningModule.forward, nn.Module.forward)
+    inherited = [kind.forward for kind in (*kinds("LightningModule"), nn.Module)]  # type: ignore[attr-defined]
+    return type(pl_module).forward not in inherited
 
 
 def in_short(errors: Mapping[RunMode, Exception]) -> str:

@@ -11,6 +11,7 @@ import lightning.pytorch as pl
 from lightning_coreset._compat import trainer_of
 from lightning_coreset.state import ModuleState
 from lightning_coreset.structure import preserved_random
+from lightning_coreset.training.packages import is_lightning_module
 
 
 @contextmanager
@@ -48,7 +49,7 @@ def isolated(module: pl.LightningModule, *, parameters: bool = True) -> Iterator
     try:
         before.hide_gradients()
         for each in module.modules():
-            if isinstance(each, pl.LightningModule):
+            if is_lightning_module(each):
                 each.__dict__.update(log=_ignore, log_dict=_ignore, print=_ignore)
         with preserved_random(module), _silent_loggers(module), before.watching() if parameters else nullcontext():
             yield

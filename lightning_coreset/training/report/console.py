@@ -14,6 +14,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_coreset.plan import PruningPlan, text_table
+from lightning_coreset.training.packages import packages_of
 from lightning_coreset.training.report.history import History
 
 _MOST_ROWS = 24
@@ -29,9 +30,13 @@ def print_above_bar(trainer: pl.Trainer, message: str) -> None:
     bar = trainer.progress_bar_callback
     if bar is None or not getattr(bar, "is_enabled", True):
         rank_zero_info(message)
-    elif trainer.is_global_zero and logging.getLogger("lightning.pytorch").isEnabledFor(logging.INFO):
+    elif trainer.is_global_zero and all(map(_shows_information, packages_of(trainer))):
         for line in printable(message).splitlines():
             bar.print(line)
+
+
+def _shows_information(package: str) -> bool:
+    return logging.getLogger(package).isEnabledFor(logging.INFO)
 
 
 def printable(text: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import lightning.pytorch as pl
 import numpy as np
@@ -13,6 +13,7 @@ from PIL import Image
 
 from lightning_coreset._compat import logs_default_metric
 from lightning_coreset.plan import PruningPlan
+from lightning_coreset.training.packages import kinds
 from lightning_coreset.training.report.charts import accuracy_chart, widths_chart
 from lightning_coreset.training.report.history import History
 from lightning_coreset.training.report.hparams import trainers_hyperparameters, write_hyperparameters
@@ -123,8 +124,8 @@ class TensorBoardPages:
             return
         try:
             for logger in trainer.loggers:
-                if isinstance(logger, TensorBoardLogger):
-                    write(logger)
+                if isinstance(logger, kinds("loggers.TensorBoardLogger")):
+                    write(cast(TensorBoardLogger, logger))
         except Exception as error:
             self._failed = True
             rank_zero_warn(
