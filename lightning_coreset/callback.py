@@ -9,6 +9,7 @@ from os import PathLike
 from typing import Any
 
 import lightning.pytorch as pl
+from torch import Tensor
 from torchmetrics import Metric
 
 from lightning_coreset._compat import state_key
@@ -388,6 +389,11 @@ class CoresetPruningCallback(Callback):
     def _see_shapes(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._has_shapes = True
         self._untrained.see(trainer, pl_module)
+
+    def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
+        """See whether a step puts layers together otherwise than those before it, as long as there are events."""
+        if self._run.awaits_events:
+            self._source.before_backward(loss)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -38,6 +38,7 @@ class Structure:
         untrained: Which parts of the network nothing trains.
         used: Names of the parameters and buffers that were used in a run; a penalty on parameters does not count.
         followed: For each example, the modes in which it was followed: none if it failed, or was not needed.
+        showed: For each example, whether it used or coupled or held anything that those before it did not.
     """
 
     groups: tuple[ChannelGroup, ...]
@@ -47,6 +48,7 @@ class Structure:
     untrained: Untrained = field(default=NOTHING_UNTRAINED, repr=False)
     used: frozenset[str] = field(default=frozenset(), repr=False)
     followed: tuple[tuple[RunMode, ...], ...] = field(default=(), repr=False)
+    showed: tuple[bool, ...] = field(default=(), repr=False)
 
     def with_groups(self, groups: Sequence[ChannelGroup]) -> Structure:
         """The structure with others in place of groups of the same names, and of those that are merged into them."""
@@ -172,8 +174,8 @@ def analyse(
     products = {name: count / samples for name, count in classes.product_macs().items()}
     reason = "is frozen: nothing trains it (a rule of only that names it prunes it)"
     frozen = dict.fromkeys([group.name for group in groups if untrained.holds(group)], reason)
-    used, followed = frozenset(engine.used), tuple(engine.followed)
-    found = Structure(groups, classes.refused(groups), macs, products, untrained, used, followed)
+    used, followed, showed = frozenset(engine.used), tuple(engine.followed), tuple(engine.showed)
+    found = Structure(groups, classes.refused(groups), macs, products, untrained, used, followed, showed)
     return found.without(frozen)
 
 

@@ -77,6 +77,7 @@ class Propagation(DispatchMode):
         mirrored: The tensors of copies, each with the name of the one that it mirrors.
         used: Names of the parameters and buffers that met something else than these, such as an activation.
         followed: For each example, the modes in which it was followed.
+        showed: For each example, whether it showed anything that those before it did not.
     """
 
     supports_higher_order_operators = True
@@ -112,6 +113,7 @@ class Propagation(DispatchMode):
         self.mirrored = mirrored_tensors(copies)
         self.used: set[str] = set()
         self.followed: list[tuple[RunMode, ...]] = []
+        self.showed: list[bool] = []
         self.alike: IdentityWeakMap[bool] = IdentityWeakMap()
         self.terms: IdentityWeakMap[bool] = IdentityWeakMap()
         self.read_terms: list[Statistic] = []

@@ -95,8 +95,11 @@ def trace(
         for example in as_examples(examples):
             if not example.needed(engine.used):
                 engine.followed.append(())
+                engine.showed.append(False)
                 continue
+            before = engine.union_find.changes, len(engine.used)
             errors = _follow(engine, model, example)
+            engine.showed.append(before != (engine.union_find.changes, len(engine.used)))
             if errors:
                 on_failure(example, errors)
     return engine

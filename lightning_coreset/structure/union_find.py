@@ -36,6 +36,7 @@ class ChannelUnionFind:
         self._leads: dict[int, int] = {}  # the dimension that each one follows, maybe itself
         self._unwritten: set[int] = set()
         self._by_dimensions = True  # whether nothing else was united yet
+        self._blocks = 0
         self.version = 0
         """Goes up with every union: what classes were found to be stays so as long as it is the same."""
 
@@ -175,7 +176,15 @@ class ChannelUnionFind:
         if number == len(self._reasons):
             self._reasons.append(reason)
         flat = labels.reshape(-1)
-        self._reason[flat] = torch.where(self._reason[flat] == 0, number, self._reason[flat])
+        free = self._reason[flat] == 0
+        if bool(free.any()):
+            self._blocks += 1
+            self._reason[flat] = torch.where(free, number, self._reason[flat])
+
+    @property
+    def changes(self) -> int:
+        """How often something was united that was not, or blocked that was not by itself."""
+        return self.version + self._blocks
 
     def blocked(self) -> Tensor:
         """Whether the class with this root may not be removed, bool ``(labels + 1,)``; ``FIXED`` may not."""

@@ -113,6 +113,11 @@ class PruningRun:
         """When the events are, and the ratio of the last one."""
         return self.requested.towards(self.progress.target)
 
+    @property
+    def awaits_events(self) -> bool:
+        """Whether there is an event to come."""
+        return self._next_event < math.inf
+
     def is_due(self, trainer: pl.Trainer) -> bool:
         """Whether it is time for an event."""
         return self.timeline.position(trainer) >= self._next_event

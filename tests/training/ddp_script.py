@@ -124,6 +124,19 @@ class Coupled(Classifier):
         return cross_entropy(self.net[2:](one) + self.side[2:](other), batch[1])
 
 
+class SkipsLater(Classifier):
+    """Leaves a layer out in every second step, on the last process."""
+
+    def __init__(self) -> None:
+        super().__init__(mlp(8, 32, 32, 24, 3))
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        hidden, last = self.net[:2](batch[0]), self.global_rank == self.trainer.world_size - 1
+        if not (last and batch_idx % 2):
+            hidden = self.net[2:4](hidden)
+        return cross_entropy(self.net[4:](hidden), batch[1])
+
+
 class Compiled(Classifier):
     """Compiles its network, whose graph DDP cuts at its buckets."""
 
@@ -249,7 +262,11 @@ VARIANTS = {
     "fp16_hook": Variant(strategy=hooked(fp16_compress_hook), exact=False),
     "power_sgd": Variant(strategy=power_sgd, exact=False),
 }
-DISPUTED = {"apart": Variant(Apart, lambda: UNUSED), "coupled": Variant(Coupled, pruning={"include_residual": True})}
+DISPUTED = {
+    "apart": Variant(Apart, lambda: UNUSED),
+    "coupled": Variant(Coupled, pruning={"include_residual": True}),
+    "skips_later": Variant(SkipsLater, lambda: UNUSED, {"include_residual": True}),
+}
 """Where the steps of two processes run other layers, or couple them otherwise."""
 if not hasattr(DDPStrategy(), "_pl_static_graph_delay_done"):
     del VARIANTS["static_graph_by_hand"]  # is refused before Lightning 2.6

@@ -64,6 +64,7 @@ class Candidate:
         whole: The whole batch, of which the inputs are a part, until the self-check has shown that this suffices.
         is_idle: Whether it showed nothing new when the structure was read last, and may later.
         was_tried: Whether the self-check has passed on it.
+        is_extra: Whether it runs no layer for the first time, and is left out unless it couples layers otherwise.
     """
 
     title: str
@@ -72,6 +73,7 @@ class Candidate:
     whole: Any = None
     is_idle: bool = False
     was_tried: bool = False
+    is_extra: bool = False
 
     @classmethod
     def of_step(
@@ -80,14 +82,14 @@ class Candidate:
         title: str,
         batch: Any,
         origin: Origin,
-        needed: Callable[[Collection[str]], bool] = always,
+        needed: Callable[[Collection[str]], bool] | None = None,
     ) -> Candidate:
-        """A step, or ``forward``, on some samples of a batch."""
+        """A step, or ``forward``, on some samples of a batch; an extra one if it is not said what it is needed for."""
         modes: tuple[RunMode, ...] = ("evaluation", "training") if origin is Origin.STEP else ("evaluation",)
-        some = first_samples(batch)
-        kept = on_device(some, "cpu")
-        example = replace(Example.of(kept), run=run, modes=modes, needed=needed)
-        return cls(title, example, origin, whole=None if some is batch else on_device(batch, "cpu"))
+        some, is_extra = first_samples(batch), needed is None
+        example = replace(Example.of(on_device(some, "cpu")), run=run, modes=modes, needed=needed or always)
+        whole = None if some is batch or is_extra else on_device(batch, "cpu")  # there may be many extra ones
+        return cls(title, example, origin, whole, is_extra=is_extra)
 
     @classmethod
     def of_calls(
@@ -147,7 +149,7 @@ def guesses(
     """Methods that nothing has called yet, to be tried on a batch.
 
     What ``forward`` and ``predict_step`` return is what the module is used for later: it keeps its width. Validation
-    and test steps may run layers that training does not.
+    and test steps may run layers that training does not, or couple them otherwise.
 
     Args:
         pl_module: The module.
@@ -166,7 +168,7 @@ def guesses(
     tests = "test_step" if type(pl_module).test_step is not type(pl_module).validation_step else "validation_step"
     for hook in dict.fromkeys(("validation_step", tests)):
         if is_overridden(hook, pl_module):
-            yield guess(StepRun(hook), hook, partial(shows_more, hook))
+            yield replace(guess(StepRun(hook), hook, partial(shows_more, hook)), is_extra=True)
 
 
 def has_forward(pl_module: pl.LightningModule) -> bool:

@@ -7,14 +7,24 @@ from dataclasses import dataclass
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+from torch import Tensor
 
+from lightning_coreset._compat import eager_execution
+from lightning_coreset.structure import Example, StepOutputs, local_collectives, preserved
 from lightning_coreset.training.examples.batches import shallow
 from lightning_coreset.training.examples.candidate import Candidate, Origin, Shows, always
+from lightning_coreset.training.examples.loss_graph import LossGraphs
 from lightning_coreset.training.examples.moment import Moment
 from lightning_coreset.training.examples.steps import Calls, StepRun, can_be_repeated
 from lightning_coreset.training.examples.watch import Watch
 from lightning_coreset.training.metrics import ForwardRecorder
+
+_ALL_OF_A_RUN, _ALL_OF_AN_EPOCH, _SHARE = 100, 8, 1 / 16
+"""The graph of a loss is looked at in so many first steps, and in this share of the later ones: it takes time."""
+
+_GOLDEN_RATIO = 0.6180339887498949
 
 _PATIENCE = 100
 """So many steps in a row are recorded at most, until one calls again what an earlier one called."""
@@ -32,7 +42,8 @@ class _Step:
 class StepObserver:
     """Makes a candidate of every step that runs a layer which none before has run.
 
-    A step of automatic optimization is kept with its batch. One of manual optimization cannot be repeated: the calls
+    A step of automatic optimization is kept with its batch, also if its loss is made of the same layers in another way,
+    and so is the first validation step of each loader. One of manual optimization cannot be repeated: the calls
     that it makes are recorded the next time that it comes.
 
     Attributes:
@@ -45,6 +56,9 @@ class StepObserver:
         self.watch = Watch()
         self.records = self.trained_unseen = False
         self._recorder: ForwardRecorder | None = None
+        self._graphs = LossGraphs()
+        self._is_other = self._looks_at_graph = False
+        self._evaluated: set[tuple[str, int]] = set()
         self._step: _Step | None = None
         self._patience = 0
 
@@ -57,12 +71,41 @@ class StepObserver:
         """Begin with all layers."""
         self.stop()
         self.watch.start(pl_module)
+        self._graphs.start(pl_module)
 
     def stop(self) -> None:
         """Remove all hooks from the module and drop batches."""
         self._stop_recorder()
         self.watch.stop()
         self.__init__()
+
+    def look_again(self) -> None:
+        """Forget which steps were seen: what they showed is not known any more."""
+        self._graphs.forget()
+        self._evaluated.clear()
+
+    def before_backward(self, loss: Any, *, first_is_known: bool) -> None:
+        """A step differentiates its loss: see whether that is made of its layers as those before were.
+
+        Args:
+            loss: The loss.
+            first_is_known: Whether the first one comes from a step that is an example already.
+        """
+        if self._step is not None and self._looks_at_graph and isinstance(loss, Tensor):
+            is_first = self._graphs.is_empty
+            self._is_other |= self._graphs.note([loss]) or (is_first and not first_is_known)
+
+    def knows(self, pl_module: pl.LightningModule, example: Example) -> bool:
+        """Whether a training step makes a loss of layers in a way that was seen; or that cannot be told."""
+        if self._graphs.is_empty:
+            return True
+        try:
+            with preserved(pl_module), local_collectives(), eager_execution(), torch.enable_grad():
+                outputs = example.run(pl_module, example.inputs)
+                numbers = outputs.numbers if isinstance(outputs, StepOutputs) else outputs
+                return self._graphs.has_all(one for one in numbers[:1] if one.requires_grad)
+        except Exception:
+            return True
 
     def before(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, hook: str, batch: Any, batch_idx: int, loader: int = 0
@@ -73,7 +116,10 @@ class StepObserver:
         if trains and (self.records or self._patience > 0):
             self._recorder = ForwardRecorder(pl_module, copy_inputs=True)
             self._recorder.start()
-        if self._recorder is not None or self.watch.is_on:
+        self._looks_at_graph = trains and can_be_repeated(pl_module) and _is_looked_at(trainer.global_step, batch_idx)
+        self._is_other = False
+        is_first = not trains and (hook, loader) not in self._evaluated
+        if self._recorder is not None or self.watch.is_on or self._looks_at_graph or is_first:
             self.watch.ran.clear()
             index = loader if is_param_in_hook_signature(getattr(pl_module, hook), "dataloader_idx", True) else None
             run = StepRun(hook, batch_idx, index, Moment.now(trainer))
@@ -93,14 +139,18 @@ class StepObserver:
         if trains and by_hand:
             self._patience = _PATIENCE if new else self._patience  # it is recorded when it comes again
             return None
-        if not new:
+        place = step.run.hook, step.run.dataloader_idx or 0
+        is_other = self._is_other if trains else place not in self._evaluated
+        if not trains:
+            self._evaluated.add(place)
+        if not new and not is_other:
             return None
         candidate = Candidate.of_step(
             step.run,
             f"{step.run.hook} on batch {step.run.batch_idx}",
             step.batch,
             Origin.STEP if trains else Origin.EVALUATION,
-            self._shows(new),
+            self._shows(new) if new else None,
         )
         self.watch.forget(new)
         return candidate
@@ -128,3 +178,8 @@ class StepObserver:
         calls = [(call.name, *(call.before or (call.args, call.kwargs))) for call in recorder.calls]
         recorder.clear()
         return calls
+
+
+def _is_looked_at(step: int, batch_idx: int) -> bool:
+    """Whether the graph of a step's loss is looked at; the same in a run that is resumed, and in no fixed distance."""
+    return step < _ALL_OF_A_RUN or batch_idx < _ALL_OF_AN_EPOCH or step * _GOLDEN_RATIO % 1 < _SHARE

@@ -17,7 +17,7 @@ from lightning_coreset._compat import methods_before_compile, trainer_of
 from lightning_coreset.nested import map_tensors
 from lightning_coreset.structure import Example, ExampleInputs, RunMode, Structure, raise_or_warn
 from lightning_coreset.training.examples.batches import fresh, on_device
-from lightning_coreset.training.examples.candidate import Candidate, Origin, guesses, in_short
+from lightning_coreset.training.examples.candidate import Candidate, Origin, always, guesses, in_short
 from lightning_coreset.training.examples.moment import Moment
 from lightning_coreset.training.examples.observer import StepObserver
 from lightning_coreset.training.examples.plain_form import to_plain
@@ -30,6 +30,9 @@ _MOST = 32
 _FIRST = "training_step"
 """The title of the first one."""
 
+_MOST_EXTRA = 8
+"""So many steps that couple layers otherwise are kept between two events."""
+
 _FALLBACKS = 3
 """So many steps are recorded where none can be repeated, before training is ended."""
 
@@ -40,7 +43,8 @@ class ExampleSource:
     - The user's example inputs, or the module's ``example_input_array``.
     - Its own ``training_step`` on the first batch, and on every later one on which it runs a layer that none of the
       examples before runs. With manual optimization, where a step cannot be repeated, the calls of modules in it.
-    - Validation steps that run such layers.
+    - Later training steps that put the same layers together in another way, as the graph of their loss shows.
+    - The first validation step of each loader, and others that run such layers.
     - ``forward`` and ``predict_step``, if they take what is in a batch, and steps that have not run so far.
 
     Args:
@@ -58,7 +62,7 @@ class ExampleSource:
         self._errors: dict[Candidate, Mapping[RunMode, Exception]] = {}
         self._problems: list[str] = []
         self._fallbacks = 0
-        self._has_begun = self._saw_validation = self.is_resumed = self._starts_over = False
+        self._has_begun = self._saw_validation = self.is_resumed = self._starts_over = self._is_other_now = False
 
     def begin(self, pl_module: pl.LightningModule) -> None:
         """Start a training run."""
@@ -123,7 +127,7 @@ class ExampleSource:
             if repeats:
                 trainer = trainer_of(pl_module)
                 run = StepRun("training_step", batch_idx, moment=None if trainer is None else Moment.now(trainer))
-                first = Candidate.of_step(run, _FIRST, batch, Origin.STEP)
+                first = Candidate.of_step(run, _FIRST, batch, Origin.STEP, always)
                 self._add(first)
                 self._add(first.at_present(partial(self._shows_more_now, trainer, run.moment)))
             for guess in guesses(pl_module, batch, self._calls_forward, self._more_to_show):
@@ -132,6 +136,12 @@ class ExampleSource:
                 self._add(guess)
         self._observer.records |= not repeats and not self.has_inputs and not self._has(Origin.STEP)
         return repeats or self.has_inputs
+
+    def before_backward(self, loss: Any) -> None:
+        """Look at what a training step's loss is made of."""
+        pending = sum(one.is_extra and one.origin is Origin.STEP and not one.was_tried for one in self._candidates)
+        if pending < _MOST_EXTRA:  # later ones come again
+            self._observer.before_backward(loss, first_is_known=not self.is_resumed)
 
     def before_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, hook: str, batch: Any, batch_idx: int, loader: int = 0
@@ -181,6 +191,8 @@ class ExampleSource:
             # One that was compiled as a whole gets its methods back: those of a copy would run the original.
             vars(pl_module).update(methods_before_compile(pl_module))
             self._offered = [(one, placed(one)) for one in self._candidates if idle or not one.is_idle]
+            present = [example for one, example in self._offered if one.origin is Origin.PRESENT]
+            self._is_other_now = idle and any(not self._observer.knows(pl_module, example) for example in present)
             yield [example for _, example in self._offered]
 
     def failed(self, example: Example, errors: Mapping[RunMode, Exception]) -> None:
@@ -195,9 +207,11 @@ class ExampleSource:
             MisconfigurationException: If the module cannot be run on the inputs that were given.
         """
         again = False
-        for (candidate, _), modes in zip(self._offered, structure.followed, strict=True):
+        for (candidate, _), modes, showed in zip(self._offered, structure.followed, structure.showed, strict=True):
             errors = self._errors.pop(candidate, {})
-            if modes:
+            if candidate.is_extra and modes and not showed:
+                self._candidates.remove(candidate)
+            elif modes:
                 self._warn_of_mode(candidate, errors)
                 candidate.settle(modes)
             elif not errors and candidate.origin is Origin.PRESENT:
@@ -275,13 +289,12 @@ class ExampleSource:
         return (bool(used) or not self._has(Origin.STEP)) and needed(used)
 
     def _more_to_show(self, hook: str, used: Collection[str]) -> bool:
-        seen = self._saw_validation and hook == "validation_step"
-        return not seen and self._observer.watch.has_others(used)
+        return not (self._saw_validation and hook == "validation_step")
 
     def _shows_more_now(self, trainer: pl.Trainer | None, then: Moment | None, used: Collection[str]) -> bool:
         if trainer is None or then is None or (then.epoch, then.step) == (trainer.current_epoch, trainer.global_step):
             return False
-        return self._observer.watch.has_others(used)
+        return self._is_other_now or self._observer.watch.has_others(used)
 
     def _warn_of_mode(self, candidate: Candidate, errors: Mapping[RunMode, Exception]) -> None:
         # A step is really run in training mode only.
@@ -295,9 +308,10 @@ class ExampleSource:
         A step may depend on what the module has kept by now, such as a state with a row for each sample.
         """
         training = (Origin.STEP, Origin.PRESENT)
-        if self._has_begun and candidate.origin in training:
+        if self._has_begun and candidate.origin in training and not candidate.is_extra:
             self._candidates = [one for one in self._candidates if one.origin not in training]
             self._has_begun, self._starts_over = False, True
+            self._observer.look_again()
         elif candidate in self._candidates:
             self._drop(candidate, errors)
 
@@ -306,9 +320,9 @@ class ExampleSource:
         reason = in_short(errors)
         if candidate.origin is Origin.GIVEN:
             raise _wrong_inputs(candidate, reason) from next(iter(errors.values()))
-        if candidate.origin is Origin.STEP:
+        if candidate.origin is Origin.STEP and not candidate.is_extra:
             self._problems.append(f"{candidate.title} raised {reason}")
-        elif candidate.origin is Origin.EVALUATION or (candidate.was_tried and candidate.title != "forward"):
+        elif candidate.origin < Origin.PRESENT or (candidate.was_tried and candidate.title != "forward"):
             rank_zero_warn(
                 f"{candidate.title} ran before, but as an example it now raised {reason}. Layers that only it runs "
                 "keep the channels that they may read; layers that only it couples, as by a sum of what they make, "
