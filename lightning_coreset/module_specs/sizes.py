@@ -113,7 +113,7 @@ def _check_tensor_is_optional(where: str, module: nn.Module, spec: ModuleSpec) -
 def _submodule(module: nn.Module, path: str) -> nn.Module | None:
     try:
         return module.get_submodule(path)
-    except AttributeError:
+    except (AttributeError, RuntimeError):  # TorchScript modules do not have it
         return None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
@@ -16,6 +17,8 @@ def unsupported_parameters(model: nn.Module) -> dict[str, str]:
     unsupported: dict[str, str] = {}
     for prefix, module in model.named_modules():
         reason, whole = module_spec(module).reason(module), True
+        if isinstance(module, torch.jit.ScriptModule):
+            reason = "belongs to a TorchScript module, whose code has its sizes (only Python modules are pruned)"
         if reason is None:
             reason, whole = _reason_of_state(module), _has_foreign_parametrization(module)
         if reason is None:

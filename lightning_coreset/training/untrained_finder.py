@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
@@ -131,7 +132,7 @@ class UntrainedFinder:
         if frozen:
             first = next(iter(frozen))
             has_layers = any(True for _ in model.get_submodule(first).children())
-            rank_zero_info(_about_frozen(frozen, f"{first}.*" if has_layers else first))
+            rank_zero_info(_about_frozen(frozen, f"{first}.*" if has_layers else first, _built_alike(model, frozen)))
 
 
 def _about_copies(copies: Mapping[str, str], shadows: Sequence[Mapping[str, str]]) -> str:
@@ -149,12 +150,33 @@ def _about_copies(copies: Mapping[str, str], shadows: Sequence[Mapping[str, str]
     )
 
 
-def _about_frozen(frozen: Mapping[str, int], rule: str) -> str:
+def _about_frozen(frozen: Mapping[str, int], rule: str, alike: Mapping[str, str]) -> str:
     parts = listed([f"{name} ({count:,} parameters)" for name, count in frozen.items()])
+    copies = f" If it takes its weights from what it is built like, say copies={dict(alike)!r}." if alike else ""
     return (
         f"Nothing trains {parts}, so it stays whole and does not count for the pruning ratio. A rule of only that "
-        f"names its layers, such as only=['{rule}'], prunes it."
+        f"names its layers, such as only=['{rule}'], prunes it.{copies}"
     )
+
+
+def _built_alike(model: nn.Module, frozen: Iterable[str]) -> dict[str, str]:
+    """Frozen parts with another part of the same parameters by name and shape, from which they may be synchronised."""
+    parts = {name: _parameters_of(module) for name, module in model.named_modules() if name}
+    found = {}
+    for name in frozen:
+        own = parts.get(name)
+        others = [other for other, its in parts.items() if own and its == own and not _within(other, frozen)]
+        if others:
+            found[name] = others[0]
+    return found
+
+
+def _parameters_of(module: nn.Module) -> dict[str, torch.Size]:
+    return {name: one.shape for name, one in module.named_parameters()}
+
+
+def _within(name: str, parts: Iterable[str]) -> bool:
+    return any(f"{name}.".startswith(f"{part}.") for part in parts)
 
 
 def _checked(copies: Any) -> Copies:

@@ -62,11 +62,18 @@ class _Run:
         mode: The mode.
         carries: Whether the network computes numbers and keeps them, which its next run may read: it is run twice in
             a row then. ``None`` before the first run, which shows it.
+        draws: Whether it draws random numbers in it.
     """
 
     example: Example
     mode: RunMode
     carries: bool | None = None
+    draws: bool = False
+
+
+def _random_states(model: nn.Module) -> list[Tensor]:
+    devices = {parameter.device for parameter in model.parameters() if parameter.is_cuda}
+    return [torch.get_rng_state(), *map(torch.cuda.get_rng_state, devices)]
 
 
 class Trial:
@@ -110,6 +117,7 @@ class Trial:
     def _read(self, examples: Sequence[Example]) -> None:
         """Find the runs that work in this precision: the first of every example, and those in training mode as well."""
         self.model.to(self.dtype)
+        self._leaves_nothing_to_chance = False
         self._runs_steps = False  # which may add penalties on activations to a loss
         self._runs: list[_Run] = []
         self._runs_in_training: list[_Run] = []
@@ -199,8 +207,19 @@ class Trial:
     def attempt(self, groups: Sequence[ChannelGroup]) -> str | None:
         """Remove channels, and at another time zero their consumers: both must compute the same.
 
-        With the consumers at zero, no output may notice what their producers compute.
+        With the consumers at zero, no output may notice what their producers compute. A network that draws random
+        numbers in evaluation mode, too, may draw others once channels are gone; then the means of these are compared.
         """
+        reason = self._attempt(groups)
+        if reason is None or not any(run.draws for run in self._runs):
+            return reason
+        self._leaves_nothing_to_chance = True
+        try:
+            return self._attempt(groups)
+        finally:
+            self._leaves_nothing_to_chance = False
+
+    def _attempt(self, groups: Sequence[ChannelGroup]) -> str | None:
         groups = [_paired_at_random(group).with_copies for group in groups]
         removed = removed_classes(groups)
         choices = MadeChoices()
@@ -289,7 +308,8 @@ class Trial:
         model = self.model if model is None else model
         outputs = []
         for run in runs:
-            in_training = [Expectations()] if run.mode == "training" else []
+            means = run.mode == "training" or self._leaves_nothing_to_chance
+            expectations = [Expectations()] if means else []
             own = (ConstantPenalties(model), StandInDerivatives(), local_collectives())
             with (
                 preserved(model) as state,
@@ -297,11 +317,13 @@ class Trial:
                 torch.set_grad_enabled(gradients),
                 ExitStack() as stack,
             ):
-                for mode in (WithoutQuantization(), *in_training, *modes, *own):
+                for mode in (WithoutQuantization(), *expectations, *modes, *own):
                     stack.enter_context(mode)
                 set_mode(model, run.mode)
                 seed_everything(model)
+                before = _random_states(model)
                 outputs += self._step(run, model)
+                run.draws |= not means and not all(map(torch.equal, before, _random_states(model)))
                 if run.carries is None:
                     run.carries = state.holds_new_numbers() and self._runs_again(run, model)
                 elif run.carries:

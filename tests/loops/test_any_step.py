@@ -213,3 +213,60 @@ def test_a_step_is_run_again_as_it_was():
     make_trainer(callback, max_epochs=5).fit(module, make_loader(8))
 
     assert widths(module) == {"net.0": (8, 8), "a": (8, 3), "b": (8, 3)}
+
+
+DRAWS = {
+    "noise": lambda hidden: hidden + 0.1 * torch.randn_like(hidden),
+    "dropout": lambda hidden: F.dropout(hidden, 0.3, True),
+    "mask": lambda hidden: hidden * torch.bernoulli(torch.full_like(hidden, 0.7)),
+    "uniform": lambda hidden: hidden * torch.rand_like(hidden),
+    "normal in place": lambda hidden: hidden * torch.empty_like(hidden).normal_(1.0, 0.1),
+}
+
+
+@pytest.mark.parametrize("name", DRAWS)
+def test_random_numbers_of_the_hidden_width_hold_nothing(name):
+    """Also in evaluation mode; others are drawn once channels are gone, so that their means are compared."""
+
+    class Noisy(Classifier):
+        def forward(self, x):
+            return self.net[4:](DRAWS[name](self.net[2:4](DRAWS[name](self.net[:2](x)))))
+
+    module = Noisy()
+    make_trainer(CoresetPruningCallback(0.5, **AT_ONCE), max_epochs=1).fit(module, make_loader(8))
+    assert widths(module) == SMALLER
+
+
+def test_random_numbers_do_not_hide_what_is_wrong():
+    """A width that the code remembers, beside noise."""
+
+    class Remembers(Classifier):
+        def forward(self, x):
+            hidden = self.net[:2](x)
+            hidden = (hidden + torch.randn_like(hidden)).reshape(-1, 32)
+            return self.net[2:](hidden)
+
+    module = Remembers()
+    with pytest.warns(UserWarning, match="net.0: .* does not run"):
+        make_trainer(CoresetPruningCallback(0.3, **AT_ONCE), max_epochs=1).fit(module, make_loader(8))
+    assert module.net[0].out_features == 32
+    assert module.net[2].out_features < 24
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore:Found .* in eval mode at the start")
+@pytest.mark.parametrize("check", [True, False])
+def test_torchscript_modules_are_left_alone(check):
+    class Taught(Classifier):
+        def __init__(self):
+            super().__init__()
+            self.net[1] = torch.jit.script(nn.SiLU())
+            teacher = nn.Sequential(nn.Linear(8, 40), nn.ReLU(), nn.Linear(40, 3)).requires_grad_(False)
+            self.teacher = torch.jit.script(teacher.eval())
+
+        def training_step(self, batch, batch_idx):
+            return super().training_step(batch, batch_idx) + F.mse_loss(self.net(batch[0]), self.teacher(batch[0]))
+
+    module = Taught()
+    make_trainer(CoresetPruningCallback(0.5, check=check, **AT_ONCE), max_epochs=1).fit(module, make_loader(8))
+    assert {name: size for name, size in widths(module).items() if name.startswith("net.")} == SMALLER
+    assert module.teacher.state_dict()["0.weight"].shape == (40, 8)

@@ -57,6 +57,7 @@ def test_a_frozen_teacher_stays_whole_and_does_not_count(caplog):
     assert len(said) == 1
     assert f"teacher ({count_params(module.teacher)} parameters)" in said[0]
     assert "only=['teacher.*']" in said[0]
+    assert said[0].endswith("If it takes its weights from what it is built like, say copies={'teacher': 'net'}.")
 
 
 def test_a_frozen_teacher_is_pruned_if_it_is_asked_for():

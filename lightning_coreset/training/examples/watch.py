@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 
 import lightning.pytorch as pl
+import torch
 from torch.utils.hooks import RemovableHandle
 
 from lightning_coreset.planning import layers_with_tensors
@@ -30,7 +31,7 @@ class Watch:
         self.stop()
         self._names = {path: {*own} for path, own in layers_with_tensors(pl_module).items()}
         for name, module in called_from_python(pl_module):
-            if name and name in self._names:
+            if name and name in self._names and not isinstance(module, torch.jit.ScriptModule):  # these have no hooks
                 hook = Hook(lambda *_, name=name: self.ran.add(name))
                 self._handles[name] = module.register_forward_pre_hook(hook)
 

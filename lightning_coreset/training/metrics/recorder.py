@@ -106,6 +106,8 @@ class ForwardRecorder:
         else:  # walking over all modules of a large network takes longer than recording one of them
             watched = ((name, self._module.get_submodule(name)) for name in self._only)
         for name, module in watched:
+            if isinstance(module, torch.jit.ScriptModule):  # has no hooks
+                continue
             before, after = Hook(partial(self._before, name)), Hook(self._after)
             self._handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
             self._handles.append(module.register_forward_hook(after, with_kwargs=True, always_call=True))
