@@ -39,6 +39,7 @@ from lightning_coreset.training import (
     UntrainedFinder,
     average_again,
     averaged_copies,
+    check_certificate_options,
     check_drop,
     check_example_inputs,
     check_guard_options,
@@ -214,6 +215,7 @@ class CoresetPruningCallback(Callback):
         check_times_beside_schedule(schedule, {"start": start, "end": end, "every": every}, defaults)
         if isinstance(schedule, Mapping):
             self.request = replace(self.request, pruning_ratio=self.timeline.target, by_default=False)
+        check_certificate_options(certify=certify, input_radius=input_radius)
         check_example_inputs(example_inputs)
         self._source = ExampleSource(example_inputs)
         self.request.check_trial(check)

@@ -13,6 +13,7 @@ from lightning_coreset.training.examples import ExampleSource
 from lightning_coreset.training.guard import Guard, OnFailure
 from lightning_coreset.training.metrics import Mode, Monitor
 from lightning_coreset.training.options import (
+    check_certificate_options,
     check_drop,
     check_example_inputs,
     check_guard_options,
@@ -62,6 +63,7 @@ __all__ = [
     "UntrainedParts",
     "average_again",
     "averaged_copies",
+    "check_certificate_options",
     "check_drop",
     "check_example_inputs",
     "check_guard_options",

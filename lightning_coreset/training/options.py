@@ -75,6 +75,14 @@ def check_times_beside_schedule(schedule: Any, given: Mapping[str, Any], default
         )
 
 
+def check_certificate_options(*, certify: bool, input_radius: float | None) -> None:
+    """Say that a bound on inputs has no effect without certificates."""
+    if input_radius is not None and not certify:
+        rank_zero_warn(
+            f"input_radius={input_radius!r} has no effect without certify=True, whose certificates it is for."
+        )
+
+
 def check_guard_options(max_drop: Any, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
     """Refuse options of the guard without a guard.
 

@@ -63,10 +63,11 @@ class PruningRun:
     _events: dict[int, float] = field(default_factory=dict)
     _next_event: float = math.inf
     _waits_in_epoch: int = -1
+    _is_laid_out: bool = False
 
     def start(self, trainer: pl.Trainer) -> None:
         """Start a fit; a Trainer that has not trained yet starts a new run."""
-        self._events, self._waits_in_epoch = {}, -1
+        self._events, self._waits_in_epoch, self._is_laid_out = {}, -1, False
         self._examples = []
         if trainer.current_epoch == 0 and trainer.global_step == 0:
             self.progress = Progress()
@@ -81,8 +82,14 @@ class PruningRun:
     def lay_out_events(self, trainer: pl.Trainer) -> None:
         """Compute the events of this fit, once the length of training is known."""
         self.planner.aim_at(self.progress.target)
-        self._events = self.timeline.events(trainer)
+        self._events, self._is_laid_out = self.timeline.events(trainer), True
         self.progress.is_resumed = trainer.global_step > 0
+        reached, last = max(self.progress.done.values(), default=0.0), max(self._events.values(), default=0.0)
+        if reached > last:
+            rank_zero_warn(
+                f"The checkpoint is of a run with a pruning ratio of {reached:g}, and {last:g} is requested now: "
+                "nothing more is pruned, and channels do not come back. To prune less, begin from a checkpoint before."
+            )
         self._find_next_event()
         if self.timeline.interval == "epoch":
             self.guard.check_first_event(trainer, self._next_event)
@@ -185,6 +192,8 @@ class PruningRun:
     def warn_of_missed_events(self, trainer: pl.Trainer) -> None:
         """Warn if training ended before the schedule did."""
         missed = list(self.progress.open_events(self._events))
+        if not self._is_laid_out and not trainer.interrupted:
+            rank_zero_warn("Training had no batches, so that there was no pruning event.")
         if missed and not trainer.interrupted and not self.guard.stopped:
             rank_zero_warn(
                 f"Training ended before the pruning events of {self.timeline.interval}s {missed}; the last ratio "

@@ -193,6 +193,8 @@ def _checked(copies: Any) -> Copies:
 def _check_pairs(model: nn.Module, pairs: Mapping[str, str]) -> None:
     modules = dict(model.named_modules())
     for name, original in pairs.items():
+        if name == original:
+            raise ValueError(f"Expected copies to name a copy and its original but got {name!r} for both.")
         for one in (name, original):
             if one not in modules:
                 raise ValueError(

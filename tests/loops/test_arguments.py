@@ -133,6 +133,7 @@ def test_values_of_other_libraries_are_taken():
         max_drop=np.float32(0.01),
         recover_epochs=np.int64(2),
         input_radius=Fraction(3, 2),
+        certify=True,
         schedule=lambda t: torch.tensor(t),
     )
     CoresetPruningCallback(schedule={np.int64(1): np.float32(0.25)})
@@ -333,3 +334,25 @@ def test_what_is_better_of_a_known_number(metric, mode):
 )
 def test_which_numbers_are_to_fall(name, mode):
     assert CoresetPruningCallback(monitor=name, max_drop=0.1)._monitor.mode == mode
+
+
+def test_a_bound_on_inputs_without_certificates():
+    with pytest.warns(UserWarning, match=r"input_radius=2\.0 has no effect without certify=True"):
+        CoresetPruningCallback(input_radius=2.0)
+    CoresetPruningCallback(input_radius=2.0, certify=True)
+
+
+def test_training_without_batches_is_told():
+    with pytest.warns(UserWarning, match="Training had no batches, so that there was no pruning event"):
+        make_trainer(CoresetPruningCallback(0.5), max_epochs=2, limit_train_batches=0).fit(Classifier(), make_loader(8))
+
+
+def test_a_ratio_below_what_a_checkpoint_has_reached_is_told(tmp_path):
+    path, module = tmp_path / "pruned.ckpt", Classifier()
+    trainer = make_trainer(CoresetPruningCallback(0.5, schedule={1: 0.4}, verbose=False), max_epochs=2)
+    trainer.fit(module, make_loader(8))
+    trainer.save_checkpoint(path)
+    callback = CoresetPruningCallback(0.2, schedule={1: 0.1, 3: 0.2}, verbose=False)
+    with pytest.warns(UserWarning, match=r"of a run with a pruning ratio of 0\.4, and 0\.2 is requested now"):
+        make_trainer(callback, max_epochs=4).fit(module, make_loader(8), ckpt_path=path)
+    assert len(callback.history) == 1

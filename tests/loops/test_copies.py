@@ -346,6 +346,7 @@ def test_without_copies_what_looks_like_one_is_frozen():
         ("all", "copies to be 'find', 'none' or a mapping"),
         ({"target": nn.Linear(2, 2)}, "copies to be 'find', 'none' or a mapping"),
         ({"teacher": "online"}, "copies to name modules but got 'teacher'"),
+        ({"target": "target"}, "a copy and its original but got 'target' for both"),
         ({"target": "predictor"}, "'target' to be a copy of 'predictor' but its '0.weight' has shape"),
     ],
 )
