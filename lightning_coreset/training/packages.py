@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
-from lightning_utilities.core.overrides import is_overridden as overrides
+from lightning.pytorch.utilities.model_helpers import is_overridden as overrides
 
 _PACKAGES = ("lightning.pytorch", "pytorch_lightning")
 
