@@ -116,7 +116,8 @@ class StepObserver:
         if trains and (self.records or self._patience > 0):
             self._recorder = ForwardRecorder(pl_module, copy_inputs=True)
             self._recorder.start()
-        self._looks_at_graph = trains and can_be_repeated(pl_module) and _is_looked_at(trainer.global_step, batch_idx)
+        # The last one asks for a signature, which takes as long as a small step.
+        self._looks_at_graph = trains and _is_looked_at(trainer.global_step, batch_idx) and can_be_repeated(pl_module)
         self._is_other = False
         is_first = not trains and (hook, loader) not in self._evaluated
         if self._recorder is not None or self.watch.is_on or self._looks_at_graph or is_first:
