@@ -422,6 +422,8 @@ class CoresetPruningCallback(Callback):
         """Find out which batches will be the last."""
         if trainer.state.fn == "fit":
             self._monitor.validation_start(trainer)
+            if self._run.awaits_events:
+                self._source.before_validation()
 
     def on_validation_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0

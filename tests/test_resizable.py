@@ -196,3 +196,23 @@ def test_threads_share_the_blocks(trained, tmp_path):
     for thread in threads:
         thread.join()
     assert not failures
+
+
+def test_another_library_that_wraps_the_method_within_a_block():
+    def wrap() -> None:
+        inner = nn.Module.load_state_dict
+        nn.Module.load_state_dict = lambda self, *args, **options: inner(self, *args, **options)
+
+    pruned = mlp(8, 16, 3)
+    prune(pruned, torch.randn(2, 8), 0.5)
+    try:
+        with resizable():
+            wrap()
+        with pytest.raises(RuntimeError, match="size mismatch"):
+            mlp(8, 16, 3).load_state_dict(pruned.state_dict())
+        with resizable():
+            (model := mlp(8, 16, 3)).load_state_dict(pruned.state_dict())
+        assert_same(model.state_dict(), pruned.state_dict())
+        mlp(8, 16, 3).load_state_dict(mlp(8, 16, 3).state_dict())
+    finally:
+        nn.Module.load_state_dict = TORCHS_OWN

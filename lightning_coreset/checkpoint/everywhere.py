@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from lightning_coreset.checkpoint.hooks import make_resizable, strictness
 _LOCK = threading.Lock()
 _blocks = 0
 """So many blocks are entered, of all threads."""
+_LOADED: ContextVar[nn.Module | None] = ContextVar("loaded", default=None)
+_TORCHS_OWN = nn.Module.load_state_dict
 _usual: Callable[..., Any] = nn.Module.load_state_dict
 """What loads outside of all blocks."""
 
@@ -50,7 +53,7 @@ def resizable() -> Iterator[None]:
     global _blocks, _usual
     with _LOCK:
         _blocks += 1
-        if _blocks == 1:
+        if _blocks == 1 and nn.Module.load_state_dict is not _load_state_dict:
             _usual = nn.Module.load_state_dict
             nn.Module.load_state_dict = _load_state_dict  # type: ignore[method-assign]
     try:
@@ -65,7 +68,13 @@ def resizable() -> Iterator[None]:
 def _load_state_dict(
     self: nn.Module, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False, **options: Any
 ) -> Any:
-    if isinstance(self, torch.jit.ScriptModule):  # its sizes are part of its code
-        return _usual(self, state_dict, strict, assign, **options)
-    with strictness(strict):
-        return _usual(make_resizable(self), state_dict, strict, assign, **options)
+    if _LOADED.get() is self:  # another library has wrapped this function, and is what was there before, too
+        return _TORCHS_OWN(self, state_dict, strict, assign, **options)
+    token = _LOADED.set(self)
+    try:
+        if _blocks == 0 or isinstance(self, torch.jit.ScriptModule):  # whose sizes are part of its code
+            return _usual(self, state_dict, strict, assign, **options)
+        with strictness(strict):
+            return _usual(make_resizable(self), state_dict, strict, assign, **options)
+    finally:
+        _LOADED.reset(token)

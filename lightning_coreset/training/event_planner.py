@@ -167,6 +167,7 @@ class EventPlanner:
                     )
                     structure = structure.joined(pieces, uncertain)
             again = self.source.settle(structure)
+        structure = self.source.without_held(structure)
         names = {group.name for group in structure.groups}
         return structure.completed(progress.completions).without(
             {name: why for name, why in progress.unsound.items() if name in names}

@@ -63,11 +63,10 @@ class PruningRun:
     _events: dict[int, float] = field(default_factory=dict)
     _next_event: float = math.inf
     _waits_in_epoch: int = -1
-    _is_laid_out: bool = False
 
     def start(self, trainer: pl.Trainer) -> None:
         """Start a fit; a Trainer that has not trained yet starts a new run."""
-        self._events, self._waits_in_epoch, self._is_laid_out = {}, -1, False
+        self._events, self._waits_in_epoch = {}, -1
         self._examples = []
         if trainer.current_epoch == 0 and trainer.global_step == 0:
             self.progress = Progress()
@@ -82,7 +81,7 @@ class PruningRun:
     def lay_out_events(self, trainer: pl.Trainer) -> None:
         """Compute the events of this fit, once the length of training is known."""
         self.planner.aim_at(self.progress.target)
-        self._events, self._is_laid_out = self.timeline.events(trainer), True
+        self._events = self.timeline.events(trainer)
         self.progress.is_resumed = trainer.global_step > 0
         reached, last = max(self.progress.done.values(), default=0.0), max(self._events.values(), default=0.0)
         if reached > last:
@@ -192,7 +191,7 @@ class PruningRun:
     def warn_of_missed_events(self, trainer: pl.Trainer) -> None:
         """Warn if training ended before the schedule did."""
         missed = list(self.progress.open_events(self._events))
-        if not self._is_laid_out and not trainer.interrupted:
+        if trainer.limit_train_batches == 0:
             rank_zero_warn("Training had no batches, so that there was no pruning event.")
         if missed and not trainer.interrupted and not self.guard.stopped:
             rank_zero_warn(

@@ -171,7 +171,8 @@ def test_the_same_step_makes_no_new_links():
     net, x = mlp(8, 16, 3), torch.randn(4, 8)
     seen = graphs(net)
     assert seen.is_empty
-    assert [seen.note([net(x).sum()]) for _ in range(3)] == [False] * 3
+    assert [bool(seen.note([net(x).sum()])) for _ in range(3)] == [True, False, False]
+    assert not seen.note([net(x).sum() / 4])  # as the Trainer divides it
     assert seen.has_all([net(torch.randn(7, 8)).sum()])
 
 
@@ -196,8 +197,14 @@ OTHERWISE: dict[str, Callable[[Tensor], Tensor]] = {
     "one more term": lambda x: straight(x) + (LINEAR["a"](x) - LINEAR["b"](x)).square(),
     "one term of its own": lambda x: straight(x) + LINEAR["a"](x).square(),
     "another activation": lambda x: LINEAR["c"](LINEAR["a"](x).tanh()) + LINEAR["d"](LINEAR["b"](x).relu()),
+    "in another order": lambda x: joined(x, "dc"),
     "one after the other": lambda x: LINEAR["c"](LINEAR["d"](LINEAR["b"](LINEAR["a"](x)).relu()).relu()),
 }
+
+
+def joined(x: Tensor, order: str) -> Tensor:
+    parts = {"c": LINEAR["c"](LINEAR["a"](x).relu()), "d": LINEAR["d"](LINEAR["b"](x).relu())}
+    return torch.cat([parts[name] for name in order], 1)
 
 
 def straight(x: Tensor) -> Tensor:
@@ -207,6 +214,41 @@ def straight(x: Tensor) -> Tensor:
 @pytest.mark.parametrize("name", OTHERWISE)
 def test_other_ways_make_new_links(name):
     seen, x = graphs(LINEAR), torch.randn(4, 8)
-    seen.note([straight(x).sum()])
+    seen.note([straight(x).sum(), joined(x, "cd").sum()])
     assert seen.note([OTHERWISE[name](x).sum()])
     assert not seen.note([OTHERWISE[name](x).sum()])
+
+
+class ByState(Rewired):
+    """Crosses its branches by something that a repeated step does not see as it was, or not on a few samples."""
+
+    def __init__(self, when: str) -> None:
+        super().__init__(when)
+        self.steps, self.flag = 0, False
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        self.flag = batch_idx in (1, 2)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        self.steps += 1
+        crossed = {
+            "by a counter": self.steps == 3,
+            "by a flag": self.flag,
+            "by the size of the batch": len(batch[0]) > 8 and batch_idx == 2,
+        }
+        return self.loss(batch, crossed=crossed[self.when])
+
+
+@pytest.mark.parametrize("when", ["by a counter", "by a flag"])
+def test_what_a_step_joins_that_cannot_be_repeated_is_held(when):
+    module = ByState(when)
+    with pytest.warns(UserWarning, match="joined layers otherwise than when it was run once more"):
+        callback = pruned(module)
+    assert callback.errors == pytest.approx({False: 0, True: 0}, abs=1e-5)
+    assert "cannot be repeated" in callback.plans[0].skipped["a.2"]
+
+
+def test_the_whole_batch_is_taken_where_a_few_samples_take_another_way():
+    callback = pruned(ByState("by the size of the batch"))
+    assert callback.errors == pytest.approx({False: 0, True: 0}, abs=1e-5)
+    assert callback.plans[0].groups

@@ -11,11 +11,20 @@ from typing import Any
 import lightning.pytorch as pl
 from torch import nn
 
+from lightning_coreset.nested import tensors_in
 from lightning_coreset.structure import Example, RunMode
 from lightning_coreset.training.examples.batches import first_samples, on_device
 from lightning_coreset.training.examples.forward import ForwardRun
+from lightning_coreset.training.examples.loss_graph import Link
 from lightning_coreset.training.examples.steps import Calls, StepRun, recorded_calls
 from lightning_coreset.training.packages import is_overridden, kinds
+
+_MOST_BYTES = 1 << 24
+"""Of the whole batch of an extra step, of which there may be several; the first samples are kept in any case."""
+
+
+def _bytes_of(batch: Any) -> int:
+    return sum(one.numel() * one.element_size() for one in tensors_in(batch))
 
 
 def always(used: Collection[str]) -> bool:
@@ -65,6 +74,8 @@ class Candidate:
         is_idle: Whether it showed nothing new when the structure was read last, and may later.
         was_tried: Whether the self-check has passed on it.
         is_extra: Whether it runs no layer for the first time, and is left out unless it couples layers otherwise.
+        links: How a training step joins layers otherwise, until it is known whether it does when it is run once more.
+        must_repeat: Whether what it joins is held if it does not. The first step is an example in any case.
     """
 
     title: str
@@ -74,6 +85,8 @@ class Candidate:
     is_idle: bool = False
     was_tried: bool = False
     is_extra: bool = False
+    links: frozenset[Link] = frozenset()
+    must_repeat: bool = True
 
     @classmethod
     def of_step(
@@ -88,7 +101,8 @@ class Candidate:
         modes: tuple[RunMode, ...] = ("evaluation", "training") if origin is Origin.STEP else ("evaluation",)
         some, is_extra = first_samples(batch), needed is None
         example = replace(Example.of(on_device(some, "cpu")), run=run, modes=modes, needed=needed or always)
-        whole = None if some is batch or is_extra else on_device(batch, "cpu")  # there may be many extra ones
+        keeps = some is not batch and not (is_extra and _bytes_of(batch) > _MOST_BYTES)
+        whole = on_device(batch, "cpu") if keeps else None
         return cls(title, example, origin, whole, is_extra=is_extra)
 
     @classmethod

@@ -7,6 +7,7 @@ branches, a layer that is left out, a term of the loss that sets in later.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from itertools import chain, combinations
 from typing import Any, TypeAlias
 
 from torch import Tensor, nn
@@ -19,6 +20,8 @@ _MOVES = frozenset(
     "ExpandBackward0 SliceBackward0 SelectBackward0 SqueezeBackward0 UnsqueezeBackward0 ReshapeAliasBackward0".split()
 )
 """Operations behind which a parameter is still one, as the transposed weight of a Linear."""
+
+_SCALES = frozenset({"DivBackward0", "MulBackward0", "ToCopyBackward0", "_DDPSinkBackward"})
 
 _MOST_MOVES = 4
 _MOST_SOURCES = 16
@@ -33,27 +36,36 @@ class LossGraphs:
 
     def __init__(self) -> None:
         self._numbers: dict[int, int] = {}
+        self._names: list[str] = []
         self._known: set[Link] = set()
 
     def start(self, module: nn.Module) -> None:
         """Begin with a module's parameters, and no link."""
-        self._numbers = {id(one): number for number, one in enumerate(module.parameters())}
+        named = dict(module.named_parameters())
+        self._numbers, self._names = {id(one): number for number, one in enumerate(named.values())}, list(named)
         self._known = set()
 
     def forget(self) -> None:
         """Begin anew with no link."""
         self._known = set()
 
-    def note(self, losses: Iterable[Tensor]) -> bool:
-        """Remember the links of a step; whether some are new, and others were known before."""
-        links = links_of(losses, self._numbers)
-        is_new = bool(self._known) and not links <= self._known
-        self._known |= links
-        return is_new
+    def note(self, losses: Iterable[Tensor]) -> frozenset[Link]:
+        """Remember the links of a step, and return those that are new."""
+        new = frozenset(links_of(losses, self._numbers) - self._known)
+        self._known |= new
+        return new
+
+    def of(self, losses: Iterable[Tensor]) -> set[Link]:
+        """The links of a step."""
+        return links_of(losses, self._numbers)
 
     def has_all(self, losses: Iterable[Tensor]) -> bool:
         """Whether all links of a step are known."""
-        return links_of(losses, self._numbers) <= self._known
+        return self.of(losses) <= self._known
+
+    def makers(self, links: Iterable[Link]) -> set[str]:
+        """The parameters, by name, whose layers made what these links join."""
+        return {self._names[number] for link in links for number in link[2:] if number >= 0}
 
     @property
     def is_empty(self) -> bool:
@@ -68,9 +80,9 @@ def links_of(losses: Iterable[Tensor], numbers: dict[int, int]) -> set[Link]:
         losses: Tensors with gradients.
         numbers: The parameters' numbers, by id.
     """
-    order = _in_order([loss.grad_fn for loss in losses if loss.grad_fn is not None])
+    order = _in_order([_without_scale(loss.grad_fn) for loss in losses if loss.grad_fn is not None])
     parameters: dict[Any, tuple[int, int]] = {}  # where a node is a parameter, moved so many times
-    sources: dict[Any, frozenset[int]] = {}
+    sources: dict[Any, tuple[int, ...]] = {}
     links: set[Link] = set()
     for node in order:
         children = [child for child, _ in node.next_functions if child is not None]
@@ -80,9 +92,19 @@ def links_of(losses: Iterable[Tensor], numbers: dict[int, int]) -> set[Link]:
             continue
         own = min((parameters[child][0] for child in children if child in parameters), default=-1)
         below = _union([sources[child] for child in children if child in sources])
-        sources[node] = below if own < 0 else frozenset((own,))
+        sources[node] = below if own < 0 else (own,)
         links.update(_links(type(node).__name__, own, below))
     return links
+
+
+def _without_scale(node: Any) -> Any:
+    """What is below the factors that the Trainer and its strategy put on a loss."""
+    while type(node).__name__ in _SCALES:
+        children = [child for child, _ in node.next_functions if child is not None]
+        if len(children) != 1:
+            break
+        node = children[0]
+    return node
 
 
 def _links(name: str, own: int, below: Collection[int]) -> Iterable[Link]:
@@ -91,15 +113,14 @@ def _links(name: str, own: int, below: Collection[int]) -> Iterable[Link]:
     singles = [(name, own, source, -1) for source in below]
     if own >= 0 or len(below) > _MOST_SOURCES:
         return singles
-    return singles + [(name, own, one, other) for one in below for other in below if one < other]
+    return singles + [(name, own, one, other) for one, other in combinations(below, 2)]  # in their order, as in a cat
 
 
 def _parameter(
     node: Any, children: list[Any], parameters: dict[Any, tuple[int, int]], numbers: dict[int, int]
 ) -> tuple[int, int] | None:
-    variable = getattr(node, "variable", None)
-    if variable is not None:
-        number = numbers.get(id(variable))
+    if type(node).__name__ == "AccumulateGrad":
+        number = numbers.get(id(node.variable))
         return None if number is None else (number, 0)
     if len(children) == 1 and len(node.next_functions) == 1 and type(node).__name__ in _MOVES:
         number, moves = parameters.get(children[0], (-1, _MOST_MOVES))
@@ -107,8 +128,8 @@ def _parameter(
     return None
 
 
-def _union(sets: list[frozenset[int]]) -> frozenset[int]:
-    return sets[0] if len(sets) == 1 else frozenset().union(*sets)
+def _union(parts: list[tuple[int, ...]]) -> tuple[int, ...]:
+    return parts[0] if len(parts) == 1 else tuple(dict.fromkeys(chain(*parts)))
 
 
 def _in_order(roots: list[Any]) -> list[Any]:

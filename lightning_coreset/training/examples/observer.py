@@ -15,7 +15,7 @@ from lightning_coreset._compat import eager_execution
 from lightning_coreset.structure import Example, StepOutputs, local_collectives, preserved
 from lightning_coreset.training.examples.batches import shallow
 from lightning_coreset.training.examples.candidate import Candidate, Origin, Shows, always
-from lightning_coreset.training.examples.loss_graph import LossGraphs
+from lightning_coreset.training.examples.loss_graph import Link, LossGraphs
 from lightning_coreset.training.examples.moment import Moment
 from lightning_coreset.training.examples.steps import Calls, StepRun, can_be_repeated
 from lightning_coreset.training.examples.watch import Watch
@@ -57,7 +57,7 @@ class StepObserver:
         self.records = self.trained_unseen = False
         self._recorder: ForwardRecorder | None = None
         self._graphs = LossGraphs()
-        self._is_other = self._looks_at_graph = False
+        self._new_links, self._looks_at_graph, self._is_first = frozenset[Link](), False, False
         self._evaluated: set[tuple[str, int]] = set()
         self._step: _Step | None = None
         self._patience = 0
@@ -79,33 +79,45 @@ class StepObserver:
         self.watch.stop()
         self.__init__()
 
+    def look_at_validation(self) -> None:
+        """A validation begins: its first step of each loader may be another one than in those before."""
+        self._evaluated.clear()
+
     def look_again(self) -> None:
         """Forget which steps were seen: what they showed is not known any more."""
         self._graphs.forget()
         self._evaluated.clear()
 
-    def before_backward(self, loss: Any, *, first_is_known: bool) -> None:
+    def before_backward(self, loss: Any) -> None:
         """A step differentiates its loss: see whether that is made of its layers as those before were.
 
-        Args:
-            loss: The loss.
-            first_is_known: Whether the first one comes from a step that is an example already.
+        The first one is new as well: the example of it is run on a few samples, before it.
         """
         if self._step is not None and self._looks_at_graph and isinstance(loss, Tensor):
-            is_first = self._graphs.is_empty
-            self._is_other |= self._graphs.note([loss]) or (is_first and not first_is_known)
+            self._is_first |= self._graphs.is_empty
+            self._new_links |= self._graphs.note([loss])
 
     def knows(self, pl_module: pl.LightningModule, example: Example) -> bool:
         """Whether a training step makes a loss of layers in a way that was seen; or that cannot be told."""
         if self._graphs.is_empty:
             return True
         try:
-            with preserved(pl_module), local_collectives(), eager_execution(), torch.enable_grad():
-                outputs = example.run(pl_module, example.inputs)
-                numbers = outputs.numbers if isinstance(outputs, StepOutputs) else outputs
-                return self._graphs.has_all(one for one in numbers[:1] if one.requires_grad)
+            return self._graphs.has_all(_losses(pl_module, example))
         except Exception:
             return True
+
+    def missing(self, pl_module: pl.LightningModule, example: Example, links: frozenset[Link]) -> frozenset[Link]:
+        """How a training step does not join its layers when it is run once more: it may depend on more than that."""
+        if any("Compiled" in name for name, *_ in links):  # which hides what is joined, and is not compiled anew here
+            return frozenset()
+        try:
+            return links - self._graphs.of(_losses(pl_module, example))
+        except Exception:
+            return links
+
+    def makers(self, links: frozenset[Link]) -> set[str]:
+        """The parameters, by name, whose layers made what these links join."""
+        return self._graphs.makers(links)
 
     def before(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, hook: str, batch: Any, batch_idx: int, loader: int = 0
@@ -118,7 +130,7 @@ class StepObserver:
             self._recorder.start()
         # The last one asks for a signature, which takes as long as a small step.
         self._looks_at_graph = trains and _is_looked_at(trainer.global_step, batch_idx) and can_be_repeated(pl_module)
-        self._is_other = False
+        self._new_links, self._is_first = frozenset(), False
         is_first = not trains and (hook, loader) not in self._evaluated
         if self._recorder is not None or self.watch.is_on or self._looks_at_graph or is_first:
             self.watch.ran.clear()
@@ -141,7 +153,7 @@ class StepObserver:
             self._patience = _PATIENCE if new else self._patience  # it is recorded when it comes again
             return None
         place = step.run.hook, step.run.dataloader_idx or 0
-        is_other = self._is_other if trains else place not in self._evaluated
+        is_other = bool(self._new_links) if trains else place not in self._evaluated
         if not trains:
             self._evaluated.add(place)
         if not new and not is_other:
@@ -153,6 +165,8 @@ class StepObserver:
             Origin.STEP if trains else Origin.EVALUATION,
             self._shows(new) if new else None,
         )
+        candidate.links = self._new_links if trains and not new else frozenset()
+        candidate.must_repeat = not self._is_first
         self.watch.forget(new)
         return candidate
 
@@ -179,6 +193,14 @@ class StepObserver:
         calls = [(call.name, *(call.before or (call.args, call.kwargs))) for call in recorder.calls]
         recorder.clear()
         return calls
+
+
+def _losses(pl_module: pl.LightningModule, example: Example) -> list[Tensor]:
+    """What a training step returns on an example, with the graph that it comes from."""
+    with preserved(pl_module), local_collectives(), eager_execution(), torch.enable_grad():
+        outputs = example.run(pl_module, example.inputs)
+        numbers = outputs.numbers if isinstance(outputs, StepOutputs) else outputs
+        return [one for one in numbers[:1] if one.requires_grad]
 
 
 def _is_looked_at(step: int, batch_idx: int) -> bool:

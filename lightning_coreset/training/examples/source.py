@@ -15,6 +15,7 @@ from torch import nn
 
 from lightning_coreset._compat import methods_before_compile, trainer_of
 from lightning_coreset.nested import map_tensors
+from lightning_coreset.qualified_names import listed
 from lightning_coreset.structure import Example, ExampleInputs, RunMode, Structure, raise_or_warn
 from lightning_coreset.training.examples.batches import fresh, on_device
 from lightning_coreset.training.examples.candidate import Candidate, Origin, always, guesses, in_short
@@ -30,7 +31,7 @@ _MOST = 32
 _FIRST = "training_step"
 """The title of the first one."""
 
-_MOST_EXTRA = 8
+_MOST_EXTRA = 20
 """So many steps that couple layers otherwise are kept between two events."""
 
 _FALLBACKS = 3
@@ -61,6 +62,7 @@ class ExampleSource:
         self._offered: list[tuple[Candidate, Example]] = []
         self._errors: dict[Candidate, Mapping[RunMode, Exception]] = {}
         self._problems: list[str] = []
+        self.held: set[str] = set()
         self._fallbacks = 0
         self._has_begun = self._saw_validation = self.is_resumed = self._starts_over = self._is_other_now = False
 
@@ -137,11 +139,15 @@ class ExampleSource:
         self._observer.records |= not repeats and not self.has_inputs and not self._has(Origin.STEP)
         return repeats or self.has_inputs
 
+    def before_validation(self) -> None:
+        """A validation begins."""
+        if sum(one.is_extra and not one.was_tried for one in self._candidates) < _MOST_EXTRA:
+            self._observer.look_at_validation()
+
     def before_backward(self, loss: Any) -> None:
         """Look at what a training step's loss is made of."""
-        pending = sum(one.is_extra and one.origin is Origin.STEP and not one.was_tried for one in self._candidates)
-        if pending < _MOST_EXTRA:  # later ones come again
-            self._observer.before_backward(loss, first_is_known=not self.is_resumed)
+        if sum(one.is_extra and not one.was_tried for one in self._candidates) < _MOST_EXTRA:
+            self._observer.before_backward(loss)
 
     def before_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, hook: str, batch: Any, batch_idx: int, loader: int = 0
@@ -190,10 +196,40 @@ class ExampleSource:
         with isolated(pl_module), trainer.precision_plugin.forward_context():
             # One that was compiled as a whole gets its methods back: those of a copy would run the original.
             vars(pl_module).update(methods_before_compile(pl_module))
+            self._hold_what_does_not_repeat(pl_module, placed)
             self._offered = [(one, placed(one)) for one in self._candidates if idle or not one.is_idle]
             present = [example for one, example in self._offered if one.origin is Origin.PRESENT]
             self._is_other_now = idle and any(not self._observer.knows(pl_module, example) for example in present)
             yield [example for _, example in self._offered]
+
+    def _hold_what_does_not_repeat(self, pl_module: pl.LightningModule, placed: Callable[[Candidate], Example]) -> None:
+        """Do without steps that join layers otherwise in training only: what they join is held."""
+        for candidate in [one for one in self._candidates if one.links]:
+            missing = self._observer.missing(pl_module, placed(candidate), candidate.links)
+            if missing and candidate.takes_whole_batch():
+                missing = self._observer.missing(pl_module, placed(candidate), candidate.links)
+            if missing:
+                self._candidates.remove(candidate)
+            if missing and candidate.must_repeat:
+                makers = self._observer.makers(missing)
+                self.held |= makers
+                rank_zero_warn(
+                    f"{candidate.title} joined layers otherwise than when it was run once more: it depends on more "
+                    "than its batch, epoch and random numbers. The channels that "
+                    f"{listed(_layers(makers), most=4)} make stay. Give "
+                    "CoresetPruningCallback(example_inputs=...) if forward shows all."
+                )
+            candidate.links = frozenset()
+
+    def without_held(self, structure: Structure) -> Structure:
+        """The structure without groups of channels that a step joins which could not be repeated."""
+        reason = "is joined with other layers in a training step that cannot be repeated"
+        held = [
+            group.name
+            for group in structure.groups
+            if any(member.role != "consumer" and member.name in self.held for member in group.members)
+        ]
+        return structure.without(dict.fromkeys(held, reason))
 
     def failed(self, example: Example, errors: Mapping[RunMode, Exception]) -> None:
         """Take notice of what the module raised in some modes of an example."""
@@ -210,7 +246,7 @@ class ExampleSource:
         for (candidate, _), modes, showed in zip(self._offered, structure.followed, structure.showed, strict=True):
             errors = self._errors.pop(candidate, {})
             if candidate.is_extra and modes and not showed:
-                self._candidates.remove(candidate)
+                self._candidates = [one for one in self._candidates if one is not candidate]
             elif modes:
                 self._warn_of_mode(candidate, errors)
                 candidate.settle(modes)
@@ -334,6 +370,10 @@ class ExampleSource:
                 f"({reason}), so what it returns may become narrower. Give the module an example_input_array, or "
                 "CoresetPruningCallback(example_inputs=...), that forward takes."
             )
+
+
+def _layers(parameters: Collection[str]) -> list[str]:
+    return sorted({repr(name.rpartition(".")[0] or name) for name in parameters})
 
 
 def _wrong_inputs(candidate: Candidate, reason: str) -> MisconfigurationException:
