@@ -57,6 +57,7 @@ class EventPlanner:
         never_run: Rules for modules that nothing ever runs; the channels that others could read stay.
 
     Attributes:
+        was_reachable: Whether the ratio that is requested could be reached by what has run in this fit before.
         waits: Whether the last event has nothing to prune until layers have run that could read channels.
 
     Raises:
@@ -85,7 +86,7 @@ class EventPlanner:
         self.untrained = untrained or UntrainedFinder()
         self.late = LateLayers(request, never_run)
         self._others = OtherRanks()
-        self.waits = False
+        self.was_reachable = self.waits = False
         self._told: float | None = None  # the ratio by default that was said last
 
     def check_rules(self, pl_module: pl.LightningModule) -> None:
@@ -258,7 +259,7 @@ class EventPlanner:
         try:
             original = count(pl_module, structure, self.request)
             request = sensible(pl_module, structure, self.request, original=original)
-            check_reachable(pl_module, structure, request, original=original)
+            self._check_reachable(pl_module, structure, request, original)
         except ValueError as error:
             if self.late.could_give(pl_module, structure):
                 return None
@@ -276,6 +277,18 @@ class EventPlanner:
             rank_zero_warn(message)
         final = final_sizes(pl_module, structure, request, original) if self.order == "bottom_up" else {}
         return original, dict(final), request.target if request.by_default else None
+
+    def _check_reachable(
+        self, pl_module: pl.LightningModule, structure: Structure, request: Request, original: ModelCost
+    ) -> None:
+        """Refuse a ratio that cannot be reached; only warn where that shows after the first batch, in mid-training."""
+        try:
+            check_reachable(pl_module, structure, request, original=original)
+        except ValueError as error:
+            if not self.was_reachable:
+                raise
+            rank_zero_warn(f"Steps after the first one hold more channels, so that less can go than was asked. {error}")
+        self.was_reachable = True
 
     def _with_later_groups(
         self, pl_module: pl.LightningModule, structure: Structure, progress: Progress
