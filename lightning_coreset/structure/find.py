@@ -39,6 +39,7 @@ class Structure:
         used: Names of the parameters and buffers that were used in a run; a penalty on parameters does not count.
         followed: For each example, the modes in which it was followed: none if it failed, or was not needed.
         showed: For each example, whether it used or coupled or held anything that those before it did not.
+        has_outputs: Whether any example returned a tensor; else nothing has an influence.
     """
 
     groups: tuple[ChannelGroup, ...]
@@ -49,6 +50,7 @@ class Structure:
     used: frozenset[str] = field(default=frozenset(), repr=False)
     followed: tuple[tuple[RunMode, ...], ...] = field(default=(), repr=False)
     showed: tuple[bool, ...] = field(default=(), repr=False)
+    has_outputs: bool = field(default=True, repr=False)
 
     def with_groups(self, groups: Sequence[ChannelGroup]) -> Structure:
         """The structure with others in place of groups of the same names, and of those that are merged into them."""
@@ -175,7 +177,8 @@ def analyse(
     reason = "is frozen: nothing trains it (a rule of only that names it prunes it)"
     frozen = dict.fromkeys([group.name for group in groups if untrained.holds(group)], reason)
     used, followed, showed = frozenset(engine.used), tuple(engine.followed), tuple(engine.showed)
-    found = Structure(groups, classes.refused(groups), macs, products, untrained, used, followed, showed)
+    refused = classes.refused(groups)
+    found = Structure(groups, refused, macs, products, untrained, used, followed, showed, engine.has_outputs)
     return found.without(frozen)
 
 

@@ -78,6 +78,7 @@ class Propagation(DispatchMode):
         used: Names of the parameters and buffers that met something else than these, such as an activation.
         followed: For each example, the modes in which it was followed.
         showed: For each example, whether it showed anything that those before it did not.
+        has_outputs: Whether any of them returned a tensor.
     """
 
     supports_higher_order_operators = True
@@ -114,6 +115,7 @@ class Propagation(DispatchMode):
         self.used: set[str] = set()
         self.followed: list[tuple[RunMode, ...]] = []
         self.showed: list[bool] = []
+        self.has_outputs = False
         self.alike: IdentityWeakMap[bool] = IdentityWeakMap()
         self.terms: IdentityWeakMap[bool] = IdentityWeakMap()
         self.read_terms: list[Statistic] = []

@@ -136,6 +136,7 @@ def _run(engine: Propagation, model: nn.Module, example: Example) -> None:
             outputs = example.run(model, example.inputs)
         end_terms(engine, outputs)
         for tensor in output_tensors(outputs):
+            engine.has_outputs = True
             end_penalties(engine, tensor)
             engine.block(tensor, "reaches the network's output")
         outputs = tensor = None  # so that only what the network itself keeps is left

@@ -483,3 +483,26 @@ def test_a_dry_run_in_which_nothing_runs_later_refuses_the_ratio():
     callback, batch = CoresetPruningCallback(**THREE_EVENTS), next(iter(make_loader(8)))
     with pytest.warns(UserWarning, match=WAIT), pytest.raises(ValueError, match=r"pruning_ratio to be at most 0\.00"):
         callback.dry_run(make_trainer(max_epochs=6), MostSetsInLater(2), batch)
+
+
+@pytest.mark.filterwarnings("ignore:.training_step. returned .None.")
+@pytest.mark.parametrize("steps", [1, 3])
+def test_first_steps_that_compute_a_loss_and_return_none(steps):
+    """Nothing has an influence on what they return: the first one that returns it is the example."""
+
+    class Skips(Classifier):
+        seen = 0
+
+        def training_step(self, batch, batch_idx):
+            loss = nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+            self.seen += 1
+            return None if self.seen <= steps else loss
+
+        def forward(self, x):
+            raise NotImplementedError
+
+    module = Skips()
+    callback = CoresetPruningCallback(0.5, schedule={1: 0.3, 2: 0.5}, verbose=False)
+    make_trainer(callback, max_epochs=4).fit(module, make_loader(8))
+    assert [record.epoch for record in callback.history] == [1, 2]
+    assert module.net[0].out_features < 32

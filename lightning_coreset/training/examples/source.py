@@ -258,7 +258,7 @@ class ExampleSource:
                 again = True
                 if not candidate.takes_whole_batch():
                     self._lose(candidate, errors)
-        if not structure.used and not again:  # a step that does nothing, as one that returns None
+        if not _shows(structure) and not again:  # a step that does nothing, or returns None
             self._candidates = [one for one in self._candidates if one.origin is Origin.GIVEN]
         present = [one for one, _ in self._offered if one.origin is Origin.PRESENT]
         if all(one.is_idle for one in present):  # what it shows is to be seen when it runs: it may show less later
@@ -271,7 +271,7 @@ class ExampleSource:
         Raises:
             MisconfigurationException: If there is nothing that the module can be run on.
         """
-        reads = bool(structure.used) or self.has_inputs
+        reads = _shows(structure) or self.has_inputs
         if not reads and (self._observer.trained_unseen or (self._problems and self._fallbacks > _FALLBACKS)):
             tried = "\n  ".join(("\nThis was tried:", *self._problems)) if self._problems else ""
             raise MisconfigurationException(
@@ -370,6 +370,10 @@ class ExampleSource:
                 f"({reason}), so what it returns may become narrower. Give the module an example_input_array, or "
                 "CoresetPruningCallback(example_inputs=...), that forward takes."
             )
+
+
+def _shows(structure: Structure) -> bool:
+    return bool(structure.used) and structure.has_outputs
 
 
 def _layers(parameters: Collection[str]) -> list[str]:
