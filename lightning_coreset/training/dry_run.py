@@ -60,7 +60,7 @@ def dry_run(
             "is not known before training."
         )
     timeline.events(trainer)
-    planner.was_reachable = False
+    planner.start(None)
     planner.source.begin(model)
     try:
         batch = _first_batch(model) if batch is None else batch

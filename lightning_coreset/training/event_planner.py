@@ -57,7 +57,6 @@ class EventPlanner:
         never_run: Rules for modules that nothing ever runs; the channels that others could read stay.
 
     Attributes:
-        was_reachable: Whether the ratio that is requested could be reached by what has run in this fit before.
         waits: Whether the last event has nothing to prune until layers have run that could read channels.
 
     Raises:
@@ -86,7 +85,8 @@ class EventPlanner:
         self.untrained = untrained or UntrainedFinder()
         self.late = LateLayers(request, never_run)
         self._others = OtherRanks()
-        self.was_reachable = self.waits = False
+        self.waits = False
+        self._was_reachable = False  # by what had run in this fit when it was looked at last
         self._told: float | None = None  # the ratio by default that was said last
 
     def check_rules(self, pl_module: pl.LightningModule) -> None:
@@ -126,11 +126,16 @@ class EventPlanner:
             targets = from_rank_zero(trainer, lambda: self._targets(pl_module, structure, progress.is_resumed))
             if targets is not None:
                 progress.original, progress.final_sizes, progress.target = targets
-                self.aim_at(progress.target)
+                self._aim_at(progress.target)
         self.source.have_begun()
         return True
 
-    def aim_at(self, target: float | None) -> None:
+    def start(self, target: float | None) -> None:
+        """Begin a fit, or a dry run: with the ratio that a run was found to have, or ``None``."""
+        self._was_reachable = False
+        self._aim_at(target)
+
+    def _aim_at(self, target: float | None) -> None:
         """Plan for a ratio that was found sensible where none was given; ``None`` for the one that is requested."""
         if self.request.by_default:
             self.request = replace(self.request, pruning_ratio=DEFAULT_RATIO if target is None else target)
@@ -285,10 +290,10 @@ class EventPlanner:
         try:
             check_reachable(pl_module, structure, request, original=original)
         except ValueError as error:
-            if not self.was_reachable:
+            if not self._was_reachable:
                 raise
             rank_zero_warn(f"Steps after the first one hold more channels, so that less can go than was asked. {error}")
-        self.was_reachable = True
+        self._was_reachable = True
 
     def _with_later_groups(
         self, pl_module: pl.LightningModule, structure: Structure, progress: Progress

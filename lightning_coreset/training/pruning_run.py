@@ -80,8 +80,7 @@ class PruningRun:
 
     def lay_out_events(self, trainer: pl.Trainer) -> None:
         """Compute the events of this fit, once the length of training is known."""
-        self.planner.was_reachable = False
-        self.planner.aim_at(self.progress.target)
+        self.planner.start(self.progress.target)
         self._events = self.timeline.events(trainer)
         self.progress.is_resumed = trainer.global_step > 0
         reached, last = max(self.progress.done.values(), default=0.0), max(self._events.values(), default=0.0)

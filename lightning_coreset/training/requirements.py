@@ -12,6 +12,7 @@ from torch.nn.parameter import is_lazy
 from lightning_coreset._compat import communication_state, loses_first_static_iteration, starts_by_multiprocessing
 from lightning_coreset.checkpoint import is_resizable
 from lightning_coreset.training.packages import kinds
+from lightning_coreset.training.strategies import is_ddp
 
 _SUPPORTED = ("strategies.SingleDeviceStrategy", "strategies.DDPStrategy")
 _UNSUPPORTED = (
@@ -35,21 +36,20 @@ def check_strategy(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
             result into the module; before Lightning 2.6 for a static graph with manual optimization.
     """
     strategy = trainer.strategy
-    is_ddp = _is_one_of(strategy, ("strategies.DDPStrategy",))
     if not _is_one_of(strategy, _SUPPORTED) or _is_one_of(strategy, _UNSUPPORTED):
         raise MisconfigurationException(
             f"Expected a single-device or a DDP strategy but got {type(strategy).__name__}, which flattens, shards "
             "or compiles parameters and cannot follow a change of their shapes. Prune before wrapping, with "
             "lightning_coreset.prune(model, example_inputs, ...), or train with strategy='ddp'."
         )
-    if is_ddp and _averages_models(strategy):
+    if is_ddp(strategy) and _averages_models(strategy):
         raise MisconfigurationException(
             "Expected a DDP communication hook that keeps the ranks' weights equal but got post-local SGD, with which "
             "weights differ between two averagings: a plan made from those of one rank does not fit another. Use "
             "another ddp_comm_hook, or none."
         )
     is_manual = not pl_module.automatic_optimization
-    if is_ddp and is_manual and loses_first_static_iteration(strategy):
+    if is_ddp(strategy) and is_manual and loses_first_static_iteration(strategy):
         raise MisconfigurationException(
             "Expected Lightning 2.6 or newer for manual optimization under DDP with static_graph=True but got an older "
             "one, which does not reduce the gradients of the first iteration, nor of the first after an event: the "

@@ -30,7 +30,7 @@ def unwrapped(trainer: pl.Trainer) -> Iterator[None]:
     ``Exception`` in the block has to raise on all ranks. Any other ``BaseException`` ends the run, with no new wrapper.
     """
     strategy = trainer.strategy
-    if not _is_ddp(strategy) or not isinstance(strategy.model, DistributedDataParallel):
+    if not is_ddp(strategy) or not isinstance(strategy.model, DistributedDataParallel):
         yield
         return
     repeat_static_graph_delay(strategy)
@@ -47,7 +47,8 @@ def unwrapped(trainer: pl.Trainer) -> Iterator[None]:
         raise failure
 
 
-def _is_ddp(strategy: object) -> TypeGuard[DDPStrategy]:
+def is_ddp(strategy: object) -> TypeGuard[DDPStrategy]:
+    """Whether a strategy is DDP, of either package."""
     return isinstance(strategy, kinds("strategies.DDPStrategy"))
 
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from lightning_coreset.held_tensors import note_held
 from lightning_coreset.planning import Rule
-from lightning_coreset.qualified_names import listed
+from lightning_coreset.qualified_names import lies_in, listed
 from lightning_coreset.structure import Copy
 from lightning_coreset.training.copies import EarlierValues, find_copies
 from lightning_coreset.training.flat_copies import check_no_flat_copies
@@ -165,7 +165,11 @@ def _built_alike(model: nn.Module, frozen: Iterable[str]) -> dict[str, str]:
     found = {}
     for name in frozen:
         own = parts.get(name)
-        others = [other for other, its in parts.items() if own and its == own and not _within(other, frozen)]
+        others = [
+            other
+            for other, its in parts.items()
+            if own and its == own and not any(lies_in(other, part) for part in frozen)
+        ]
         if others:
             found[name] = others[0]
     return found
@@ -173,10 +177,6 @@ def _built_alike(model: nn.Module, frozen: Iterable[str]) -> dict[str, str]:
 
 def _parameters_of(module: nn.Module) -> dict[str, torch.Size]:
     return {name: one.shape for name, one in module.named_parameters()}
-
-
-def _within(name: str, parts: Iterable[str]) -> bool:
-    return any(f"{name}.".startswith(f"{part}.") for part in parts)
 
 
 def _checked(copies: Any) -> Copies:

@@ -141,12 +141,12 @@ class ExampleSource:
 
     def before_validation(self) -> None:
         """A validation begins."""
-        if sum(one.is_extra and not one.was_tried for one in self._candidates) < _MOST_EXTRA:
+        if self._has_room:
             self._observer.look_at_validation()
 
     def before_backward(self, loss: Any) -> None:
         """Look at what a training step's loss is made of."""
-        if sum(one.is_extra and not one.was_tried for one in self._candidates) < _MOST_EXTRA:
+        if self._has_room:
             self._observer.before_backward(loss)
 
     def before_step(
@@ -310,6 +310,11 @@ class ExampleSource:
         return any(taken)
 
     # ---- candidates
+
+    @property
+    def _has_room(self) -> bool:
+        """Whether another extra step may be kept before the next event."""
+        return sum(one.is_extra and not one.was_tried for one in self._candidates) < _MOST_EXTRA
 
     def _add(self, candidate: Candidate) -> None:
         self._candidates = sorted([*self._candidates, candidate], key=lambda one: one.origin)
