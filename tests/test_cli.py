@@ -96,6 +96,8 @@ VALUES: dict[str, list[tuple[Any, Any]]] = {
 # What has to be said as well, or the callback refuses a value of the option.
 BESIDE: dict[str, dict[str, Any]] = {
     "allocation": {"method": "magnitude"},
+    "monitor_mode": {"monitor": "val_loss"},
+    "input_radius": {"certify": True},
     **{option: {"max_drop": 0.02} for option in ("recover_epochs", "on_failure")},
 }
 
