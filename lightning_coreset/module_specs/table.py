@@ -53,8 +53,36 @@ def _for_each(kinds: Any, spec: ModuleSpec) -> dict[type[nn.Module], ModuleSpec]
     return {kinds: spec}
 
 
-def _recurrent(module: nn.Module) -> str | None:
-    return f"belongs to a recurrent {type(module).__name__}, whose weights are not cut"
+def _recurrent_spec(gates: int | None, suffix: str) -> ModuleSpec:
+    """Layers of recurrent units, whose ``gates`` lie one below the other in every weight.
+
+    Args:
+        gates: How many there are; ``None`` where the module's ``mode`` says so.
+        suffix: What the names of the first layer's weights end with.
+    """
+
+    def of(attributes: Mapping[str, Any]) -> int:
+        return gates or {"LSTM": 4, "GRU": 3}.get(attributes["mode"], 1)
+
+    def sizes(attributes: Mapping[str, Any], shape: Shape) -> dict[str, int]:
+        return {"input_size": shape[1], "hidden_size": shape[0] // of(attributes)}
+
+    def expected(attributes: Mapping[str, Any]) -> Shape:
+        return of(attributes) * attributes["hidden_size"], attributes["input_size"]
+
+    return ModuleSpec(
+        tensor=f"weight_ih{suffix}",
+        sizes=sizes,
+        expected_shape=expected,
+        is_layer=True,
+        always_eval=not gates,  # between its layers it may have dropout
+        settle=None if gates else _flatten,
+    )
+
+
+def _flatten(module: nn.Module, _: Mapping[str, Any]) -> None:
+    """CUDA's functions take the weights of all layers as one block of memory."""
+    module.flatten_parameters()  # type: ignore[operator]
 
 
 _CONVOLUTION = ModuleSpec(
@@ -79,7 +107,6 @@ _SHAPED_NORM = ModuleSpec(
     input_sizes={"normalized_shape[0]": -1},  # channels of a norm over several dimensions stay
 )
 _EMBEDDING = ModuleSpec(sizes={"num_embeddings": 0, "embedding_dim": 1}, is_layer=True, reads="indices")
-_RECURRENT = ModuleSpec(is_layer=True, unsupported=_recurrent)
 _QUANTIZED = ModuleSpec(unsupported="is quantised (prune before quantising)")
 
 TABLE: dict[type[nn.Module] | str, ModuleSpec] = {
@@ -102,8 +129,10 @@ TABLE: dict[type[nn.Module] | str, ModuleSpec] = {
     nn.RMSNorm: _SHAPED_NORM,
     nn.PReLU: ModuleSpec(sizes={"num_parameters": 0}, width="num_parameters"),
     **_for_each(Dropout, ModuleSpec(always_eval=True)),
-    nn.RNNBase: _RECURRENT,
-    nn.RNNCellBase: _RECURRENT,
+    nn.RNNBase: _recurrent_spec(None, "_l0"),
+    nn.LSTMCell: _recurrent_spec(4, ""),
+    nn.GRUCell: _recurrent_spec(3, ""),
+    nn.RNNCell: _recurrent_spec(1, ""),
     nn.MultiheadAttention: ModuleSpec(
         tensor=("in_proj_weight", "q_proj_weight"),
         sizes=attention_sizes,

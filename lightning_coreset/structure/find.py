@@ -15,6 +15,7 @@ from lightning_coreset.structure.example import Example, ExampleInputs, Examples
 from lightning_coreset.structure.grouping import GroupBuilder
 from lightning_coreset.structure.head_dimensions import HeadBlocks
 from lightning_coreset.structure.labels import compress, unite_along
+from lightning_coreset.structure.pairing import merged
 from lightning_coreset.structure.propagation import Propagation
 from lightning_coreset.structure.records import ChannelGroup
 from lightning_coreset.structure.trace import OnFailure, raise_or_warn, trace
@@ -54,9 +55,22 @@ class Structure:
 
     def with_groups(self, groups: Sequence[ChannelGroup]) -> Structure:
         """The structure with others in place of groups of the same names, and of those that are merged into them."""
+        parts = {group.name: group.pairing.merged for group in groups if group.pairing is not None}
+        return self._replaced(groups, {part: name for name, own in parts.items() for part in own if part != name})
+
+    def with_merged(self, merged: Sequence[tuple[ChannelGroup, Collection[str]]]) -> Structure:
+        """The structure with groups that are merged of others, each with the names of these."""
+        gone = {part: group.name for group, parts in merged for part in parts if part != group.name}
+        return self._replaced([group for group, _ in merged], gone)
+
+    def _replaced(self, groups: Sequence[ChannelGroup], gone: Mapping[str, str]) -> Structure:
+        """The structure with others in place of groups of the same names.
+
+        Args:
+            groups: The others.
+            gone: Names of groups that are part of another one now, each with that one's.
+        """
         others = {group.name: group for group in groups}
-        merged = {group.name: group.pairing.merged for group in groups if group.pairing is not None}
-        gone = {part: name for name, parts in merged.items() for part in parts if part != name}
         macs: dict[tuple[str, ...], float] = defaultdict(float)
         for names, count in self.product_macs.items():
             macs[tuple(gone.get(name, name) for name in names)] += count
@@ -165,7 +179,7 @@ def analyse(
     engine.records = engine.records.without(engine.mirrored, untrained.uncounted)
     blocks = HeadBlocks.of(engine.head_dimensions, engine.union_find) if engine.head_dimensions else None
     _decide_grids(engine)
-    by_label = (engine.pieces, engine.heads, engine.counts, engine.normalized, engine.records.products)
+    by_label = (engine.pieces, engine.heads, engine.counts, engine.normalized, engine.records.products, engine.as_many)
     looked_up = blocks is not None or any(by_label)
     union_find = engine.union_find if looked_up else engine.union_find.condensed()
     _block_whole_dimensions(union_find)
@@ -179,7 +193,22 @@ def analyse(
     used, followed, showed = frozenset(engine.used), tuple(engine.followed), tuple(engine.showed)
     refused = classes.refused(groups)
     found = Structure(groups, refused, macs, products, untrained, used, followed, showed, engine.has_outputs)
-    return found.without(frozen)
+    return _of_one_width(found.without(frozen), classes)
+
+
+def _of_one_width(structure: Structure, classes: GroupBuilder) -> Structure:
+    """Groups of which a module has one width for all, as of the layers of an ``nn.LSTM``, as one group."""
+    joined, reasons = [], {}
+    for module, attribute, names in classes.of_one_width():
+        groups = [group for group in structure.groups if group.name in names]
+        whole = len(groups) == len(names) and len({group.size for group in groups}) == 1
+        one = merged(groups) if whole and len(groups) > 1 else None
+        if one is not None and one.pairing is not None:  # not found by a trial, so that it has no other names
+            joined.append((replace(one, pairing=replace(one.pairing, merged=())), names))
+        elif not whole:
+            reason = f"has as many channels as another layer of {module or 'the module'}, by its {attribute}, which stay"
+            reasons |= dict.fromkeys([group.name for group in groups], reason)
+    return structure.with_merged(joined).without(reasons)
 
 
 def _read_examples(example: Examples | ExampleInputs) -> tuple[Example, ...]:

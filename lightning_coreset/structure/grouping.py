@@ -6,7 +6,7 @@ from collections import defaultdict
 from functools import cached_property
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_coreset.module_specs import COMMON_HEAD_COUNTS, module_spec, read_size
 from lightning_coreset.structure.head_dimensions import HeadBlocks, within_heads
@@ -71,6 +71,25 @@ class GroupBuilder:
         places.number(class_of)
         return [self._group(number, sizes[number], dims[number], places) for number in ranked]
 
+    def of_one_width(self) -> list[tuple[str, str, list[str]]]:
+        """Modules, attributes, and the names of the groups whose channels these attributes count; ``""`` for none.
+
+        Attributes that count channels of the same groups are told as one.
+        """
+        found: list[tuple[str, str, set[int]]] = []
+        for (module, attribute), parts in self.engine.as_many.items():
+            if module in self._copied_modules:
+                continue
+            numbers = {number for labels in parts.values() for number in self._numbers(labels)}
+            for other in [one for one in found if one[2] & numbers - {-1}]:
+                found.remove(other)
+                numbers |= other[2]
+            found.append((module, attribute, numbers))
+        return [
+            (module, attribute, [self._names[number] if number >= 0 else "" for number in sorted(numbers)])
+            for module, attribute, numbers in found
+        ]
+
     def product_macs(self) -> dict[tuple[str, ...], float]:
         """What products without a weight cost, by the names of the groups that this goes with in proportion."""
         found: dict[tuple[str, ...], float] = defaultdict(float)
@@ -130,7 +149,8 @@ class GroupBuilder:
         made = self.engine.weight_norms.get(producer[0])
         name = producer[0] if made is None else made.weight
         module, _, parameter = name.rpartition(".")
-        return module if module and parameter == "weight" else name
+        recurrent = isinstance(self.engine.modules.get(module), nn.RNNBase | nn.RNNCellBase)
+        return module if module and (recurrent or parameter == "weight") else name
 
     def _group(self, number: int, size: int, dims: list[Dim], places: ClassPositions) -> ChannelGroup:
         """The group of this number."""

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from fractions import Fraction
 
 from torch import Tensor
 
@@ -49,6 +50,7 @@ class LayerRecords:
         self.samples = 1
         self.multiplied: list[Tensor] = []
         self._records = False
+        self._times = Fraction(1)
         self._counted: Collection[str] = ()
         self._served_by: dict[Norm, set[str]] = {}
 
@@ -80,6 +82,15 @@ class LayerRecords:
             raise
         finally:
             self._records = False
+
+    @contextmanager
+    def counting(self, times: Fraction) -> Iterator[None]:
+        """Count multiply-accumulates in the block as many times as a recurrent layer repeats what it does there."""
+        before, self._times = self._times, self._times * times
+        try:
+            yield
+        finally:
+            self._times = before
 
     def _per_sample(self, macs: int, samples: int) -> int:
         """What an example of some samples counts, for as many samples as the first example has."""
@@ -146,7 +157,8 @@ class LayerRecords:
     def add_macs(self, weight: TensorInfo, macs: int, axes: Sequence[ChannelLabels]) -> None:
         """Multiply-accumulates of a weight, or of a product without one, whose result is labelled with ``axes``."""
         name = _name(weight, next(iter(weight.channel_labels), None)) or ""
-        if self._records and name not in self._counted:
+        macs = round(macs * self._times)
+        if self._records and name not in self._counted and macs:
             self.macs[name] += macs
             if not name and axes:
                 self.products.append((tuple(axes), macs))

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from lightning_coreset._compat import can_defer, outside_of_modes, schema_of
+from lightning_coreset.structure.op_call import tensors_among
 from lightning_coreset.structure.output_meta import empty_result, is_large_product
 from lightning_coreset.structure.references import PLAIN_TYPES, held_elsewhere, storage_of
 
@@ -109,6 +110,26 @@ class LazyExecutor:
         if self._tape and _kind(function).writes:
             self.materialize()  # what it writes into may be read by what stands on the tape
         return function(*args, **kwargs)
+
+    def run_function(
+        self, function: Callable[..., Any], args: tuple[Any, ...], empty: Callable[[], tuple[Tensor, ...]]
+    ) -> tuple[Tensor, ...]:
+        """The results of a function that is made of operations, which no mode sees, now or later.
+
+        Args:
+            function: The function; it writes into none of its arguments.
+            args: Its arguments.
+            empty: Makes tensors of the form of its results.
+        """
+        tensors = tensors_among(args)
+        with outside_of_modes(), torch.no_grad():
+            if all(map(_is_plain, tensors)) and not torch.is_autocast_enabled("cpu"):
+                results = empty()
+                self._tape.append(_Call(function, args, {}, results))
+                self._keep(results)
+                return results
+            self.materialize()
+            return tuple(function(*args))
 
     def _continue(self, function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], tensors: list[Tensor]) -> Any:
         if _kind(function).is_view:

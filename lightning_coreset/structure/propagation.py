@@ -30,6 +30,7 @@ from lightning_coreset.structure.loss_terms import note_terms
 from lightning_coreset.structure.op_call import EQUAL_ELEMENTS, OpCall, tensors_among
 from lightning_coreset.structure.penalties import follow_as_penalty, note_alike
 from lightning_coreset.structure.records import WeightNorm, layer_of
+from lightning_coreset.structure.stacked import follow_stacked
 from lightning_coreset.structure.statistics import block_statistics, check_statistics, pass_statistics
 from lightning_coreset.structure.steps import Norm, Step, StepKind
 from lightning_coreset.structure.union_find import ChannelUnionFind
@@ -71,6 +72,9 @@ class Propagation(DispatchMode):
         alike: Tensors that the code has made alike for all rows and columns, as an identity matrix is.
         terms: Tensors that are made of activations in another way than as statistics over channels.
         read_terms: Statistics in numbers that the code has read, which may be losses.
+        stacked: Tensors that hold states of several layers, with the number of dimensions that tell these apart.
+        as_many: Labels of the channels that an attribute of a module counts for several of its layers at once, so that
+            all lose equally many; by the module's name and the attribute, then by weight.
         modules: All modules of the network by qualified name.
         owners: The module that holds each parameter and buffer, or the weight that is made of it.
         copies: Copies of parts of the network: the same dimensions of copy and original live and die together.
@@ -119,6 +123,8 @@ class Propagation(DispatchMode):
         self.alike: IdentityWeakMap[bool] = IdentityWeakMap()
         self.terms: IdentityWeakMap[bool] = IdentityWeakMap()
         self.read_terms: list[Statistic] = []
+        self.stacked: IdentityWeakMap[int] = IdentityWeakMap()
+        self.as_many: dict[tuple[str, str], dict[str, Tensor]] = {}
         self._find_rule = find_rule
         self._unsupported = unsupported
         self._known: IdentityWeakMap[TensorInfo] = IdentityWeakMap()
@@ -218,12 +224,19 @@ class Propagation(DispatchMode):
             if self.info(one).uniform or self.info(one).equal_along:
                 self._known[one] = replace(self.info(one), uniform=False, equal_along=frozenset())
 
-    def set_info(self, tensor: Tensor, info: TensorInfo) -> None:
-        """Say what is known of a result. Labels that do not vary, for they are united, are dropped."""
+    def set_info(self, tensor: Tensor, info: TensorInfo, *, stacked: int = 0) -> None:
+        """Say what is known of a result. Labels that do not vary, for they are united, are dropped.
+
+        Of as many first dimensions as ``stacked``, every index is the state of another layer.
+        """
         axes = drop_uniform_dims(info.channel_labels, self.union_find)
         if axes != info.channel_labels:
             info = info.with_channel_labels(axes)
-        self.grids += [axis for axis in axes if len(axis.dims) > 1]
+        if stacked:
+            self.stacked[tensor] = stacked
+        else:
+            self.stacked.forget(tensor)
+            self.grids += [axis for axis in axes if len(axis.dims) > 1]
         self._known[tensor] = info
 
     def channel_labels(self, tensor: Tensor, dim: int, reason: str) -> Tensor:
@@ -390,6 +403,8 @@ class Propagation(DispatchMode):
             self.refuse(call, f"is written into the argument out of {call.title}")
             return
         try:
+            if follow_stacked(self, call):
+                return
             statistics = check_statistics(self, call, rule)
             rule(self, call)
             if statistics:

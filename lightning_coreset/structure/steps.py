@@ -34,6 +34,8 @@ class StepKind(str, Enum):
     """A depthwise convolution, by the name of its weight."""
     GLU = "glu"
     """Channels times the gate of other channels."""
+    RECURRENT = "a recurrent layer"
+    """Units of a recurrent layer, made of inputs and of what the units were a step before."""
     DERIVED_WEIGHT = "derived weight"
     """A layer whose weight is computed of parameters, or whose product is scaled."""
     DERIVATIVE = "derivative"

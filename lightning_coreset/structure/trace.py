@@ -26,6 +26,7 @@ from lightning_coreset.structure.example import BOTH_MODES, Example, Examples, R
 from lightning_coreset.structure.loss_terms import end_terms
 from lightning_coreset.structure.penalties import end_penalties
 from lightning_coreset.structure.propagation import Propagation
+from lightning_coreset.structure.recurrence import FollowedRecurrence
 from lightning_coreset.structure.registry import find_rule
 from lightning_coreset.structure.unsupported import unsupported_parameters
 from lightning_coreset.structure.untrained import Copy
@@ -132,7 +133,8 @@ def _follow(engine: Propagation, model: nn.Module, example: Example) -> dict[Run
 def _run(engine: Propagation, model: nn.Module, example: Example) -> None:
     try:
         derivatives = StandInDerivatives(engine.note_derivative)
-        with engine.executor.running(), FollowedWeightNorms(engine), derivatives, engine, local_collectives():
+        followed = FollowedWeightNorms(engine), FollowedRecurrence(engine)
+        with engine.executor.running(), followed[0], followed[1], derivatives, engine, local_collectives():
             outputs = example.run(model, example.inputs)
         end_terms(engine, outputs)
         for tensor in output_tensors(outputs):

@@ -128,7 +128,10 @@ def _sum_over(
         survivors[:] = [_whole_heads(propagation, axes) for axes in survivors]
         return
     labelled = [propagation.info(tensor).along(dim) is not None for tensor, dim in zip(tensors, dims, strict=True)]
-    if not all(labelled):
+    equal = [dim not in propagation.varying(tensor, tensor.dim()) for tensor, dim in zip(tensors, dims, strict=True)]
+    if labelled in ([True, False], [False, True]) and any(equal):
+        _sum_over_equal(propagation, tensors, dims, labelled.index(True))
+    elif not all(labelled):
         for axes, dim in zip(survivors, dims, strict=True):
             for axis in axes:
                 if axis.labels.shape[dim] > 1:
@@ -141,6 +144,20 @@ def _sum_over(
     survivors[:] = [
         [axis for axis in axes if axis.labels.shape[dim] == 1] for axes, dim in zip(survivors, dims, strict=True)
     ]
+
+
+def _sum_over_equal(
+    propagation: Propagation, tensors: Sequence[Tensor], dims: Sequence[int], labelled: int
+) -> None:
+    """Equal elements, such as the zeros that a recurrent cell begins with, are as many as the channels they meet."""
+    labels = propagation.channel_labels(tensors[labelled], dims[labelled], FIXED_INPUT)
+    tensor, dim = tensors[1 - labelled], dims[1 - labelled]
+    met, place = propagation.info(tensor).met, (dim - tensor.dim(),)
+    if place in met:
+        propagation.unite(met[place].flat, labels, FIXED_INPUT)
+    shape = [1] * tensor.dim()
+    shape[dim] = -1
+    met[place] = ChannelLabels(labels.view(shape))
 
 
 def _sum_over_activations(
