@@ -466,7 +466,6 @@ class Replaced(nn.MultiheadAttention):
 @pytest.mark.parametrize(
     ("layer", "names", "reason"),
     [
-        (nn.LSTM(4, 6), ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"), "recurrent LSTM"),
         (Replaced(4, 2), ("out_proj.weight",), "MultiheadAttention with code of its own"),
         (parametrizations.orthogonal(nn.Linear(4, 6)), ("parametrizations.weight.original",), "parametrized"),
     ],

@@ -29,8 +29,12 @@ ALL_TRIALS = [
     if name not in FAST or not name.startswith("traps/")
 ]
 
-# Warnings of the networks: about old-style weight_norm, and about nested tensors in torch's Transformer.
-THIRD_PARTY = ("ignore:enable_nested_tensor is True:UserWarning", "ignore:.*weight_norm:FutureWarning")
+# Warnings of the networks: old-style weight_norm, nested tensors in torch's Transformer, LSTMs with projections.
+THIRD_PARTY = (
+    "ignore:enable_nested_tensor is True:UserWarning",
+    "ignore:.*weight_norm:FutureWarning",
+    "ignore:LSTM with projections is not supported with oneDNN:UserWarning",
+)
 
 
 @pytest.mark.parametrize(("entry", "trials"), thinned(TRIALS, 3) + ALL_TRIALS)

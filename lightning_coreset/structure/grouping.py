@@ -13,7 +13,7 @@ from lightning_coreset.structure.head_dimensions import HeadBlocks, within_heads
 from lightning_coreset.structure.places import ClassPositions, Dim
 from lightning_coreset.structure.propagation import Propagation
 from lightning_coreset.structure.records import ChannelGroup, Count, Member, Path, Role, layer_of, one_each
-from lightning_coreset.structure.union_find import FIXED, ChannelUnionFind
+from lightning_coreset.structure.union_find import FIXED, NO_TENSOR, ChannelUnionFind
 
 
 class GroupBuilder:
@@ -52,7 +52,7 @@ class GroupBuilder:
         if not count:
             return []
         places = ClassPositions(self.union_find.ranges, self.roots, self.group_of)
-        dims = places.dims(count)
+        dims = [[where for where in own if not where[0].startswith(NO_TENSOR)] for own in places.dims(count)]
         makers = [min((order[where], where) for where in own if where in order) for own in dims]
         ranked = sorted(range(count), key=lambda number: (makers[number][0], number))
         taken: dict[str, int] = defaultdict(int)

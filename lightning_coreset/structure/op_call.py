@@ -12,7 +12,12 @@ from torch import Tensor
 
 from lightning_coreset._compat import schema_of
 
-EQUAL_ELEMENTS = frozenset({torch.ops.aten.zeros, torch.ops.aten.ones, torch.ops.aten.full})
+EQUAL_ELEMENTS = frozenset(
+    {
+        *(torch.ops.aten.zeros, torch.ops.aten.ones, torch.ops.aten.full),
+        *(torch.ops.aten.new_zeros, torch.ops.aten.new_ones, torch.ops.aten.new_full),
+    }
+)
 """What makes a tensor of equal elements out of a size."""
 
 

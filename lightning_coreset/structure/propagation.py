@@ -33,7 +33,7 @@ from lightning_coreset.structure.records import WeightNorm, layer_of
 from lightning_coreset.structure.stacked import follow_stacked
 from lightning_coreset.structure.statistics import block_statistics, check_statistics, pass_statistics
 from lightning_coreset.structure.steps import Norm, Step, StepKind
-from lightning_coreset.structure.union_find import ChannelUnionFind
+from lightning_coreset.structure.union_find import NO_TENSOR, ChannelUnionFind
 from lightning_coreset.structure.untrained import Copy, mirrored_tensors
 from lightning_coreset.structure.views import SharedMemory
 from lightning_coreset.structure.weak_map import IdentityWeakMap
@@ -250,6 +250,23 @@ class Propagation(DispatchMode):
             self.union_find.block(other.labels, "shares a dimension with other channels")
         return labels_along(along[0] if along else None, dim, tensor.shape[dim], self.union_find, reason)
 
+    def size_labels(self, tensor: Tensor, dim: int, reason: str) -> Tensor:
+        """``channel_labels``, and of a dimension of equal elements, such as a first state of zeros, those of its size.
+
+        It is as long as the channels that it meets, whichever these are.
+        """
+        if self.info(tensor).along(dim) is not None or dim in self.varying(tensor, tensor.dim()):
+            return self.channel_labels(tensor, dim, reason)
+        met, place, size = self.info(tensor).met, (dim - tensor.dim(),), tensor.shape[dim]
+        if size < 2 or tensor not in self._known:
+            return self.channel_labels(tensor, dim, reason)
+        if place not in met:
+            shape = [1] * tensor.dim()
+            shape[dim] = size
+            labels = self.union_find.allocate(f"{NO_TENSOR}{len(self.union_find.ranges)}", dim, size)
+            met[place] = ChannelLabels(labels.view(shape))
+        return met[place].flat
+
     def is_filled_by_run(self, tensor: Tensor) -> bool:
         """Whether a buffer has got its size in this run, as observers get theirs; it will be put back."""
         known = self._first_shapes.get(id(tensor))
@@ -359,10 +376,10 @@ class Propagation(DispatchMode):
         # The state before an in-place operation is what its rule needs; labels do not change by running it.
         result = self.executor.run(func, args, kwargs, tensors)
         note_alike(func, tensors, result, self.alike)
-        if not tensors and func.overloadpacket in EQUAL_ELEMENTS:
-            self._known[result] = TensorInfo(uniform=True)
-        elif any(tensor in self._known for tensor in tensors):
+        if any(tensor in self._known for tensor in tensors):
             self._follow(OpCall.read(func, args, kwargs, tensors, result))
+        elif func.overloadpacket in EQUAL_ELEMENTS:
+            self._known[result] = TensorInfo(uniform=True)
         note_terms(self, func, tensors, result)
         return result
 

@@ -9,6 +9,8 @@ from torch import Tensor
 
 FIXED = 0
 """The label of an element that no pruning can remove."""
+NO_TENSOR = "<size>"
+"""What the name of a tensor begins with that is neither parameter nor buffer, and has labels for a size of its own."""
 
 
 class ChannelUnionFind:

@@ -7,6 +7,7 @@ from . import (  # noqa: F401 (each import fills the zoo)
     classic_dense,
     classic_misc,
     classic_mobile,
+    classic_recurrent,
     classic_vit_pytorch,
     classic_vocoders,
     classic_x_transformers,

@@ -44,7 +44,7 @@ def _grouped(propagation: Propagation, inputs: Tensor, weight: Tensor, groups: i
     reason = FIXED_INPUT
     columns = propagation.channel_labels(weight, into, reason)
     rows = propagation.channel_labels(weight, made, reason)
-    channels = propagation.channel_labels(inputs, 1, reason)
+    channels = propagation.size_labels(inputs, 1, reason)
     if groups == 1:
         propagation.unite(columns, channels, reason)
         return rows

@@ -129,35 +129,19 @@ def _sum_over(
         return
     labelled = [propagation.info(tensor).along(dim) is not None for tensor, dim in zip(tensors, dims, strict=True)]
     equal = [dim not in propagation.varying(tensor, tensor.dim()) for tensor, dim in zip(tensors, dims, strict=True)]
-    if labelled in ([True, False], [False, True]) and any(equal):
-        _sum_over_equal(propagation, tensors, dims, labelled.index(True))
-    elif not all(labelled):
+    if not all(one or other for one, other in zip(labelled, equal, strict=True)):
         for axes, dim in zip(survivors, dims, strict=True):
             for axis in axes:
                 if axis.labels.shape[dim] > 1:
                     propagation.union_find.block(axis.labels, FIXED_INPUT)
-    else:
+    elif any(labelled):
         first, second = (
-            propagation.channel_labels(tensor, dim, FIXED_INPUT) for tensor, dim in zip(tensors, dims, strict=True)
+            propagation.size_labels(tensor, dim, FIXED_INPUT) for tensor, dim in zip(tensors, dims, strict=True)
         )
         propagation.unite(first, second, FIXED_INPUT)
     survivors[:] = [
         [axis for axis in axes if axis.labels.shape[dim] == 1] for axes, dim in zip(survivors, dims, strict=True)
     ]
-
-
-def _sum_over_equal(
-    propagation: Propagation, tensors: Sequence[Tensor], dims: Sequence[int], labelled: int
-) -> None:
-    """Equal elements, such as the zeros that a recurrent cell begins with, are as many as the channels they meet."""
-    labels = propagation.channel_labels(tensors[labelled], dims[labelled], FIXED_INPUT)
-    tensor, dim = tensors[1 - labelled], dims[1 - labelled]
-    met, place = propagation.info(tensor).met, (dim - tensor.dim(),)
-    if place in met:
-        propagation.unite(met[place].flat, labels, FIXED_INPUT)
-    shape = [1] * tensor.dim()
-    shape[dim] = -1
-    met[place] = ChannelLabels(labels.view(shape))
 
 
 def _sum_over_activations(

@@ -92,6 +92,15 @@ def transform(propagation: Propagation, call: OpCall) -> None:
     propagation.set_info(call.results[0], TensorInfo(axes, propagation.info(source).constant, producer_paths=paths))
 
 
+def pack(propagation: Propagation, call: OpCall) -> None:
+    """``pack_padded_sequence``: steps of all samples become rows, and channels stay in place."""
+    source, rows = call.args[0], call.results[0]
+    axes = propagation.pin_dims(source, [0, 1], f"is moved by index in {call.title}")
+    packed = tuple(axis.moved(axis.labels.squeeze(0)) for axis in axes)
+    info = propagation.info(source)
+    propagation.set_info(rows, TensorInfo(packed, info.constant, producer_paths=info.producer_paths))
+
+
 def _scatter_step(call: OpCall) -> Step | None:
     how = call.arguments.get("reduce")
     if how in ("amax", "amin"):
@@ -166,5 +175,6 @@ RULES: dict[str, Rule] = {
     "masked_scatter": masked_scatter,
     **dict.fromkeys(("max_unpool2d", "max_unpool3d"), unpool),
     "_cdist_forward": distances,
+    "_pack_padded_sequence": pack,
     **dict.fromkeys(("_fft_r2c", "_fft_c2r", "_fft_c2c"), transform),
 }

@@ -26,6 +26,11 @@ def concatenate(propagation: Propagation, call: OpCall) -> None:
     if call.name == "stack":
         parts = [(part.unsqueeze(dim), [_unsqueezed(axis, dim) for axis in axes]) for part, axes in parts]
     reason = "is joined with a tensor of fixed size"
+    if all(propagation.info(part).uniform for part in tensors):
+        propagation.set_info(out, TensorInfo(uniform=True))
+        return
+    if call.name != "stack":
+        parts = [(part, [*axes, *_of_its_size(propagation, part, dim)]) for part, axes in parts]
     axes = list(
         join(
             [
@@ -44,6 +49,15 @@ def concatenate(propagation: Propagation, call: OpCall) -> None:
     propagation.set_info(
         out, TensorInfo(tuple(axes), constant=constant, producer_paths=propagation.producer_paths(tensors))
     )
+
+
+def _of_its_size(propagation: Propagation, part: Tensor, dim: int) -> list[ChannelLabels]:
+    """Labels of the size of a part with equal elements, such as zeros for the first state of a recurrent cell."""
+    if not propagation.info(part).uniform or part.shape[dim] < 2:
+        return []
+    shape = [1] * part.dim()
+    shape[dim] = -1
+    return [ChannelLabels(propagation.size_labels(part, dim, "").view(shape))]
 
 
 def _unsqueezed(axis: ChannelLabels, dim: int) -> ChannelLabels:
