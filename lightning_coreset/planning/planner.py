@@ -133,7 +133,7 @@ def _how(group: ChannelGroup) -> str:
     if group.pairing.heads:
         return ", within heads"
     others = [name for name in group.pairing.merged if name != group.name]
-    return f", as many as of {', '.join(others)}"
+    return f", as many as of {', '.join(others)}" if others else ", each of its layers its own"
 
 
 def _reports(

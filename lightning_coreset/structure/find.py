@@ -206,7 +206,9 @@ def _of_one_width(structure: Structure, classes: GroupBuilder) -> Structure:
         if one is not None and one.pairing is not None:  # not found by a trial, so that it has no other names
             joined.append((replace(one, pairing=replace(one.pairing, merged=())), names))
         elif not whole:
-            reason = f"has as many channels as another layer of {module or 'the module'}, by its {attribute}, which stay"
+            reason = (
+                f"has as many channels as another layer of {module or 'the module'}, by its {attribute}, which stay"
+            )
             reasons |= dict.fromkeys([group.name for group in groups], reason)
     return structure.with_merged(joined).without(reasons)
 

@@ -1,9 +1,9 @@
 """Recurrent layers, followed by one step of theirs instead of all.
 
-``nn.LSTM``, ``nn.GRU`` and ``nn.RNN`` call one function of torch for all steps, layers and directions. What that calls in
-turn differs between devices, and a long sequence makes it thousands of operations that all say the same. So the call is
-seen as a whole: two steps of the cell, written out, show which rows, columns and inputs belong together, and the values
-are computed by the function itself, if anything needs them.
+``nn.LSTM``, ``nn.GRU`` and ``nn.RNN`` call one function of torch for all steps, layers and directions. What that calls
+in turn differs between devices, and a long sequence makes it thousands of operations that all say the same. So the call
+is seen as a whole: two steps of the cell, written out, show which rows, columns and inputs belong together, and the
+values are computed by the function itself, if anything needs them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -34,38 +34,51 @@ State: TypeAlias = tuple[Tensor, ...]
 _PLACE = "is a step of a sequence that a recurrent layer reads"
 
 
-def _lstm(x: Tensor, state: State, weights: Sequence[Tensor | None]) -> State:
-    inputs, recurrent, *biases = weights
+class Weights(NamedTuple):
+    """Those of one layer in one direction, the gates one below the other."""
+
+    inputs: Tensor
+    states: Tensor
+    input_bias: Tensor | None
+    state_bias: Tensor | None
+
+    def of_inputs(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.inputs, self.input_bias)
+
+    def of_states(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.states, self.state_bias)
+
+
+def _lstm(x: Tensor, state: State, weights: Weights) -> State:
     hidden, cell = state
-    gates = F.linear(x, inputs, biases[0]) + F.linear(hidden, recurrent, biases[1])
+    gates = weights.of_inputs(x) + weights.of_states(hidden)
     enter, keep, new, leave = gates.chunk(4, dim=-1)
     cell = keep.sigmoid() * cell + enter.sigmoid() * new.tanh()
     return leave.sigmoid() * cell.tanh(), cell
 
 
-def _gru(x: Tensor, state: State, weights: Sequence[Tensor | None]) -> State:
-    inputs, recurrent, *biases = weights
+def _gru(x: Tensor, state: State, weights: Weights) -> State:
     (hidden,) = state
-    read = F.linear(x, inputs, biases[0]).chunk(3, dim=-1)
-    kept = F.linear(hidden, recurrent, biases[1]).chunk(3, dim=-1)
+    read, kept = weights.of_inputs(x).chunk(3, dim=-1), weights.of_states(hidden).chunk(3, dim=-1)
     reset, update = (read[0] + kept[0]).sigmoid(), (read[1] + kept[1]).sigmoid()
     new = (read[2] + reset * kept[2]).tanh()
     return ((1 - update) * new + update * hidden,)
 
 
-def _rnn(x: Tensor, state: State, weights: Sequence[Tensor | None], activation: Callable[[Tensor], Tensor]) -> State:
-    inputs, recurrent, *biases = weights
-    return (activation(F.linear(x, inputs, biases[0]) + F.linear(state[0], recurrent, biases[1])),)
+def _rnn(x: Tensor, state: State, weights: Weights, activation: Callable[[Tensor], Tensor]) -> State:
+    return (activation(weights.of_inputs(x) + weights.of_states(state[0])),)
 
 
-Cell: TypeAlias = Callable[[Tensor, State, Sequence["Tensor | None"]], State]
+Cell: TypeAlias = Callable[[Tensor, State, Weights], State]
 
 _TANH: Cell = partial(_rnn, activation=torch.tanh)
 _RELU: Cell = partial(_rnn, activation=torch.relu)
 _LAYERS: dict[Any, Cell] = {torch.lstm: _lstm, torch.gru: _gru, torch.rnn_tanh: _TANH, torch.rnn_relu: _RELU}
 _CELLS: dict[Any, Cell] = {
-    **{torch.lstm_cell: _lstm, torch.gru_cell: _gru},
-    **{torch.rnn_tanh_cell: _TANH, torch.rnn_relu_cell: _RELU},
+    torch.lstm_cell: _lstm,
+    torch.gru_cell: _gru,
+    torch.rnn_tanh_cell: _TANH,
+    torch.rnn_relu_cell: _RELU,
 }
 
 
@@ -77,15 +90,14 @@ class _Call:
         inputs: The sequence: (steps, samples, channels), with ``batch_first`` (samples, steps, channels), packed
             (rows, channels), of which the first ones are the first step.
         states: The first states, each (layers and directions, samples, channels).
-        weights: Those of every layer and direction: of inputs and states, both biases, and the projection; ``None`` for
-            what it lacks.
+        weights: Those of every layer and direction, each with the projection that follows, if one does.
         directions: 1 or 2.
         time: The dimension of the steps; ``None`` in a packed sequence.
     """
 
     inputs: Tensor
     states: State
-    weights: tuple[tuple[Tensor | None, ...], ...]
+    weights: tuple[tuple[Weights, Tensor | None], ...]
     directions: int
     time: int | None
 
@@ -100,7 +112,7 @@ class _Call:
         each = len(parameters) // (layers * directions)
         own = [parameters[first : first + each] for first in range(0, len(parameters), each)]
         weights = tuple(
-            (*one[:2], *(one[2:4] if biases else (None, None)), one[-1] if each == (5 if biases else 3) else None)
+            (Weights(*one[:2], *(one[2:4] if biases else (None, None))), one[-1] if each in (3, 5) else None)
             for one in own
         )
         return cls(inputs, tuple(states), weights, directions, None if packed else int(rest[7]))
@@ -138,9 +150,9 @@ class FollowedRecurrence(TorchFunctionMode):
             return self._run_layers(function, args)
         return function(*args)
 
-    def _run_cell(self, cell: Cell, x: Tensor, state: Any, *weights: Tensor | None) -> Any:
+    def _run_cell(self, cell: Cell, x: Tensor, state: Any, *weights: Any) -> Any:
         is_one = isinstance(state, Tensor)
-        new = cell(x, (state,) if is_one else tuple(state), weights)
+        new = cell(x, (state,) if is_one else tuple(state), Weights(*weights))
         self._end_paths(new)
         return new[0] if is_one else new
 
@@ -173,12 +185,12 @@ class FollowedRecurrence(TorchFunctionMode):
         return x, [list(each) for each in zip(*ends, strict=True)]
 
     def _follow_layer(self, x: Tensor, state: State, cell: Cell, call: _Call, number: int) -> State:
-        *weights, projection = call.weights[number]
+        weights, projection = call.weights[number]
         for times in (call.repeats, Fraction(0)):  # the second step reads what the first one has put out
             with self._engine.records.counting(times):
                 state = cell(x, state, weights)
                 self._end_paths(state)
-                self._note_width(weights[1], state[-1], "hidden_size")
+                self._note_width(weights.states, state[-1], "hidden_size")
                 if projection is not None:
                     state = (F.linear(state[0], projection), *state[1:])
                     self._note_width(projection, state[0], "proj_size")
@@ -191,7 +203,7 @@ class FollowedRecurrence(TorchFunctionMode):
             paths = dict.fromkeys(info.producer_paths, (Step(StepKind.RECURRENT),))
             self._engine.set_info(each, replace(info, producer_paths=paths))
 
-    def _note_width(self, weight: Tensor | None, made: Tensor, attribute: str) -> None:
+    def _note_width(self, weight: Tensor, made: Tensor, attribute: str) -> None:
         """All layers and directions of a module have one width."""
         name = self._engine.info(weight).direct
         if name is not None:

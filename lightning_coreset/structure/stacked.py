@@ -62,7 +62,10 @@ def _takes_parts(engine: Propagation, call: OpCall, leading: int) -> bool:
         new = results[0].dim() - len(beside)
         if new < 1 or results[0].shape[new:] != beside:
             return False
-        moved = [[axis.labels.reshape(results[0].shape[:new] + axis.labels.shape[leading:])] for axis in _full(info, source, leading)]
+        moved = [
+            [axis.labels.reshape(results[0].shape[:new] + axis.labels.shape[leading:])]
+            for axis in _full(info, source, leading)
+        ]
         left = new
     elif call.name in _COPYING:
         moved, left = [[axis.labels] for axis in info.channel_labels], leading

@@ -86,9 +86,7 @@ def packed_and_padded_again() -> nn.Module:
         return net.head(net.hidden(out).relu())
 
     lstm = nn.LSTM(16, 12, batch_first=True, bidirectional=True)
-    return Net(
-        forward, embedding=nn.Embedding(50, 16), lstm=lstm, hidden=nn.Linear(24, 20), head=nn.Linear(20, 5)
-    )
+    return Net(forward, embedding=nn.Embedding(50, 16), lstm=lstm, hidden=nn.Linear(24, 20), head=nn.Linear(20, 5))
 
 
 @network(SERIES, must=("encoder",))
@@ -114,7 +112,11 @@ def bridged() -> nn.Module:
 
     encoder = nn.GRU(6, 10, batch_first=True, bidirectional=True)
     return Net(
-        forward, encoder=encoder, bridge=nn.Linear(20, 14), decoder=nn.GRU(6, 14, batch_first=True), head=nn.Linear(14, 3)
+        forward,
+        encoder=encoder,
+        bridge=nn.Linear(20, 14),
+        decoder=nn.GRU(6, 14, batch_first=True),
+        head=nn.Linear(14, 3),
     )
 
 

@@ -135,7 +135,7 @@ def rnn_cell() -> nn.Module:
     return Net(forward, first=mlp(6, 20, 12), cell=nn.GRUCell(12, 14), last=mlp(14, 10, 3))
 
 
-@network(floats((2, 5, 6)), must=("first",), hard=("gates",), why="the size of the first state is a 10")
+@network(floats((2, 5, 6)), must=("first",), hard=("gates",), why="the size of the first state is a 14")
 def hand_made_lstm() -> nn.Module:
     """Four gates from one Linear, split by chunk."""
 
