@@ -28,7 +28,7 @@ from lightning_coreset.planning import (
     why_nothing_goes,
     without_unread,
 )
-from lightning_coreset.structure import Example, ExampleInputs, Heads, analyse
+from lightning_coreset.structure import Example, ExampleInputs, Heads, analyse, warn_of_uncounted
 from lightning_coreset.surgery import apply_changes
 from lightning_coreset.verification import verified
 
@@ -268,7 +268,7 @@ def count_macs(model: nn.Module, example_inputs: ExampleInputs) -> int:
         example_inputs: As for :func:`prune`. The first dimension of the first tensor is the batch.
 
     Returns:
-        The count for one sample, not for the batch.
+        The count for one sample, not for the batch. A warning names operators that are not counted.
 
     Example:
         >>> import torch
@@ -276,4 +276,6 @@ def count_macs(model: nn.Module, example_inputs: ExampleInputs) -> int:
         >>> count_macs(nn.Linear(16, 10), torch.randn(4, 16))
         160
     """
-    return sum(analyse(model, Example.of(example_inputs)).macs.values())
+    structure = analyse(model, Example.of(example_inputs))
+    warn_of_uncounted(structure.uncounted)
+    return sum(structure.macs.values())

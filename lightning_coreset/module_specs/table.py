@@ -111,7 +111,9 @@ _QUANTIZED = ModuleSpec(unsupported="is quantised (prune before quantising)")
 
 TABLE: dict[type[nn.Module] | str, ModuleSpec] = {
     nn.Linear: ModuleSpec(sizes={"out_features": 0, "in_features": 1}, width="out_features", is_layer=True),
-    nn.Bilinear: ModuleSpec(is_layer=True),
+    nn.Bilinear: ModuleSpec(
+        sizes={"out_features": 0, "in1_features": 1, "in2_features": 2}, width="out_features", is_layer=True
+    ),
     **_for_each(Convolution, _CONVOLUTION),
     nn.Embedding: _EMBEDDING,
     nn.EmbeddingBag: _EMBEDDING,

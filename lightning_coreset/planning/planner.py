@@ -20,7 +20,7 @@ from lightning_coreset.planning.input_norms import InputNorms
 from lightning_coreset.planning.problem import PruningProblem
 from lightning_coreset.planning.request import Request
 from lightning_coreset.planning.working_weights import WorkingWeights
-from lightning_coreset.structure import ChannelGroup, Structure, WeightNorm
+from lightning_coreset.structure import ChannelGroup, Structure, WeightNorm, warn_of_uncounted
 from lightning_coreset.surgery import as_direction, follow_norms, scale_counts, slice_members, weight_norms_of
 
 
@@ -76,6 +76,8 @@ def make_plan(
         ValueError: If a rule matches nothing, two rules give a group different ratios, nothing can be pruned, the
             method returns something that does not fit a group, or (``strict``) the ratio cannot be reached.
     """
+    if request.unit == "macs":
+        warn_of_uncounted(structure.uncounted)
     problem = PruningProblem.of(model, structure, request, original)
     if strict and sizes is None:
         check_feasible(model, structure, problem)

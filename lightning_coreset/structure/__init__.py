@@ -46,6 +46,7 @@ from lightning_coreset.structure.trace import (
     set_mode,
     train_mode,
 )
+from lightning_coreset.structure.uncounted import warn_of_uncounted
 from lightning_coreset.structure.untrained import NOTHING_UNTRAINED, Copy, Untrained
 
 __all__ = [
@@ -106,4 +107,5 @@ __all__ = [
     "set_mode",
     "single_dimensions",
     "train_mode",
+    "warn_of_uncounted",
 ]

@@ -41,6 +41,7 @@ class Structure:
         followed: For each example, the modes in which it was followed: none if it failed, or was not needed.
         showed: For each example, whether it used or coupled or held anything that those before it did not.
         has_outputs: Whether any example returned a tensor; else nothing has an influence.
+        uncounted: Operators that may be products, and whose multiply-accumulates are in none of these numbers.
     """
 
     groups: tuple[ChannelGroup, ...]
@@ -52,6 +53,7 @@ class Structure:
     followed: tuple[tuple[RunMode, ...], ...] = field(default=(), repr=False)
     showed: tuple[bool, ...] = field(default=(), repr=False)
     has_outputs: bool = field(default=True, repr=False)
+    uncounted: tuple[str, ...] = field(default=(), repr=False)
 
     def with_groups(self, groups: Sequence[ChannelGroup]) -> Structure:
         """The structure with others in place of groups of the same names, and of those that are merged into them."""
@@ -193,6 +195,7 @@ def analyse(
     used, followed, showed = frozenset(engine.used), tuple(engine.followed), tuple(engine.showed)
     refused = classes.refused(groups)
     found = Structure(groups, refused, macs, products, untrained, used, followed, showed, engine.has_outputs)
+    found = replace(found, uncounted=tuple(sorted(engine.records.uncounted)))
     return _of_one_width(found.without(frozen), classes)
 
 

@@ -47,6 +47,7 @@ class LayerRecords:
         self.paths: list[tuple[str, tuple[Step, ...], str]] = []
         self.macs: dict[str, int] = defaultdict(int)
         self.products: list[tuple[tuple[ChannelLabels, ...], int]] = []
+        self.uncounted: set[str] = set()
         self.samples = 1
         self.multiplied: list[Tensor] = []
         self._records = False
@@ -175,7 +176,7 @@ class LayerRecords:
         left.producers = {where: order for where, order in self.producers.items() if where[0] not in copied}
         left.consumers = {where: order for where, order in self.consumers.items() if where[0] not in copied}
         left.paths = [(made, steps, read) for made, steps, read in self.paths if not {made, read} & {*copied}]
-        left.multiplied, left.samples = self.multiplied, self.samples
+        left.multiplied, left.samples, left.uncounted = self.multiplied, self.samples, self.uncounted
         left.macs.update({name: macs for name, macs in self.macs.items() if name not in copied})
         for axes, macs in self.products:
             makers = {name for axis in axes for name, _ in axis.sources}

@@ -33,6 +33,7 @@ from lightning_coreset.structure.records import WeightNorm, layer_of
 from lightning_coreset.structure.stacked import follow_stacked
 from lightning_coreset.structure.statistics import block_statistics, check_statistics, pass_statistics
 from lightning_coreset.structure.steps import Norm, Step, StepKind
+from lightning_coreset.structure.uncounted import count_or_note
 from lightning_coreset.structure.union_find import NO_TENSOR, ChannelUnionFind
 from lightning_coreset.structure.untrained import Copy, mirrored_tensors
 from lightning_coreset.structure.views import SharedMemory
@@ -408,6 +409,7 @@ class Propagation(DispatchMode):
 
     def _apply_rule(self, call: OpCall) -> None:
         rule = self._find_rule(call.function)
+        count_or_note(self, call, rule)
         if rule is None:
             names = [self.info(tensor).direct or "" for tensor in call.tensors]
             known = next((self._unsupported[name] for name in names if name in self._unsupported), None)

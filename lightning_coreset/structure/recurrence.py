@@ -43,9 +43,11 @@ class Weights(NamedTuple):
     state_bias: Tensor | None
 
     def of_inputs(self, x: Tensor) -> Tensor:
+        """What the inputs add to all gates."""
         return F.linear(x, self.inputs, self.input_bias)
 
     def of_states(self, x: Tensor) -> Tensor:
+        """What the state of the step before adds."""
         return F.linear(x, self.states, self.state_bias)
 
 

@@ -159,3 +159,33 @@ def test_long_sequences_are_followed_by_two_steps() -> None:
         with Counting():
             find_groups(model, torch.randn(2, steps, 5))
     assert calls[0] == calls[1]
+
+
+def test_macs_of_a_bilinear_layer_are_counted() -> None:
+    class Pair(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.pair = nn.Bilinear(3, 4, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.pair(x[..., :3], x[..., 3:])
+
+    assert count_macs(Pair(), torch.randn(2, 6, 7)) == 6 * 3 * 4 * 5
+
+
+class Distances(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 8), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        return self.last(torch.cdist(y, y))
+
+
+def test_products_that_are_not_counted_are_told() -> None:
+    model, x = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), Distances()), torch.randn(4, 6)
+    with pytest.warns(UserWarning, match=r"multiply-accumulates of aten\._cdist_forward are not counted"):
+        assert count_macs(model, x) == 36 + 48 + 12
+    with pytest.warns(UserWarning, match=r"multiply-accumulates of aten\._cdist_forward are not counted"):
+        prune(model, x, 0.2, unit="macs")
