@@ -64,12 +64,11 @@ def test_a_checkpoint_of_a_recurrent_network_loads_and_resumes(tmp_path: Any) ->
     torch.manual_seed(0)
     whole, resumed = Tagger(), Tagger()
     resumed.load_state_dict(whole.state_dict())
-    saving = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1, save_on_train_epoch_end=True)
-    make_trainer(pruning(), saving, max_epochs=4, enable_checkpointing=True).fit(whole, make_loader(5, 8))
+    saving = [ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1, save_on_train_epoch_end=True) for _ in range(2)]
+    make_trainer(pruning(), saving[0], max_epochs=4, enable_checkpointing=True).fit(whole, make_loader(5, 8))
 
     file = tmp_path / "epoch=1.ckpt"
     assert whole.cell.hidden_size < load_pruned(Tagger, file).cell.hidden_size < 16
-    again = ModelCheckpoint(tmp_path / "again")
-    trainer = make_trainer(pruning(), again, max_epochs=4, enable_checkpointing=True)
+    trainer = make_trainer(pruning(), saving[1], max_epochs=4, enable_checkpointing=True)
     trainer.fit(resumed, make_loader(5, 8), ckpt_path=file)
     assert_same(resumed.state_dict(), whole.state_dict())
