@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from fitting import Classifier, assert_same, make_loader, make_trainer, mlp
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -60,6 +61,7 @@ def test_units_stay_whose_states_go_on_from_batch_to_batch() -> None:
     assert module.first.out_features < 12
 
 
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
 def test_a_checkpoint_of_a_recurrent_network_loads_and_resumes(tmp_path: Any) -> None:
     torch.manual_seed(0)
     whole, resumed = Tagger(), Tagger()
