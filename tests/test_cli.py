@@ -74,7 +74,7 @@ VALUES: dict[str, list[tuple[Any, Any]]] = {
     "never_run": [(["net.4"], ["net.4"])],
     "round_to": [(8, 8)],
     "min_channels": [(4, 4)],
-    "max_ratio": [(0.9, 0.9)],
+    "max_layer_ratio": [(0.9, 0.9)],
     "example_inputs": [
         ({"class_path": f"{HERE}.example"}, example()),
         (f"{HERE}.example", example()),

@@ -32,7 +32,7 @@ def fit(make_trainer, tmp_path):
 
     def run(module=None, callbacks=(), pruning=(), **logger):
         board = TensorBoardLogger(tmp_path, **logger)
-        callback = CoresetPruningCallback(schedule=SCHEDULE, verbose=False, check=False, **dict(pruning))
+        callback = CoresetPruningCallback(schedule=SCHEDULE, verbose=False, self_check=False, **dict(pruning))
         trainer = make_trainer(callback, *callbacks, max_epochs=5, logger=[board, CSVLogger(tmp_path), ScalarsOnly()])
         trainer.fit(module or Validated(), make_loader(8), make_loader(8))
         everything = {"images": 0, "tensors": 0, "scalars": 0}
