@@ -37,7 +37,7 @@ def same_arguments_as(model: Callable[P, Any]) -> Callable[[Callable[..., R]], C
         >>> prune()
         Traceback (most recent call last):
             ...
-        TypeError: prune() missing a required argument: 'model'
+        TypeError: prune() got other arguments than it takes: missing a required argument: 'model'.
     """
     shared = inspect.signature(model)
 
@@ -48,7 +48,7 @@ def same_arguments_as(model: Callable[P, Any]) -> Callable[[Callable[..., R]], C
             try:
                 bound = shared.bind(*args, **kwargs)
             except TypeError as error:
-                raise TypeError(f"{function.__name__}() {error}") from None
+                raise TypeError(f"{function.__name__}() got other arguments than it takes: {error}.") from None
             return function(**bound.arguments)
 
         returned = function.__annotations__.get("return", inspect.Signature.empty)

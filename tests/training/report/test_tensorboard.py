@@ -135,7 +135,7 @@ def test_settings_are_written_with_the_users_hyperparameters(fit, tmp_path):
         "coreset/schedule": "1: 0.3, 3: 0.5",
         "coreset/ignore": "net.0",
         "coreset/round_to": 2.0,
-        "coreset/check": 0.0,
+        "coreset/self_check": 0.0,
     }
     assert metrics == ["hp_metric", "coreset/accuracy", "coreset/sparsity", "coreset/params", "coreset/macs"]
     assert set(metrics) <= set(events.Tags()["scalars"])
