@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import inspect
-import os
 import sys
 from collections.abc import Callable, Collection
 from difflib import get_close_matches
 from functools import wraps
-from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
-
-import torch
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_OURS = tuple(f"{Path(file).parent}{os.sep}" for file in (__file__, torch.__file__))
+_BETWEEN = (__name__.partition(".")[0], "torch")
 
 
 def same_arguments_as(model: Callable[P, Any]) -> Callable[[Callable[..., R]], Callable[P, R]]:
@@ -83,6 +79,7 @@ def level_of_caller() -> int:
     That is the first one that is neither in this package nor in torch, whose decorators come in between.
     """
     level, frame = 1, sys._getframe(1)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_OURS):
+    # By module: the __init__ of a dataclass has no file.
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in _BETWEEN:
         level, frame = level + 1, frame.f_back
     return level
