@@ -8,10 +8,14 @@ from lightning_coreset.methods import Importance, Magnitude, Random, Reconstruct
 from lightning_coreset.plan import GroupPlan, ParameterChange, PruningPlan
 from lightning_coreset.pruning import count_macs, plan_pruning, prune
 from lightning_coreset.scan import Scan, ScanRecord, sensitivity_scan
+from lightning_coreset.schedule import PruningSchedule
+from lightning_coreset.training import AccuracyGuard, AccuracyMonitor
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AccuracyGuard",
+    "AccuracyMonitor",
     "CoresetPruningCallback",
     "GroupPlan",
     "Importance",
@@ -19,6 +23,7 @@ __all__ = [
     "ParameterChange",
     "PrunedCheckpointMixin",
     "PruningPlan",
+    "PruningSchedule",
     "Random",
     "Reconstruction",
     "Scan",

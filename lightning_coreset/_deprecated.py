@@ -5,7 +5,63 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any
+from functools import wraps
+from inspect import signature
+from typing import Any, ParamSpec, TypeVar
+
+from lightning_coreset._calls import check_names, level_of_caller
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+OLD_ARGUMENTS = {"max_ratio": "max_layer_ratio", "check": "self_check"}
+"""The new name of every argument that had another one."""
+
+
+def takes_old_names(function: Callable[P, R]) -> Callable[P, R]:
+    """Let a function take arguments by their old names as well, with a warning; it only sees the new ones.
+
+    The function has its old names of :data:`OLD_ARGUMENTS` as keyword-only parameters, with the default ``None``, which
+    stands for nothing given. So they are known to whatever reads signatures, such as type checkers and LightningCLI.
+    A keyword that is no name of the function's is told with the closest one.
+
+    Example:
+        >>> @takes_old_names
+        ... def scale(ratio: float, *, self_check: bool = True, check: bool | None = None) -> tuple[float, bool]:
+        ...     return ratio, self_check
+        >>> with warnings.catch_warnings(record=True):
+        ...     scale(0.5, check=False)
+        (0.5, False)
+        >>> scale(0.5, self_chek=False)
+        Traceback (most recent call last):
+            ...
+        TypeError: scale() got an unexpected keyword argument 'self_chek'. Did you mean 'self_check'?
+    """
+    parameters = signature(function).parameters
+    renamed = {old: new for old, new in OLD_ARGUMENTS.items() if old in parameters}
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        check_names(function, kwargs)
+        for old, new in renamed.items():
+            value = kwargs.pop(old, None)
+            if value is None:
+                continue
+            default = parameters[new].default
+            if kwargs.get(new, default) not in (default, value):  # a configuration gives all defaults
+                raise ValueError(
+                    f"Expected {new} or its old name {old} but got both: {new}={kwargs[new]!r} and {old}={value!r}. "
+                    f"Leave {old} out."
+                )
+            warnings.warn(
+                f"The argument {old} was renamed: use {new}={value!r}.",
+                DeprecationWarning,
+                stacklevel=level_of_caller(),
+            )
+            kwargs[new] = value
+        return function(*args, **kwargs)
+
+    return call
 
 
 def deprecated_names(module: str, renamed: Mapping[str, str]) -> Callable[[str], Any]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from inspect import signature
+from collections.abc import Sequence
 from os import PathLike
 from typing import Any
 
@@ -13,13 +11,16 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from lightning_coreset._compat import state_key
+from lightning_coreset._deprecated import takes_old_names
 from lightning_coreset.checkpoint import make_resizable, store_metadata_as_item
-from lightning_coreset.methods import MethodLike, as_method
+from lightning_coreset.methods import MethodLike
 from lightning_coreset.plan import PruningPlan
-from lightning_coreset.planning import DEFAULT_RATIO, Allocation, Request, Rule, Unit, check_flags
-from lightning_coreset.schedule import Interval, Schedule
+from lightning_coreset.planning import Allocation, PruningRatio, Rule, Unit
+from lightning_coreset.schedule import Interval, Order, PruningSchedule, Schedule
 from lightning_coreset.structure import ExampleInputs, Heads
 from lightning_coreset.training import (
+    AccuracyGuard,
+    AccuracyMonitor,
     Callback,
     Copies,
     DryRun,
@@ -30,7 +31,7 @@ from lightning_coreset.training import (
     Mode,
     Monitor,
     OnFailure,
-    Order,
+    Options,
     OutgrownCopies,
     PruningRun,
     Recalibration,
@@ -39,14 +40,8 @@ from lightning_coreset.training import (
     UntrainedFinder,
     average_again,
     averaged_copies,
-    check_certificate_options,
-    check_drop,
-    check_example_inputs,
-    check_guard_options,
     check_no_lazy_layers,
-    check_ratio_beside_schedule,
     check_strategy,
-    check_times_beside_schedule,
     dry_run,
     has_lazy_layers,
     last_step,
@@ -65,18 +60,26 @@ class CoresetPruningCallback(Callback):
     Layers whose channels reach the output or the loss are not pruned. It is a callback for Trainers of both packages,
     ``lightning`` and ``pytorch_lightning``.
 
+    All arguments but the first are given by name. They are in the order of their purpose: how much goes, when, from
+    which layers, how channels are chosen, examples, accuracy, guard, what else an event does to training, checks,
+    output. :class:`PruningSchedule`, :class:`AccuracyMonitor` and :class:`AccuracyGuard` hold those that belong
+    together, and may be given instead of them.
+
     Args:
         pruning_ratio: The fraction of the ORIGINAL model's ``unit`` that is gone at the end, in [0, 1); or rules, as
             for :func:`lightning_coreset.prune`. By default half, or, with a warning that says what holds the rest, as
             much as goes if no layer loses more than half of its channels; then not even a model of which nothing can go
             ends training.
         unit: What the ratio counts: ``"params"``, ``"macs"`` (multiply-accumulates of one sample) or ``"channels"``.
-        method: How channels are chosen; see :func:`lightning_coreset.prune`.
         allocation: How the removals are distributed over the layers; see :func:`lightning_coreset.prune`.
+        round_to: Numbers of channels are multiples of this where the group allows; 8 suits tensor cores.
+        min_channels: No group is left with fewer channels.
+        max_layer_ratio: No group loses more than this fraction of its original channels.
         schedule: How the ratio grows from ``start`` to ``end``: ``"one_shot"``, ``"linear"``, ``"cubic"`` (most at
             first, when much is redundant and much training is left to recover in), ``"cosine"``; a mapping from epoch
             (step) to the ratio reached there (``pruning_ratio`` is its last one then); or a callable from progress in
-            (0, 1] to the fraction of the ratio, 1 in the end.
+            (0, 1] to the fraction of the ratio, 1 in the end. Or a :class:`PruningSchedule`, which has the five
+            arguments after it as well.
         start: The first event; a float is a fraction of training, an int is an epoch (a step).
         end: The last event, likewise; the training after it is left for recovery.
         every: Epochs (steps) between events; by default as many as make about ten events, an epoch at least.
@@ -86,17 +89,24 @@ class CoresetPruningCallback(Callback):
         ignore: Layers that keep all output channels: shell patterns of module names, such as ``"model.stem*"``,
             compiled regular expressions, or module types.
         only: The layers whose output channels may be removed, likewise; all by default.
-        round_to: Numbers of channels are multiples of this where the group allows; 8 suits tensor cores.
-        min_channels: No group is left with fewer channels.
-        max_ratio: No group loses more than this fraction of its original channels.
-        heads: What attention loses: ``"whole"`` heads, or dimensions ``"within"`` all of them.
+        never_run: Modules that nothing ever runs, such as a spare head: rules as for ``ignore``. Channels that other
+            layers could read which have not run before an event stay, with a warning.
         include_residual: Whether channels that are coupled by residual additions or normalised by LayerNorm, RMSNorm
             and the like, such as the width of a transformer, may be removed as well.
+        heads: What attention loses: ``"whole"`` heads, or dimensions ``"within"`` all of them.
+        copies: What to do with parts of the module that are copies of others, which nothing trains: momentum encoders,
+            target networks, averages. ``"find"`` finds them by their structure and values; a mapping says which module
+            is a copy of which, such as ``{"target": "online"}``; with ``"none"`` there are none. A copy loses the
+            channels that its original loses.
+        method: How channels are chosen; see :func:`lightning_coreset.prune`.
+        seed: Seed of the random choices; the global generator is not used.
         example_inputs: A tensor, a tuple of positional arguments or a dict of keyword arguments for the
             LightningModule, to run it once and read its structure. Without it the module's ``example_input_array`` is
             used, and without that its own training step on the first batch, whose side effects are undone.
-        never_run: Modules that nothing ever runs, such as a spare head: rules as for ``ignore``. Channels that other
-            layers could read which have not run before an event stay, with a warning.
+        save_examples: Whether checkpoints hold, until the last event, the few samples of batches that the structure is
+            read from, if they are small (1 MB) and plain tensors. A resumed run then has its first event exactly when
+            the uninterrupted one would have it; without them at its first batch.
+        accuracy: What the accuracy is, as an :class:`AccuracyMonitor`, instead of the four arguments after it.
         metric: What ``coreset/accuracy`` is, instead of a classifier's accuracy: a metric of torchmetrics, of which a
             copy is called as ``metric(outputs, targets)`` on the outputs and targets of validation.
         monitor: Or the name of a metric that the module logs in validation, such as ``"val_acc"``.
@@ -104,6 +114,7 @@ class CoresetPruningCallback(Callback):
             ``"min"`` for a name with "loss", "error", "rmse" or the like in it; else ``"max"``.
         eval_batches: The number of recent validation batches that it is measured on right before and after an event; 0
             turns that off.
+        guard: The guard, as an :class:`AccuracyGuard`, instead of the three arguments after it.
         max_drop: The guard: how far the accuracy may be below the best before the first event, in its own units (0.01
             is a point of accuracy). An event is taken back, exactly, if training does not bring the accuracy back there
             within ``recover_epochs``; until then no other event happens. ``None`` turns the guard off.
@@ -113,21 +124,15 @@ class CoresetPruningCallback(Callback):
             the first of every epoch are kept for that, on the CPU. 0 leaves it to the reconstruction and to training.
         restart_patience: Whether an event restarts the patience and the best score of the Trainer's ``EarlyStopping``:
             a pruned model has to recover before it can be better than the one before.
-        save_examples: Whether checkpoints hold, until the last event, the few samples of batches that the structure is
-            read from, if they are small (1 MB) and plain tensors. A resumed run then has its first event exactly when
-            the uninterrupted one would have it; without them at its first batch.
-        check: Whether to test on a copy of the model, before training, that removing channels of a group gives the same
-            outputs as zeroing their consumers; groups that fail are not pruned, with a warning that names them.
+        self_check: Whether to test on a copy of the model, before training, that removing channels of a group gives the
+            same outputs as zeroing their consumers; groups that fail are not pruned, with a warning that names them.
         change_attributes: Whether numbers that modules remember, such as ``self.dim_head``, are changed with groups
             that fail otherwise; see :func:`lightning_coreset.prune`.
-        copies: What to do with parts of the module that are copies of others, which nothing trains: momentum encoders,
-            target networks, averages. ``"find"`` finds them by their structure and values; a mapping says which module
-            is a copy of which, such as ``{"target": "online"}``; with ``"none"`` there are none. A copy loses the
-            channels that its original loses.
         certify: Whether every event computes certificates of its coresets; see :func:`lightning_coreset.prune`.
         input_radius: For certificates: a bound on the norm of the network's own input as its first layer sees it.
-        seed: Seed of the random choices; the global generator is not used.
         verbose: Whether to print what each event did.
+        max_ratio: Old name of ``max_layer_ratio``.
+        check: Old name of ``self_check``.
 
     Raises:
         ValueError: For an argument out of its range, here; for a rule that matches nothing, a schedule that never
@@ -143,14 +148,17 @@ class CoresetPruningCallback(Callback):
         ... )
     """
 
+    @takes_old_names
     def __init__(
         self,
-        pruning_ratio: float | Mapping[Rule, float] | None = None,
+        pruning_ratio: PruningRatio | None = None,
         *,
         unit: Unit = "params",
-        method: MethodLike = "reconstruction",
         allocation: Allocation = "uniform",
-        schedule: Schedule = "cubic",
+        round_to: int = 1,
+        min_channels: int = 1,
+        max_layer_ratio: float = 1.0,
+        schedule: PruningSchedule | Schedule = "cubic",
         start: int | float = 0.1,
         end: int | float = 0.7,
         every: int | None = None,
@@ -158,86 +166,53 @@ class CoresetPruningCallback(Callback):
         order: Order = "together",
         ignore: Sequence[Rule] = (),
         only: Sequence[Rule] = (),
-        round_to: int = 1,
-        min_channels: int = 1,
-        max_ratio: float = 1.0,
-        heads: Heads = "whole",
-        include_residual: bool = False,
-        example_inputs: ExampleInputs | None = None,
         never_run: Sequence[Rule] = (),
+        include_residual: bool = False,
+        heads: Heads = "whole",
+        copies: Copies = "find",
+        method: MethodLike = "reconstruction",
+        seed: int = 0,
+        example_inputs: ExampleInputs | None = None,
+        save_examples: bool = True,
+        accuracy: AccuracyMonitor | None = None,
         metric: Metric | None = None,
         monitor: str | None = None,
         monitor_mode: Mode | None = None,
         eval_batches: int = 8,
+        guard: AccuracyGuard | None = None,
         max_drop: float | None = None,
         recover_epochs: int | float = 2,
         on_failure: OnFailure = "stop",
         recalibrate_batches: int = 0,
         restart_patience: bool = True,
-        save_examples: bool = True,
-        check: bool = True,
+        self_check: bool = True,
         change_attributes: bool = True,
-        copies: Copies = "find",
         certify: bool = False,
         input_radius: float | None = None,
-        seed: int = 0,
         verbose: bool = True,
+        max_ratio: float | None = None,
+        check: bool | None = None,
     ) -> None:
-        defaults = {
-            name: parameter.default for name, parameter in signature(CoresetPruningCallback.__init__).parameters.items()
-        }
-        check_flags(
-            check=check,
-            change_attributes=change_attributes,
-            certify=certify,
-            restart_patience=restart_patience,
-            save_examples=save_examples,
-            verbose=verbose,
-        )
-        self.request = Request(
-            DEFAULT_RATIO if pruning_ratio is None else pruning_ratio,
-            unit,
-            as_method(method),
-            allocation=allocation,
-            ignore=ignore,
-            only=only,
-            round_to=round_to,
-            min_channels=min_channels,
-            max_ratio=max_ratio,
-            heads=heads,
-            include_residual=include_residual,
-            seed=seed,
-            input_radius=input_radius,
-            by_default=pruning_ratio is None,
-        )
-        self.timeline = Timeline(schedule, self.request.target, start, end, every, interval)
-        check_ratio_beside_schedule(pruning_ratio, schedule)
-        check_times_beside_schedule(schedule, {"start": start, "end": end, "every": every}, defaults)
-        if isinstance(schedule, Mapping):
-            self.request = replace(self.request, pruning_ratio=self.timeline.target, by_default=False)
-        check_certificate_options(certify=certify, input_radius=input_radius)
-        check_example_inputs(example_inputs)
+        options = self._options = Options.of(CoresetPruningCallback.__init__, locals())
+        self.request = options.request
+        self.timeline = Timeline(options.schedule, self.request.target)
         self._source = ExampleSource(example_inputs)
-        self.request.check_trial(check)
         self._untrained = UntrainedFinder(copies)
         self._outgrown = OutgrownCopies()
         self._planner = EventPlanner(
             self.request,
             self._source,
-            order,
-            check,
+            options.schedule.order,
+            self_check,
             certify,
             change_attributes,
             self._untrained,
             never_run,
         )
-        self._monitor = Monitor(metric, monitor, monitor_mode, eval_batches)
-        check_guard_options(max_drop, {"recover_epochs": recover_epochs, "on_failure": on_failure}, defaults)
-        self._guard = Guard(max_drop, recover_epochs, on_failure, self._monitor.mode, self._monitor.name)
-        check_drop(max_drop, metric, monitor)
+        self._monitor = Monitor(options.accuracy)
+        self._guard = Guard(options.guard, self._monitor.mode, self._monitor.name)
         self._recalibration = Recalibration(recalibrate_batches)
-        arguments = locals() | {"pruning_ratio": self.request.pruning_ratio}
-        shown = settings(CoresetPruningCallback.__init__, arguments)
+        shown = settings(CoresetPruningCallback.__init__, options.arguments)
         self._reporter = Reporter(shown, certify=certify, verbose=verbose, metric=self._monitor.name)
         self._run = PruningRun(
             self.timeline,
@@ -254,7 +229,7 @@ class CoresetPruningCallback(Callback):
         self._state_key = state_key(
             self,
             unit=unit,
-            order=order,
+            order=options.schedule.order,
             ignore=list(map(str, self.request.ignore)),
             only=list(map(str, self.request.only)),
         )

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 from torch import nn
 
-from lightning_coreset.methods import MethodLike, as_method
+from lightning_coreset._calls import level_of_caller, same_arguments_as
+from lightning_coreset._deprecated import takes_old_names
+from lightning_coreset.methods import MethodLike
 from lightning_coreset.plan import PruningPlan
 from lightning_coreset.planning import (
-    DEFAULT_RATIO,
     Allocation,
     PruningRatio,
     Request,
@@ -33,152 +35,30 @@ from lightning_coreset.surgery import apply_changes
 from lightning_coreset.verification import verified
 
 
-def prune(
-    model: nn.Module,
-    example_inputs: ExampleInputs,
-    pruning_ratio: PruningRatio | None = None,
-    *,
-    unit: Unit = "params",
-    method: MethodLike = "reconstruction",
-    allocation: Allocation = "uniform",
-    ignore: Sequence[Rule] = (),
-    only: Sequence[Rule] = (),
-    never_run: Sequence[Rule] = (),
-    include_residual: bool = False,
-    round_to: int = 1,
-    min_channels: int = 1,
-    max_ratio: float = 1.0,
-    heads: Heads = "whole",
-    seed: int = 0,
-    check: bool = True,
-    change_attributes: bool = True,
-    certify: bool = False,
-    input_radius: float | None = None,
-) -> PruningPlan:
-    """Prune a network in place, in one step.
-
-    Groups of channels are pruned in network order. The weights of the layers that read a group are replaced so that
-    these layers approximate what they computed from all channels (Mussay et al., arXiv 2008.08316). ``Parameter``
-    objects stay the same, so an optimizer keeps its references; its state has to be sliced in the same way, as
-    ``CoresetPruningCallback`` does during training. :func:`plan_pruning` returns the same plan without applying it.
-
-    Layers are selected by *rules*: a shell pattern for qualified module names such as ``"encoder.*"``, a compiled
-    regular expression that matches the whole name, or a module type such as ``nn.Conv2d``. A rule selects layers that
-    produce channels; a group of coupled channels is selected if a rule matches any of the layers that produce it.
-
-    Args:
-        model: Any network; it is changed in place. Its training flags, buffers and the global random state are
-            preserved.
-        example_inputs: A tensor, a tuple of positional arguments or a dict of keyword arguments for ``model``, on its
-            device; a small batch is enough. They are only used to read the structure (and
-            to measure norms, for certificates).
-        pruning_ratio: The fraction of the model's ``unit`` to remove, in [0, 1), met to the nearest whole channel. Or a
-            mapping from rules to fractions: every group that a rule selects loses this fraction of its own channels,
-            whatever the unit, and all other groups keep theirs. By default half, or, with a warning, as much as goes if
-            no group loses more than half of its channels. ``Sensitivity(epsilon=...)`` chooses the sizes by
-            error instead; the ratio is then only reported.
-        unit: What the ratio counts: ``"params"``, ``"macs"`` (multiply-accumulates) or ``"channels"`` (those that
-            can be removed).
-        method: How channels are chosen: ``"reconstruction"`` (closed form, deterministic, best accuracy),
-            ``"sensitivity"`` (the paper's coreset, with its guarantee for any input), ``"magnitude"`` or ``"random"``
-            (baselines), an instance such as ``Sensitivity(sampler="pps")``, or a function that scores channels, as for
-            :class:`Importance`. The first two apply to groups whose next layer is a sum over the activated channels of
-            one layer; other groups are ranked by norms, and the plan says so.
-        allocation: How the removal is distributed over the groups if the ratio is a number. ``"uniform"``: the same
-            fraction of every group. ``"error"``: first the channels whose removal increases the expected error of the
-            next layer, relative to its signal, least for each unit removed. ``"global"``: one ranking of the channels
-            of all groups (only for methods that rank: ``"magnitude"``, ``"random"``, ``Importance``).
-        ignore: Rules for layers that keep all their output channels; they take precedence over all other rules.
-        only: Rules for the layers that may lose output channels; all others keep theirs.
-        never_run: Rules for modules that nothing ever runs, such as a spare head. Channels that other layers could read
-            which the example inputs do not run, such as experts that get no row, stay, with a warning.
-        include_residual: Whether to prune channels, too, that are coupled by residual additions or normalised by
-            LayerNorm, RMSNorm and the like, such as the width of a transformer. Statistics are then taken over the
-            channels that stay. The paper only prunes inside blocks.
-        heads: What attention loses: ``"whole"`` heads, or dimensions ``"within"`` its heads, of values, and of queries
-            with keys. All heads lose as many of these, each its own where nothing that they share, such as rotary
-            embeddings, stands in between; the scale of the products stays.
-        round_to: Channel counts are multiples of this number. A layer with fewer channels is not pruned; the number of
-            attention heads is chosen so that their channels are a multiple.
-        min_channels: The smallest number of channels that a layer keeps.
-        max_ratio: The largest fraction of its channels that a layer loses.
-        seed: Seed of the random choices. The global generator is not used.
-        check: Whether to test on a copy with random parameters that removing channels of a group has the same effect as
-            zeroing the weights that read them. Groups that fail, for example because their width is hard-coded, are not
-            pruned, and a warning names them. Costs a copy of the model and about ten runs of it.
-        change_attributes: Whether groups that fail this test are tried again with other numbers: integers that modules
-            or their configs remember, such as ``self.dim_head``, are changed with the group where that is proven to
-            be right. The plan names them (``plan.attributes``). Without ``check`` nothing can be proven, or is changed.
-        certify: Whether to compute certificates: for every group a proven bound, valid for any input, on the error that
-            its coreset causes in the next layer, and the largest error that gradient ascent finds. They are reported in
-            the plan and do not change it. Takes seconds for layers of hundreds of channels, minutes for thousands.
-        input_radius: For certificates: a bound on the norm of the network's input as its first layer reads it (of one
-            patch, if this is a convolution). Layers in a chain above it get a proven radius. For all other layers, and
-            without this number, the radius is the largest norm measured on the example inputs; the plan says so.
-
-    Returns:
-        The plan that was applied: the sizes of every group before and after, and the skipped layers with reasons.
-        ``print(plan)`` shows it as a table.
-
-    Raises:
-        ValueError: If an argument has the wrong type or is out of range, a rule matches no module, two rules give
-            different ratios for one group, the model has no channels that can be pruned (with the reason for each
-            layer), or the ratio cannot be reached (with the largest that can, and what prevents more). The model is
-            unchanged then.
-
-    Example:
-        >>> import torch
-        >>> from torch import nn
-        >>> from lightning_coreset import prune
-        >>> model = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 10))
-        >>> plan = prune(model, torch.randn(1, 16), 0.5)
-        >>> model[0].out_features, plan.params_before, plan.params_after
-        (32, 1738, 874)
-    """
-    request = Request(
-        DEFAULT_RATIO if pruning_ratio is None else pruning_ratio,
-        unit,
-        as_method(method),
-        ignore,
-        include_residual,
-        seed,
-        input_radius,
-        only=only,
-        allocation=allocation,
-        round_to=round_to,
-        min_channels=min_channels,
-        max_ratio=max_ratio,
-        heads=heads,
-        by_default=pruning_ratio is None,
-    )
-    plan = _planned(
-        model, example_inputs, request, never_run, check=check, change_attributes=change_attributes, certify=certify
-    )
-    apply_changes(model, plan.changes, plan.attributes)
-    return plan
-
-
+@takes_old_names
 def plan_pruning(
     model: nn.Module,
     example_inputs: ExampleInputs,
     pruning_ratio: PruningRatio | None = None,
     *,
     unit: Unit = "params",
-    method: MethodLike = "reconstruction",
     allocation: Allocation = "uniform",
+    round_to: int = 1,
+    min_channels: int = 1,
+    max_layer_ratio: float = 1.0,
     ignore: Sequence[Rule] = (),
     only: Sequence[Rule] = (),
     never_run: Sequence[Rule] = (),
     include_residual: bool = False,
-    round_to: int = 1,
-    min_channels: int = 1,
-    max_ratio: float = 1.0,
     heads: Heads = "whole",
+    method: MethodLike = "reconstruction",
     seed: int = 0,
-    check: bool = True,
+    self_check: bool = True,
     change_attributes: bool = True,
     certify: bool = False,
     input_radius: float | None = None,
+    max_ratio: float | None = None,
+    check: bool | None = None,
 ) -> PruningPlan:
     """Return the plan that :func:`prune` would apply, and change nothing.
 
@@ -203,60 +83,116 @@ def plan_pruning(
         >>> model[0].out_features
         64
     """
-    request = Request(
-        DEFAULT_RATIO if pruning_ratio is None else pruning_ratio,
-        unit,
-        as_method(method),
-        ignore,
-        include_residual,
-        seed,
-        input_radius,
-        only=only,
-        allocation=allocation,
-        round_to=round_to,
-        min_channels=min_channels,
-        max_ratio=max_ratio,
-        heads=heads,
-        by_default=pruning_ratio is None,
-    )
-    return _planned(
-        model, example_inputs, request, never_run, check=check, change_attributes=change_attributes, certify=certify
-    )
-
-
-def _planned(
-    model: nn.Module,
-    example_inputs: ExampleInputs,
-    request: Request,
-    never_run: Sequence[Rule],
-    *,
-    check: bool,
-    change_attributes: bool,
-    certify: bool,
-) -> PruningPlan:
-    """Analyse, check and plan, with warnings for rules and ratios that have no effect.
-
-    The warnings point two frames up, at the caller of the public function that calls this one.
-    """
-    check_flags(check=check, change_attributes=change_attributes, certify=certify)
-    request.check_trial(check)
+    request = Request.of(locals())
+    check_flags(self_check=self_check, change_attributes=change_attributes, certify=certify)
+    request.check_trial(self_check)
     example = Example.of(example_inputs)
     # Cheap, so before the model is run.
     request.check_rules(model)
     check_matches(model, as_rules(never_run, "never_run"), "never_run")
     structure = analyse(model, example, heads=request.heads)
-    if check:
+    if self_check:
         structure = verified(model, structure, example, change_attributes=change_attributes, heads=request.heads)
-    structure = without_unread(model, structure, request, never_run, stacklevel=3)
+    structure = without_unread(model, structure, request, never_run)
     for message in idle_rules(model, structure, request):
-        warnings.warn(message, stacklevel=3)
+        warnings.warn(message, stacklevel=level_of_caller())
     request = sensible(model, structure, request)
     if goes_less_far(request):
-        warnings.warn(why_less(model, structure, request), stacklevel=3)
+        warnings.warn(why_less(model, structure, request), stacklevel=level_of_caller())
     inputs = measure_input_norms(model, example) if certify else None
     plan = make_plan(model, structure, request, inputs=inputs)
     if plan.channels_removed == 0 and request.target > 0 and not request.method.chooses_sizes:
-        warnings.warn(why_nothing_goes(model, structure, request), stacklevel=3)
+        warnings.warn(why_nothing_goes(model, structure, request), stacklevel=level_of_caller())
+    return plan
+
+
+@same_arguments_as(plan_pruning)
+def prune(model: nn.Module, **arguments: Any) -> PruningPlan:  # noqa: D417 -- the Args are those of plan_pruning
+    """Prune a network in place, in one step.
+
+    Groups of channels are pruned in network order. The weights of the layers that read a group are replaced so that
+    these layers approximate what they computed from all channels (Mussay et al., arXiv 2008.08316). ``Parameter``
+    objects stay the same, so an optimizer keeps its references; its state has to be sliced in the same way, as
+    ``CoresetPruningCallback`` does during training. :func:`plan_pruning` returns the same plan without applying it.
+
+    Layers are selected by *rules*: a shell pattern for qualified module names such as ``"encoder.*"``, a compiled
+    regular expression that matches the whole name, or a module type such as ``nn.Conv2d``. A rule selects layers that
+    produce channels; a group of coupled channels is selected if a rule matches any of the layers that produce it.
+
+    Args:
+        model: Any network; it is changed in place. Its training flags, buffers and the global random state are
+            preserved.
+        example_inputs: A tensor, a tuple of positional arguments or a dict of keyword arguments for ``model``, on its
+            device; a small batch is enough. They are only used to read the structure (and
+            to measure norms, for certificates).
+        pruning_ratio: The fraction of the model's ``unit`` to remove, in [0, 1), met to the nearest whole channel. Or a
+            mapping from rules to fractions: every group that a rule selects loses this fraction of its own channels,
+            whatever the unit, and all other groups keep theirs. By default half, or, with a warning, as much as goes if
+            no group loses more than half of its channels. ``Sensitivity(epsilon=...)`` chooses the sizes by
+            error instead; the ratio is then only reported.
+        unit: What the ratio counts: ``"params"``, ``"macs"`` (multiply-accumulates) or ``"channels"`` (those that
+            can be removed).
+        allocation: How the removal is distributed over the groups if the ratio is a number. ``"uniform"``: the same
+            fraction of every group. ``"error"``: first the channels whose removal increases the expected error of the
+            next layer, relative to its signal, least for each unit removed. ``"global"``: one ranking of the channels
+            of all groups (only for methods that rank: ``"magnitude"``, ``"random"``, ``Importance``).
+        round_to: Channel counts are multiples of this number. A layer with fewer channels is not pruned; the number of
+            attention heads is chosen so that their channels are a multiple.
+        min_channels: The smallest number of channels that a layer keeps.
+        max_layer_ratio: The largest fraction of its channels that a layer loses.
+        ignore: Rules for layers that keep all their output channels; they take precedence over all other rules.
+        only: Rules for the layers that may lose output channels; all others keep theirs.
+        never_run: Rules for modules that nothing ever runs, such as a spare head. Channels that other layers could read
+            which the example inputs do not run, such as experts that get no row, stay, with a warning.
+        include_residual: Whether to prune channels, too, that are coupled by residual additions or normalised by
+            LayerNorm, RMSNorm and the like, such as the width of a transformer. Statistics are then taken over the
+            channels that stay. The paper only prunes inside blocks.
+        heads: What attention loses: ``"whole"`` heads, or dimensions ``"within"`` its heads, of values, and of queries
+            with keys. All heads lose as many of these, each its own where nothing that they share, such as rotary
+            embeddings, stands in between; the scale of the products stays.
+        method: How channels are chosen: ``"reconstruction"`` (closed form, deterministic, best accuracy),
+            ``"sensitivity"`` (the paper's coreset, with its guarantee for any input), ``"magnitude"`` or ``"random"``
+            (baselines), an instance such as ``Sensitivity(sampler="pps")``, or a function that scores channels, as for
+            :class:`Importance`. The first two apply to groups whose next layer is a sum over the activated channels of
+            one layer; other groups are ranked by norms, and the plan says so.
+        seed: Seed of the random choices. The global generator is not used.
+        self_check: Whether to test on a copy with random parameters that removing channels of a group has the same
+            effect as zeroing the weights that read them. Groups that fail, for example because their width is
+            hard-coded, are not pruned, and a warning names them. Costs a copy of the model and about ten runs of it.
+        change_attributes: Whether groups that fail this test are tried again with other numbers: integers that modules
+            or their configs remember, such as ``self.dim_head``, are changed with the group where that is proven to
+            be right. The plan names them (``plan.attributes``). Without ``self_check`` nothing can be proven, or is
+            changed.
+        certify: Whether to compute certificates: for every group a proven bound, valid for any input, on the error that
+            its coreset causes in the next layer, and the largest error that gradient ascent finds. They are reported in
+            the plan and do not change it. Takes seconds for layers of hundreds of channels, minutes for thousands.
+        input_radius: For certificates: a bound on the norm of the network's input as its first layer reads it (of one
+            patch, if this is a convolution). Layers in a chain above it get a proven radius. For all other layers, and
+            without this number, the radius is the largest norm measured on the example inputs; the plan says so.
+        max_ratio: Old name of ``max_layer_ratio``.
+        check: Old name of ``self_check``.
+
+    Returns:
+        The plan that was applied: the sizes of every group before and after, and the skipped layers with reasons.
+        ``print(plan)`` shows it as a table.
+
+    Raises:
+        ValueError: If an argument has the wrong type or is out of range, a rule matches no module, two rules give
+            different ratios for one group, the model has no channels that can be pruned (with the reason for each
+            layer), or the ratio cannot be reached (with the largest that can, and what prevents more). The model is
+            unchanged then.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from lightning_coreset import prune
+        >>> model = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 10))
+        >>> plan = prune(model, torch.randn(1, 16), 0.5)
+        >>> model[0].out_features, plan.params_before, plan.params_after
+        (32, 1738, 874)
+    """
+    plan = plan_pruning(model, **arguments)
+    apply_changes(model, plan.changes, plan.attributes)
     return plan
 
 

@@ -8,6 +8,7 @@ from numbers import Real
 
 from torch import nn
 
+from lightning_coreset._deprecated import takes_old_names
 from lightning_coreset.methods import MethodLike, as_method
 from lightning_coreset.plan import PruningPlan, text_table
 from lightning_coreset.planning import (
@@ -71,6 +72,7 @@ class Scan(list[ScanRecord]):
         return f"{text_table(rows)}\nwhole network: {self[0].baseline:.4g}"
 
 
+@takes_old_names
 def sensitivity_scan(
     model: nn.Module,
     example_inputs: ExampleInputs,
@@ -84,8 +86,9 @@ def sensitivity_scan(
     include_residual: bool = False,
     heads: Heads = "whole",
     seed: int = 0,
-    check: bool = True,
+    self_check: bool = True,
     change_attributes: bool = True,
+    check: bool | None = None,
 ) -> Scan:
     """Prune every group of channels alone, to several sizes, and evaluate the network each time.
 
@@ -113,10 +116,11 @@ def sensitivity_scan(
             and the like are scanned as well.
         heads: Whether whole attention heads are scanned, or dimensions ``"within"`` them.
         seed: Seed of the random choices of channels, the same for every group.
-        check: Whether to test on a copy first that channels of every group can be removed; groups that fail are not
-            scanned, with a warning.
+        self_check: Whether to test on a copy first that channels of every group can be removed; groups that fail are
+            not scanned, with a warning.
         change_attributes: Whether numbers that modules remember are changed with groups that fail otherwise, as for
             :func:`lightning_coreset.prune`.
+        check: Old name of ``self_check``.
 
     Returns:
         A list of :class:`ScanRecord`, by group in network order, then by ratio as given. ``print`` shows a table;
@@ -147,10 +151,10 @@ def sensitivity_scan(
     if chosen.chooses_sizes:
         raise ValueError("Expected a method that prunes to a given size but got Sensitivity(epsilon=...).")
     request = Request(max(ratios), "params", chosen, ignore, include_residual, seed, only=only, heads=heads)
-    check_flags(check=check, change_attributes=change_attributes)
-    request.check_trial(check)
+    check_flags(self_check=self_check, change_attributes=change_attributes)
+    request.check_trial(self_check)
     structure, problem = _structure_and_problem(
-        model, example_inputs, request, as_rules(never_run, "never_run"), check, change_attributes
+        model, example_inputs, request, as_rules(never_run, "never_run"), self_check, change_attributes
     )
     evaluation = _Evaluation(model, evaluate, Snapshot(model, copy=True))
     baseline = evaluation.value()
@@ -183,7 +187,7 @@ def _structure_and_problem(
     example_inputs: ExampleInputs,
     request: Request,
     never_run: Sequence[Rule],
-    check: bool,
+    self_check: bool,
     change_attributes: bool,
 ) -> tuple[Structure, PruningProblem]:
     """The structure, and the groups in it that are to be scanned."""
@@ -191,9 +195,9 @@ def _structure_and_problem(
     request.check_rules(model)  # before the model is run
     check_matches(model, never_run, "never_run")
     structure = analyse(model, example, heads=request.heads)
-    if check:
+    if self_check:
         structure = verified(model, structure, example, change_attributes=change_attributes, heads=request.heads)
-    structure = without_unread(model, structure, request, never_run, stacklevel=3)
+    structure = without_unread(model, structure, request, never_run)
     return structure, PruningProblem.of(model, structure, request)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
 import inspect
 import pickle
@@ -28,18 +29,26 @@ from torchmetrics import Metric
 from torchmetrics.classification import MulticlassF1Score
 
 import lightning_coreset
-from lightning_coreset import CoresetPruningCallback, Magnitude, Random, Reconstruction, Sensitivity, load_pruned
+from lightning_coreset import (
+    AccuracyGuard,
+    AccuracyMonitor,
+    CoresetPruningCallback,
+    Magnitude,
+    PruningSchedule,
+    Random,
+    Reconstruction,
+    Sensitivity,
+    load_pruned,
+)
+from lightning_coreset._deprecated import OLD_ARGUMENTS
 
 pytest.importorskip("sklearn", reason="the example trains on scikit-learn's digits")
 
 PAGE = blocks_of("cli.md")
 PATH = "lightning_coreset.CoresetPruningCallback"
 ANNOTATIONS = get_type_hints(CoresetPruningCallback.__init__)
-DEFAULTS = {
-    name: parameter.default
-    for name, parameter in inspect.signature(CoresetPruningCallback).parameters.items()
-    if parameter.default is not inspect.Parameter.empty
-}
+ALL_DEFAULTS = {name: one.default for name, one in inspect.signature(CoresetPruningCallback).parameters.items()}
+DEFAULTS = {name: default for name, default in ALL_DEFAULTS.items() if name not in OLD_ARGUMENTS}
 
 
 def curve(progress: float) -> float:
@@ -65,7 +74,17 @@ VALUES: dict[str, list[tuple[Any, Any]]] = {
         ({"class_path": "lightning_coreset.Random"}, Random()),
         ("lightning_coreset.Random", Random()),
     ],
-    "schedule": [({1: 0.2, 3: 0.5}, {1: 0.2, 3: 0.5}), ({"1": 0.2}, {1: 0.2}), (f"{HERE}.curve", curve)],
+    "schedule": [
+        *(({1: 0.2, 3: 0.5}, {1: 0.2, 3: 0.5}), ({"1": 0.2}, {1: 0.2}), (f"{HERE}.curve", curve)),
+        ({"curve": "linear", "start": 1, "end": 0.8}, PruningSchedule("linear", start=1, end=0.8)),
+        ({"interval": "step", "every": 5}, PruningSchedule(interval="step", every=5)),
+        ({"curve": {"1": 0.2, "3": 0.5}}, PruningSchedule({1: 0.2, 3: 0.5})),
+        ({"curve": f"{HERE}.curve", "order": "bottom_up"}, PruningSchedule(curve, order="bottom_up")),
+        (
+            {"class_path": "lightning_coreset.PruningSchedule", "init_args": {"curve": "cosine"}},
+            PruningSchedule("cosine"),
+        ),
+    ],
     "start": [(0, 0), (2, 2), (0.0, 0.0), (0.25, 0.25)],
     "end": [(4, 4), (1, 1), (1.0, 1.0), (0.8, 0.8)],
     "every": [(2, 2)],
@@ -74,7 +93,7 @@ VALUES: dict[str, list[tuple[Any, Any]]] = {
     "never_run": [(["net.4"], ["net.4"])],
     "round_to": [(8, 8)],
     "min_channels": [(4, 4)],
-    "max_ratio": [(0.9, 0.9)],
+    "max_layer_ratio": [(0.9, 0.9)],
     "example_inputs": [
         ({"class_path": f"{HERE}.example"}, example()),
         (f"{HERE}.example", example()),
@@ -84,6 +103,26 @@ VALUES: dict[str, list[tuple[Any, Any]]] = {
             {"class_path": "torchmetrics.classification.MulticlassF1Score", "init_args": {"num_classes": 3}},
             MulticlassF1Score(3),
         )
+    ],
+    "accuracy": [
+        ({"monitor": "val_acc", "eval_batches": 2}, AccuracyMonitor(monitor="val_acc", eval_batches=2)),
+        (
+            {
+                "metric": {
+                    "class_path": "torchmetrics.classification.MulticlassF1Score",
+                    "init_args": {"num_classes": 3},
+                }
+            },
+            AccuracyMonitor(metric=MulticlassF1Score(3)),
+        ),
+        (
+            {"class_path": "lightning_coreset.AccuracyMonitor", "init_args": {"monitor_mode": "max"}},
+            AccuracyMonitor(monitor_mode="max"),
+        ),
+    ],
+    "guard": [
+        ({"max_drop": 0.02, "on_failure": "halve"}, AccuracyGuard(0.02, on_failure="halve")),
+        ({"class_path": "lightning_coreset.AccuracyGuard", "init_args": {"max_drop": 0.1}}, AccuracyGuard(0.1)),
     ],
     "monitor": [("val_acc", "val_acc")],
     "eval_batches": [(0, 0)],
@@ -182,6 +221,8 @@ def plain(value: Any) -> Any:
         return {key: plain(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
         return [plain(one) for one in value]
+    if dataclasses.is_dataclass(value):
+        return type(value), {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, Tensor):
         return "tensor", value.tolist()
     if isinstance(value, Metric):
@@ -262,9 +303,45 @@ def as_argument(value: Any) -> str:
     return value if isinstance(value, str) else yaml.safe_dump(value, default_flow_style=True).removesuffix("...\n")
 
 
+@pytest.mark.parametrize("name", [PATH, f"{HERE}.Hands"])
+def test_old_names_are_taken(name: str, given: Any, tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    options = {"max_ratio": 0.7, "check": False}
+    file.write_text(yaml.safe_dump({"callbacks": [{"class_path": name, "init_args": options}]}), encoding="utf-8")
+    for arguments in (
+        [f"--config={file}"],
+        [f"--callbacks+={name}", "--callbacks.max_ratio=0.7", "--callbacks.check=false"],
+    ):
+        with pytest.warns(DeprecationWarning, match="was renamed") as warned:
+            callback, printed = make_callback(*arguments)
+        assert {str(one.message) for one in warned} == {
+            "The argument max_ratio was renamed: use max_layer_ratio=0.7.",
+            "The argument check was renamed: use self_check=False.",
+        }
+        settled = callback._options.arguments
+        assert (settled["max_layer_ratio"], settled["self_check"]) == (0.7, False)
+        assert not settled.keys() & OLD_ARGUMENTS.keys()
+    file.write_text(printed, encoding="utf-8")
+    with pytest.warns(DeprecationWarning, match="max_ratio was renamed"):
+        assert make_callback(f"--config={file}")[0].request.max_layer_ratio == 0.7
+
+
+class Hands(CoresetPruningCallback):
+    """A subclass that hands its options on."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["guard.max_drop=-1"], "Expected `max_drop` to be a non-negative number"),
+        (["guard.max_drop=0.1", "guard.recover=3"], "'recover' is not accepted"),
+        (["guard.max_drop=0.1", "max_drop=0.2"], "Expected either guard=.* or max_drop but got both"),
+        (["schedule={curve: linear, start: 0.9, end: 0.2}"], "Expected `start` not to come after `end`"),
+        (["schedule={curve: linear}", "every=2"], r"either schedule=PruningSchedule\(\.\.\.\) or every but got both"),
+        (["accuracy={monitor: val_acc}", "eval_batches=2"], "Expected either accuracy=.* or eval_batches but got both"),
         (["pruning_ratio=1.5"], r"Expected pruning_ratio to be a number in \[0, 1\)"),
         (["schedule=square"], "one_shot.*linear.*cubic.*cosine"),
         (["schedule={1: 0.5, 2: 0.2}"], "Expected `schedule` never to decrease"),
@@ -350,7 +427,7 @@ def test_the_help_has_every_option(
         run_command(show_config, monkeypatch)
     printed = capsys.readouterr().out
     (callback,) = yaml.safe_load(printed)["trainer"]["callbacks"]
-    assert callback["init_args"].keys() == DEFAULTS.keys()
+    assert callback["init_args"].keys() == ALL_DEFAULTS.keys()
     (folder / "printed.yaml").write_text(printed, encoding="utf-8")
     with pytest.raises(SystemExit, match="0"):
         run_command("python cli.py fit --config printed.yaml --print_config", monkeypatch)

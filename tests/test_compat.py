@@ -150,10 +150,10 @@ def test_a_tensor_that_outlives_the_run_has_its_values_where_torch_cannot_count_
 
     torch.manual_seed(0)
     model, x = Network(nn.Linear(256, 512), nn.ReLU(), nn.Linear(512, 10)), torch.randn(16, 256)
-    expected = plan_pruning(model, x, 0.5, method="magnitude", check=False)
+    expected = plan_pruning(model, x, 0.5, method="magnitude", self_check=False)
     monkeypatch.delattr(torch._C, "_storage_Use_Count")
 
-    plan = plan_pruning(model, x, 0.5, method="magnitude", check=False)
+    plan = plan_pruning(model, x, 0.5, method="magnitude", self_check=False)
 
     assert plan.groups == expected.groups
     assert torch.equal(SEEN.pop(), model[0](x))

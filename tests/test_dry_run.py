@@ -86,7 +86,7 @@ def test_it_asks_for_an_example():
     ("options", "trainer", "error", "message"),
     [
         ({"ignore": ["nothing*"]}, {"max_epochs": 5}, ValueError, "nothing"),
-        ({"pruning_ratio": 0.9, "max_ratio": 0.5}, {"max_epochs": 5}, ValueError, "at most"),
+        ({"pruning_ratio": 0.9, "max_layer_ratio": 0.5}, {"max_epochs": 5}, ValueError, "at most"),
         ({"start": 9, "end": 9}, {"max_epochs": 5}, ValueError, "one of the 5 epochs"),
         ({"interval": "step"}, {"max_epochs": 5}, MisconfigurationException, "max_steps"),
     ],

@@ -191,14 +191,14 @@ BAD: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("check", [False, True])
+@pytest.mark.parametrize("self_check", [False, True])
 @pytest.mark.parametrize("bad", BAD)
-def test_bad_requests_leave_the_model_alone(bad, check):
+def test_bad_requests_leave_the_model_alone(bad, self_check):
     model, x = make("vgg")
     model.train()
     before, randomness = snapshot(model), random_states()
     with pytest.raises(ValueError, match="Expected"):
-        prune(model, **({"example_inputs": x, "check": check} | BAD[bad]))
+        prune(model, **({"example_inputs": x, "self_check": self_check} | BAD[bad]))
     assert_untouched(model, before)
     assert_same_random(randomness)
 
@@ -227,7 +227,7 @@ def test_a_lazy_network():
 def test_the_plan_beforehand_is_what_pruning_does(name):
     model, x = make(name)
     asked: dict[str, Any] = {"pruning_ratio": 0.4, "unit": "macs", "include_residual": True, "seed": 3}
-    asked |= {"method": Sensitivity("pps"), "round_to": 2, "max_ratio": 0.8, "allocation": "error"}
+    asked |= {"method": Sensitivity("pps"), "round_to": 2, "max_layer_ratio": 0.8, "allocation": "error"}
     model.train()
     before, randomness = snapshot(model), random_states()
     planned = plan_pruning(model, x, **asked)
@@ -273,8 +273,8 @@ def test_rules_with_an_effect_are_not_warned_of(asked):
 def test_asking_for_too_much_leaves_the_model_alone():
     model, x = make("resnet")
     before = snapshot(model)
-    with pytest.raises(ValueError, match=r"(?s)to be at most 0\..*max_ratio=1.0 \(up to 0\."):
-        prune(model, x, 0.9, max_ratio=0.5)
+    with pytest.raises(ValueError, match=r"(?s)to be at most 0\..*max_layer_ratio=1.0 \(up to 0\."):
+        prune(model, x, 0.9, max_layer_ratio=0.5)
     assert_untouched(model, before)
 
 
@@ -317,11 +317,11 @@ def test_a_width_that_is_a_number_in_the_code_stays(network):
 
 
 def test_without_the_check_the_width_goes():
-    """``check=False`` trusts the structure: what the code computes of a width is the user's risk."""
+    """``self_check=False`` trusts the structure: what the code computes of a width is the user's risk."""
     model = HardCoded()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        plan = prune(model, torch.randn(4, 6), 0.4, check=False)
+        plan = prune(model, torch.randn(4, 6), 0.4, self_check=False)
     assert [group.name for group in plan.groups] == ["a", "b"]
     assert model.b.out_features < 8
     with pytest.raises(RuntimeError):
@@ -349,7 +349,7 @@ def test_where_every_group_fails_there_is_nothing_to_prune():
 def test_the_check_changes_nothing_where_it_passes(name):
     model, x = make(name)
     unchecked = copy.deepcopy(model)
-    plans = [prune(model, x, 0.5), prune(unchecked, x, 0.5, check=False)]
+    plans = [prune(model, x, 0.5), prune(unchecked, x, 0.5, self_check=False)]
     assert str(plans[0]) == str(plans[1])
     for one, other in zip(model.state_dict().values(), unchecked.state_dict().values(), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0)

@@ -539,7 +539,7 @@ def test_the_switch():
 
 
 def test_without_a_check_nothing_is_changed():
-    plan = plan_pruning(View(dim_head=8), X, 0.5, check=False)
+    plan = plan_pruning(View(dim_head=8), X, 0.5, self_check=False)
     assert plan.attributes == ()
 
 

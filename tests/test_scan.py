@@ -73,14 +73,14 @@ def test_values_are_those_of_the_network_pruned_by_hand(name):
     setting = Setting(name)
     evaluate = output_sum(setting.x)
     scan = sensitivity_scan(
-        setting.model, setting.x, evaluate, ratios=(0.5,), method="magnitude", include_residual=True, check=False
+        setting.model, setting.x, evaluate, ratios=(0.5,), method="magnitude", include_residual=True, self_check=False
     )
     assert scan
     setting.check()
     for record in scan:
         model = copy.deepcopy(setting.model)
         rule = {record.group.partition("#")[0]: 0.5}
-        plan = prune(model, setting.x, rule, method="magnitude", include_residual=True, check=False)
+        plan = prune(model, setting.x, rule, method="magnitude", include_residual=True, self_check=False)
         if [group.name for group in plan.groups] != [record.group]:
             continue  # the rule names a second group of the same layer as well
         assert record.value == pytest.approx(evaluate(model), rel=1e-12)
@@ -120,10 +120,10 @@ def test_records_by_hand():
 def test_reconstruction_knows_the_layers_below():
     """A group scanned alone is reconstructed as in a plan of the whole network, from the law of its inputs."""
     model, x = make("lenet")
-    *_, record = sensitivity_scan(model, x, output_sum(x), ratios=(0.5,), check=False)
+    *_, record = sensitivity_scan(model, x, output_sum(x), ratios=(0.5,), self_check=False)
     by_rule = copy.deepcopy(model)
     below = {"0": 0.0, "3": 0.0, record.group: 0.5}
-    prune(by_rule, x, below, method=Reconstruction(), check=False)
+    prune(by_rule, x, below, method=Reconstruction(), self_check=False)
     assert record.value == pytest.approx(output_sum(x)(by_rule), rel=1e-9)
 
 
@@ -168,7 +168,9 @@ def test_two_ratios_that_are_one_size_are_evaluated_once():
         calls.append(network[0].out_features)
         return 0.0
 
-    scan = sensitivity_scan(model, torch.randn(1, 3), evaluate, ratios=(0.7, 0.75, 0.99), method="random", check=False)
+    scan = sensitivity_scan(
+        model, torch.randn(1, 3), evaluate, ratios=(0.7, 0.75, 0.99), method="random", self_check=False
+    )
     assert calls == [4, 1]
     assert [record.requested for record in scan] == [0.7, 0.75, 0.99]
     assert {record.channels_after for record in scan} == {1}
@@ -236,7 +238,7 @@ def draws(model: nn.Module) -> float:
 
 
 def prunes_on(model: nn.Module) -> float:
-    prune(model, torch.randn(2, 2, 8, 8, dtype=torch.float64), 0.3, check=False)
+    prune(model, torch.randn(2, 2, 8, 8, dtype=torch.float64), 0.3, self_check=False)
     return 1.0
 
 

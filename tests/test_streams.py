@@ -73,7 +73,7 @@ def test_targets(name, method, unit, allocation):
     model, inputs = network(name)
     options = {"unit": unit, "allocation": allocation, "method": METHODS[method], "include_residual": True}
 
-    plan = prune(model, inputs, 0.4, check=False, **options)
+    plan = prune(model, inputs, 0.4, self_check=False, **options)
 
     assert plan.reached == pytest.approx(0.4, abs=0.06)
     assert_counted(plan, model, inputs)
@@ -81,19 +81,19 @@ def test_targets(name, method, unit, allocation):
 
 def test_a_guaranteed_error_says_nothing_of_a_stream():
     model, inputs = network("vit")
-    plan = plan_pruning(model, inputs, method=Sensitivity(epsilon=1e3), include_residual=True, check=False)
+    plan = plan_pruning(model, inputs, method=Sensitivity(epsilon=1e3), include_residual=True, self_check=False)
     stream, heads, *_ = plan.groups
     assert (stream.channels_after, heads.channels_after) == (16, 4)
     assert stream.method == "kept whole (its channels are normalised by their own statistics)"
 
 
 @pytest.mark.parametrize("name", some_of(NETWORKS, "llama"))
-@pytest.mark.parametrize("options", [{"round_to": 4}, {"min_channels": 8}, {"max_ratio": 0.5}], ids=str)
+@pytest.mark.parametrize("options", [{"round_to": 4}, {"min_channels": 8}, {"max_layer_ratio": 0.5}], ids=str)
 def test_limits(name, options):
     model, inputs = network(name)
-    plan = prune(model, inputs, 0.4, include_residual=True, check=False, **options)
+    plan = prune(model, inputs, 0.4, include_residual=True, self_check=False, **options)
     before, after = sizes(plan)[STREAM[name]]
-    assert before > after >= max(options.get("min_channels", 1), before * (1 - options.get("max_ratio", 1.0)))
+    assert before > after >= max(options.get("min_channels", 1), before * (1 - options.get("max_layer_ratio", 1.0)))
     assert after % options.get("round_to", 1) == 0
     assert_counted(plan, model, inputs)
 
@@ -110,7 +110,7 @@ def test_one_prune_after_the_other():
 def test_two_channels_stay_of_what_is_normalised(name):
     """Of a single one a LayerNorm makes zero."""
     model, inputs = network(name)
-    plan = prune(model, inputs, 0.93, unit="channels", include_residual=True, method="magnitude", check=False)
+    plan = prune(model, inputs, 0.93, unit="channels", include_residual=True, method="magnitude", self_check=False)
     assert sizes(plan)[STREAM[name]][1] == 2
 
 
@@ -118,13 +118,13 @@ def test_a_ratio_that_would_leave_one_channel_is_refused():
     model, inputs = network("vit")
     reason = "at most 0.875 for group 'patches' but got 0.99: its normalisation, which needs two channels, leaves it 2"
     with pytest.raises(ValueError, match=reason):
-        plan_pruning(model, inputs, {"patches": 0.99}, include_residual=True, check=False)
+        plan_pruning(model, inputs, {"patches": 0.99}, include_residual=True, self_check=False)
 
 
 def test_nothing_goes_of_two_channels():
     model = nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2), nn.Linear(2, 4))
     with pytest.warns(UserWarning, match="every group has the two channels that its normalisation needs"):
-        plan_pruning(model, torch.randn(2, 3), {"0": 0.3}, include_residual=True, check=False)
+        plan_pruning(model, torch.randn(2, 3), {"0": 0.3}, include_residual=True, self_check=False)
 
 
 # ---- where
@@ -148,7 +148,7 @@ def test_rules(rule, name):
     """With a tied head, too, whose embedding is a consumer."""
     options, expected = RULES[rule]
     model, inputs = network(name)
-    plan = plan_pruning(model, inputs, 0.2, unit="channels", include_residual=True, check=False, **options)
+    plan = plan_pruning(model, inputs, 0.2, unit="channels", include_residual=True, self_check=False, **options)
     kinds = {"embed": "embed", "q": "heads", "up": "units"}
     assert {kinds[group.name.rpartition(".")[2]] for group in plan.groups} == expected
 
@@ -267,7 +267,7 @@ def test_the_ranking_of_normalised_channels():
         model[2].weight[:, 2] = 1.0  # 1 * 2.2, though each is smaller than the one before
         model[2].weight[0, 3] = 9.0  # 0.1 * 9
         model[1].weight.copy_(torch.tensor([1.0, 7.0, 1.0, 7.0]))  # of which no account is taken
-    (group,) = plan_pruning(model, torch.randn(3, 2), {"0": 0.5}, include_residual=True, check=False).groups
+    (group,) = plan_pruning(model, torch.randn(3, 2), {"0": 0.5}, include_residual=True, self_check=False).groups
     assert group.kept == (0, 2)
 
 
@@ -290,7 +290,7 @@ def test_scan(name):
 
 def test_a_plan_with_streams_is_plain_data():
     model, inputs = network("gpt")
-    plan = plan_pruning(model, inputs, 0.4, include_residual=True, check=False)
+    plan = plan_pruning(model, inputs, 0.4, include_residual=True, self_check=False)
     again = PruningPlan.from_dict(plan.to_dict())
     assert again.groups == plan.groups
     assert again.attributes == plan.attributes

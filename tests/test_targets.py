@@ -150,7 +150,7 @@ def questions(draw: st.DrawFn) -> tuple[str, dict[str, Any]]:
         "include_residual": draw(st.booleans()),
         "round_to": draw(st.sampled_from([1, 1, 2, 3, 4])),
         "min_channels": draw(st.sampled_from([1, 1, 2, 5])),
-        "max_ratio": draw(st.sampled_from([1.0, 1.0, 0.8, 0.3])),
+        "max_layer_ratio": draw(st.sampled_from([1.0, 1.0, 0.8, 0.3])),
     }
 
 
@@ -188,7 +188,7 @@ def check_request(question):
         if group.channels_after < group.channels_before:
             channels = group.channels_after * widths[group.name]
             assert channels >= asked["min_channels"]
-            assert group.channels_after >= group.channels_before * (1 - asked["max_ratio"]) - 1e-9
+            assert group.channels_after >= group.channels_before * (1 - asked["max_layer_ratio"]) - 1e-9
             assert channels % asked["round_to"] == 0
 
 
@@ -199,7 +199,7 @@ def outcome(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of rules that change nothing
         try:
-            return ask(model, x, **asked, check=False), ""
+            return ask(model, x, **asked, self_check=False), ""
         except ValueError as error:
             return None, str(error)
 

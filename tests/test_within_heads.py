@@ -219,11 +219,11 @@ def test_heads_are_checked():
 
 
 def test_it_needs_the_self_check():
-    message = "Expected check=True with heads='within' but got check=False"
+    message = "Expected self_check=True with heads='within' but got self_check=False"
     with pytest.raises(ValueError, match=message):
-        prune(Attention(fused), torch.randn(2, 5, 8), 0.5, heads="within", check=False)
+        prune(Attention(fused), torch.randn(2, 5, 8), 0.5, heads="within", self_check=False)
     with pytest.raises(ValueError, match=message):
-        CoresetPruningCallback(0.5, heads="within", check=False)
+        CoresetPruningCallback(0.5, heads="within", self_check=False)
 
 
 def test_whole_heads_are_the_default():

@@ -111,7 +111,7 @@ def prune_by(method: Method, model: nn.Module, target: Target, seed: int) -> Non
         method=method,
         include_residual=target.include_residual,
         seed=seed,
-        check=False,
+        self_check=False,
     )
 
 

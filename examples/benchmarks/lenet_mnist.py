@@ -89,7 +89,7 @@ def certified(
         method=method,
         ignore=("2",),
         seed=seed,
-        check=False,
+        self_check=False,
         certify=True,
         input_radius=radius,
     )

@@ -72,7 +72,9 @@ class Course:
                 for group in plan.groups
                 if group.channels_after < group.channels_before
             }
-            prune(network, images.example, gone, method="random", include_residual=self.include_residual, check=False)
+            prune(
+                network, images.example, gone, method="random", include_residual=self.include_residual, self_check=False
+            )
             found[epoch] = shapes(network)
         return found
 
@@ -87,7 +89,7 @@ class Course:
             method=method,
             include_residual=self.include_residual,
             eval_batches=0,
-            check=False,
+            self_check=False,
             seed=seed,
             verbose=False,
         )

@@ -151,7 +151,7 @@ def contenders(case: Case, share: float) -> dict[str, Contender]:
     torch.manual_seed(0)
     whole = case.build()
     pruned = copy.deepcopy(whole)
-    prune(pruned, torch.randn(2, *case.sample), share, unit="macs", check=False)
+    prune(pruned, torch.randn(2, *case.sample), share, unit="macs", self_check=False)
     made = {WHOLE: Contender(whole), PRUNED: Contender(pruned), SCRATCH: Contender(rebuilt(pruned))}
     return made | {name: Contender(whole, kind, share) for name, kind in MASKS.items()}
 

@@ -18,7 +18,14 @@ from lightning_coreset.planning.never_run import (
 from lightning_coreset.planning.original_cost import measure_original, with_later_groups
 from lightning_coreset.planning.planner import bottom_up_sizes, final_sizes, make_plan, measure
 from lightning_coreset.planning.problem import PruningProblem, is_residual, prunable
-from lightning_coreset.planning.request import DEFAULT_RATIO, Allocation, PruningRatio, Request, check_flags
+from lightning_coreset.planning.request import (
+    DEFAULT_RATIO,
+    Allocation,
+    PruningRatio,
+    RatioByRule,
+    Request,
+    check_flags,
+)
 
 __all__ = [
     "DEFAULT_RATIO",
@@ -28,6 +35,7 @@ __all__ = [
     "ModelCost",
     "PruningProblem",
     "PruningRatio",
+    "RatioByRule",
     "Request",
     "Rule",
     "RuleMatcher",

@@ -38,7 +38,7 @@ class AllowedSizes:
         multiple = _multiple(group, request.round_to)
         fewest = max(
             math.ceil(request.min_channels / _narrowest(group)),
-            math.ceil(original * (1 - request.max_ratio) - _ROUNDING),
+            math.ceil(original * (1 - request.max_layer_ratio) - _ROUNDING),
             LEAST_NORMALIZED if group.normalized else 1,
         )
         lower = range(multiple * ((group.size - 1) // multiple), fewest - 1, -multiple)

@@ -47,7 +47,9 @@ def why_less(model: nn.Module, structure: Structure, request: Request, *, origin
     """How far a request goes by default instead of half, and what holds the rest."""
     problem = _limited(model, structure, request, original)
     others = ways_out(model, structure, problem, _most(problem))
-    more = "".join(f", {change} (up to {share:.4f})" for change, share in others.items() if "max_ratio" not in change)
+    more = "".join(
+        f", {change} (up to {share:.4f})" for change, share in others.items() if "max_layer_ratio" not in change
+    )
     return (
         f"No pruning_ratio was given, and half of the {request.unit} of this model cannot go unless some layer loses "
         f"more than half of its channels: {request.target:.1%} will go. The rest is held, most of it in"
@@ -57,8 +59,8 @@ def why_less(model: nn.Module, structure: Structure, request: Request, *, origin
 
 
 def _limited(model: nn.Module, structure: Structure, request: Request, original: ModelCost | None) -> PruningProblem:
-    limit = min(request.max_ratio, _MOST_OF_A_GROUP)
-    return PruningProblem.of(model, structure, replace(request, max_ratio=limit), original)
+    limit = min(request.max_layer_ratio, _MOST_OF_A_GROUP)
+    return PruningProblem.of(model, structure, replace(request, max_layer_ratio=limit), original)
 
 
 def _most(problem: PruningProblem) -> float:

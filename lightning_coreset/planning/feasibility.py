@@ -115,7 +115,7 @@ def ways_out(model: nn.Module, structure: Structure, problem: PruningProblem, mo
         "include_residual=True": {"include_residual": True},
         "ignore=()": {"ignore": ()},
         "only=()": {"only": ()},
-        "max_ratio=1.0": {"max_ratio": 1.0},
+        "max_layer_ratio=1.0": {"max_layer_ratio": 1.0},
         "min_channels=1": {"min_channels": 1},
         "round_to=1": {"round_to": 1},
     }

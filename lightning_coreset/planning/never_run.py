@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from torch import Tensor, nn
 
+from lightning_coreset._calls import level_of_caller
 from lightning_coreset._compat import is_torch_loss, own_parameters, own_tensors
 from lightning_coreset.module_specs import module_spec
 from lightning_coreset.planning.layer_rules import Rule, matches
@@ -157,9 +158,7 @@ def unread_groups(
     return possible_readers(model, groups, layers_that_never_ran(model, structure, rules))
 
 
-def without_unread(
-    model: nn.Module, structure: Structure, request: Request, never_run: Sequence[Rule], *, stacklevel: int
-) -> Structure:
+def without_unread(model: nn.Module, structure: Structure, request: Request, never_run: Sequence[Rule]) -> Structure:
     """The structure without groups that a layer could read which the example inputs do not run, with a warning.
 
     Args:
@@ -167,12 +166,11 @@ def without_unread(
         structure: What was found in it.
         request: What is asked.
         never_run: What is never run.
-        stacklevel: Where the warning points, as for ``warnings.warn`` in the caller.
     """
     readers = unread_groups(model, structure, request, never_run)
     if not readers:
         return structure
-    warnings.warn(_describe(readers), stacklevel=stacklevel + 1)
+    warnings.warn(_describe(readers), stacklevel=level_of_caller())
     return without_read(structure, readers)
 
 

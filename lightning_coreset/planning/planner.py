@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from lightning_coreset._calls import level_of_caller
 from lightning_coreset.layers import GroupView, PlanState
 from lightning_coreset.methods import Method, Selection
 from lightning_coreset.plan import GroupPlan, ParameterChange, PruningPlan
@@ -179,7 +180,7 @@ def _choose(
         choices.append(_Choice(group, selection, certificate))
         working.apply(group, selection)
     for message in method.warnings({choice.group.name: choice.selection for choice in choices}):
-        warnings.warn(message, stacklevel=5)  # to whoever called `prune`
+        warnings.warn(message, stacklevel=level_of_caller())
     return choices, _changes(problem.tensors, working, choices)
 
 

@@ -3,19 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, field, replace
-from typing import Literal, TypeAlias, get_args
+from dataclasses import KW_ONLY, dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, get_args
 
 from torch import nn
 
 from lightning_coreset._arguments import is_number, is_whole_number
-from lightning_coreset.methods import Method, Reconstruction
+from lightning_coreset._deprecated import OLD_ARGUMENTS
+from lightning_coreset.methods import Method, Reconstruction, as_method
 from lightning_coreset.planning.cost_model import Unit
 from lightning_coreset.planning.layer_rules import Rule, as_rules, check_matches, check_rule, format_rule
 from lightning_coreset.structure import Heads
 
 Allocation: TypeAlias = Literal["uniform", "error", "global"]
-PruningRatio: TypeAlias = float | Mapping[Rule, float]
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    class RatioByRule(Protocol):
+        """A mapping from rules to fractions; a type checker takes ``dict[str, float]`` for one, too.
+
+        For it, ``dict[str, float]`` is no ``Mapping[Rule, float]``: keys of a mapping have to be of exactly the type.
+        """
+
+        def keys(self) -> Iterable[Rule]:
+            """The rules."""
+            ...
+
+        def __getitem__(self, rule: Any, /) -> float:
+            """The fraction of a rule."""
+            ...
+
+else:
+    RatioByRule = Mapping[Rule, float]
+
+PruningRatio: TypeAlias = float | RatioByRule
 
 DEFAULT_RATIO = 0.5
 """Of the model, where no ratio is given; less goes where half is not sensible."""
@@ -49,7 +71,7 @@ class Request:
         round_to: Groups are cut to multiples of so many channels, where that is possible at all: a group with fewer
             channels stays whole.
         min_channels: No group is cut to fewer channels.
-        max_ratio: No group loses more than this fraction of its original channels, in (0, 1].
+        max_layer_ratio: No group loses more than this fraction of its original channels, in (0, 1].
         by_default: Whether the ratio is nobody's wish, so that less may go where half is not sensible.
 
     Raises:
@@ -62,7 +84,7 @@ class Request:
         0.7
     """
 
-    pruning_ratio: PruningRatio
+    pruning_ratio: float | Mapping[Rule, float]
     unit: Unit = "params"
     method: Method = field(default_factory=Reconstruction)
     ignore: Sequence[Rule] = ()
@@ -74,9 +96,27 @@ class Request:
     allocation: Allocation = "uniform"
     round_to: int = 1
     min_channels: int = 1
-    max_ratio: float = 1.0
+    max_layer_ratio: float = 1.0
     heads: Heads = "whole"
     by_default: bool = False
+
+    @classmethod
+    def of(cls, arguments: Mapping[str, Any]) -> Request:
+        """The request that the arguments of a public function make; those that are no fields of it are left out.
+
+        Args:
+            arguments: By name. Without a ``pruning_ratio``, or with ``None``, it is the default; ``method`` may be the
+                name of one.
+
+        Example:
+            >>> request = Request.of({"pruning_ratio": None, "method": "random", "unit": "macs", "verbose": True})
+            >>> request.pruning_ratio, request.by_default, request.method, request.unit
+            (0.5, True, Random(), 'macs')
+        """
+        given = {one.name: arguments[one.name] for one in fields(cls) if one.name in arguments}
+        ratio, method = given.pop("pruning_ratio", None), given.pop("method", "reconstruction")
+        by_default = ratio is None
+        return cls(DEFAULT_RATIO if by_default else ratio, method=as_method(method), by_default=by_default, **given)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "pruning_ratio", _checked_ratio(self.pruning_ratio))
@@ -94,12 +134,16 @@ class Request:
             value = getattr(self, name)
             if not is_whole_number(value) or value < 1:
                 raise ValueError(f"Expected {name} to be a positive integer, of channels, but got {value!r}.")
-        if not is_number(self.max_ratio) or not 0 < self.max_ratio <= 1:
-            raise ValueError(f"Expected max_ratio to be a number in (0, 1] but got {self.max_ratio!r}.")
+        if not is_number(self.max_layer_ratio) or not 0 < self.max_layer_ratio <= 1:
+            raise ValueError(f"Expected max_layer_ratio to be a number in (0, 1] but got {self.max_layer_ratio!r}.")
         radius = self.input_radius
         if radius is not None and not (is_number(radius) and radius > 0):
             raise ValueError(f"Expected input_radius to be a positive number but got {radius!r}.")
         self._check_harmony()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take what version 0.1 has pickled, under the name that an option had then, as well."""
+        self.__dict__.update({OLD_ARGUMENTS.get(name, name): value for name, value in state.items()})
 
     def _check_harmony(self) -> None:
         """Refuse options that would have no effect in combination with others."""
@@ -127,16 +171,16 @@ class Request:
         ratio = self.pruning_ratio
         return max(ratio.values()) if isinstance(ratio, Mapping) else ratio
 
-    def check_trial(self, check: bool) -> None:
+    def check_trial(self, self_check: bool) -> None:
         """Refuse to do without the self-check where it decides what is pruned.
 
         Raises:
             ValueError: For dimensions within heads without it.
         """
-        if self.heads == "within" and not check:
+        if self.heads == "within" and not self_check:
             raise ValueError(
-                "Expected check=True with heads='within' but got check=False. Only the self-check can tell by which "
-                "numbers a network views its heads, and so which dimensions have to go together."
+                "Expected self_check=True with heads='within' but got self_check=False. Only the self-check can tell "
+                "by which numbers a network views its heads, and so which dimensions have to go together."
             )
 
     def scaled(self, fraction: float, *, seed: int | None = None) -> Request:
@@ -153,8 +197,8 @@ class Request:
         return replace(self, pruning_ratio=scaled, seed=self.seed if seed is None else seed)
 
     def limits(self) -> str:
-        """The limits on each group's size that are set, as a user wrote them: ``"max_ratio=0.5 and round_to=8"``."""
-        free = {"max_ratio": 1.0, "min_channels": 1, "round_to": 1}
+        """The limits on sizes of groups that are set, as a user wrote them, such as ``"min_channels=4"``."""
+        free = {"max_layer_ratio": 1.0, "min_channels": 1, "round_to": 1}
         return " and ".join(f"{name}={getattr(self, name):g}" for name in free if getattr(self, name) != free[name])
 
     def check_rules(self, model: nn.Module) -> None:
@@ -165,7 +209,7 @@ class Request:
             check_matches(model, tuple(self.pruning_ratio), "pruning_ratio")
 
 
-_SIZE_OPTIONS = {"allocation": "uniform", "round_to": 1, "min_channels": 1, "max_ratio": 1.0}
+_SIZE_OPTIONS = {"allocation": "uniform", "round_to": 1, "min_channels": 1, "max_layer_ratio": 1.0}
 
 
 def check_flags(**flags: object) -> None:
@@ -186,7 +230,7 @@ def _checked_seed(seed: int) -> int:
     return int(seed)
 
 
-def _checked_ratio(ratio: PruningRatio) -> PruningRatio:
+def _checked_ratio(ratio: float | Mapping[Rule, float]) -> float | Mapping[Rule, float]:
     if not isinstance(ratio, Mapping):
         return _checked_fraction(ratio, "pruning_ratio", "the original model")
     if not ratio:

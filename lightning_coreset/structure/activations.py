@@ -64,7 +64,7 @@ def register_activation(
         ...         return self.b(squared_relu(self.a(x)))
         >>> function = lambda z: torch.relu(z).square()
         >>> with register_activation(torch.ops.office.squared_relu, function, turning_points=()):
-        ...     plan_pruning(Net(), torch.randn(4, 4), 0.5, check=False).groups[0].method
+        ...     plan_pruning(Net(), torch.randn(4, 4), 0.5, self_check=False).groups[0].method
         'reconstruction'
     """
     overload = overload_of(op)

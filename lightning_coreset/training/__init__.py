@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
+from lightning_coreset.training.accuracy_guard import AccuracyGuard, OnFailure
 from lightning_coreset.training.averaged_models import (
     average_again,
     averaged_copies,
     load_outgrown_copies,
 )
 from lightning_coreset.training.dry_run import DryRun, dry_run
-from lightning_coreset.training.event_planner import EventPlanner, Order
+from lightning_coreset.training.event_planner import EventPlanner
 from lightning_coreset.training.examples import ExampleSource
-from lightning_coreset.training.guard import Guard, OnFailure
-from lightning_coreset.training.metrics import Mode, Monitor
-from lightning_coreset.training.options import (
-    check_certificate_options,
-    check_drop,
-    check_example_inputs,
-    check_guard_options,
-    check_ratio_beside_schedule,
-    check_times_beside_schedule,
-)
+from lightning_coreset.training.guard import Guard
+from lightning_coreset.training.metrics import AccuracyMonitor, Mode, Monitor
+from lightning_coreset.training.options import Options
 from lightning_coreset.training.outgrown import OutgrownCopies
 from lightning_coreset.training.packages import Callback
 from lightning_coreset.training.progress import Progress
@@ -41,6 +35,8 @@ from lightning_coreset.training.untrained_finder import UntrainedFinder
 from lightning_coreset.training.untrained_parts import Copies, UntrainedParts
 
 __all__ = [
+    "AccuracyGuard",
+    "AccuracyMonitor",
     "Callback",
     "Copies",
     "DryRun",
@@ -52,7 +48,7 @@ __all__ = [
     "Mode",
     "Monitor",
     "OnFailure",
-    "Order",
+    "Options",
     "OutgrownCopies",
     "Progress",
     "PruningRun",
@@ -63,14 +59,8 @@ __all__ = [
     "UntrainedParts",
     "average_again",
     "averaged_copies",
-    "check_certificate_options",
-    "check_drop",
-    "check_example_inputs",
-    "check_guard_options",
     "check_no_lazy_layers",
-    "check_ratio_beside_schedule",
     "check_strategy",
-    "check_times_beside_schedule",
     "dry_run",
     "has_lazy_layers",
     "last_step",

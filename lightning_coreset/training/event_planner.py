@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_warn
@@ -29,6 +29,7 @@ from lightning_coreset.planning import (
     why_less,
     with_later_groups,
 )
+from lightning_coreset.schedule import Order
 from lightning_coreset.structure import NOTHING_UNTRAINED, Completion, Structure, analyse
 from lightning_coreset.training.examples import ExampleSource
 from lightning_coreset.training.late_layers import LateLayers
@@ -39,8 +40,6 @@ from lightning_coreset.training.strategies import from_rank_zero, gathered, run_
 from lightning_coreset.training.untrained_finder import UntrainedFinder
 from lightning_coreset.verification import NOT_FINITE, describe_failures, tried_groups, with_unproven
 
-Order: TypeAlias = Literal["together", "bottom_up"]
-
 
 class EventPlanner:
     """Plans event after event of one training run.
@@ -50,7 +49,7 @@ class EventPlanner:
         source: Examples of how the module is run.
         order: ``"together"`` if an event prunes all groups, ``"bottom_up"`` if it prunes the next ones to their final
             size.
-        check: Whether to test all groups on a copy first.
+        self_check: Whether to test all groups on a copy first.
         certify: Whether to compute certificates.
         change_attributes: Whether that test may complete groups by numbers that modules remember.
         untrained: Finds what of the module nothing trains.
@@ -60,7 +59,7 @@ class EventPlanner:
         waits: Whether the last event has nothing to prune until layers have run that could read channels.
 
     Raises:
-        ValueError: If ``order`` is none of these, or ``never_run`` no sequence of rules.
+        ValueError: If ``never_run`` is no sequence of rules.
     """
 
     def __init__(
@@ -68,18 +67,16 @@ class EventPlanner:
         request: Request,
         source: ExampleSource,
         order: Order,
-        check: bool,
+        self_check: bool,
         certify: bool,
         change_attributes: bool = True,
         untrained: UntrainedFinder | None = None,
         never_run: Sequence[Rule] = (),
     ) -> None:
-        if order not in get_args(Order):
-            raise ValueError(f"Expected order to be 'together' or 'bottom_up' but got {order!r}.")
         self.request = request
         self.source = source
         self.order = order
-        self.check = check
+        self.self_check = self_check
         self.certify = certify
         self.change_attributes = change_attributes
         self.untrained = untrained or UntrainedFinder()
@@ -242,7 +239,7 @@ class EventPlanner:
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, progress: Progress, structure: Structure
     ) -> Structure:
         """The structure as the self-check leaves it, which sees examples that have come since the last time."""
-        if not self.check:
+        if not self.self_check:
             return structure
         tried = run_on_all_ranks(trainer, lambda: self._tried(trainer, pl_module, structure))
         # The same on every rank, though an example of another rank might show something else.

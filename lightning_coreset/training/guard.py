@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any
 
 import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lightning_coreset._arguments import is_number
 from lightning_coreset.plain_data import as_type, from_plain
+from lightning_coreset.training.accuracy_guard import AccuracyGuard
 from lightning_coreset.training.metrics import Mode
 from lightning_coreset.training.progress import Progress
 from lightning_coreset.training.rollback import RecoveryWindow, Savepoint
-
-OnFailure: TypeAlias = Literal["stop", "halve"]
 
 
 class Guard:
@@ -29,28 +27,13 @@ class Guard:
     that was validated.
 
     Args:
-        max_drop: How far the number may fall; ``None`` turns the guard off.
-        recover_epochs: Epochs of training for recovery; a float may be a part of one.
-        on_failure: ``"stop"`` ends pruning after an event was taken back; ``"halve"`` goes on with half its step.
+        options: How far the number may fall, and what happens then; ``None`` turns the guard off.
         mode: Whether ``"max"`` or ``"min"`` is better.
         name: The name of the number, for messages.
-
-    Raises:
-        ValueError: For an argument out of its range.
     """
 
-    def __init__(
-        self, max_drop: float | None, recover_epochs: int | float, on_failure: OnFailure, mode: Mode, name: str
-    ) -> None:
-        if max_drop is not None and not (is_number(max_drop) and max_drop >= 0):
-            raise ValueError(f"Expected `max_drop` to be a non-negative number but got {max_drop!r}.")
-        if not (is_number(recover_epochs) and recover_epochs > 0):
-            raise ValueError(f"Expected `recover_epochs` to be a positive number but got {recover_epochs!r}.")
-        if on_failure not in get_args(OnFailure):
-            raise ValueError(f"Expected `on_failure` to be 'stop' or 'halve' but got {on_failure!r}.")
-        self.max_drop = max_drop
-        self.recover_epochs = recover_epochs
-        self.on_failure = on_failure
+    def __init__(self, options: AccuracyGuard | None, mode: Mode, name: str) -> None:
+        self.options = options
         self.mode = mode
         self.name = name
         self.reset()
@@ -69,7 +52,7 @@ class Guard:
         """Raise ``MisconfigurationException`` if the Trainer does not validate."""
         if self._is_on(trainer) and not trainer.enable_validation:
             raise MisconfigurationException(
-                f"Expected a Trainer that validates, since max_drop={self.max_drop} watches a number of validation, "
+                f"Expected a Trainer that validates, since max_drop={self._max_drop} watches a number of validation, "
                 "but got none. Give it validation data and the module a validation_step, without limit_val_batches=0, "
                 "or leave max_drop out."
             )
@@ -114,12 +97,13 @@ class Guard:
             return
         if value is None:
             value = math.nan if window.value is None else window.value
-        time_is_over = window.epochs_since(trainer) >= self.recover_epochs
+        assert self.options is not None
+        time_is_over = window.epochs_since(trainer) >= self.options.recover_epochs
         self._window = replace(window, value=value, failed=time_is_over)
 
     def _without_value(self) -> MisconfigurationException:
         return MisconfigurationException(
-            f"Expected validation to give the {self.name}, since max_drop={self.max_drop} watches it, but got "
+            f"Expected validation to give the {self.name}, since max_drop={self._max_drop} watches it, but got "
             "nothing: the model is not recognised as a classifier, or validation did not contain all classes. "
             "Give the name of a metric that the module logs, as in monitor='val_acc', or a metric of torchmetrics, "
             "as in metric=..."
@@ -130,15 +114,15 @@ class Guard:
         start = (trainer.current_epoch // every + 1) * every
         return MisconfigurationException(
             f"Expected a validation that gives the {self.name} before the first pruning event, since "
-            f"max_drop={self.max_drop} compares with it, but there is none. Begin to prune later, as with "
+            f"max_drop={self._max_drop} compares with it, but there is none. Begin to prune later, as with "
             f"start={start}, or let the sanity check go over all of the data with Trainer(num_sanity_val_steps=-1)."
         )
 
     def _is_allowed(self, value: float) -> bool:
         assert self._best is not None
-        assert self.max_drop is not None
+        assert self.options is not None
         fall = self._best - value if self.mode == "max" else value - self._best
-        return fall <= self.max_drop  # False for NaN
+        return fall <= self.options.max_drop  # False for NaN
 
     # ---- at events
 
@@ -225,7 +209,8 @@ class Guard:
             return False
         window.roll_back(trainer, pl_module, progress)
         self._window = None
-        if self.on_failure == "stop":
+        assert self.options is not None
+        if self.options.on_failure == "stop":
             self.stopped = True
         else:
             self._max_step = (window.ratio - max(window.done.values(), default=0.0)) / 2
@@ -245,12 +230,16 @@ class Guard:
         else:
             rank_zero_warn(
                 f"The pruning event of epoch {window.epoch} is taken back: the {self.name} is {value:.4g} and was "
-                f"{self._best:.4g} before pruning, a larger drop than max_drop={self.max_drop} allows. {model}. "
+                f"{self._best:.4g} before pruning, a larger drop than max_drop={self._max_drop} allows. {model}. "
                 f"{consequence}."
             )
 
+    @property
+    def _max_drop(self) -> float | None:
+        return None if self.options is None else self.options.max_drop
+
     def _is_on(self, trainer: pl.Trainer) -> bool:
-        return self.max_drop is not None and not trainer.fast_dev_run  # type: ignore[attr-defined]
+        return self.options is not None and not trainer.fast_dev_run  # type: ignore[attr-defined]
 
     # ---- checkpoints
 
@@ -282,7 +271,7 @@ class Guard:
                 f"Expected the guard to watch the last of {len(progress.plans)} pruning events but got an event after "
                 f"{window.plans}, and {state.best} to compare with."
             )
-        if self.max_drop is None or state.watched not in (None, self._watched):
+        if self.options is None or state.watched not in (None, self._watched):
             self._begin_anew(state, window)
             return
         self._best, self._has_pruned, self._max_step = state.best, state.begun, state.step
@@ -292,7 +281,7 @@ class Guard:
         """Without the guard of the checkpoint, or with one that watches something else, what it knew says nothing."""
         self.reset()
         if window is not None:
-            now = "no guard" if self.max_drop is None else f"one that watches {self._watched}"
+            now = "no guard" if self.options is None else f"one that watches {self._watched}"
             rank_zero_warn(
                 f"The guard of the checkpoint had not accepted the pruning event of epoch {window.epoch} yet, by its "
                 f"{state.watched or 'number'}, and the callback has {now}: the event is kept."

@@ -13,30 +13,26 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_coreset._arguments import is_whole_number
 from lightning_coreset._compat import batches_that_stepped, epochs_before_batch_norm_update
-from lightning_coreset.schedule import Interval, Schedule, check_schedule, pruning_events
+from lightning_coreset.schedule import Interval, PruningSchedule, events_of
 from lightning_coreset.training.packages import kinds
 
 
 @dataclass(frozen=True)
 class Timeline:
-    """The checked arguments of :func:`lightning_coreset.schedule.pruning_events`; a Trainer gives the length."""
+    """When to prune and how much in all; a Trainer gives the length of training.
 
-    schedule: Schedule
+    Attributes:
+        schedule: When.
+        pruning_ratio: How much, unless the schedule maps epochs (steps) to ratios.
+    """
+
+    schedule: PruningSchedule
     pruning_ratio: float
-    start: int | float
-    end: int | float
-    every: int | None
-    interval: Interval = "epoch"
 
-    def __post_init__(self) -> None:
-        check_schedule(
-            self.schedule,
-            self.pruning_ratio,
-            start=self.start,
-            end=self.end,
-            every=self.every,
-            interval=self.interval,
-        )
+    @property
+    def interval(self) -> Interval:
+        """What events are counted in."""
+        return self.schedule.interval
 
     def position(self, trainer: pl.Trainer) -> int:
         """The current time: the epoch, or the number of batches that led to an optimizer step."""
@@ -54,20 +50,13 @@ class Timeline:
             MisconfigurationException: If training has no end, and the schedule needs one.
         """
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
-            return pruning_events("one_shot", self.target, start=0, end=0, length=1)
+            return events_of(PruningSchedule("one_shot", start=0), self.target, 1)
         length = training_epochs(trainer) if self.interval == "epoch" else training_steps(trainer)
         if length is None:
             length = self._length_needed(trainer)
-        events = pruning_events(
-            self.schedule,
-            self.pruning_ratio,
-            start=self.start,
-            end=self.end,
-            every=self.every,
-            length=length,
-            interval=self.interval,
-        )
-        beyond = [time for time in self.schedule if time >= length] if isinstance(self.schedule, Mapping) else []
+        events = events_of(self.schedule, self.pruning_ratio, length)
+        curve = self.schedule.curve
+        beyond = [time for time in curve if time >= length] if isinstance(curve, Mapping) else []
         if beyond:
             rank_zero_warn(
                 f"Training has {length} {self.interval}s: the schedule's events of {self.interval}s {beyond} will not "
@@ -78,7 +67,8 @@ class Timeline:
     @property
     def target(self) -> float:
         """The ratio of the last event."""
-        return max(self.schedule.values()) if isinstance(self.schedule, Mapping) else self.pruning_ratio
+        curve = self.schedule.curve
+        return max(curve.values()) if isinstance(curve, Mapping) else self.pruning_ratio
 
     def towards(self, target: float | None) -> Timeline:
         """The same times, to a ratio that was found sensible where none was given; ``None`` for the one that was."""
@@ -86,20 +76,22 @@ class Timeline:
 
     def _length_needed(self, trainer: pl.Trainer) -> int:
         """The number of epochs (steps) that contain all events, for training without an end."""
-        if isinstance(self.schedule, Mapping):
-            return 1 + max(self.schedule)
-        times = (self.start,) if self.schedule == "one_shot" else (self.start, self.end)
+        curve = self.schedule.curve
+        if isinstance(curve, Mapping):
+            return 1 + max(curve)
+        start, end = self.schedule.start, self.schedule.end
+        times = (start,) if curve == "one_shot" else (start, end)
         if any(not is_whole_number(time) for time in times):
             if self.interval == "epoch" and trainer.max_steps > 0:
                 raise MisconfigurationException(
-                    f"Expected to know how many batches an epoch has, since start={self.start!r} and end={self.end!r} "
+                    f"Expected to know how many batches an epoch has, since start={start!r} and end={end!r} "
                     "are fractions of training in epochs, but the training data does not tell its length: with "
                     f"max_steps={trainer.max_steps} alone, training has an unknown number of epochs. Count events in "
                     "steps, with CoresetPruningCallback(interval='step'), give start and end as epochs (int), or set "
                     "max_epochs as well."
                 )
             raise MisconfigurationException(
-                f"Expected a Trainer with max_epochs or max_steps, since start={self.start!r} and end={self.end!r} are "
+                f"Expected a Trainer with max_epochs or max_steps, since start={start!r} and end={end!r} are "
                 f"fractions of training, which has no end. Set one of them, or give start and end as {self.interval}s "
                 "(int)."
             )

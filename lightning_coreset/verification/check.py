@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch import nn
 
+from lightning_coreset._calls import level_of_caller
 from lightning_coreset.state import ran_out_of_memory
 from lightning_coreset.structure import UNEQUAL_PIECES, ChannelGroup, Examples, Heads, Structure, analyse
 from lightning_coreset.verification.forms import Form, other_forms
@@ -43,7 +44,7 @@ def verified(
     structure = structure.joined(offered, unproven - failures.keys())
     failures = {name: reason for name, reason in failures.items() if name not in unproven}
     if failures:
-        warnings.warn(describe_failures(failures), stacklevel=4)  # where `prune` was called
+        warnings.warn(describe_failures(failures), stacklevel=level_of_caller())
     return structure.with_groups(groups).without(failures)
 
 
@@ -111,7 +112,7 @@ def tried_groups(
 
 
 def _not_run(error: str) -> str:
-    reason = f"the trial could not be run ({error}); give check=False to prune without one"
+    reason = f"the trial could not be run ({error}); give self_check=False to prune without one"
     return reason
 
 

@@ -254,8 +254,8 @@ def test_random_numbers_do_not_hide_what_is_wrong():
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore:Found .* in eval mode at the start")
-@pytest.mark.parametrize("check", [True, False])
-def test_torchscript_modules_are_left_alone(check):
+@pytest.mark.parametrize("self_check", [True, False])
+def test_torchscript_modules_are_left_alone(self_check):
     class Taught(Classifier):
         def __init__(self):
             super().__init__()
@@ -267,6 +267,8 @@ def test_torchscript_modules_are_left_alone(check):
             return super().training_step(batch, batch_idx) + F.mse_loss(self.net(batch[0]), self.teacher(batch[0]))
 
     module = Taught()
-    make_trainer(CoresetPruningCallback(0.5, check=check, **AT_ONCE), max_epochs=1).fit(module, make_loader(8))
+    make_trainer(CoresetPruningCallback(0.5, self_check=self_check, **AT_ONCE), max_epochs=1).fit(
+        module, make_loader(8)
+    )
     assert {name: size for name, size in widths(module).items() if name.startswith("net.")} == SMALLER
     assert module.teacher.state_dict()["0.weight"].shape == (40, 8)

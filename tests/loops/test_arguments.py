@@ -34,7 +34,7 @@ COMMON = {
     "include_residual": FLAG,
     "heads": NAME,
     "seed": SEED,
-    "check": FLAG,
+    "self_check": FLAG,
     "change_attributes": FLAG,
 }
 SIZES = {
@@ -43,7 +43,7 @@ SIZES = {
     "allocation": NAME,
     "round_to": WHOLE,
     "min_channels": WHOLE,
-    "max_ratio": (None, "1", True, 0, -0.5, 1.5, NAN, INF),
+    "max_layer_ratio": (None, "1", True, 0, -0.5, 1.5, NAN, INF),
     "certify": FLAG,
     "input_radius": RADIUS,
 }
@@ -126,7 +126,7 @@ def test_values_of_other_libraries_are_taken():
         every=np.int32(2),
         round_to=np.int64(4),
         min_channels=np.uint8(2),
-        max_ratio=np.float32(0.5),
+        max_layer_ratio=np.float32(0.5),
         seed=np.int64(3),
         eval_batches=np.int64(4),
         recalibrate_batches=np.int64(4),

@@ -23,7 +23,7 @@ def build(name):
 
 
 def pruning(ratio, **options):
-    return CoresetPruningCallback(ratio, verbose=False, check=False, eval_batches=0, **options)
+    return CoresetPruningCallback(ratio, verbose=False, self_check=False, eval_batches=0, **options)
 
 
 @pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")

@@ -86,10 +86,10 @@ def pruned(module: Any, **options: Any) -> CoresetPruningCallback:
 
 
 @pytest.mark.parametrize("kind", [Coupled, Validated])
-@pytest.mark.parametrize("check", [True, False])
-def test_layers_stay_coupled_that_only_the_step_couples(kind, check):
+@pytest.mark.parametrize("self_check", [True, False])
+def test_layers_stay_coupled_that_only_the_step_couples(kind, self_check):
     module = kind()
-    callback = pruned(module, check=check)
+    callback = pruned(module, self_check=self_check)
     assert [record.epoch for record in callback.history] == [1, 2]
     assert [[group.name for group in plan.groups] for plan in callback.plans] == [["a"]] * 2
     kept = [plan.groups[0].kept for plan in callback.plans]

@@ -44,7 +44,7 @@ def guarded(**options):
     options = {"schedule": {2: 0.5}, "monitor": "score", "max_drop": 0.01, "recover_epochs": 2} | options
     if options["max_drop"] is None:
         del options["recover_epochs"]
-    return CoresetPruningCallback(verbose=False, check=False, eval_batches=0, **options)
+    return CoresetPruningCallback(verbose=False, self_check=False, eval_batches=0, **options)
 
 
 def fit(module, *callbacks, epochs=7, loaders=1, ckpt_path=None, **options):
@@ -247,7 +247,7 @@ def test_an_accuracy_that_was_not_measured_since_the_event_is_lost():
 ONCE = {"schedule": "one_shot"}
 FIRST = partial(guarded, pruning_ratio={"net.0": 0.5}, only=["net.0"], **ONCE)
 SECOND = partial(
-    CoresetPruningCallback, {"net.2": 0.5}, only=["net.2"], verbose=False, check=False, eval_batches=0, **ONCE
+    CoresetPruningCallback, {"net.2": 0.5}, only=["net.2"], verbose=False, self_check=False, eval_batches=0, **ONCE
 )
 
 

@@ -46,7 +46,7 @@ class Sees(CoresetPruningCallback):
 
 
 def test_plans_of_past_events_hold_no_tensors():
-    callback = Sees(schedule={1: 0.2, 2: 0.35, 3: 0.5}, verbose=False, check=False)
+    callback = Sees(schedule={1: 0.2, 2: 0.35, 3: 0.5}, verbose=False, self_check=False)
 
     make_trainer(callback, max_epochs=4).fit(Classifier(), make_loader(8))
 
@@ -56,7 +56,7 @@ def test_plans_of_past_events_hold_no_tensors():
 
 
 def test_plans_of_a_dry_run_hold_no_tensors():
-    callback = CoresetPruningCallback(schedule={1: 0.2, 2: 0.5}, verbose=False, check=False)
+    callback = CoresetPruningCallback(schedule={1: 0.2, 2: 0.5}, verbose=False, self_check=False)
 
     dry = callback.dry_run(make_trainer(max_epochs=4), Classifier(), next(iter(make_loader(8))))
 

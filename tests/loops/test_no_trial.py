@@ -276,11 +276,13 @@ def test_nothing_is_pruned_without_a_trial(kind, monkeypatch):
     NO_WAY[kind](monkeypatch)
     model = Net()
     before = snapshot(model)
-    match = r"(?s)first: the trial could not be run \(OutOfMemoryError: no memory left\); give check=False to prune"
+    match = (
+        r"(?s)first: the trial could not be run \(OutOfMemoryError: no memory left\); give self_check=False to prune"
+    )
     with pytest.warns(UserWarning, match=match), pytest.raises(ValueError, match=match):
         prune(model, X, 0.3)
     assert_untouched(model, before)
-    prune(model, X, {"first": 0.5}, check=False)
+    prune(model, X, {"first": 0.5}, self_check=False)
     assert model.first.out_features < 12
 
 
@@ -290,7 +292,7 @@ def test_the_callback_refuses_to_prune_without_a_trial(monkeypatch):
     trainer = make_trainer(CoresetPruningCallback(0.4, start=1), max_epochs=2)
     with (
         pytest.warns(UserWarning, match="could not be run"),
-        pytest.raises(ValueError, match="check=False"),
+        pytest.raises(ValueError, match="self_check=False"),
     ):
         trainer.fit(model, make_loader(8))
     assert model.net[0].out_features == 32

@@ -97,10 +97,10 @@ def pruned(module: pl.LightningModule, *, loaders: int = 1, **options: Any) -> L
         *("in validation", "by the second loader", "in a test"),
     ],
 )
-@pytest.mark.parametrize("check", [True, False])
-def test_what_any_step_couples_loses_the_same(when, check):
+@pytest.mark.parametrize("self_check", [True, False])
+def test_what_any_step_couples_loses_the_same(when, self_check):
     module = Rewired(when)
-    callback = pruned(module, loaders=2 if when == "by the second loader" else 1, check=check)
+    callback = pruned(module, loaders=2 if when == "by the second loader" else 1, self_check=self_check)
     kept = {group.name: group.kept for group in callback.plans[0].groups}
     assert len(kept) >= 3
     assert callback.errors == pytest.approx({False: 0, True: 0}, abs=1e-5)

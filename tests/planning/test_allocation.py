@@ -59,10 +59,10 @@ def group_of(classes: int, *widths: int) -> ChannelGroup:
         (group_of(10, 4), {"min_channels": 30}, 10, (10, 9, 8)),
         (group_of(4, 4, 1), {"min_channels": 3}, 4, (4, 3)),  # in the narrowest layer
         (group_of(3, 1), {"min_channels": 7}, 10, (3,)),
-        (group_of(10, 1), {"max_ratio": 0.7}, 10, (10, 9, 8, 7, 6, 5, 4, 3)),  # 10 * (1 - 0.7) > 3 in floats
-        (group_of(6, 1), {"max_ratio": 0.5}, 10, (6, 5)),
-        (group_of(3, 1), {"max_ratio": 0.5}, 10, (3,)),
-        (group_of(20, 1), {"round_to": 4, "min_channels": 5, "max_ratio": 0.5}, 20, (20, 16, 12)),
+        (group_of(10, 1), {"max_layer_ratio": 0.7}, 10, (10, 9, 8, 7, 6, 5, 4, 3)),  # 10 * (1 - 0.7) > 3 in floats
+        (group_of(6, 1), {"max_layer_ratio": 0.5}, 10, (6, 5)),
+        (group_of(3, 1), {"max_layer_ratio": 0.5}, 10, (3,)),
+        (group_of(20, 1), {"round_to": 4, "min_channels": 5, "max_layer_ratio": 0.5}, 20, (20, 16, 12)),
     ],
 )
 def test_sizes_that_a_group_may_have(group, options, original, rungs):
@@ -286,7 +286,7 @@ EVENTS = [
     Request(0.8, unit="params"),
     Request(0.8, unit="macs"),
     Request(0.8, unit="channels"),
-    Request(0.6, round_to=2, max_ratio=0.7),
+    Request(0.6, round_to=2, max_layer_ratio=0.7),
     Request({"*": 0.7}),
     Request({"*": 0.9}, unit="channels"),
 ]
@@ -301,7 +301,7 @@ def test_several_events_end_where_one_does(name, request_):
 
 
 def test_max_ratio_is_of_the_original():
-    request = Request(0.5, method=Magnitude(), max_ratio=0.5, unit="channels")
+    request = Request(0.5, method=Magnitude(), max_layer_ratio=0.5, unit="channels")
     assert sizes_after("vgg", [0.5, 1.0, 1.0], request)[0] == {"0": 3, "3": 4, "6": 5}
 
 

@@ -518,7 +518,7 @@ def test_a_registered_activation_is_certified_where_it_was_checked(radius, certi
 
     with register_activation(getattr(torch.ops.certified, name), lambda z: torch.relu(z).square(), turning_points=()):
         plan = plan_pruning(
-            Net().double(), torch.randn(3, 2).double(), 0.5, certify=True, input_radius=radius, check=False
+            Net().double(), torch.randn(3, 2).double(), 0.5, certify=True, input_radius=radius, self_check=False
         )
     (group,) = plan.groups
     assert group.method == "reconstruction"

@@ -44,7 +44,7 @@ def most_of(name: str, **options: object) -> tuple[float, float]:
     [
         ("mlp", {}),
         ("vgg", {"round_to": 4}),
-        ("vgg", {"max_ratio": 0.5}),
+        ("vgg", {"max_layer_ratio": 0.5}),
         ("lenet", {"min_channels": 3}),
         ("resnet", {}),
         ("resnet", {"include_residual": True, "ignore": ["stem"]}),
@@ -70,7 +70,7 @@ def test_more_than_can_go_by_more_than_a_step_is_refused(name, options, unit):
 
 def test_what_holds_the_rest_and_the_ways_out_are_named():
     model, structure = make("resnet")[0], structure_of("resnet")
-    request = Request(0.9, ignore=["stem"], max_ratio=0.75, min_channels=1)
+    request = Request(0.9, ignore=["stem"], max_layer_ratio=0.75, min_channels=1)
     with pytest.raises(ValueError, match="at most") as caught:
         check_reachable(model, structure, request)
     text = str(caught.value)
@@ -83,9 +83,9 @@ def test_what_holds_the_rest_and_the_ways_out_are_named():
     for way, other in [
         ("include_residual=True", {"include_residual": True}),
         ("ignore=()", {"ignore": ()}),
-        ("max_ratio=1.0", {"max_ratio": 1.0}),
+        ("max_layer_ratio=1.0", {"max_layer_ratio": 1.0}),
     ]:
-        most, _ = most_of("resnet", **{"ignore": ["stem"], "max_ratio": 0.75} | other)
+        most, _ = most_of("resnet", **{"ignore": ["stem"], "max_layer_ratio": 0.75} | other)
         assert f"{way} (up to {most:.4f})" in lines[-1]
     assert "round_to" not in text
     assert "only" not in lines[-1]
@@ -101,10 +101,10 @@ def test_where_no_limit_holds_there_is_no_way_out():
 def test_products_of_activations_are_named():
     model, structure = make("attention")[0], structure_of("attention")
     with pytest.raises(ValueError, match=r"products of activations \(\d+\.\d%\)"):
-        check_reachable(model, structure, Request(0.99, unit="macs", max_ratio=0.5))
+        check_reachable(model, structure, Request(0.99, unit="macs", max_layer_ratio=0.5))
 
 
-@pytest.mark.parametrize("options", [{"max_ratio": 0.5}, {"min_channels": 6}, {"round_to": 5}])
+@pytest.mark.parametrize("options", [{"max_layer_ratio": 0.5}, {"min_channels": 6}, {"round_to": 5}])
 def test_a_rule_that_a_limit_contradicts_is_refused(options):
     model, structure = make("mlp")[0], structure_of("mlp")
     check_reachable(model, structure, Request({"0": 0.4, "2": 0.4}, **options))
@@ -126,13 +126,13 @@ def test_a_layer_too_small_for_a_multiple_may_have_a_rule():
 def test_against_the_original():
     """What is gone already counts."""
     model, x = make("vgg")
-    request = Request(0.6, method=Magnitude(), max_ratio=0.5)
+    request = Request(0.6, method=Magnitude(), max_layer_ratio=0.5)
     original = measure(model, analyse(model, x), request)
     apply_changes(model, make_plan(model, analyse(model, x), request, original=original).changes)
     structure = analyse(model, x)
-    check_reachable(model, structure, Request(0.6, max_ratio=0.5), original=original)
+    check_reachable(model, structure, Request(0.6, max_layer_ratio=0.5), original=original)
     with pytest.raises(ValueError, match=r"at most 0\.71"):
-        check_reachable(model, structure, Request(0.85, max_ratio=0.5), original=original)
+        check_reachable(model, structure, Request(0.85, max_layer_ratio=0.5), original=original)
 
 
 def test_methods_that_choose_sizes_ask_for_no_ratio():
@@ -164,7 +164,10 @@ def test_why_nothing_goes(request_, expected):
 def test_zero_is_always_reachable(name):
     model, structure = make(name)[0], structure_of(name)
     for ratio in (0.0, {"*": 0.0}):
-        assert make_plan(model, structure, Request(ratio, max_ratio=0.01, include_residual=True)).channels_removed == 0
+        assert (
+            make_plan(model, structure, Request(ratio, max_layer_ratio=0.01, include_residual=True)).channels_removed
+            == 0
+        )
 
 
 def test_a_model_without_multiply_accumulates():

@@ -45,17 +45,17 @@ RATIO = r"Expected pruning_ratio to be a number in \[0, 1\), the fraction of the
         ({"round_to": True}, "round_to to be a positive integer"),
         ({"min_channels": 0}, "min_channels to be a positive integer"),
         ({"min_channels": "4"}, "min_channels to be a positive integer"),
-        ({"max_ratio": 0.0}, r"max_ratio to be a number in \(0, 1\] but got 0.0"),
-        ({"max_ratio": 1.1}, "max_ratio to be"),
-        ({"max_ratio": True}, "max_ratio to be"),
-        ({"max_ratio": float("nan")}, "max_ratio to be"),
+        ({"max_layer_ratio": 0.0}, r"max_layer_ratio to be a number in \(0, 1\] but got 0.0"),
+        ({"max_layer_ratio": 1.1}, "max_layer_ratio to be"),
+        ({"max_layer_ratio": True}, "max_layer_ratio to be"),
+        ({"max_layer_ratio": float("nan")}, "max_layer_ratio to be"),
         ({"input_radius": True}, "input_radius to be a positive number but got True"),
         ({"input_radius": float("inf")}, "input_radius to be a positive number"),
         ({"method": Sensitivity(epsilon=1.0), "round_to": 8}, "round_to to be left alone with Sensitivity"),
         ({"method": Sensitivity(epsilon=1.0), "allocation": "error"}, "allocation to be left alone"),
         (
-            {"method": Sensitivity(epsilon=1.0), "min_channels": 2, "max_ratio": 0.5},
-            "min_channels, max_ratio to be left",
+            {"method": Sensitivity(epsilon=1.0), "min_channels": 2, "max_layer_ratio": 0.5},
+            "min_channels, max_layer_ratio to be left",
         ),
     ],
 )
@@ -70,7 +70,7 @@ def test_methods_that_rank_have_a_global_ranking(method):
 
 
 def test_numbers_of_numpy_are_numbers():
-    request = Request(np.float32(0.5), round_to=np.int64(8), min_channels=np.int32(2), max_ratio=np.float64(0.5))
+    request = Request(np.float32(0.5), round_to=np.int64(8), min_channels=np.int32(2), max_layer_ratio=np.float64(0.5))
     assert request.pruning_ratio == 0.5
     assert Request(Fraction(1, 4)).pruning_ratio == 0.25
 
@@ -81,11 +81,11 @@ def test_numbers_of_numpy_are_numbers():
     ids=["number", "rules"],
 )
 def test_a_request_on_its_way(ratio, target, scaled):
-    request = Request(ratio, method=Reconstruction(rounds=3), ignore=["b"], seed=4, max_ratio=0.9)
+    request = Request(ratio, method=Reconstruction(rounds=3), ignore=["b"], seed=4, max_layer_ratio=0.9)
     assert request.target == target
     part = request.scaled(0.25)
     assert part.pruning_ratio == pytest.approx(scaled)
-    assert (part.method, part.ignore, part.seed, part.max_ratio) == (Reconstruction(rounds=3), ("b",), 4, 0.9)
+    assert (part.method, part.ignore, part.seed, part.max_layer_ratio) == (Reconstruction(rounds=3), ("b",), 4, 0.9)
     assert request.scaled(1.0) == request
     assert request.scaled(0.5, seed=0).seed == 0
 
@@ -97,7 +97,7 @@ def test_a_request_does_not_follow_what_it_was_made_of():
     assert (request.pruning_ratio, request.ignore) == ({"a": 0.4}, ("b",))
 
 
-@pytest.mark.parametrize("flag", ["check", "change_attributes", "certify", "include_residual"])
+@pytest.mark.parametrize("flag", ["self_check", "change_attributes", "certify", "include_residual"])
 def test_flags_are_true_or_false(flag):
     model, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(2, 4)
     with pytest.raises(ValueError, match=f"Expected {flag} to be True or False but got 'no'"):

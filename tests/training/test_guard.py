@@ -97,7 +97,7 @@ def assert_same_everything(one, other):
 
 def pruning(**options):
     options = {"schedule": {2: 0.3, 5: 0.6}, "monitor": "score", "max_drop": 0.1, "recover_epochs": 1} | options
-    return CoresetPruningCallback(verbose=False, check=False, **options)
+    return CoresetPruningCallback(verbose=False, self_check=False, **options)
 
 
 def fit(make_trainer, module, *callbacks, epochs=8, ckpt_path=None, **options):
@@ -515,7 +515,7 @@ def test_a_guard_that_is_off_copies_nothing(make_trainer, monkeypatch):
     fit(make_trainer, Scripted([HIGH, HIGH, 0.0]), callback)
 
     assert events(callback) == [2, 5]
-    assert not Guard(None, 1, "stop", "max", "accuracy").waiting
+    assert not Guard(None, "max", "accuracy").waiting
 
 
 # ---- its page

@@ -26,7 +26,7 @@ class Pruning(CoresetPruningCallback):
 
     def __init__(self, batches, epoch=1, **options):
         options = {"schedule": {epoch: 0.5}} | options
-        super().__init__(recalibrate_batches=batches, verbose=False, check=False, **options)
+        super().__init__(recalibrate_batches=batches, verbose=False, self_check=False, **options)
 
     def on_prune(self, plan, trainer, pl_module):
         self.net = copy.deepcopy(pl_module.net)

@@ -180,7 +180,7 @@ class Scripted(Images):
 
 def test_an_event_is_taken_back():
     module, before, after = Scripted(), Epochs(), Epochs()
-    pruning = Pruning(schedule={1: 0.5}, monitor="score", max_drop=0.1, recover_epochs=1, check=False)
+    pruning = Pruning(schedule={1: 0.5}, monitor="score", max_drop=0.1, recover_epochs=1, self_check=False)
     norm, weight = module.net.norm, module.net.norm.weight
     text = str(module)
 

@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelChec
 from torch import optim
 from torch.utils.data import DataLoader, IterableDataset
 
-from lightning_coreset import CoresetPruningCallback
+from lightning_coreset import CoresetPruningCallback, PruningSchedule
 from lightning_coreset.training.timeline import Timeline, training_epochs, training_steps
 
 Pruning = partial(CoresetPruningCallback, verbose=False)
@@ -365,7 +365,7 @@ def test_position_is_that_of_the_interval():
 
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
             for interval, seen in (("epoch", self.epochs), ("step", self.steps)):
-                seen.append(Timeline("cubic", 0.5, 0.1, 0.7, None, interval).position(trainer))
+                seen.append(Timeline(PruningSchedule(interval=interval), 0.5).position(trainer))
 
     position = Position()
 

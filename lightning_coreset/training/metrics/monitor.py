@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import re
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any
 
 import lightning.pytorch as pl
 from lightning.fabric.utilities.data import sized_len
-from torchmetrics import Metric
 
 from lightning_coreset._compat import tree_leaves
+from lightning_coreset.training.metrics.accuracy_monitor import AccuracyMonitor, Mode
 from lightning_coreset.training.metrics.logged import LoggedMetric
 from lightning_coreset.training.metrics.probe import AccuracyProbe
-
-Mode: TypeAlias = Literal["max", "min"]
 
 
 class Monitor:
@@ -25,47 +22,20 @@ class Monitor:
     and after a pruning event, ``event`` once it is over; ``stop`` in the end.
 
     Args:
-        metric: A metric of torchmetrics, called as ``metric(outputs, targets)`` on what the steps compute.
-        monitor: The name of a metric that the module logs in validation.
-        mode: Whether ``"max"`` or ``"min"`` is better. By default as ``metric.higher_is_better`` says, and what it says
-            cannot be contradicted; nor can accuracy, of which more is better; ``"min"`` for
-            a ``monitor`` whose name has "loss", "error" or the like in it (``rmse``, ``nll``); else ``"max"``.
-        eval_batches: How many batches are kept for ``evaluate``.
-
-    Raises:
-        ValueError: If an argument is none of these, both ``metric`` and ``monitor`` are given, or ``mode`` is not what
-            the number is known to be.
+        measured: What it is.
 
     Attributes:
-        mode: ``"max"`` or ``"min"``.
+        mode: Whether ``"max"`` or ``"min"`` is better.
         name: What is measured: ``"accuracy"``, the class of the metric or the name that the module logs.
     """
 
-    def __init__(
-        self,
-        metric: Metric | None = None,
-        monitor: str | None = None,
-        mode: Mode | None = None,
-        eval_batches: int = 8,
-    ) -> None:
-        if metric is not None and monitor is not None:
-            raise ValueError(f"Expected either `metric` or `monitor` but got both: {metric!r} and {monitor!r}.")
-        if monitor is not None and not (isinstance(monitor, str) and monitor):
-            raise ValueError(f"Expected `monitor` to be the name of a logged metric but got {monitor!r}.")
-        if mode is not None and mode not in get_args(Mode):
-            raise ValueError(f"Expected `monitor_mode` to be 'max' or 'min' but got {mode!r}.")
-        self._probe = AccuracyProbe(eval_batches, metric)  # checks these two
-        name = monitor or ("accuracy" if metric is None else type(metric).__name__)
-        known = None if monitor is not None else _known_mode(metric)
-        if known and mode not in (None, known):
-            raise ValueError(
-                f"Expected `monitor_mode` to be left out or {known!r} for {name}, of which {_BETTER[known]} is better, "
-                f"but got {mode!r}. It belongs to the name of a logged metric, such as monitor='val_loss'."
-            )
+    def __init__(self, measured: AccuracyMonitor) -> None:
+        monitor, eval_batches = measured.monitor, int(measured.eval_batches)
+        self._probe = AccuracyProbe(eval_batches, measured.metric)
         self._logged = None if monitor is None else LoggedMetric(monitor, eval_batches)
         self._first_kept = 0
-        self.mode: Mode = mode or known or _mode_of(monitor)
-        self.name = name
+        self.mode: Mode = measured.mode
+        self.name = measured.name
 
     def validation_start(self, trainer: pl.Trainer) -> None:
         """A validation begins."""
@@ -145,27 +115,6 @@ class Monitor:
         self._probe.stop()
         if self._logged is not None:
             self._logged.stop()
-
-
-_FALLING = ("loss", "error", "perplexity")
-"""Words in names of numbers of which less is better, and below whole parts of such names."""
-_FALLING_PARTS = frozenset({"mae", "mse", "rmse", "mape", "nll", "ppl", "fid", "wer", "cer", "bpd"})
-
-
-_BETTER: dict[Mode, str] = {"max": "more", "min": "less"}
-
-
-def _known_mode(metric: Metric | None) -> Mode | None:
-    """What is better of an accuracy (``None``) or of a metric; ``None`` if the metric does not say."""
-    if metric is None or metric.higher_is_better:
-        return "max"
-    return "min" if metric.higher_is_better is False else None
-
-
-def _mode_of(monitor: str | None) -> Mode:
-    name = (monitor or "").lower()
-    parts = re.split(r"[^a-z]+", name)
-    return "min" if any(word in name for word in _FALLING) or not _FALLING_PARTS.isdisjoint(parts) else "max"
 
 
 def first_of_latest(trainer: pl.Trainer, count: int) -> int:

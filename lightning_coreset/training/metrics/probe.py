@@ -14,7 +14,6 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torchmetrics import Metric
 
-from lightning_coreset._arguments import is_whole_number
 from lightning_coreset._compat import trainer_of
 from lightning_coreset.nested import map_tensors
 from lightning_coreset.training.metrics.isolation import isolated
@@ -47,9 +46,6 @@ class AccuracyProbe:
         metric: A metric to measure instead, called as ``metric(outputs, targets)``: a classifier's logits and
             targets, or what :func:`~lightning_coreset.training.metrics.outputs.find_prediction` finds. It is copied.
 
-    Raises:
-        ValueError: If ``eval_batches`` is not a non-negative integer, or ``metric`` is no metric of torchmetrics.
-
     Example:
         >>> class Model(pl.LightningModule):
         ...     def __init__(self):
@@ -67,11 +63,7 @@ class AccuracyProbe:
     """
 
     def __init__(self, eval_batches: int = 8, metric: Metric | None = None) -> None:
-        if not is_whole_number(eval_batches) or eval_batches < 0:
-            raise ValueError(f"Expected `eval_batches` to be a non-negative integer but got {eval_batches!r}.")
-        if metric is not None and not isinstance(metric, Metric):
-            raise ValueError(f"Expected `metric` to be one Metric of torchmetrics but got {metric!r}.")
-        self.eval_batches = int(eval_batches)
+        self.eval_batches = eval_batches
         self.metric = metric
         self._recorder: ForwardRecorder | None = None
         self._votes = RankVotes()

@@ -14,6 +14,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.loggers import TensorBoardLogger
 
+from lightning_coreset._arguments import is_default
 from lightning_coreset._compat import (
     add_summaries,
     as_logged,
@@ -43,8 +44,7 @@ def settings(init: Callable[..., None], arguments: Mapping[str, Any]) -> dict[st
     for name, parameter in signature(init).parameters.items():
         if name in arguments and name not in _NEVER:
             value, default = arguments[name], parameter.default
-            is_default = value is default or (type(value) is type(default) and value == default)
-            if name in _ALWAYS or not is_default:
+            if name in _ALWAYS or not is_default(value, default):
                 chosen[name] = _plain(value)
     return chosen
 

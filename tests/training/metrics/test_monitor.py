@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics.classification import BinaryF1Score, MulticlassF1Score, MultilabelAccuracy
 
 from lightning_coreset import CoresetPruningCallback
-from lightning_coreset.training.metrics.monitor import Monitor
+from lightning_coreset.training.metrics import AccuracyMonitor
 
 N, B = 22, 4  # the last batch is smaller
 GENERATOR = torch.Generator().manual_seed(1)
@@ -30,7 +30,7 @@ class Pruning(CoresetPruningCallback):
     """Keeps the model as it was before and after its event."""
 
     def __init__(self, **options):
-        super().__init__(**({"schedule": {1: 0.5}, "verbose": False, "check": False} | options))
+        super().__init__(**({"schedule": {1: 0.5}, "verbose": False, "self_check": False} | options))
 
     def on_train_epoch_start(self, trainer, pl_module):
         if trainer.current_epoch == 1:
@@ -308,19 +308,22 @@ def test_without_validation_a_metric_of_training_is_used(make_trainer):
     ],
 )
 def test_whether_larger_or_smaller_is_better(metric, monitor, mode, expected):
-    assert Monitor(metric, monitor, mode).mode == expected
+    assert AccuracyMonitor(metric=metric, monitor=monitor, monitor_mode=mode).mode == expected
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((MulticlassF1Score(3), "val_acc"), "either `metric` or `monitor` but got both"),
-        (("val_acc",), "`metric` to be one Metric of torchmetrics but got 'val_acc'"),
-        ((torchmetrics.MetricCollection([MulticlassF1Score(3)]),), "`metric` to be one Metric"),
-        ((None, None, "best"), "`monitor_mode` to be 'max' or 'min' but got 'best'"),
-        ((None, "val_acc", None, -1), "`eval_batches` to be a non-negative integer but got -1"),
+        ({"metric": MulticlassF1Score(3), "monitor": "val_acc"}, "either `metric` or `monitor` but got both"),
+        ({"metric": "val_acc"}, "`metric` to be one Metric of torchmetrics but got 'val_acc'"),
+        ({"metric": torchmetrics.MetricCollection([MulticlassF1Score(3)])}, "`metric` to be one Metric"),
+        ({"monitor_mode": "best"}, "`monitor_mode` to be 'max' or 'min' but got 'best'"),
+        *(
+            ({"eval_batches": count}, f"`eval_batches` to be a non-negative integer but got {count}")
+            for count in (-1, 1.5, True, None)
+        ),
     ],
 )
 def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
-        Monitor(*arguments)
+        AccuracyMonitor(**arguments)

@@ -643,12 +643,6 @@ def test_stop_drops_everything(make_trainer):
     assert probe.compute_and_reset() is None
 
 
-@pytest.mark.parametrize("eval_batches", [-1, 1.5, True, None])
-def test_bad_eval_batches(eval_batches):
-    with pytest.raises(ValueError, match="`eval_batches` to be a non-negative integer but got"):
-        AccuracyProbe(eval_batches)
-
-
 SCRIPT = """
 import sys
 import lightning.pytorch as pl

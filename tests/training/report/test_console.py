@@ -95,7 +95,7 @@ def fit(make_trainer, caplog):
     caplog.set_level(logging.INFO, "lightning.pytorch")  # the examples, run by other tests, make it quiet
 
     def run(*callbacks, verbose=True, **options):
-        pruning = CoresetPruningCallback(schedule={1: 0.3, 2: 0.5}, verbose=verbose, check=False)
+        pruning = CoresetPruningCallback(schedule={1: 0.3, 2: 0.5}, verbose=verbose, self_check=False)
         trainer = make_trainer(pruning, *callbacks, max_epochs=3, **options)
         trainer.fit(Validated(), make_loader(8), make_loader(8))
         return pruning

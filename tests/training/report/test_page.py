@@ -21,7 +21,7 @@ def test_code_runs(block, make_trainer, monkeypatch, tmp_path, capsys):
         return make_trainer(*callbacks, max_epochs=5)
 
     names = {
-        "CoresetPruningCallback": partial(CoresetPruningCallback, check=False)
+        "CoresetPruningCallback": partial(CoresetPruningCallback, self_check=False)
         if "class" not in block.code
         else CoresetPruningCallback,
         "L": SimpleNamespace(Trainer=trainer),
@@ -36,7 +36,7 @@ def test_code_runs(block, make_trainer, monkeypatch, tmp_path, capsys):
 
 
 def test_every_tag_is_documented(make_trainer):
-    logger, pruning = MemoryLogger(), CoresetPruningCallback(certify=True, verbose=False, check=False)
+    logger, pruning = MemoryLogger(), CoresetPruningCallback(certify=True, verbose=False, self_check=False)
     make_trainer(pruning, max_epochs=3, logger=logger).fit(Validated(), make_loader(8), make_loader(8))
 
     logged = {tag for _, row in logger.rows for tag in row if tag.startswith("coreset")}

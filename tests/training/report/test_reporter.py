@@ -25,7 +25,7 @@ def fit(make_trainer):
 
 
 def pruning(**options):
-    return CoresetPruningCallback(**({"schedule": SCHEDULE, "verbose": False, "check": False} | options))
+    return CoresetPruningCallback(**({"schedule": SCHEDULE, "verbose": False, "self_check": False} | options))
 
 
 def test_history_has_a_record_of_every_event(fit):
@@ -142,7 +142,7 @@ def test_on_prune_sees_the_pruned_model_at_every_event(fit):
             seen.append((plan, trainer.current_epoch, count_params(pl_module)))
 
     seen = []
-    callback = Sees(schedule=SCHEDULE, verbose=False, check=False)
+    callback = Sees(schedule=SCHEDULE, verbose=False, self_check=False)
 
     fit(callback)
 
@@ -156,7 +156,7 @@ def test_an_event_undone_by_on_prune_leaves_no_record(fit, tmp_path):
         def on_prune(self, plan, trainer, pl_module):
             raise RuntimeError("no")
 
-    callback, logger = Refuses(schedule=SCHEDULE, verbose=False, check=False), TensorBoardLogger(tmp_path)
+    callback, logger = Refuses(schedule=SCHEDULE, verbose=False, self_check=False), TensorBoardLogger(tmp_path)
 
     with pytest.raises(RuntimeError, match="no"):
         fit(callback, logger=logger)

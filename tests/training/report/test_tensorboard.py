@@ -32,7 +32,7 @@ def fit(make_trainer, tmp_path):
 
     def run(module=None, callbacks=(), pruning=(), **logger):
         board = TensorBoardLogger(tmp_path, **logger)
-        callback = CoresetPruningCallback(schedule=SCHEDULE, verbose=False, check=False, **dict(pruning))
+        callback = CoresetPruningCallback(schedule=SCHEDULE, verbose=False, self_check=False, **dict(pruning))
         trainer = make_trainer(callback, *callbacks, max_epochs=5, logger=[board, CSVLogger(tmp_path), ScalarsOnly()])
         trainer.fit(module or Validated(), make_loader(8), make_loader(8))
         everything = {"images": 0, "tensors": 0, "scalars": 0}
@@ -135,7 +135,7 @@ def test_settings_are_written_with_the_users_hyperparameters(fit, tmp_path):
         "coreset/schedule": "1: 0.3, 3: 0.5",
         "coreset/ignore": "net.0",
         "coreset/round_to": 2.0,
-        "coreset/check": 0.0,
+        "coreset/self_check": 0.0,
     }
     assert metrics == ["hp_metric", "coreset/accuracy", "coreset/sparsity", "coreset/params", "coreset/macs"]
     assert set(metrics) <= set(events.Tags()["scalars"])
