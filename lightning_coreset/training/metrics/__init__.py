@@ -8,7 +8,8 @@ module logs itself, ``monitor`` the one that the user chose. ``isolation`` runs 
 from __future__ import annotations
 
 from lightning_coreset.training.metrics.isolation import isolated
+from lightning_coreset.training.metrics.logged import is_same_value
 from lightning_coreset.training.metrics.monitor import Mode, Monitor
 from lightning_coreset.training.metrics.recorder import Call, ForwardRecorder, Hook, called_from_python
 
-__all__ = ["Call", "ForwardRecorder", "Hook", "Mode", "Monitor", "called_from_python", "isolated"]
+__all__ = ["Call", "ForwardRecorder", "Hook", "Mode", "Monitor", "called_from_python", "is_same_value", "isolated"]
