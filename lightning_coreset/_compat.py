@@ -493,6 +493,9 @@ def state_key(callback: Any, **settings: Any) -> str:
     return f"{type(callback).__qualname__}{settings!r}" if generate is None else generate(**settings)
 
 
+_TOP_K_METHOD = "_save_topk_checkpoint"
+
+
 def around_topk_saving(callback: Any, around: Callable[..., None]) -> Callable[[], None] | None:
     """Let a ModelCheckpoint call a function where it would save the model if that is one of the best.
 
@@ -503,7 +506,7 @@ def around_topk_saving(callback: Any, around: Callable[..., None]) -> Callable[[
     Returns:
         What undoes it; ``None`` where the method is missing, and nothing was done.
     """
-    name = "_save_topk_checkpoint"
+    name = _TOP_K_METHOD
     method = getattr(callback, name, None)
     if method is None:
         return None

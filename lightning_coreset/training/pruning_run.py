@@ -200,16 +200,18 @@ class PruningRun:
     def end(self, trainer: pl.Trainer) -> None:
         """Warn if training ended before the schedule did, or the best checkpoint is less pruned than requested."""
         missed = list(self.progress.open_events(self._events))
-        is_missed = bool(missed) and not trainer.interrupted and not self.guard.stopped
+        is_over = trainer.interrupted or self.guard.stopped
         if trainer.limit_train_batches == 0:
             rank_zero_warn("Training had no batches, so that there was no pruning event.")
-        if is_missed:
+        if missed and not is_over:
             rank_zero_warn(
                 f"Training ended before the pruning events of {self.timeline.interval}s {missed}; the last ratio "
                 f"reached was {self.progress.reached:.2%} of the requested {max(self._events.values()):.2%}."
             )
 
-        self.checkpoints.fit_end(max(self._events.values(), default=0.0), is_missed=is_missed)
+        requested = self.timeline.target
+        is_missed = max(self.progress.done.values(), default=0.0) < requested
+        self.checkpoints.fit_end(requested, is_missed=is_missed and not is_over)
 
     def state_dict(self) -> dict[str, Any]:
         """What was done, as plain data."""

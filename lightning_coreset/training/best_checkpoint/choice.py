@@ -46,6 +46,7 @@ class BestCheckpoints:
         self.choice = choice
         self._freshness = Freshness()
         self._stages: dict[str, Stage] = {}
+        self._latest: dict[str, Stage] = {}  # of files that are kept without a score
         self._searches: list[Search] = []
         self._runs: Sequence[_Run] = ()
         self._undo: list[Callable[[], None]] = []
@@ -84,6 +85,9 @@ class BestCheckpoints:
             undo()
         for search in self._searches:
             search.settle()
+        if self.is_watching:
+            self._forget_deleted()
+        self._latest = {}
         self._undo, self._searches, self._runs = [], [], ()
         self._freshness.end()
 
@@ -116,8 +120,7 @@ class BestCheckpoints:
         name = search.callback.monitor
         if name is None:
             save(trainer, metrics)
-            if search.callback.best_model_path:
-                self._stages[search.callback.best_model_path] = self._now
+            self._latest[search.callback.best_model_path] = self._now
             return
         if self._prefers_pruned and name in metrics and self._freshness.is_old(trainer, name):
             metrics = {**metrics, name: torch.full_like(metrics[name], torch.nan, dtype=torch.float32)}
@@ -155,10 +158,11 @@ class BestCheckpoints:
             requested: The pruning ratio.
             is_missed: Whether training ended before an event.
         """
+        stages = self._latest | self._stages
         for search in self._searches:
             if self._prefers_pruned and search.callback.monitor is not None:
                 search.choose_best(self._now)
-            shortfall = Shortfall.of(search.callback, self._stages, self._now, requested, is_missed=is_missed)
+            shortfall = Shortfall.of(search.callback, stages, self._now, requested, is_missed=is_missed)
             if shortfall is not None:
                 self._shortfalls.append(shortfall)
                 warn_of_shortfall(shortfall, prefers_pruned=self._prefers_pruned)
@@ -173,14 +177,19 @@ class BestCheckpoints:
     def _paths(self) -> list[str]:
         return [path for search in self._searches if search.callback.monitor is not None for path in search.paths]
 
+    def _forget_deleted(self) -> None:
+        for path in self._stages.keys() - set(self._paths):
+            del self._stages[path]
+
     def to_dict(self) -> dict[str, Any]:
         """How pruned the checkpoints are that are kept for their score, as plain data; empty if there are none."""
         for search in self._searches:
             search.settle()
-        paths = self._paths if self.is_watching else list(self._stages)
-        stages = {path: self._stages[path] for path in paths if path in self._stages}
+        if self.is_watching:
+            self._forget_deleted()
         plain: dict[str, Any] = {
-            path: [[list(event) for event in sorted(stage.events)], stage.reached] for path, stage in stages.items()
+            path: [[list(event) for event in sorted(stage.events)], stage.reached]
+            for path, stage in self._stages.items()
         }
         changed_in = self._freshness.changed_in
         return ({"stages": plain} if plain else {}) | ({} if changed_in is None else {"changed_in": changed_in})

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +29,27 @@ class Scripted(Classifier):
 
     def score(self) -> torch.Tensor:
         by_step = isinstance(self.scores, Mapping)
-        return torch.tensor(self.scores[self.global_step if by_step else self.current_epoch])
+        last = len(self.scores) - 1
+        return torch.tensor(self.scores[self.global_step if by_step else min(self.current_epoch, last)])
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         self.log("val_acc", self.score())
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
         self.log("units", float(self.net[0].out_features))
+
+    def predict_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        return self(batch[0])
+
+
+@contextmanager
+def told() -> Iterator[list[str]]:
+    """The warnings of a block; those that a user is not told by this package or Lightning are left out."""
+    found: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield found
+    found += [str(each.message) for each in caught if each.category is UserWarning]
 
 
 def saving(folder: Path, **options: Any) -> ModelCheckpoint:
