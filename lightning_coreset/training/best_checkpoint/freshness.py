@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import lightning.pytorch as pl
 from torch import Tensor
 
@@ -50,11 +52,12 @@ class Freshness:
 
 def _is_within_epoch(trainer: pl.Trainer) -> bool:
     """Whether the present epoch has had a batch already."""
-    epoch, batches = trainer.fit_loop.epoch_progress.current, trainer.fit_loop.epoch_loop.batch_progress.current
+    loop: Any = trainer.fit_loop
+    epoch, batches = loop.epoch_progress.current, loop.epoch_loop.batch_progress.current
     return epoch.started == epoch.ready and batches.processed > 0
 
 
 def _is_epoch_over(trainer: pl.Trainer) -> bool:
     """Whether the last batch of the epoch and the validation after it are over."""
-    epoch = trainer.fit_loop.epoch_progress.current
+    epoch: Any = trainer.fit_loop.epoch_progress.current
     return epoch.processed > epoch.completed

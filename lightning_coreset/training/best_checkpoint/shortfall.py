@@ -42,18 +42,19 @@ class Shortfall:
             stages: How far the run was at each checkpoint, by path.
             now: How far the run is.
             requested: The pruning ratio.
-            is_missed: Whether training ended before an event. Of a ModelCheckpoint without a monitor that is not
-                repeated.
+            is_missed: Whether training ended before an event.
         """
-        path = callback.best_model_path
+        path, is_latest = callback.best_model_path, callback.monitor is None
         stage = stages.get(path)
-        if not path or (stage is None and (callback.monitor is None or not now.events)):
+        if not path or (stage is None and (is_latest or not now.events)):
             return None
         if stage is None or stage.events < now.events:
             cause: Cause = "unsaved"
+        elif is_latest:  # without a monitor, it is no choice; what the guard and the schedule did is said elsewhere
+            return None
         elif stage.events != now.events:
             cause = "taken back"
-        elif is_missed and callback.monitor is not None:
+        elif is_missed:
             cause = "ended early"
         else:
             return None

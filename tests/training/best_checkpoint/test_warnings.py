@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from functools import partial
 
@@ -81,14 +80,6 @@ def test_a_trainer_that_another_one_trained_for(tmp_path):
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Be aware that when using `ckpt_path`")
         fresh.test(Scripted(), make_loader(8), ckpt_path=best.best_model_path, verbose=False)
-
-
-def test_wrong_choices():
-    for choice in (None, True, "", "all"):
-        with pytest.raises(
-            ValueError, match=re.escape(f"best_checkpoint to be 'most_pruned' or 'any' but got {choice!r}")
-        ):
-            CoresetPruningCallback(best_checkpoint=choice)  # type: ignore[arg-type]
 
 
 def test_without_the_method_of_lightning_the_score_alone_decides(tmp_path, monkeypatch):
