@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager, nullcontext
 from copy import copy
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -490,6 +491,35 @@ def state_key(callback: Any, **settings: Any) -> str:
     """The name under which a checkpoint keeps a callback's state, in Lightning's form."""
     generate = getattr(callback, "_generate_state_key", None)
     return f"{type(callback).__qualname__}{settings!r}" if generate is None else generate(**settings)
+
+
+_TOP_K_METHOD = "_save_topk_checkpoint"
+
+
+def around_topk_saving(callback: Any, around: Callable[..., None]) -> Callable[[], None] | None:
+    """Let a ModelCheckpoint call a function where it would save the model if that is one of the best.
+
+    Args:
+        callback: The ModelCheckpoint.
+        around: Called with its own method, and with what that is called with: the Trainer and the metrics.
+
+    Returns:
+        What undoes it; ``None`` where the method is missing, and nothing was done.
+    """
+    name = _TOP_K_METHOD
+    method = getattr(callback, name, None)
+    if method is None:
+        return None
+    own = vars(callback).get(name)
+    setattr(callback, name, partial(around, method))
+
+    def undo() -> None:
+        if own is None:
+            delattr(callback, name)
+        else:
+            setattr(callback, name, own)
+
+    return undo
 
 
 # ---- Lightning: DDP

@@ -21,6 +21,8 @@ from lightning_coreset.structure import ExampleInputs, Heads
 from lightning_coreset.training import (
     AccuracyGuard,
     AccuracyMonitor,
+    BestCheckpoint,
+    BestCheckpoints,
     Callback,
     Copies,
     DryRun,
@@ -124,6 +126,9 @@ class CoresetPruningCallback(Callback):
             the first of every epoch are kept for that, on the CPU. 0 leaves it to the reconstruction and to training.
         restart_patience: Whether an event restarts the patience and the best score of the Trainer's ``EarlyStopping``:
             a pruned model has to recover before it can be better than the one before.
+        best_checkpoint: What the Trainer's ``ModelCheckpoint`` callbacks take for the best model, as for
+            ``trainer.test(ckpt_path="best")``: with ``"most_pruned"`` the one with the best score among the most
+            pruned, with ``"any"`` the one with the best score of all, which often is one from before the pruning.
         self_check: Whether to test on a copy of the model, before training, that removing channels of a group gives the
             same outputs as zeroing their consumers; groups that fail are not pruned, with a warning that names them.
         change_attributes: Whether numbers that modules remember, such as ``self.dim_head``, are changed with groups
@@ -185,6 +190,7 @@ class CoresetPruningCallback(Callback):
         on_failure: OnFailure = "stop",
         recalibrate_batches: int = 0,
         restart_patience: bool = True,
+        best_checkpoint: BestCheckpoint = "most_pruned",
         self_check: bool = True,
         change_attributes: bool = True,
         certify: bool = False,
@@ -221,6 +227,7 @@ class CoresetPruningCallback(Callback):
             self._guard,
             self._recalibration,
             self._reporter,
+            BestCheckpoints(best_checkpoint),
             restart_patience,
             saves_examples=save_examples,
         )
@@ -312,6 +319,7 @@ class CoresetPruningCallback(Callback):
         callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
         pruning = [callback for callback in callbacks if isinstance(callback, CoresetPruningCallback)]
         self._run.others = [callback._run for callback in pruning if callback is not self]
+        self._run.watch_checkpoints(trainer)
         self._planner.check_rules(pl_module)
         load_outgrown_copies(trainer, pl_module)
         self._outgrown.renew(trainer, pl_module)
@@ -394,11 +402,13 @@ class CoresetPruningCallback(Callback):
     # ---- in validation
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Find out which batches will be the last."""
+        """Find out which batches will be the last; outside of a fit, say if the best checkpoint is pruned less."""
         if trainer.state.fn == "fit":
             self._monitor.validation_start(trainer)
             if self._run.awaits_events:
                 self._source.before_validation()
+        else:
+            self._run.checkpoints.loaded(trainer)
 
     def on_validation_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -425,6 +435,7 @@ class CoresetPruningCallback(Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log the accuracy of this validation, and let the guard compare it."""
         if trainer.state.fn == "fit":
+            self._run.checkpoints.validated(trainer)
             accuracy = self._monitor.validation_end(trainer)
             self._reporter.accuracy(trainer, accuracy, self.history)
             if not self._monitor.is_awaited:
@@ -432,21 +443,28 @@ class CoresetPruningCallback(Callback):
 
     # ---- afterwards
 
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Say if the best checkpoint that was loaded is less pruned than requested."""
+        self._run.checkpoints.loaded(trainer)
+
+    on_predict_start = on_test_start
+
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take back the last event if training has ended before the accuracy recovered."""
         if self._run.take_back(trainer, pl_module, over=True):
             average_again(trainer, pl_module, before=self)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Complete the reports; warn if training ended before the schedule did."""
+        """Complete the reports; warn if training ended before the schedule did, or the best model is pruned less."""
         self._reporter.fit_end(trainer, self.history)
-        self._run.warn_of_missed_events(trainer)
+        self._run.end(trainer)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Remove all hooks from the module."""
         self._monitor.stop()
         self._recalibration.stop()
         self._source.end()
+        self._run.checkpoints.end()
         self._run.others = []
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:

@@ -8,6 +8,7 @@ from lightning_coreset.training.averaged_models import (
     averaged_copies,
     load_outgrown_copies,
 )
+from lightning_coreset.training.best_checkpoint import BestCheckpoint, BestCheckpoints
 from lightning_coreset.training.dry_run import DryRun, dry_run
 from lightning_coreset.training.event_planner import EventPlanner
 from lightning_coreset.training.examples import ExampleSource
@@ -37,6 +38,8 @@ from lightning_coreset.training.untrained_parts import Copies, UntrainedParts
 __all__ = [
     "AccuracyGuard",
     "AccuracyMonitor",
+    "BestCheckpoint",
+    "BestCheckpoints",
     "Callback",
     "Copies",
     "DryRun",

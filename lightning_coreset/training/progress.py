@@ -62,6 +62,12 @@ class Progress:
         """The pruning ratio that the last event reached."""
         return self.plans[-1].reached if self.plans else 0.0
 
+    @property
+    def places(self) -> list[int]:
+        """The places in the history of the events that removed channels and were not taken back."""
+        standing = [place for place, record in enumerate(self.history) if not record.reverted]
+        return [place for place, plan in zip(standing, self.plans, strict=True) if plan.channels_removed]
+
     def add(self, plan: PruningPlan, done: Mapping[int, float], **when: Any) -> None:
         """Record an event.
 

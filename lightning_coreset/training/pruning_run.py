@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_coreset.optimizers import optimizers_stay
 from lightning_coreset.plan import PruningPlan
+from lightning_coreset.training.best_checkpoint import BestCheckpoints
 from lightning_coreset.training.early_stopping import restart_patience
 from lightning_coreset.training.event import apply_event
 from lightning_coreset.training.event_planner import EventPlanner
@@ -41,6 +42,7 @@ class PruningRun:
         guard: Takes an event back if the model does not recover.
         recalibration: Recomputes the statistics of BatchNorms at an event.
         reporter: Reports an event.
+        checkpoints: Decides which checkpoint is the best.
         restarts_patience: Whether an event restarts the patience of EarlyStopping.
         progress: What has been done so far; part of every checkpoint.
         saves_examples: Whether checkpoints hold the examples that the structure is read from, for the first event after
@@ -55,6 +57,7 @@ class PruningRun:
     guard: Guard
     recalibration: Recalibration
     reporter: Reporter
+    checkpoints: BestCheckpoints
     restarts_patience: bool
     progress: Progress = field(default_factory=Progress)
     saves_examples: bool = True
@@ -71,7 +74,12 @@ class PruningRun:
         if trainer.current_epoch == 0 and trainer.global_step == 0:
             self.progress = Progress()
             self.guard.reset()
+            self.checkpoints.start()
             self.monitor.was_logged = False
+
+    def watch_checkpoints(self, trainer: pl.Trainer) -> None:
+        """Watch what the Trainer's ModelCheckpoints save in this fit."""
+        self.checkpoints.begin(trainer, self, *self.others)
 
     def resume_examples(self, pl_module: pl.LightningModule) -> None:
         """Go on with the examples of a checkpoint; once, when the source of examples has begun."""
@@ -184,24 +192,33 @@ class PruningRun:
         """
         taken_back = self.guard.take_back(trainer, pl_module, self.progress, over=over)
         if taken_back:
+            self._tell_checkpoints(trainer)
             self._find_next_event()
             self.reporter.taken_back(trainer, self.progress.history, self.progress.original)
         return taken_back
 
-    def warn_of_missed_events(self, trainer: pl.Trainer) -> None:
-        """Warn if training ended before the schedule did."""
+    def end(self, trainer: pl.Trainer) -> None:
+        """Warn if training ended before the schedule did, or the best checkpoint is less pruned than requested."""
         missed = list(self.progress.open_events(self._events))
+        is_over = trainer.interrupted or self.guard.stopped
         if trainer.limit_train_batches == 0:
             rank_zero_warn("Training had no batches, so that there was no pruning event.")
-        if missed and not trainer.interrupted and not self.guard.stopped:
+        if missed and not is_over:
             rank_zero_warn(
                 f"Training ended before the pruning events of {self.timeline.interval}s {missed}; the last ratio "
                 f"reached was {self.progress.reached:.2%} of the requested {max(self._events.values()):.2%}."
             )
 
+        requested = self.timeline.target
+        is_missed = max(self.progress.done.values(), default=0.0) < requested
+        self.checkpoints.fit_end(requested, is_missed=is_missed and not is_over)
+
     def state_dict(self) -> dict[str, Any]:
         """What was done, as plain data."""
         state = {**self.progress.to_dict(), "guard": self.guard.to_dict()}
+        checkpoints = self.checkpoints.to_dict()
+        if checkpoints:
+            state["checkpoints"] = checkpoints
         if self.monitor.was_logged:
             state["was_logged"] = True
         if self.saves_examples and self.progress.open_events(self._events) and not self.guard.stopped:
@@ -219,6 +236,7 @@ class PruningRun:
         try:
             progress = Progress.from_dict(state_dict)
             examples = read_candidates(state_dict.get("examples", []))
+            checkpoints = self.checkpoints.read(state_dict.get("checkpoints", {}))
             self.guard.load(state_dict.get("guard"), progress)
         except ValueError as error:
             raise ValueError(
@@ -227,6 +245,7 @@ class PruningRun:
                 "start a new run from its weights: load_pruned reads them alone."
             ) from error
         self.progress, self._examples = progress, examples
+        self.checkpoints.load(*checkpoints)
         self.monitor.was_logged = state_dict.get("was_logged") is True
 
     def _find_next_event(self) -> None:
@@ -254,6 +273,8 @@ class PruningRun:
             self.progress.done.update(due)
             return
         savepoint = self.guard.before_event(trainer, pl_module) if plan.channels_removed else None
+        if plan.channels_removed:
+            self._tell_checkpoints(trainer)
         before = self.monitor.evaluate(trainer, pl_module)
 
         def complete() -> float | None:
@@ -272,6 +293,10 @@ class PruningRun:
         # Recorded before it is reported: after Ctrl-C in a report, an on-exception checkpoint must contain the event.
         self._record(trainer, plan, {time: min(asked, ratio) for time, asked in due.items()}, before, after)
         self.reporter.event(trainer, plan, self.progress.history, self._now(trainer))
+
+    def _tell_checkpoints(self, trainer: pl.Trainer) -> None:
+        for run in (self, *self.others):
+            run.checkpoints.model_changes(trainer)
 
     def _record(
         self,

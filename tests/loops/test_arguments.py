@@ -67,6 +67,7 @@ OF_THE_CALLBACK = {
     "max_drop": ("0.01", True, -0.01, NAN, INF, 1, 1.5),
     "recalibrate_batches": (None, "8", True, -1, 1.5, NAN, INF),
     "restart_patience": FLAG,
+    "best_checkpoint": NAME,
     "verbose": FLAG,
 }
 

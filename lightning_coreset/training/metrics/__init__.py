@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from lightning_coreset.training.metrics.accuracy_monitor import AccuracyMonitor, Mode, as_monitor
 from lightning_coreset.training.metrics.isolation import isolated
+from lightning_coreset.training.metrics.logged import is_same_value
 from lightning_coreset.training.metrics.monitor import Monitor
 from lightning_coreset.training.metrics.recorder import Call, ForwardRecorder, Hook, called_from_python
 
@@ -22,5 +23,6 @@ __all__ = [
     "Monitor",
     "as_monitor",
     "called_from_python",
+    "is_same_value",
     "isolated",
 ]

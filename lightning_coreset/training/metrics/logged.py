@@ -87,7 +87,7 @@ class LoggedMetric:
         if not self._is_missing:
             self.forget(trainer)
             return None
-        number, names = self._new_value(trainer, lambda logged: not _is_same(logged, self._seen))
+        number, names = self._new_value(trainer, lambda logged: not is_same_value(logged, self._seen))
         self.forget(trainer)
         if self.is_awaited and self.name not in names:
             raise self._never_logged(names)
@@ -171,7 +171,7 @@ class LoggedMetric:
             log.end()
 
 
-def _is_same(one: object, other: object) -> bool:
+def is_same_value(one: object, other: object) -> bool:
     """Whether two values are one; of what was logged by a step, the Trainer gives another view at every look."""
     if isinstance(one, Tensor) and isinstance(other, Tensor):
         return one.data_ptr() == other.data_ptr()  # both are alive
