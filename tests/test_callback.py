@@ -493,7 +493,7 @@ NOTHING = r"Expected a model with channels that can be pruned, but no layer has 
         (PlainWithExample, {"pruning_ratio": 0.5}, {}, NOTHING),
         (Plain, {"pruning_ratio": 0.5, "example_inputs": torch.randn(2, 8)}, {}, NOTHING),
         (Plain, {"pruning_ratio": 0.5, "order": "bottom_up"}, {}, NOTHING),
-        (Plain, {"only": ["net"]}, {}, "net: is mixed by"),
+        (Plain, {"only": ["net"]}, {}, "net: makes outputs of the network"),
         (Classifier, {"example_inputs": "text"}, {}, "tensor, a tuple of arguments or a dict"),
         (Broken, {}, {}, "on purpose"),
     ],

@@ -29,7 +29,7 @@ def by_hand(**other: Any) -> PruningPlan:
             ParameterChange("encoder.1.weight", (8, 4), (8, 3), {1: kept}, torch.randn(8, 3)),
             ParameterChange("encoder.2.weight", (8, 4), (8, 3), {1: kept}, factors={1: torch.rand(3).double()}),
         ),
-        "skipped": {"head": "reaches the network's output", "norm": "is normalised over"},
+        "skipped": {"head": "makes outputs of the network", "norm": "is normalised over"},
         "requested": 0.5,
         "reached": 0.4321,
         "unit": "macs",
@@ -117,7 +117,7 @@ def test_the_text_is_a_table():
         "params 1,600 -> 1,500, sparsity 25.00%",
         "MACs per sample 12,345 -> 6,789",
         "number changed: num_heads 4 -> 3 in encoder",
-        "not pruned: head reaches the network's output",
+        "not pruned: head makes outputs of the network",
         "not pruned: norm is normalised over",
     ]
 

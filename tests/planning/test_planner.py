@@ -202,7 +202,7 @@ def test_residual_streams_are_left_out_unless_wanted():
     assert "include_residual=True" in skipped["conv2"]
     groups, skipped = prunable(model, structure, Request(0.5, include_residual=True))
     assert [group.name for group in groups] == ["stem", "conv1", "conv2"]
-    assert skipped == {"head": "reaches the network's output"}
+    assert skipped == {"head": "makes outputs of the network"}
     assert [is_residual(group) for group in groups] == [False, False, True]
 
 
@@ -274,7 +274,7 @@ def test_nothing_to_prune_tells_why_layer_by_layer():
     lines = str(caught.value).splitlines()
     for name, reason in [
         ("first", "belongs to a recurrent GRU"),
-        ("last", "reaches the network's output"),
+        ("last", "makes outputs of the network"),
         ("never", "is not run by the example inputs"),
         ("rnn", "recurrent GRU"),
     ]:
