@@ -238,7 +238,9 @@ class CoresetPruningCallback(Callback):
         self._recalibration = Recalibration(recalibrate_batches)
         arguments = locals() | {"pruning_ratio": self.request.pruning_ratio}
         shown = settings(CoresetPruningCallback.__init__, arguments)
-        self._reporter = Reporter(shown, certify=certify, verbose=verbose, metric=self._monitor.name)
+        self._reporter = Reporter(
+            shown, certify=certify, verbose=verbose, metric=self._monitor.name, mode=self._monitor.mode
+        )
         self._run = PruningRun(
             self.timeline,
             self._planner,
@@ -464,7 +466,7 @@ class CoresetPruningCallback(Callback):
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Complete the reports; warn if training ended before the schedule did."""
-        self._reporter.fit_end(trainer, self.history)
+        self._reporter.fit_end(trainer, pl_module, self.history)
         self._run.warn_of_missed_events(trainer)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:

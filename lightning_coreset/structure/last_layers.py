@@ -54,8 +54,8 @@ class LastLayers:
         """Note what reaches the outputs of a run.
 
         Args:
-            outputs: What the network returned, or what a step of training made: of that, single numbers that ``forward``
-                does not return are losses.
+            outputs: What the network returned, or what a step of training made: of that, single numbers that
+                ``forward`` does not return are losses.
         """
         features = outputs.features if isinstance(outputs, StepOutputs) else output_tensors(outputs)
         self._note(features, MAKES_OUTPUTS)

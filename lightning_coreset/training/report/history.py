@@ -9,8 +9,10 @@ from os import PathLike
 from typing import Any
 
 from lightning_coreset._deprecated import warn_renamed
-from lightning_coreset.plan import PruningPlan, text_table
+from lightning_coreset.plan import PruningPlan
+from lightning_coreset.plan_tables import UNITS
 from lightning_coreset.planning import ModelCost
+from lightning_coreset.tables import html_lines, html_table, text_table
 from lightning_coreset.training.report.records import EventRecord, GroupRecord
 
 _ACCURACIES = ("accuracy before", "accuracy after", "recovered")
@@ -27,7 +29,7 @@ class History(list[EventRecord]):
         >>> from lightning_coreset import CoresetPruningCallback
         >>> pruning = CoresetPruningCallback(0.5)
         >>> pruning.history  # one record an event, once a Trainer has trained with it
-        []
+        <History: no events>
     """
 
     def add(
@@ -135,7 +137,18 @@ class History(list[EventRecord]):
 
     def __str__(self) -> str:
         """The table."""
-        return text_table(self.rows()) if self else "There has been no pruning event yet."
+        return text_table(self.rows(), names=False) if self else "There has been no pruning event yet."
+
+    def __repr__(self) -> str:
+        last = self.current
+        if last is None:
+            return f"<History: {len(self)} events, all taken back>" if self else "<History: no events>"
+        events = f"{len(self)} event{'s' * (len(self) != 1)}"
+        return f"<History: {events}, {last.reached:.2%} of the {UNITS.get(last.unit, last.unit)} removed>"
+
+    def _repr_html_(self) -> str:
+        """What notebooks show: the table."""
+        return html_table(self.rows(), names=False) if self else html_lines([str(self)])
 
 
 def _number(accuracy: float | None) -> str:

@@ -9,7 +9,7 @@ from fitting import Validated, make_loader
 from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
 
 from lightning_coreset import CoresetPruningCallback
-from lightning_coreset.plan import text_table
+from lightning_coreset.tables import text_table
 from lightning_coreset.training.report import History, console, summary
 from lightning_coreset.training.report.console import PlanningProgress, event_report, pretty_table
 
