@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from inspect import signature
 from os import PathLike
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 from torch import Tensor
 from torchmetrics import Metric
 
 from lightning_coreset._compat import state_key
+from lightning_coreset._settings import given_arguments, readable_settings, short_call
 from lightning_coreset.checkpoint import make_resizable, store_metadata_as_item
 from lightning_coreset.methods import MethodLike, as_method
 from lightning_coreset.plan import PruningPlan
@@ -57,13 +58,14 @@ from lightning_coreset.training import (
 )
 
 
+@readable_settings
 class CoresetPruningCallback(Callback):
     """Prune channels physically while the model trains, by a schedule.
 
     At every event the structure of the network is read, a coreset of each group of channels is chosen (Mussay et al.,
     arXiv 2008.08316), and the other channels are removed from all tensors and from the optimizers' state, in place.
     Layers whose channels reach the output or the loss are not pruned. It is a callback for Trainers of both packages,
-    ``lightning`` and ``pytorch_lightning``.
+    ``lightning`` and ``pytorch_lightning``. All arguments are attributes under their names, as they were given.
 
     Args:
         pruning_ratio: The fraction of the ORIGINAL model's ``unit`` that is gone at the end, in [0, 1); or rules, as
@@ -183,6 +185,7 @@ class CoresetPruningCallback(Callback):
         seed: int = 0,
         verbose: bool = True,
     ) -> None:
+        self._given = given_arguments(CoresetPruningCallback.__init__, locals())
         defaults = {
             name: parameter.default for name, parameter in signature(CoresetPruningCallback.__init__).parameters.items()
         }
@@ -260,6 +263,15 @@ class CoresetPruningCallback(Callback):
             ignore=list(map(str, self.request.ignore)),
             only=list(map(str, self.request.only)),
         )
+
+    def __repr__(self) -> str:
+        call = short_call(type(self).__name__, CoresetPruningCallback.__init__, self._given)
+        return f"<{call} after {repr(self.history).removeprefix('<History: ')}" if self.history else call
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """Arguments are attributes, see ``readable_settings``."""
 
     @property
     def plans(self) -> list[PruningPlan]:

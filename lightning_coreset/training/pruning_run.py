@@ -30,7 +30,7 @@ _MOST_BYTES = 1 << 20
 OnPrune: TypeAlias = Callable[[PruningPlan, pl.Trainer, pl.LightningModule], None]
 
 
-@dataclass
+@dataclass(repr=False)
 class PruningRun:
     """The state of a training run with pruning events, and the parts that carry them out.
 

@@ -18,18 +18,23 @@ from lightning_coreset.training.packages import packages_of
 from lightning_coreset.training.report.history import History
 
 
-def print_above_bar(trainer: pl.Trainer, message: str) -> None:
+def print_above_bar(trainer: pl.Trainer, message: str, *, over: bool = False) -> None:
     """Print a message on rank zero, above the progress bar if there is one, otherwise through Lightning's logger.
 
     A logged line would break the bar in two. Nothing is printed if Lightning's logger is set to a higher level. Lines
     go one by one: with rich's bar in a notebook, several in one write end in a RecursionError.
+
+    Args:
+        trainer: The Trainer.
+        message: What to print.
+        over: Whether training has ended: tqdm's bar, closed by now, prints nothing any more.
     """
     bar = trainer.progress_bar_callback
     if bar is None or not getattr(bar, "is_enabled", True):
         rank_zero_info(message)
     elif trainer.is_global_zero and all(map(_shows_information, packages_of(trainer))):
         for line in printable(message).splitlines():
-            bar.print(line)
+            print(line) if over else bar.print(line)
 
 
 def _shows_information(package: str) -> bool:
@@ -73,8 +78,8 @@ def pretty_table(rows: Sequence[Sequence[str]], *, most: int | None = None, name
 
 
 def _fitted(rows: Sequence[Sequence[str]], width: int) -> list[tuple[str, ...]]:
-    """The rows with names that are short enough for a line to fit."""
-    others = sum(2 + max(map(len, column)) for column in list(zip(*rows, strict=True))[1:])
+    """The rows with names that are short enough for a line to fit; rich puts three blanks between columns."""
+    others = sum(3 + max(map(len, column)) for column in list(zip(*rows, strict=True))[1:])
     return [(shortened(row[0], max(width - others, 16)), *row[1:]) for row in rows]
 
 

@@ -165,7 +165,7 @@ class Reporter:
         with self._guarded(_PAGES):
             self._pages.end(trainer, history)
         if self.verbose and history:
-            self._print(trainer, lambda: str(self._outcome(pl_module, history)))
+            self._print(trainer, lambda: str(self._outcome(pl_module, history)), over=True)
 
     def _outcome(self, pl_module: pl.LightningModule, history: History) -> Outcome:
         whole = time.monotonic() - self._began
@@ -175,9 +175,9 @@ class Reporter:
         with self._guarded("log scalars"):
             log_scalars(trainer, scalars(), step, self._guarded)
 
-    def _print(self, trainer: pl.Trainer, text: Callable[[], str]) -> None:
+    def _print(self, trainer: pl.Trainer, text: Callable[[], str], *, over: bool = False) -> None:
         with self._guarded(_PRINT):
-            print_above_bar(trainer, text())
+            print_above_bar(trainer, text(), over=over)
 
 
 _PAGES = "write TensorBoard's pages"
