@@ -80,7 +80,7 @@ def shortened(text: str, width: int) -> str:
 
     Example:
         >>> shortened("encoder.layer.11.attention.self.query", 20)
-        'encoder...self.query'
+        'encode....self.query'
     """
     if len(text) <= width or width < 8:
         return text

@@ -41,10 +41,10 @@ def event_line(plan: PruningPlan, record: EventRecord, when: str, metric: str = 
     if not plan.channels_removed:
         return event_report(plan, record, when)
     accuracies = [accuracy(one) for one in (record.accuracy_before, record.accuracy_after) if one is not None]
-    measured = f"; {metric} {' -> '.join(accuracies)}" if accuracies else ""
-    return (
-        f"Pruned at {when}: {plan.params_before:,} -> {plan.params_after:,} parameters, {_reached(record)}{measured}."
-    )
+    measured = f", {metric} {' -> '.join(accuracies)}" if accuracies else ""
+    removed_so_far = f"{record.reached:.2%} of the {UNITS.get(record.unit, record.unit)} removed"
+    sizes = f"{plan.params_before:,} -> {plan.params_after:,} parameters"
+    return f"Pruned at {when}: {sizes}, {removed_so_far}{measured}."
 
 
 def accuracy(value: float | None) -> str:

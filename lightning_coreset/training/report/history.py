@@ -180,7 +180,6 @@ _FLOATS = (
     "reached",
     "sparsity",
     "keep_ratio/",
-    "channels/",
     "expected_",
     "certified_",
     "found_",

@@ -80,9 +80,9 @@ def test_an_event_that_removed_nothing_takes_one_line():
 
 @pytest.mark.parametrize(
     ("measured", "end"),
-    [({}, "."), ({"accuracy_before": 0.75, "accuracy_after": 0.5}, "; val_loss 0.7500 -> 0.5000.")],
+    [({}, "."), ({"accuracy_before": 0.75, "accuracy_after": 0.5}, ", val_loss 0.7500 -> 0.5000.")],
 )
 def test_notebooks_get_one_line(measured, end):
     assert event_line(*event(SIZES, **measured), "epoch 3", "val_loss") == (
-        "Pruned at epoch 3: 800 -> 600 parameters, 40.00% of the parameters are removed (45.00% requested)" + end
+        "Pruned at epoch 3: 800 -> 600 parameters, 40.00% of the parameters removed" + end
     )

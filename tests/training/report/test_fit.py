@@ -39,7 +39,7 @@ def test_it_says_at_the_start_what_will_be_pruned_and_in_the_end_what_was(said):
     first, second = start.splitlines()
     assert first.startswith("Coreset pruning: 2 of 3 groups of layers, 0% -> 50% of ")
     assert first.endswith(" parameters, in 2 events, epochs 1 to 2 (given).")
-    assert second == "Not pruned: net.4 makes inputs of the loss."
+    assert second == "Not pruned: net.4 makes outputs of the network."
     assert len(events) == 2
     last = callback.history[-1]
     heading, _, _, params, macs, channels, size, accuracy, seconds = end.splitlines()
