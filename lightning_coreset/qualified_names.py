@@ -27,7 +27,7 @@ def common_module(paths: Iterable[str]) -> str:
 
 
 def listed(names: Sequence[str], most: int = 4) -> str:
-    """The first of some names, and how many others there are; names that only differ in a number count as one.
+    """The first of some names, and how many others there are; many that only differ in a number count as one.
 
     Example:
         >>> listed(["a", "b", "c"], most=2)
@@ -35,14 +35,14 @@ def listed(names: Sequence[str], most: int = 4) -> str:
         >>> listed(["stem", *(f"layers.{number}.mlp" for number in range(32)), "head"])
         'stem, layers.0-31.mlp (32), head'
     """
-    entries = alike(names)
+    entries = alike(names, least=most + 1)
     hidden = sum(len(own) for _, own in entries[most:])
     more = f" and {hidden} more" if hidden else ""
     return ", ".join(label for label, _ in entries[:most]) + more
 
 
-def alike(names: Sequence[str]) -> list[tuple[str, list[str]]]:
-    """Names, where three or more that only differ in their numbers are one entry, each with those it stands for.
+def alike(names: Sequence[str], least: int = 3) -> list[tuple[str, list[str]]]:
+    """Names, where at least so many that only differ in their numbers are one entry, each with those it stands for.
 
     Example:
         >>> alike(["net.0", "net.2", "net.4", "head"])
@@ -57,7 +57,7 @@ def alike(names: Sequence[str]) -> list[tuple[str, list[str]]]:
         kinds.setdefault(kind, []).append(name)
     entries: list[tuple[str, list[str]]] = []
     for kind in kinds.values():
-        entries += [(name, [name]) for name in kind] if len(kind) < 3 else [(_as_one(kind), kind)]
+        entries += [(name, [name]) for name in kind] if len(kind) < least else [(_as_one(kind), kind)]
     return entries
 
 
@@ -66,7 +66,7 @@ def _as_one(names: Sequence[str]) -> str:
     varying = [place for place, values in enumerate(zip(*parts, strict=True)) if len(set(values)) > 1]
     if len(varying) == 1:
         (place,) = varying
-        numbers = [int(part[place]) for part in parts]
+        numbers = sorted(int(part[place]) for part in parts)
         steps = {after - before for before, after in pairwise(numbers)}
         if len(steps) == 1 and min(steps) > 0:
             first = [*parts[0][:place], f"{numbers[0]}-{numbers[-1]}", *parts[0][place + 1 :]]
@@ -88,17 +88,27 @@ def sentence(names: Sequence[str], reason: str, most: int = 4) -> str:
     Example:
         >>> sentence(["fc"], "is a bias")
         'fc is a bias'
-        >>> sentence(["blocks.0", "blocks.1", "blocks.2"], "is gated")
-        'blocks.0-2 (3): each is gated'
+        >>> sentence([f"blocks.{number}" for number in range(9)], "is gated")
+        'blocks.0-8 (9): each is gated'
     """
     return f"{names[0]} {reason}" if len(names) == 1 else f"{listed(names, most)}: each {reason}"
+
+
+def labelled_reasons(reasons: Mapping[str, str]) -> list[str]:
+    """A line for each reason, behind the names that it holds for.
+
+    Example:
+        >>> labelled_reasons({"a": "is gated", "b": "is gated", "c": "is a bias"})
+        ['  a, b: each is gated', '  c: is a bias']
+    """
+    return [f"  {listed(names)}: {'each ' * (len(names) > 1)}{reason}" for reason, names in by_reason(reasons).items()]
 
 
 def not_pruned(skipped: Mapping[str, str]) -> list[str]:
     """Lines that say which layers are not pruned and why, one for each reason.
 
     Example:
-        >>> not_pruned({"fc": "is a bias", **{f"blocks.{number}": "is gated" for number in range(3)}})
-        ['not pruned: fc is a bias', 'not pruned: blocks.0-2 (3): each is gated']
+        >>> not_pruned({"fc": "is a bias", **{f"blocks.{number}": "is gated" for number in range(9)}})
+        ['not pruned: fc is a bias', 'not pruned: blocks.0-8 (9): each is gated']
     """
     return [f"not pruned: {sentence(names, reason)}" for reason, names in by_reason(skipped).items()]

@@ -27,7 +27,7 @@ def deep(layers: int = 60) -> nn.Sequential:
         (["a.0", "b", "a.1", "a.2"], ["a.0-2 (3)", "b"]),
         (["a.0.x", "a.2.x", "a.4.x"], ["a.0-4.x (3)"]),
         (["a.0", "a.1", "a.3"], ["a.0 and 2 more like it"]),
-        (["a.3", "a.2", "a.1"], ["a.3 and 2 more like it"]),
+        (["a.3", "a.2", "a.1"], ["a.1-3 (3)"]),
         (["layer1.0", "layer1.1", "layer2.0"], ["layer1.0 and 2 more like it"]),
         (["'a.0'", "'a.1'", "'a.2'"], ["'a.0-2' (3)"]),
         (["a (1 parameter)", "a (2 parameters)", "a (3 parameters)"], None),
@@ -46,6 +46,7 @@ def test_lists_count_what_they_leave_out():
     names = [*(f"a.{number}" for number in range(5)), "b", *(f"c.{number}" for number in range(3)), "d"]
 
     assert listed(names, most=2) == "a.0-4 (5), b and 4 more"
+    assert listed(names[:4]) == "a.0, a.1, a.2, a.3"  # as long as all can be named, they are
 
 
 def test_reasons_are_lines_of_their_own():

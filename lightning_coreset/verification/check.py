@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from lightning_coreset.qualified_names import by_reason, listed
+from lightning_coreset.qualified_names import labelled_reasons
 from lightning_coreset.state import ran_out_of_memory
 from lightning_coreset.structure import UNEQUAL_PIECES, ChannelGroup, Examples, Heads, Structure, analyse
 from lightning_coreset.verification.forms import Form, other_forms
@@ -61,7 +61,7 @@ def with_unproven(model: nn.Module, structure: Structure, examples: Examples, *,
 
 def describe_failures(failures: Mapping[str, str]) -> str:
     """A warning that names the groups that failed, each with the reason."""
-    reasons = "\n".join(f"  {listed(names)}: {reason}" for reason, names in by_reason(failures).items())
+    reasons = "\n".join(labelled_reasons(failures))
     return f"The channels of these layers are not pruned, since a trial on a copy failed:\n{reasons}"
 
 
