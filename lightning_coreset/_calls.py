@@ -12,6 +12,9 @@ from typing import Any, ParamSpec, TypeVar
 P = ParamSpec("P")
 R = TypeVar("R")
 
+OLD_ARGUMENTS = {"max_ratio": "max_layer_ratio", "check": "self_check"}
+"""The new name of every argument that had another one."""
+
 _BETWEEN = (__name__.partition(".")[0], "torch")
 
 

@@ -9,13 +9,10 @@ from functools import wraps
 from inspect import signature
 from typing import Any, ParamSpec, TypeVar
 
-from lightning_coreset._calls import check_names, level_of_caller
+from lightning_coreset._calls import OLD_ARGUMENTS, check_names, level_of_caller
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-OLD_ARGUMENTS = {"max_ratio": "max_layer_ratio", "check": "self_check"}
-"""The new name of every argument that had another one."""
 
 
 def takes_old_names(function: Callable[P, R]) -> Callable[P, R]:

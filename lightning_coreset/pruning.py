@@ -73,13 +73,13 @@ def plan_pruning(
         >>> from lightning_coreset import plan_pruning
         >>> model = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 10))
         >>> print(plan_pruning(model, torch.randn(1, 16), {"0": 0.75}, round_to=8, method="magnitude"))
-        group  channels  kept  params  MACs    error  method
+        group  channels  kept  params    MACs  error  method
         ------------------------------------------------------------
-        0      64 -> 16  25%   -1,296  -1,248         magnitude (L2)
+        0      64 -> 16   25%  -1,296  -1,248         magnitude (L2)
         params removed: 74.57% of the original (requested 74.57%)
         params 1,738 -> 442, sparsity 74.57%
         MACs per sample 1,664 -> 416
-        not pruned: 2 reaches the network's output
+        not pruned: 2 makes outputs of the network
         >>> model[0].out_features
         64
     """

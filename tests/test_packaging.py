@@ -25,9 +25,9 @@ import lightning_coreset
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "lightning_coreset"
 RUNTIME = {"torch", "lightning", "torchmetrics", "tensorboard"}
-# For the pictures drawn for TensorBoard; and what is used in a terminal if it is there.
+# For the pictures drawn for TensorBoard; and what is used if it is there.
 DRAWING = {"numpy", "PIL"}
-OPTIONAL = {"rich"}
+OPTIONAL = {"console.py": {"rich"}, "history.py": {"pandas"}}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
@@ -98,7 +98,7 @@ def test_modules_import_only_what_their_package_may() -> None:
         if package == "huggingface":  # only inside of functions that are given models of it
             allowed = allowed | {"transformers"}
         if path.parent.name == "report":
-            allowed = allowed | (OPTIONAL if path.name == "console.py" else DRAWING)
+            allowed = allowed | OPTIONAL.get(path.name, DRAWING)
         assert imported(path) - set(sys.stdlib_module_names) - {"lightning_coreset"} <= allowed, path
 
 

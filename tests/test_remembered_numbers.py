@@ -197,7 +197,7 @@ def test_pieces_written_as_numbers_stay_refused_without_a_word(options):
     """As before: nobody expects them to be pruned, so no warning says that they are not."""
     structure = checked(LiteralPieces(), X, **options)
     assert structure.groups == ()
-    assert structure.refused["a"] == "is cut into unequal pieces by aten.split_with_sizes"
+    assert structure.refused["a"] == "is cut into unequal pieces (aten.split_with_sizes)"
     assert checked(Pieces(), X, change_attributes=False).groups == ()
 
 

@@ -68,7 +68,7 @@ def test_a_console_that_fails(monkeypatch, error):
     monkeypatch.setattr(sys, "stdout", Failing(error))
     _, told = fit(Bar(), enable_progress_bar=True)
     assert len(told) == 1
-    assert told[0].startswith(f"Could not print what an event did: {error!r}")
+    assert told[0].startswith(f"Could not print what was pruned: {error!r}")
 
 
 class OneLine(io.StringIO):
@@ -88,6 +88,7 @@ def test_lines_go_one_by_one(monkeypatch, bar):
     assert told == []
     assert "Pruned at epoch 1:" in stream.getvalue()
     assert "net.0" in stream.getvalue()
+    assert "Pruning is over" in stream.getvalue()
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lightning_coreset.training.report.console import printable, summary
+from lightning_coreset.training.report.fit import Outlook
 from lightning_coreset.training.report.guarded import Guarded
 from lightning_coreset.training.report.history import History
 from lightning_coreset.training.report.hparams import settings
@@ -15,6 +16,7 @@ __all__ = [
     "GroupRecord",
     "Guarded",
     "History",
+    "Outlook",
     "Reporter",
     "last_step",
     "log_scalars",
