@@ -19,7 +19,7 @@ from lightning_coreset.checkpoint.unknown_sizes import derived_head_counts, unkn
 from lightning_coreset.module_specs import Size, check_module_sizes
 from lightning_coreset.qualified_names import listed
 from lightning_coreset.structure.unsupported import unsupported_parameters
-from lightning_coreset.surgery import ModelShapes, all_tensors, original_shapes, recorded_shapes, resize
+from lightning_coreset.surgery import ModelShapes, all_tensors, keep_record, original_shapes, recorded_shapes, resize
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -72,7 +72,9 @@ def resize_to_state_dict(
     given = given_sizes(original, sizes or {})
     loaded = _loaded_shapes(model, state, original, metadata)
     pruned = ModelShapes() if metadata is None else metadata.pruned.restrict(present)
-    if not (present | ModelShapes(loaded) | ModelShapes(sizes=pruned.sizes)).differs_from(present):
+    if not (present | ModelShapes(loaded) | ModelShapes(sizes={**pruned.sizes, **given})).differs_from(present):
+        if metadata is not None:
+            _adopt(model, metadata, present)
         return
 
     check_module_sizes(model)
@@ -98,6 +100,21 @@ def resize_to_state_dict(
         _check_known(model, unknown_sizes(model, original, shapes, inferred))
     resize(model, target.difference(present))
     write_configs(model)
+
+
+def _adopt(model: nn.Module, metadata: PruningMetadata, present: ModelShapes) -> None:
+    """Record how a model was pruned that was built with the smaller sizes, as of a pickled one, which has no record."""
+    known, pruned, before = recorded_shapes(model), metadata.pruned, metadata.original
+    named = pruned.shapes.keys() <= present.shapes.keys() and pruned.sizes.keys() <= present.sizes.keys()
+    if known.shapes or known.sizes or not named or present.restrict(pruned).differs_from(pruned):
+        return
+    sound = (
+        not any(half_recorded(metadata))
+        and all(is_part_of(shape, before.shapes[name]) for name, shape in pruned.shapes.items())
+        and all(tuple(value.shape) == before.shapes.get(name) for name, value in before.constants.items())
+    )
+    if sound:
+        keep_record(model, before)
 
 
 def with_aliases(model: nn.Module, state: Mapping[str, Any]) -> dict[str, Any]:

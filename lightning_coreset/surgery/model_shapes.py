@@ -119,9 +119,14 @@ def recorded_shapes(model: nn.Module) -> ModelShapes:
     return recorded
 
 
-def keep_record(model: nn.Module) -> None:
-    """Let a module keep a record of its own, also of surgery on a larger model that contains it."""
-    vars(model).setdefault(_ATTRIBUTE, ModelShapes())
+def keep_record(model: nn.Module, original: ModelShapes | None = None) -> None:
+    """Let a module keep a record of its own, also of surgery on a larger model that contains it.
+
+    Args:
+        model: The module.
+        original: What it was before surgery that it has no record of, as one that was built with the smaller sizes.
+    """
+    vars(model)[_ATTRIBUTE] = (original or ModelShapes()) | vars(model).get(_ATTRIBUTE, ModelShapes())
 
 
 def hand_down_record(model: nn.Module, path: str) -> None:
