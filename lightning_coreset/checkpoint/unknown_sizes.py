@@ -108,7 +108,8 @@ def _remembered(prefix: str, module: nn.Module, original: ModelShapes) -> Iterat
 
 def _is_read(name: str, module: nn.Module, read: frozenset[str] | None) -> bool:
     last = name.rpartition(".")[2]
-    if last in module_spec(module).head_counts:
+    spec = module_spec(module)
+    if last in spec.head_counts or name in {size.partition("[")[0] for size in spec.input_sizes}:
         return True
     if is_others(type(module)):
         return last in _OF_TORCH
@@ -122,7 +123,7 @@ def _may_count(number: int, cuts: Iterable[tuple[int, int]]) -> bool:
 
 @cache
 def _may_follow(number: int, before: int, after: int) -> bool:
-    shared = gcd(number, before)
+    shared = gcd(number, before) if number > 0 else 1
     divisors = [classes for classes in range(2, shared + 1) if shared % classes == 0]
     return any(_fitting_counts(classes, before, after) - {classes} for classes in divisors)
 
