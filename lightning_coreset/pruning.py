@@ -10,6 +10,7 @@ from torch import nn
 
 from lightning_coreset._calls import level_of_caller, same_arguments_as
 from lightning_coreset._deprecated import takes_old_names
+from lightning_coreset.checkpoint import make_resizable, write_configs
 from lightning_coreset.methods import MethodLike
 from lightning_coreset.plan import PruningPlan
 from lightning_coreset.planning import (
@@ -115,6 +116,9 @@ def prune(model: nn.Module, **arguments: Any) -> PruningPlan:  # noqa: D417 -- t
     objects stay the same, so an optimizer keeps its references; its state has to be sliced in the same way, as
     ``CoresetPruningCallback`` does during training. :func:`plan_pruning` returns the same plan without applying it.
 
+    The pruned model is resizable (:func:`make_resizable`): its ``state_dict`` says how it was pruned. So does the
+    config of a model of Hugging Face transformers.
+
     Layers are selected by *rules*: a shell pattern for qualified module names such as ``"encoder.*"``, a compiled
     regular expression that matches the whole name, or a module type such as ``nn.Conv2d``. A rule selects layers that
     produce channels; a group of coupled channels is selected if a rule matches any of the layers that produce it.
@@ -193,6 +197,8 @@ def prune(model: nn.Module, **arguments: Any) -> PruningPlan:  # noqa: D417 -- t
     """
     plan = plan_pruning(model, **arguments)
     apply_changes(model, plan.changes, plan.attributes)
+    if plan.changes:
+        write_configs(make_resizable(model))
     return plan
 
 

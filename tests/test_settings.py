@@ -9,12 +9,13 @@ import torch
 from torchmetrics.classification import MulticlassF1Score
 
 from lightning_coreset import CoresetPruningCallback
+from lightning_coreset._calls import OLD_ARGUMENTS
 from lightning_coreset._settings import given_arguments, readable_settings, short_call
 
 ARGUMENTS = {
     name: parameter.default
     for name, parameter in inspect.signature(CoresetPruningCallback).parameters.items()
-    if parameter.kind is not parameter.VAR_KEYWORD
+    if name not in OLD_ARGUMENTS
 }
 
 
