@@ -14,14 +14,14 @@ from lightning_coreset.planning import ModelCost
 from lightning_coreset.training.report.console import PlanningProgress, event_report, print_above_bar
 from lightning_coreset.training.report.guarded import Guarded
 from lightning_coreset.training.report.history import History
+from lightning_coreset.training.report.outlets import Outlets
+from lightning_coreset.training.report.pages import Pages
 from lightning_coreset.training.report.scalars import (
     current_scalars,
     event_scalars,
-    log_scalars,
     logged_step,
     original_scalars,
 )
-from lightning_coreset.training.report.tensorboard import TensorBoardPages
 
 
 class Reporter:
@@ -36,14 +36,18 @@ class Reporter:
 
     def __init__(self, settings: Mapping[str, Any], *, certify: bool, verbose: bool, metric: str = "accuracy") -> None:
         self.verbose = verbose
-        self._pages = TensorBoardPages(settings, certify=certify, metric=metric)
         self._sparsity_is_shown = False
         self._guarded = Guarded()
+        self._outlets = Outlets(self._guarded)
+        self._pages = Pages(settings, self._outlets, certify=certify, metric=metric)
+        self._has_begun = False
 
     def fit_start(self, trainer: pl.Trainer) -> None:
-        """Prepare TensorBoard's pages."""
+        """Arrange what loggers will show."""
         self._sparsity_is_shown = False
+        self._has_begun = True
         self._guarded.reset()
+        self._outlets.clear()
         with self._guarded(_PAGES):
             self._pages.begin(trainer)
 
@@ -117,20 +121,32 @@ class Reporter:
         self._log(trainer, scalars, step)
 
     def fit_end(self, trainer: pl.Trainer, history: History) -> None:
-        """Complete TensorBoard's pages."""
+        """Complete what loggers show."""
         with self._guarded(_PAGES):
-            self._pages.end(trainer, history)
+            self._pages.draw_accuracy(trainer, history)
+        self.interrupted(trainer)
+
+    def interrupted(self, trainer: pl.Trainer) -> None:
+        """Write what was left for the end of training; nothing if this was done, or if training has not begun."""
+        if self._has_begun:
+            self._has_begun = False
+            with self._guarded(_PAGES):
+                self._pages.end(trainer)
+        self._outlets.clear()
 
     def _log(self, trainer: pl.Trainer, scalars: Callable[[], Mapping[str, float]], step: int | None = None) -> None:
         with self._guarded("log scalars"):
-            log_scalars(trainer, scalars(), step, self._guarded)
+            values = scalars()
+            at = logged_step(trainer) if step is None else step
+            if values:
+                self._outlets.each(trainer, "log scalars", lambda sink: sink.scalars(values, at))
 
     def _print(self, trainer: pl.Trainer, text: Callable[[], str]) -> None:
         with self._guarded("print what an event did"):
             print_above_bar(trainer, text())
 
 
-_PAGES = "write TensorBoard's pages"
+_PAGES = "log pictures, tables and settings"
 
 
 def last_step(trainer: pl.Trainer) -> int:
