@@ -20,7 +20,7 @@ class AllowedNames:
         >>> names("coreset/params")
         'coreset/params'
         >>> names("coreset_channels/conv 3×3/left"), names("coreset_channels/conv:3:3:left")
-        ('coreset_channels/conv_3_3_left', 'coreset_channels/conv_3_3_left_ea36a3d9')
+        ('coreset_channels/conv_3_3_left', 'coreset_channels/conv_3_3_left_916c4214')
     """
 
     def __init__(self) -> None:
