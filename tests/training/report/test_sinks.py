@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import sys
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -90,12 +90,19 @@ def test_comet():
     ]
 
 
+LONG = ", ".join(f"layer{number}" for number in range(100))  # cut off by Lightning
+
+
 class Client(Recorder):
     def log_image(self, run_id, image, artifact_file=None, *, key=None, step=None):
         self.calls.append(("log_image", (run_id, image), {"key": key, "step": step}))
 
     def get_run(self, run_id):
-        return SimpleNamespace(data=SimpleNamespace(params={"coreset/method": "magn", "coreset/schedule": "cubic"}))
+        return SimpleNamespace(
+            data=SimpleNamespace(
+                params={"coreset/ignore": LONG[:250], "coreset/schedule": "cubic", "coreset/method": "coreset"}
+            )
+        )
 
 
 class OldClient(Recorder):
@@ -133,15 +140,14 @@ def test_mlflow_of_any_age():
 def test_mlflow_keeps_its_parameters_and_gets_scalars_in_parts():
     logger = MLflow(Client())
     sink = MLFlowSink(logger)
-    ours = {"coreset/method": "magnitude", "coreset/schedule": "linear", "coreset/pruning_ratio": 0.5}
+    ours = {"coreset/ignore": LONG, "coreset/schedule": "cubic in steps", "coreset/method": "coreset", "coreset/new": 1}
 
-    # The method is the same, cut off at Lightning's longest.
-    with pytest.warns(UserWarning, match="so that coreset/schedule stay as an earlier fit logged them"):
+    with pytest.warns(UserWarning, match="so that coreset/schedule keep what was logged first"):
         sink.settings(ours, None, over=False)
     sink.settings(ours, None, over=True)
     sink.scalars({f"coreset_channels/é{number}": float(number) for number in range(1001)}, 7)
 
-    assert logger.calls[0] == ("log_hyperparams", ({"coreset/pruning_ratio": 0.5},), {})
+    assert logger.calls[0] == ("log_hyperparams", ({"coreset/new": 1},), {})
     parts = [(args[0], options) for name, args, options in logger.calls if name == "log_metrics"]
     assert [len(values) for values, _ in parts] == [500, 500, 1]
     assert all(options == {"step": 7} for _, options in parts)

@@ -33,11 +33,12 @@ class MLFlowSink(Sink):
             return
         known = self._client.get_run(self.logger.run_id).data.params
         self.logger.log_hyperparams({name: value for name, value in ours.items() if name not in known})
-        kept = [name for name, value in ours.items() if name in known and not str(value).startswith(known[name])]
+        # Lightning cuts values off at 250 characters.
+        kept = [name for name, value in ours.items() if name in known and known[name][:250] != str(value)[:250]]
         if kept:
             rank_zero_warn(
-                f"MLflow does not change a parameter of a run, so that {', '.join(kept)} stay as an earlier fit logged "
-                "them. Give each fit a logger with a run of its own."
+                f"MLflow does not change a parameter of a run, so that {', '.join(kept)} keep what was logged first. "
+                "Give each fit a logger with a run of its own."
             )
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
