@@ -572,10 +572,10 @@ def ignored_by_ddp(pl_module: nn.Module) -> tuple[str, ...]:
 # ---- Lightning: hyperparameters in TensorBoard
 
 
-def logged_hyperparameters(source: Any) -> dict[str, Any]:
-    """What the Trainer is about to log of a module or datamodule, as its ``hparams`` are."""
+def logged_hyperparameters(source: Any) -> dict[str, Any] | None:
+    """What the Trainer is about to log of a module or datamodule, as its ``hparams`` are; ``None`` if it does not."""
     if not getattr(source, "_log_hyperparams", True):
-        return {}
+        return None
     initial = source.hparams_initial
     return dict(initial if isinstance(initial, Mapping) else vars(initial))
 

@@ -482,7 +482,8 @@ class CoresetPruningCallback(Callback):
         self._run.others = []
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Do what ``teardown`` does: Lightning does not call it after an exception."""
+        """Do what ``teardown`` does: Lightning does not call it after an exception. Complete the loggers' settings."""
+        self._reporter.interrupted(trainer)
         self.teardown(trainer, pl_module, "fit")
 
     # ---- checkpoints

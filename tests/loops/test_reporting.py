@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from lightning_coreset import CoresetPruningCallback
-from lightning_coreset.training.report import Guarded, console, reporter, summary, tensorboard
+from lightning_coreset.training.report import Guarded, console, pages, reporter, summary
 from lightning_coreset.training.report.console import pretty_table, printable
 
 LOADER = make_loader(8, samples=16, batch_size=8)
@@ -158,8 +158,8 @@ def test_tensorboard_that_cannot_write(tmp_path):
         (reporter, "event_report"),
         (reporter, "event_scalars"),
         (console, "text_table"),
-        (tensorboard, "trainers_hyperparameters"),
-        (tensorboard, "logged_step"),
+        (pages, "trainers_hyperparameters"),
+        (pages, "logged_step"),
     ],
     ids=lambda each: each if isinstance(each, str) else "",
 )

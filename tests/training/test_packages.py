@@ -113,6 +113,7 @@ def test_without_the_other_package():
 TRANSLATED = (
     *("test_callback.py", "test_checkpoint.py", "test_resume.py", "test_cli.py", "test_dry_run.py", "loops"),
     *(f"training/test_{name}.py" for name in "guard averaged_models event features strategies ddp spawn".split()),
+    *(f"training/report/test_{name}.py" for name in ("outlets", "tensorboard", "scalars")),
 )
 
 

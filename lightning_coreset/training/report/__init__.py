@@ -1,4 +1,4 @@
-"""Reports of pruning: records, scalars for every logger, TensorBoard's pages, output in the terminal."""
+"""Reports of pruning: records, what loggers are given, output in the terminal."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from lightning_coreset.training.report.history import History
 from lightning_coreset.training.report.hparams import settings
 from lightning_coreset.training.report.records import EventRecord, GroupRecord
 from lightning_coreset.training.report.reporter import Reporter, last_step
-from lightning_coreset.training.report.scalars import log_scalars, logged_step
+from lightning_coreset.training.report.scalars import logged_step
 
 __all__ = [
     "EventRecord",
@@ -19,7 +19,6 @@ __all__ = [
     "Outlook",
     "Reporter",
     "last_step",
-    "log_scalars",
     "logged_step",
     "printable",
     "settings",

@@ -19,14 +19,14 @@ from lightning_coreset.training.report.file_size import state_sizes
 from lightning_coreset.training.report.fit import Outcome, Outlook
 from lightning_coreset.training.report.guarded import Guarded
 from lightning_coreset.training.report.history import History
+from lightning_coreset.training.report.outlets import Outlets
+from lightning_coreset.training.report.pages import Pages
 from lightning_coreset.training.report.scalars import (
     current_scalars,
     event_scalars,
-    log_scalars,
     logged_step,
     original_scalars,
 )
-from lightning_coreset.training.report.tensorboard import TensorBoardPages
 
 
 class Reporter:
@@ -56,16 +56,20 @@ class Reporter:
         self._announced = ""
         self._began = time.monotonic()
         self._seconds = 0.0
-        self._pages = TensorBoardPages(settings, certify=certify, metric=metric)
         self._sparsity_is_shown = False
         self._guarded = Guarded()
+        self._outlets = Outlets(self._guarded)
+        self._pages = Pages(settings, self._outlets, certify=certify, metric=metric)
+        self._has_begun = False
 
     def fit_start(self, trainer: pl.Trainer) -> None:
-        """Prepare TensorBoard's pages."""
+        """Arrange what loggers will show."""
         self._sparsity_is_shown = False
         self._best, self._announced = None, ""
         self._began, self._seconds = time.monotonic(), 0.0
+        self._has_begun = True
         self._guarded.reset()
+        self._outlets.clear()
         with self._guarded(_PAGES):
             self._pages.begin(trainer)
 
@@ -161,11 +165,20 @@ class Reporter:
         self._log(trainer, scalars, step)
 
     def fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, history: History) -> None:
-        """Complete TensorBoard's pages, and print what the whole run has come to."""
+        """Complete what loggers show, and print what the whole run has come to."""
         with self._guarded(_PAGES):
-            self._pages.end(trainer, history)
+            self._pages.draw_accuracy(trainer, history)
+        self.interrupted(trainer)
         if self.verbose and history:
             self._print(trainer, lambda: str(self._outcome(pl_module, history)), over=True)
+
+    def interrupted(self, trainer: pl.Trainer) -> None:
+        """Write what was left for the end of training; nothing if this was done, or if training has not begun."""
+        if self._has_begun:
+            self._has_begun = False
+            with self._guarded(_PAGES):
+                self._pages.end(trainer)
+        self._outlets.clear()
 
     def _outcome(self, pl_module: pl.LightningModule, history: History) -> Outcome:
         whole = time.monotonic() - self._began
@@ -173,14 +186,17 @@ class Reporter:
 
     def _log(self, trainer: pl.Trainer, scalars: Callable[[], Mapping[str, float]], step: int | None = None) -> None:
         with self._guarded("log scalars"):
-            log_scalars(trainer, scalars(), step, self._guarded)
+            values = scalars()
+            at = logged_step(trainer) if step is None else step
+            if values:
+                self._outlets.each(trainer, "log scalars", lambda sink: sink.scalars(values, at))
 
     def _print(self, trainer: pl.Trainer, text: Callable[[], str], *, over: bool = False) -> None:
         with self._guarded(_PRINT):
             print_above_bar(trainer, text(), over=over)
 
 
-_PAGES = "write TensorBoard's pages"
+_PAGES = "log pictures, tables and settings"
 _PRINT = "print what was pruned"
 _MOST_GROUPS = 10
 

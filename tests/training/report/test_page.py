@@ -21,8 +21,8 @@ TERMINAL = "In the terminal"
 def test_code_runs(block, make_trainer, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
 
-    def trainer(max_epochs, callbacks):
-        return make_trainer(*callbacks, max_epochs=5)
+    def trainer(max_epochs, callbacks, logger=False):
+        return make_trainer(*callbacks, max_epochs=5, logger=logger)
 
     names = {
         "CoresetPruningCallback": partial(CoresetPruningCallback, self_check=False)
@@ -36,7 +36,7 @@ def test_code_runs(block, make_trainer, monkeypatch, tmp_path, capsys):
     exec(block.code, names)
 
     out = capsys.readouterr().out
-    assert re.search(r"net\.0 32 -> \d+|\d+ channels removed", out)
+    assert re.search(r"net\.0 +32 -> \d+|\d+ channels removed", out)
 
 
 @pytest.mark.filterwarnings("ignore::lightning.pytorch.utilities.warnings.PossibleUserWarning")
