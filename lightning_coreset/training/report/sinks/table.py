@@ -7,7 +7,8 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lightning_coreset.plan import PruningPlan, text_table
+from lightning_coreset.plan import PruningPlan
+from lightning_coreset.tables import text_table
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Table:
         params 8 -> 4
         group  kept
         -----------
-        fc1    50%
+        fc1     50%
     """
 
     columns: Sequence[str]
