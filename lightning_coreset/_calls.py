@@ -27,10 +27,10 @@ def same_arguments_as(model: Callable[P, Any]) -> Callable[[Callable[..., R]], C
     Example:
         >>> def plan(model, ratio=0.5, *, seed=0): ...
         >>> @same_arguments_as(plan)
-        ... def prune(**given) -> dict:
+        ... def prune(**given):
         ...     return given
         >>> inspect.signature(prune)
-        <Signature (model, ratio=0.5, *, seed=0) -> dict>
+        <Signature (model, ratio=0.5, *, seed=0)>
         >>> prune("net", seed=3)
         {'model': 'net', 'seed': 3}
         >>> prune()

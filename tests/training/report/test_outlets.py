@@ -17,7 +17,7 @@ from PIL import Image
 from torch import nn
 
 from lightning_coreset import CoresetPruningCallback
-from lightning_coreset.plan import text_table
+from lightning_coreset.tables import text_table
 
 SCHEDULE = {1: 0.3, 3: 0.5}  # of four batches an epoch: events at steps 4 and 12, the end at 20
 SETTINGS = {"coreset/pruning_ratio": 0.5, "coreset/method": "reconstruction", "coreset/schedule": "1: 0.3, 3: 0.5"}
