@@ -132,10 +132,13 @@ def what_the_reader_has() -> dict[str, object]:
         def validation_step(self, batch, batch_idx):
             self.log("val_acc", (self(batch[0]).argmax(1) == batch[1]).float().mean())
 
+        test_step = validation_step
+
         def configure_optimizers(self):
             return torch.optim.Adam(self.parameters())
 
     data = TensorDataset(torch.randn(64, 8), torch.randint(0, 3, (64,)))
     loader = DataLoader(data, batch_size=32)
     model = LitModel()
-    return {"model": model, "train_loader": loader, "val_loader": loader, "network": model.net, "x": data[:4][0]}
+    loaders = dict.fromkeys(("train_loader", "val_loader", "test_loader"), loader)
+    return {"model": model, **loaders, "network": model.net, "x": data[:4][0]}
