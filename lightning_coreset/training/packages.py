@@ -79,5 +79,5 @@ else:
 
 
 # Each package, when it is imported, makes its logger the one that the messages of both go to, and the class above needs
-# both. They go on to the package that the project imported: `getLogger("lightning.pytorch").setLevel(...)` still counts.
+# both. They stay with the package that the project imported: `getLogger("lightning.pytorch").setLevel(...)` counts.
 rank_zero_module.log = first_logger(sys.modules)
