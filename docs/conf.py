@@ -23,8 +23,6 @@ from sphinx.application import Sphinx
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
 
-from make_tutorial import write_notebook
-
 project = "lightning-coreset"
 release = version = re.search(r'^__version__ = "(.+)"', (ROOT / "lightning_coreset/__init__.py").read_text(), re.M)[1]
 html_show_copyright = False
@@ -92,6 +90,8 @@ def evaluate_annotations(app: Sphinx, function: Any, bound_method: bool) -> None
 
 def add_notebook(app: Sphinx, exception: Exception | None) -> None:
     """Put the tutorial beside its page as a notebook, for downloading."""
+    from make_tutorial import write_notebook
+
     if exception is None and app.builder.format == "html":
         write_notebook(Path(app.outdir) / "tutorial.ipynb")
 

@@ -239,9 +239,9 @@ def main() -> None:
     for name in NETWORKS:
         with stage(f"{name}: {args.epochs} epochs without pruning"):
             before = train(name, prune=False, epochs=args.epochs, logdir=logdir)
-        with stage(f"{name}: {args.epochs} epochs, removing half of the parameters"):
+        with stage(f"{name}: {args.epochs} epochs with CoresetPruningCallback()"):
             after = train(name, prune=True, epochs=args.epochs, logdir=logdir)
-        with stage(f"{name}: measuring size and latency of both"):
+        with stage(f"{name}: measuring both"):
             rows = compare(before, after)
         show(f"{name}, {args.epochs} epochs", rows)
     print(f"\nSee how it went, event by event: tensorboard --logdir {logdir}")
