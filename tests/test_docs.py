@@ -26,6 +26,11 @@ def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch):
     run(page, tmp_path, monkeypatch)
 
 
+def test_the_code_of_the_installation_page_runs(tmp_path, monkeypatch):
+    pytest.importorskip("pytorch_lightning", reason="the page shows how to use it")
+    run("installation.md", tmp_path, monkeypatch)
+
+
 @pytest.mark.filterwarnings("ignore::lightning.pytorch.utilities.warnings.PossibleUserWarning")
 @pytest.mark.slow  # tests/training/report/test_page.py runs these blocks, too
 def test_the_code_of_a_page_that_assumes_a_model_runs(tmp_path, monkeypatch):

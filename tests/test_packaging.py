@@ -79,6 +79,11 @@ def test_metadata_names_the_runtime_dependencies_and_the_extras(metadata: Messag
     assert metadata["License-Expression"] == "Apache-2.0"
 
 
+def test_the_installation_page_names_every_extra() -> None:
+    page = (ROOT / "docs" / "installation.md").read_text(encoding="utf-8")
+    assert {extra for extra in EXTRAS if f"`{extra}`" in page} == EXTRAS
+
+
 def imported(path: Path) -> set[str]:
     """Return the top-level names that a source file imports, wherever in the file it does so."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
