@@ -28,6 +28,7 @@ RUNTIME = {"torch", "lightning", "torchmetrics", "tensorboard"}
 # For the pictures drawn for TensorBoard; and what is used if it is there.
 DRAWING = {"numpy", "PIL"}
 OPTIONAL = {"console.py": {"rich"}, "history.py": {"pandas"}}
+EXTRAS = {"benchmarks", "cli", "clients", "dev", "docs", "examples", "huggingface", "test", "tutorial"}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
@@ -70,12 +71,17 @@ for module in [lightning_coreset, *map(importlib.import_module, names)]:
 def test_metadata_names_the_runtime_dependencies_and_the_extras(metadata: Message) -> None:
     required = [text for text in metadata.get_all("Requires-Dist", []) if "extra ==" not in text]
     assert {re.split(r"[^\w-]", text)[0] for text in required} == RUNTIME | {"numpy", "pillow"}
-    assert set(metadata.get_all("Provides-Extra", [])) == {"test", "examples", "benchmarks", "clients", "docs", "dev"}
+    assert set(metadata.get_all("Provides-Extra", [])) == EXTRAS
     assert metadata["Name"] == "lightning-coreset"
     assert metadata["Version"] == lightning_coreset.__version__
     assert metadata.get_all("Project-URL") == ["Paper, https://arxiv.org/abs/2008.08316"]
     assert metadata["Requires-Python"] == ">=3.10"
     assert metadata["License-Expression"] == "Apache-2.0"
+
+
+def test_the_installation_page_names_every_extra() -> None:
+    page = (ROOT / "docs" / "installation.md").read_text(encoding="utf-8")
+    assert {extra for extra in EXTRAS if f"`{extra}`" in page} == EXTRAS
 
 
 def imported(path: Path) -> set[str]:

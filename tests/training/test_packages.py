@@ -128,3 +128,17 @@ def test_the_tests_pass_for_the_other_package(tmp_path):
         path.write_text(translated(path.read_text(encoding="utf-8")), encoding="utf-8")
     paths = [f"tests/{name}" for name in TRANSLATED]
     finish(start("-m", "pytest", "-q", "-p", "no:cacheprovider", *paths, cwd=tmp_path), seconds=HANG)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("package", ["lightning.pytorch", "pytorch_lightning"])
+def test_messages_of_the_trainer_keep_the_logger_of_the_package_that_the_project_imported(package):
+    """Whoever wants no messages of Lightning sets the level of that logger; importing both moves them to the other."""
+    code = (
+        f"import logging, {package} as pl\n"
+        "import lightning_coreset\n"
+        f"logging.getLogger('{package}').setLevel(logging.WARNING)\n"
+        "pl.Trainer(accelerator='cpu', logger=False, enable_checkpointing=False)\n"
+    )
+    (output,) = finish(start("-c", code, cwd=ROOT))
+    assert output == ""
