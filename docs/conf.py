@@ -21,7 +21,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from sphinx.application import Sphinx
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
 
 project = "lightning-coreset"
 release = version = re.search(r'^__version__ = "(.+)"', (ROOT / "lightning_coreset/__init__.py").read_text(), re.M)[1]
@@ -88,5 +88,14 @@ def evaluate_annotations(app: Sphinx, function: Any, bound_method: bool) -> None
             function.__annotations__ = {name: literals_last(hint) for name, hint in hints.items()}
 
 
+def add_notebook(app: Sphinx, exception: Exception | None) -> None:
+    """Put the tutorial beside its page as a notebook, for downloading."""
+    from make_tutorial import write_notebook
+
+    if exception is None and app.builder.format == "html":
+        write_notebook(Path(app.outdir) / "tutorial.ipynb")
+
+
 def setup(app: Sphinx) -> None:
     app.connect("autodoc-before-process-signature", evaluate_annotations)
+    app.connect("build-finished", add_notebook)

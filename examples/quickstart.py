@@ -4,10 +4,14 @@ Run it with ``python examples/quickstart.py``. It needs no GPU and no download: 
 
 What to expect: one table for a multilayer perceptron and one for a small convolutional network. Each compares the
 network trained without pruning ("before") with the same network trained for as many epochs with
-``CoresetPruningCallback()`` ("after"). By default the callback removes half of the parameters.
+``CoresetPruningCallback()`` ("after"). By default the callback removes half of the parameters. A line on the way says
+what is done, with its seconds; all of it takes about a minute on one CPU core.
 """
 
 from __future__ import annotations
+
+if __name__ == "__main__":
+    print("Importing torch and Lightning ...", flush=True)  # which takes some seconds
 
 import argparse
 import io
@@ -16,7 +20,8 @@ import statistics
 import tempfile
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -202,6 +207,15 @@ def show(title: str, rows: Sequence[tuple[str, ...]]) -> None:
     Console().print(table)
 
 
+@contextmanager
+def stage(what: str) -> Iterator[None]:
+    """Print what is done in the block, and behind it the seconds that it took."""
+    print(f"{what} ...", end=" ", flush=True)
+    start = time.perf_counter()
+    yield
+    print(f"{time.perf_counter() - start:.0f} s", flush=True)
+
+
 def quiet() -> None:
     """Silence messages of Lightning that do not matter here."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -223,9 +237,13 @@ def main() -> None:
     quiet()
     torch.set_num_threads(1)  # the networks are too small to gain from more threads
     for name in NETWORKS:
-        before = train(name, prune=False, epochs=args.epochs, logdir=logdir)
-        after = train(name, prune=True, epochs=args.epochs, logdir=logdir)
-        show(f"{name}, {args.epochs} epochs", compare(before, after))
+        with stage(f"{name}: {args.epochs} epochs without pruning"):
+            before = train(name, prune=False, epochs=args.epochs, logdir=logdir)
+        with stage(f"{name}: {args.epochs} epochs with CoresetPruningCallback()"):
+            after = train(name, prune=True, epochs=args.epochs, logdir=logdir)
+        with stage(f"{name}: measuring both"):
+            rows = compare(before, after)
+        show(f"{name}, {args.epochs} epochs", rows)
     print(f"\nSee how it went, event by event: tensorboard --logdir {logdir}")
 
 

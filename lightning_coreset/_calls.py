@@ -12,6 +12,9 @@ from typing import Any, ParamSpec, TypeVar
 P = ParamSpec("P")
 R = TypeVar("R")
 
+OLD_ARGUMENTS = {"max_ratio": "max_layer_ratio", "check": "self_check"}
+"""The new name of every argument that had another one."""
+
 _BETWEEN = (__name__.partition(".")[0], "torch")
 
 
@@ -24,10 +27,10 @@ def same_arguments_as(model: Callable[P, Any]) -> Callable[[Callable[..., R]], C
     Example:
         >>> def plan(model, ratio=0.5, *, seed=0): ...
         >>> @same_arguments_as(plan)
-        ... def prune(**given) -> dict:
+        ... def prune(**given):
         ...     return given
         >>> inspect.signature(prune)
-        <Signature (model, ratio=0.5, *, seed=0) -> dict>
+        <Signature (model, ratio=0.5, *, seed=0)>
         >>> prune("net", seed=3)
         {'model': 'net', 'seed': 3}
         >>> prune()

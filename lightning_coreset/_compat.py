@@ -153,6 +153,11 @@ def state_dict_hooks(module: nn.Module) -> tuple[MutableMapping[int, Any], Mutab
     return getattr(module, names[0]), getattr(module, names[1])
 
 
+def metadata_of(state_dict: Any) -> dict[str, Any]:
+    """The metadata of a whole model in what its ``state_dict`` returned; none of any other dict."""
+    return getattr(state_dict, "_metadata", {}).get("", {})
+
+
 def loads_itself(module: nn.Module) -> bool:
     """Whether a module has a way of its own to load tensors. ``False``, hence strict about shapes, if it is unknown."""
     load = getattr(type(module), "_load_from_state_dict", None)
@@ -567,10 +572,10 @@ def ignored_by_ddp(pl_module: nn.Module) -> tuple[str, ...]:
 # ---- Lightning: hyperparameters in TensorBoard
 
 
-def logged_hyperparameters(source: Any) -> dict[str, Any]:
-    """What the Trainer is about to log of a module or datamodule, as its ``hparams`` are."""
+def logged_hyperparameters(source: Any) -> dict[str, Any] | None:
+    """What the Trainer is about to log of a module or datamodule, as its ``hparams`` are; ``None`` if it does not."""
     if not getattr(source, "_log_hyperparams", True):
-        return {}
+        return None
     initial = source.hparams_initial
     return dict(initial if isinstance(initial, Mapping) else vars(initial))
 
@@ -623,3 +628,12 @@ def add_summaries(writer: Any, summaries: Iterable[Any]) -> None:
 
 INITIALISE_WEIGHTS = "_init_weights"
 """The method by which a model of transformers gives a module its first weights; without it, nothing is done there."""
+
+
+def classes_of_auto_class(auto: Any, config: Any) -> tuple[type[nn.Module], ...]:
+    """The classes that an Auto class of transformers may make of a config; none where that cannot be seen."""
+    try:
+        found = auto._model_mapping[type(config)]
+    except (AttributeError, KeyError, TypeError):
+        return ()
+    return found if isinstance(found, tuple) else (found,)

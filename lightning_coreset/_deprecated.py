@@ -9,13 +9,10 @@ from functools import wraps
 from inspect import signature
 from typing import Any, ParamSpec, TypeVar
 
-from lightning_coreset._calls import check_names, level_of_caller
+from lightning_coreset._calls import OLD_ARGUMENTS, check_names, level_of_caller
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-OLD_ARGUMENTS = {"max_ratio": "max_layer_ratio", "check": "self_check"}
-"""The new name of every argument that had another one."""
 
 
 def takes_old_names(function: Callable[P, R]) -> Callable[P, R]:
@@ -29,7 +26,8 @@ def takes_old_names(function: Callable[P, R]) -> Callable[P, R]:
         >>> @takes_old_names
         ... def scale(ratio: float, *, self_check: bool = True, check: bool | None = None) -> tuple[float, bool]:
         ...     return ratio, self_check
-        >>> with warnings.catch_warnings(record=True):
+        >>> with warnings.catch_warnings():
+        ...     warnings.simplefilter("ignore")
         ...     scale(0.5, check=False)
         (0.5, False)
         >>> scale(0.5, self_chek=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from os import PathLike
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 from torch import Tensor
@@ -12,6 +12,7 @@ from torchmetrics import Metric
 
 from lightning_coreset._compat import state_key
 from lightning_coreset._deprecated import takes_old_names
+from lightning_coreset._settings import given_arguments, readable_settings, short_call
 from lightning_coreset.checkpoint import make_resizable, store_metadata_as_item
 from lightning_coreset.methods import MethodLike
 from lightning_coreset.plan import PruningPlan
@@ -54,13 +55,14 @@ from lightning_coreset.training import (
 )
 
 
+@readable_settings
 class CoresetPruningCallback(Callback):
     """Prune channels physically while the model trains, by a schedule.
 
     At every event the structure of the network is read, a coreset of each group of channels is chosen (Mussay et al.,
     arXiv 2008.08316), and the other channels are removed from all tensors and from the optimizers' state, in place.
     Layers whose channels reach the output or the loss are not pruned. It is a callback for Trainers of both packages,
-    ``lightning`` and ``pytorch_lightning``.
+    ``lightning`` and ``pytorch_lightning``. All arguments are attributes under their names, as they were given.
 
     All arguments but the first are given by name. They are in the order of their purpose: how much goes, when, from
     which layers, how channels are chosen, examples, accuracy, guard, what else an event does to training, checks,
@@ -199,6 +201,7 @@ class CoresetPruningCallback(Callback):
         max_ratio: float | None = None,
         check: bool | None = None,
     ) -> None:
+        self._given = given_arguments(CoresetPruningCallback.__init__, locals())
         options = self._options = Options.of(CoresetPruningCallback.__init__, locals())
         self.request = options.request
         self.timeline = Timeline(options.schedule, self.request.target)
@@ -219,7 +222,9 @@ class CoresetPruningCallback(Callback):
         self._guard = Guard(options.guard, self._monitor.mode, self._monitor.name)
         self._recalibration = Recalibration(recalibrate_batches)
         shown = settings(CoresetPruningCallback.__init__, options.arguments)
-        self._reporter = Reporter(shown, certify=certify, verbose=verbose, metric=self._monitor.name)
+        self._reporter = Reporter(
+            shown, certify=certify, verbose=verbose, metric=self._monitor.name, mode=self._monitor.mode
+        )
         self._run = PruningRun(
             self.timeline,
             self._planner,
@@ -240,6 +245,15 @@ class CoresetPruningCallback(Callback):
             ignore=list(map(str, self.request.ignore)),
             only=list(map(str, self.request.only)),
         )
+
+    def __repr__(self) -> str:
+        call = short_call(type(self).__name__, CoresetPruningCallback.__init__, self._given)
+        return f"<{call} after {repr(self.history).removeprefix('<History: ')}" if self.history else call
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """Arguments are attributes, see ``readable_settings``."""
 
     @property
     def plans(self) -> list[PruningPlan]:
@@ -456,7 +470,7 @@ class CoresetPruningCallback(Callback):
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Complete the reports; warn if training ended before the schedule did, or the best model is pruned less."""
-        self._reporter.fit_end(trainer, self.history)
+        self._reporter.fit_end(trainer, pl_module, self.history)
         self._run.end(trainer)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -468,7 +482,8 @@ class CoresetPruningCallback(Callback):
         self._run.others = []
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """Do what ``teardown`` does: Lightning does not call it after an exception."""
+        """Do what ``teardown`` does: Lightning does not call it after an exception. Complete the loggers' settings."""
+        self._reporter.interrupted(trainer)
         self.teardown(trainer, pl_module, "fit")
 
     # ---- checkpoints

@@ -6,14 +6,21 @@ The plan is the interface between the packages. It does not depend on how it is 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from torch import Tensor
 
+from lightning_coreset.plan_tables import (
+    attribute_lines,
+    plan_html,
+    plan_in_short,
+    plan_rows,
+    plan_table,
+    plan_text,
+)
 from lightning_coreset.position_runs import CompactPositions, PositionRuns
-from lightning_coreset.qualified_names import listed
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +53,9 @@ class ParameterChange:
     norm_of: str | None = None
     norm_dim: int | None = None
     follows: str | None = None
+
+    def __repr__(self) -> str:
+        return f"<ParameterChange: {self.name} {self.old_shape} -> {self.new_shape}>"
 
 
 @dataclass(frozen=True)
@@ -106,6 +116,9 @@ class GroupPlan:
     def kept_runs(self) -> PositionRuns:
         """``kept`` as it is stored."""
         return _KEPT.runs(self)
+
+    def __repr__(self) -> str:
+        return f"<GroupPlan: {self.name} {self.channels_before:,} -> {self.channels_after:,} channels, {self.method}>"
 
 
 # Not in the class: for a type checker that would be a default, with fields without one behind it.
@@ -183,32 +196,28 @@ class PruningPlan:
         return cls(**{**plain, "groups": groups, "changes": changes, "attributes": attributes})
 
     def __str__(self) -> str:
-        """The table, the numbers that change with the groups, and the skipped layers with reasons."""
-        skipped = (f"not pruned: {name} {reason}" for name, reason in self.skipped.items())
-        return "\n".join([self.table(), *self.numbers(), *skipped])
+        """The table, the numbers that change with the groups, and the layers that stay, by reason."""
+        return plan_text(self)
 
-    def table(self) -> str:
-        """The groups as a table, followed by the totals."""
-        return "\n".join([text_table(self.rows()), *self.totals()])
+    def __repr__(self) -> str:
+        return f"<PruningPlan: {plan_in_short(self)}>"
+
+    def _repr_html_(self) -> str:
+        """What notebooks show: the groups that lose most, the totals, and all else folded away."""
+        return plan_html(self)
+
+    def table(self, most: int | None = None) -> str:
+        """The groups as a table, followed by the totals.
+
+        Args:
+            most: The most groups; of more, those that lose most parameters (MACs, if the ratio counts these). All in
+                network order by default.
+        """
+        return plan_table(self, most)
 
     def rows(self) -> list[tuple[str, ...]]:
         """The cells of the table: a row of headings, then one row for each group."""
-        certified = any(group.radius_source is not None for group in self.groups)
-        heads = ("group", "channels", "kept", "params", "MACs", "error", *(_CERTIFICATE if certified else ()), "method")
-        cells = [
-            (
-                group.name,
-                f"{group.channels_before} -> {group.channels_after}",
-                f"{group.channels_after / group.channels_before:.0%}",
-                _gone(group.params_removed),
-                _gone(group.macs_removed),
-                "" if group.expected_error is None else f"{group.expected_error:.2%}",
-                *(_certificate_cells(group) if certified else ()),
-                group.method,
-            )
-            for group in self.groups
-        ]
-        return [heads, *cells]
+        return plan_rows(self.groups)
 
     def totals(self) -> list[str]:
         """Ratio, parameters and MACs before and after the event, one line each."""
@@ -220,34 +229,7 @@ class PruningPlan:
 
     def numbers(self) -> list[str]:
         """The changes of ``attributes``, one line for all modules in which a number changes in the same way."""
-        modules: dict[tuple[Any, ...], list[str]] = {}
-        for change in self.attributes:
-            modules.setdefault((change.name, change.old, change.new), []).append(change.module or "the model")
-        return [
-            f"number changed: {name} {old} -> {new} in {listed(names)}" for (name, old, new), names in modules.items()
-        ]
-
-
-def text_table(rows: Sequence[Sequence[str]]) -> str:
-    """Align cells in columns; the first row is the heading."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
-
-
-_CERTIFICATE = ("found", "certified", "input radius")
-
-
-def _certificate_cells(group: GroupPlan) -> tuple[str, ...]:
-    """The cells of one group in the columns ``_CERTIFICATE``."""
-    numbers = (group.found_error, group.certified_error, group.input_radius)
-    found, certified, radius = ("" if number is None else f"{number:.4g}" for number in numbers)
-    source = group.radius_source or ""
-    return found, certified, f"{radius} {source}".strip()
-
-
-def _gone(count: int) -> str:
-    return f"-{count:,}" if count else ""
+        return attribute_lines(self)
 
 
 def _change_to_dict(change: ParameterChange) -> dict[str, Any]:

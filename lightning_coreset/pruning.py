@@ -10,6 +10,7 @@ from torch import nn
 
 from lightning_coreset._calls import level_of_caller, same_arguments_as
 from lightning_coreset._deprecated import takes_old_names
+from lightning_coreset.checkpoint import make_resizable, write_configs
 from lightning_coreset.methods import MethodLike
 from lightning_coreset.plan import PruningPlan
 from lightning_coreset.planning import (
@@ -73,13 +74,13 @@ def plan_pruning(
         >>> from lightning_coreset import plan_pruning
         >>> model = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 10))
         >>> print(plan_pruning(model, torch.randn(1, 16), {"0": 0.75}, round_to=8, method="magnitude"))
-        group  channels  kept  params  MACs    error  method
+        group  channels  kept  params    MACs  error  method
         ------------------------------------------------------------
-        0      64 -> 16  25%   -1,296  -1,248         magnitude (L2)
+        0      64 -> 16   25%  -1,296  -1,248         magnitude (L2)
         params removed: 74.57% of the original (requested 74.57%)
         params 1,738 -> 442, sparsity 74.57%
         MACs per sample 1,664 -> 416
-        not pruned: 2 reaches the network's output
+        not pruned: 2 makes outputs of the network
         >>> model[0].out_features
         64
     """
@@ -114,6 +115,9 @@ def prune(model: nn.Module, **arguments: Any) -> PruningPlan:  # noqa: D417 -- t
     these layers approximate what they computed from all channels (Mussay et al., arXiv 2008.08316). ``Parameter``
     objects stay the same, so an optimizer keeps its references; its state has to be sliced in the same way, as
     ``CoresetPruningCallback`` does during training. :func:`plan_pruning` returns the same plan without applying it.
+
+    The pruned model is resizable (:func:`make_resizable`): its ``state_dict`` says how it was pruned. So does the
+    config of a model of Hugging Face transformers.
 
     Layers are selected by *rules*: a shell pattern for qualified module names such as ``"encoder.*"``, a compiled
     regular expression that matches the whole name, or a module type such as ``nn.Conv2d``. A rule selects layers that
@@ -193,6 +197,8 @@ def prune(model: nn.Module, **arguments: Any) -> PruningPlan:  # noqa: D417 -- t
     """
     plan = plan_pruning(model, **arguments)
     apply_changes(model, plan.changes, plan.attributes)
+    if plan.changes:
+        write_configs(make_resizable(model))
     return plan
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from lightning_coreset._deprecated import takes_old_names
 from lightning_coreset.methods import MethodLike, as_method
-from lightning_coreset.plan import PruningPlan, text_table
+from lightning_coreset.plan import PruningPlan
 from lightning_coreset.planning import (
     PruningProblem,
     Request,
@@ -23,6 +23,7 @@ from lightning_coreset.planning import (
 )
 from lightning_coreset.structure import ChannelGroup, Example, ExampleInputs, Heads, Structure, analyse, preserved
 from lightning_coreset.surgery import Snapshot, apply_changes
+from lightning_coreset.tables import html_lines, html_table, text_table
 from lightning_coreset.verification import verified
 
 
@@ -56,20 +57,33 @@ class ScanRecord:
 
 
 class Scan(list[ScanRecord]):
-    """A list of records whose ``str`` is a table: a line for each group, a column for each ratio."""
+    """A list of records that prints as a table: a line for each group, a column for each ratio."""
 
     def __str__(self) -> str:
         """The values by group and requested ratio."""
-        if not self:
-            return "Nothing was scanned."
+        return f"{text_table(self.rows())}\n{self._baseline()}" if self else "Nothing was scanned."
+
+    def __repr__(self) -> str:
+        groups = len({record.group for record in self})
+        return f"<Scan: {groups} groups, {len(self)} values; {self._baseline()}>" if self else "<Scan: nothing>"
+
+    def _repr_html_(self) -> str:
+        """What notebooks show: the same table."""
+        return f"<div>{html_table(self.rows()) if self else ''}{html_lines([self._baseline()])}</div>"
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """The cells of the table, with a row of headings."""
         ratios = list(dict.fromkeys(record.requested for record in self))
         groups = dict.fromkeys((record.group, record.channels_before) for record in self)
         values = {(record.group, record.requested): record.value for record in self}
         rows = [("group", "channels", *(f"-{100 * ratio:.3g}%" for ratio in ratios))]
         rows += [
-            (name, str(channels), *(f"{values[name, ratio]:.4g}" for ratio in ratios)) for name, channels in groups
+            (name, f"{channels:,}", *(f"{values[name, ratio]:.4g}" for ratio in ratios)) for name, channels in groups
         ]
-        return f"{text_table(rows)}\nwhole network: {self[0].baseline:.4g}"
+        return rows
+
+    def _baseline(self) -> str:
+        return f"whole network: {self[0].baseline:.4g}" if self else "Nothing was scanned."
 
 
 @takes_old_names
@@ -140,8 +154,8 @@ def sensitivity_scan(
         >>> print(sensitivity_scan(model, torch.randn(1, 8), parameters, ratios=(0.25, 0.5)))
         group  channels  -25%  -50%
         ---------------------------
-        0      16        290   206
-        2      12        317   260
+        0            16   290   206
+        2            12   317   260
         whole network: 374
     """
     if not callable(evaluate):

@@ -21,7 +21,7 @@ settings.register_profile("lightning_coreset", deadline=None, derandomize=True)
 settings.load_profile("lightning_coreset")
 
 
-FAST = "not slow and not gpu"  # as in pyproject.toml
+FAST = "not slow and not gpu and not clients"  # as in pyproject.toml
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:
@@ -42,7 +42,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 def _the_rest(asked: str) -> list[str]:
     if asked != FAST:
         return []
-    return ["left out: the same on more cases, for `pytest -m slow`; on a GPU, for `pytest -m gpu`"]
+    return [
+        "left out: the same on more cases, for `pytest -m slow`; on a GPU, for `pytest -m gpu`; with packages of "
+        "others, for `pytest -m clients`"
+    ]
 
 
 def pytest_collection_finish() -> None:

@@ -17,13 +17,20 @@ def run(page, tmp_path, monkeypatch, **given):
             exec(compile(block.code, page, "exec", dont_inherit=True), names)
 
 
-PAGES = "api/structure.md extending.md how_it_works.md methods.md schedules.md sensitivity_scan.md targets.md why.md"
+PAGES = """
+api/structure.md arguments.md extending.md guide.md how_it_works.md methods.md schedules.md sensitivity_scan.md targets.md why.md
+"""
 
 
 @pytest.mark.parametrize("page", PAGES.split())
 @pytest.mark.filterwarnings("ignore:The 'train_dataloader' does not have many workers")
 def test_the_code_of_a_page_runs(page, tmp_path, monkeypatch):
     run(page, tmp_path, monkeypatch)
+
+
+def test_the_code_of_the_installation_page_runs(tmp_path, monkeypatch):
+    pytest.importorskip("pytorch_lightning", reason="the page shows how to use it")
+    run("installation.md", tmp_path, monkeypatch)
 
 
 @pytest.mark.filterwarnings("ignore::lightning.pytorch.utilities.warnings.PossibleUserWarning")

@@ -141,6 +141,51 @@ def test_iterative_goes_as_far_as_the_guard_lets_it(
     assert len(warnings_in(output)) >= len(taken_back)
 
 
+@dataclass(frozen=True)
+class Hour:
+    """A script of a newcomer's first hour, and what its account has to show.
+
+    Attributes:
+        command: The script, without its suffix, and its options.
+        asked: The line of what was asked to fall, and the fraction that was to be left.
+        measured: The line of the accuracy or error.
+        bounds: What the pruned network's accuracy or error has to lie between.
+        lost: By how much it may be worse than without pruning.
+    """
+
+    command: str
+    asked: tuple[str, float]
+    measured: str
+    bounds: tuple[float, float]
+    lost: float
+
+
+HOURS = [
+    Hour("first_hour_images", ("parameters", 0.3), "test accuracy", (95, 100), 3),
+    Hour("first_hour_transformer", ("MACs", 0.5), "test accuracy", (45, 100), 10),
+    Hour("first_hour_forecasting", ("parameters", 0.4), "test error", (0, 0.4), 0.05),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("hour", HOURS, ids=lambda hour: hour.command)
+def test_a_first_hour_ends_with_a_pruned_model_that_is_loaded_and_saved(hour: Hour, tmp_path: Path) -> None:
+    if "transformer" in hour.command:
+        pytest.importorskip("transformers")
+    output = run(tmp_path, hour.command)
+    rows = re.findall(r"^([A-Za-z ]+): +([\d.,]+)%? -> ([\d.,]+)", output, re.MULTILINE)
+    account = {what: (float(old.replace(",", "")), float(new.replace(",", ""))) for what, old, new in rows}
+    what, left = hour.asked
+    before, after = account[what]
+    assert after / before == pytest.approx(left, abs=0.02)
+    before, after = account[hour.measured]
+    assert hour.bounds[0] < after < hour.bounds[1]
+    assert (after - before if "error" in hour.measured else before - after) < hour.lost
+    assert re.search(r"the same (answers|forecasts)$", output, re.MULTILINE)
+    assert output.count("Training ") == 2
+    assert not warnings_in(output)
+
+
 # ---- the user's own data
 
 
@@ -272,7 +317,7 @@ def test_from_pretrained_refuses_a_pruned_model_and_make_resizable_takes_it(tmp_
 def test_every_example_is_tested_and_stands_in_the_table() -> None:
     modules = {path.stem: path.read_text(encoding="utf-8") for path in EXAMPLES.glob("*.py")}
     scripts = {name for name, code in modules.items() if '__name__ == "__main__"' in code}
-    tested_here = {case.command.split()[0] for case in (*SMALL, *WHOLE)} | {"iterative"}
+    tested_here = {case.command.split()[0] for case in (*SMALL, *WHOLE, *HOURS)} | {"iterative"}
     assert scripts == tested_here | ELSEWHERE.keys()
     for name, test in ELSEWHERE.items():
         assert name in (ROOT / "tests" / test).read_text(encoding="utf-8")

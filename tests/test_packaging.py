@@ -25,9 +25,10 @@ import lightning_coreset
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "lightning_coreset"
 RUNTIME = {"torch", "lightning", "torchmetrics", "tensorboard"}
-# For the pictures drawn for TensorBoard; and what is used in a terminal if it is there.
+# For the pictures drawn for TensorBoard; and what is used if it is there.
 DRAWING = {"numpy", "PIL"}
-OPTIONAL = {"rich"}
+OPTIONAL = {"console.py": {"rich"}, "history.py": {"pandas"}}
+EXTRAS = {"benchmarks", "cli", "clients", "dev", "docs", "examples", "huggingface", "test", "tutorial"}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
@@ -70,12 +71,17 @@ for module in [lightning_coreset, *map(importlib.import_module, names)]:
 def test_metadata_names_the_runtime_dependencies_and_the_extras(metadata: Message) -> None:
     required = [text for text in metadata.get_all("Requires-Dist", []) if "extra ==" not in text]
     assert {re.split(r"[^\w-]", text)[0] for text in required} == RUNTIME | {"numpy", "pillow"}
-    assert set(metadata.get_all("Provides-Extra", [])) == {"test", "examples", "benchmarks", "docs", "dev"}
+    assert set(metadata.get_all("Provides-Extra", [])) == EXTRAS
     assert metadata["Name"] == "lightning-coreset"
     assert metadata["Version"] == lightning_coreset.__version__
     assert metadata.get_all("Project-URL") == ["Paper, https://arxiv.org/abs/2008.08316"]
     assert metadata["Requires-Python"] == ">=3.10"
     assert metadata["License-Expression"] == "Apache-2.0"
+
+
+def test_the_installation_page_names_every_extra() -> None:
+    page = (ROOT / "docs" / "installation.md").read_text(encoding="utf-8")
+    assert {extra for extra in EXTRAS if f"`{extra}`" in page} == EXTRAS
 
 
 def imported(path: Path) -> set[str]:
@@ -97,8 +103,8 @@ def test_modules_import_only_what_their_package_may() -> None:
         allowed = RUNTIME if package in {"training", "callback.py"} else {"torch"}
         if package == "huggingface":  # only inside of functions that are given models of it
             allowed = allowed | {"transformers"}
-        if path.parent.name == "report":
-            allowed = allowed | (OPTIONAL if path.name == "console.py" else DRAWING)
+        if "report" in path.relative_to(PACKAGE).parts:
+            allowed = allowed | OPTIONAL.get(path.name, DRAWING)
         assert imported(path) - set(sys.stdlib_module_names) - {"lightning_coreset"} <= allowed, path
 
 
@@ -132,10 +138,13 @@ def what_the_reader_has() -> dict[str, object]:
         def validation_step(self, batch, batch_idx):
             self.log("val_acc", (self(batch[0]).argmax(1) == batch[1]).float().mean())
 
+        test_step = validation_step
+
         def configure_optimizers(self):
             return torch.optim.Adam(self.parameters())
 
     data = TensorDataset(torch.randn(64, 8), torch.randint(0, 3, (64,)))
     loader = DataLoader(data, batch_size=32)
     model = LitModel()
-    return {"model": model, "train_loader": loader, "val_loader": loader, "network": model.net, "x": data[:4][0]}
+    loaders = dict.fromkeys(("train_loader", "val_loader", "test_loader"), loader)
+    return {"model": model, **loaders, "network": model.net, "x": data[:4][0]}

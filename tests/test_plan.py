@@ -29,7 +29,7 @@ def by_hand(**other: Any) -> PruningPlan:
             ParameterChange("encoder.1.weight", (8, 4), (8, 3), {1: kept}, torch.randn(8, 3)),
             ParameterChange("encoder.2.weight", (8, 4), (8, 3), {1: kept}, factors={1: torch.rand(3).double()}),
         ),
-        "skipped": {"head": "reaches the network's output", "norm": "is normalised over"},
+        "skipped": {"head": "makes outputs of the network", "norm": "is normalised over"},
         "requested": 0.5,
         "reached": 0.4321,
         "unit": "macs",
@@ -108,16 +108,16 @@ def test_the_text_is_a_table():
     cells = ["encoder.0", "4", "->", "3", "75%", "-1,100", "-5,556", "1.23%", "sensitivity (pps)"]
     assert first.split(maxsplit=8) == cells
     assert second.split(maxsplit=5) == ["encoder.1", "8", "->", "8", "100%", "rank (several layers make its channels)"]
-    assert head.index("params") == first.index("-1,100")
-    assert head.index("MACs") == first.index("-5,556")
-    assert head.index("channels") == first.index("4 ->") == second.index("8 ->")
+    for heading, cell in (("params", "-1,100"), ("MACs", "-5,556"), ("channels", "4 -> 3"), ("kept", "75%")):
+        assert head.index(heading) + len(heading) == first.index(cell) + len(cell)
+    assert first.index("4 -> 3") == second.index("8 -> 8")
     assert head.index("method") == first.index("sensitivity") == second.index("rank")
     assert rest == [
         "macs removed: 43.21% of the original (requested 50.00%)",
         "params 1,600 -> 1,500, sparsity 25.00%",
         "MACs per sample 12,345 -> 6,789",
         "number changed: num_heads 4 -> 3 in encoder",
-        "not pruned: head reaches the network's output",
+        "not pruned: head makes outputs of the network",
         "not pruned: norm is normalised over",
     ]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import importlib.util
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -63,7 +64,7 @@ def test_quickstart_prunes_logs_and_still_classifies(name: str, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("rich", some_of([True, False], True), ids=["rich", "plain"])
-def test_quickstart_prints_a_table_for_each_network_and_nothing_else(
+def test_quickstart_prints_what_it_does_and_a_table_for_each_network_and_nothing_else(
     rich: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     if rich:
@@ -85,6 +86,7 @@ def test_quickstart_prints_a_table_for_each_network_and_nothing_else(
     assert err == ""
     for name in quickstart.NETWORKS:
         assert f"{name}, 3 epochs" in out
+        assert len(re.findall(rf"^{name}: .* \.\.\. \d+ s$", out, re.MULTILINE)) == 3
     for row in ("parameters", "MACs per image", "validation accuracy", "file size", "latency"):
         assert out.count(row) == len(quickstart.NETWORKS)
     assert f"tensorboard --logdir {tmp_path}" in out.replace("\n", " ")

@@ -76,7 +76,7 @@ def test_a_number_in_the_source_is_refused():
 def test_a_sum_divided_by_a_number_in_the_source_is_refused():
     model, inputs = made("traps/stream_divided_by_width")
     plan = prune(model, inputs, 0.3, include_residual=True)
-    assert "is reduced over by aten.sum and divided by how many there are" in plan.skipped["0"]
+    assert "is reduced across channels (aten.sum) and divided by how many there are" in plan.skipped["0"]
 
 
 def made(name):

@@ -153,8 +153,8 @@ def test_table():
     assert str(scan).splitlines() == [
         "group  channels  -12.5%  -50%",
         "-----------------------------",
-        "0      16        332     206",
-        "2      12        355     260",
+        "0            16     332   206",
+        "2            12     355   260",
         "whole network: 374",
     ]
     assert str(type(scan)()) == "Nothing was scanned."

@@ -41,3 +41,13 @@ def test_files_named_for_contributors_exist(page):
     assert not [
         path for path in named if not any((base / path).exists() for base in (ROOT, ROOT / "lightning_coreset"))
     ]
+
+
+def test_every_picture_is_in_the_gallery_with_a_command_that_exists():
+    gallery = (ROOT / "docs" / "gallery.md").read_text(encoding="utf-8")
+    pictures = {path.name for path in (ROOT / "docs" / "images").iterdir()}
+
+    assert set(re.findall(r"\(images/([\w.]+)\)", gallery)) == pictures
+    scripts = re.findall(r"`python ([\w/]+\.py)", gallery)
+    assert len(scripts) == len(pictures)
+    assert all((ROOT / script).exists() for script in scripts)

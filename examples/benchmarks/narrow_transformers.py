@@ -103,7 +103,7 @@ def theirs(model: nn.Module, inputs: Any) -> None:
     from torch_pruning_transformers import prune as prune_with_torch_pruning
 
     refused = analyse(model, inputs).refused
-    outputs = [model.get_submodule(name) for name, why in refused.items() if why == "reaches the network's output"]
+    outputs = [model.get_submodule(name) for name, why in refused.items() if why == "makes outputs of the network"]
     prune_with_torch_pruning(model, inputs, RATIO, outputs)
 
 

@@ -91,7 +91,7 @@ def ours(model: nn.Module, inputs: Any, ratio: float = RATIO) -> None:
 def theirs(model: nn.Module, inputs: Any, ratio: float = RATIO) -> None:
     """Prune with Torch-Pruning, which is told the layers that produce the output."""
     refused = analyse(model, inputs).refused
-    outputs = [model.get_submodule(name) for name, why in refused.items() if why == "reaches the network's output"]
+    outputs = [model.get_submodule(name) for name, why in refused.items() if why == "makes outputs of the network"]
     importance = tp.importance.GroupMagnitudeImportance(p=2)
     tp.pruner.BasePruner(model, inputs, importance, pruning_ratio=ratio, ignored_layers=outputs).step()
 

@@ -12,6 +12,7 @@ from lightning_coreset.planning.cost_model import ModelCost
 from lightning_coreset.planning.layer_rules import Rule, RuleMatcher, format_rule
 from lightning_coreset.planning.problem import PruningProblem, prunable
 from lightning_coreset.planning.request import Request
+from lightning_coreset.qualified_names import alike
 from lightning_coreset.structure import Structure
 
 _TOLERANCE = 1e-9
@@ -101,12 +102,19 @@ def what_holds(problem: PruningProblem) -> list[str]:
     unit, smallest = problem.request.unit, problem.smallest()
     whole = max(getattr(problem.original, unit), 1)
     held = problem.cost_model.holders(smallest, unit)
-    lines = []
-    for name in sorted(held, key=lambda name: -held[name])[:_HOLDERS]:
+    reasons: dict[str, list[str]] = {}
+    for name in held:
         left = f"is down to {smallest[name]} channels" if name in smallest else ""
-        reason = problem.skipped.get(name, left)
-        lines.append(f"\n  {name} ({held[name] / whole:.1%})" + (f", which {reason}" if reason else ""))
-    return lines
+        reasons.setdefault(problem.skipped.get(name, left), []).append(name)
+    entries = [
+        (sum(held[name] for name in names), label, f"each {reason}" if reason and len(names) > 1 else reason)
+        for reason, all_names in reasons.items()
+        for label, names in alike(all_names)
+    ]
+    most = sorted(entries, key=lambda entry: -entry[0])[:_HOLDERS]
+    return [
+        f"\n  {label} ({share / whole:.1%})" + (f", which {reason}" if reason else "") for share, label, reason in most
+    ]
 
 
 def ways_out(model: nn.Module, structure: Structure, problem: PruningProblem, most: float) -> dict[str, float]:

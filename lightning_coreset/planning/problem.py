@@ -15,8 +15,12 @@ from lightning_coreset.planning.cost_model import CostModel, ModelCost
 from lightning_coreset.planning.head_pairing import paired_by_rank
 from lightning_coreset.planning.layer_rules import Rule, RuleMatcher, format_rule
 from lightning_coreset.planning.request import PruningRatio, Request
+from lightning_coreset.qualified_names import labelled_reasons
 from lightning_coreset.structure import ChannelGroup, StepKind, Structure
 from lightning_coreset.surgery import made_weights, named_tensors, weight_norms_of
+
+_MOST_REASONS = 8
+"""Of an error that lists why no layer can be pruned."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,6 +193,7 @@ def _conflict(group: ChannelGroup, through: Mapping[Rule, str], ratios: Mapping[
 
 
 def _nothing_to_prune(skipped: Mapping[str, str]) -> str:
-    reasons = "\n".join(f"  {name}: {reason}" for name, reason in list(skipped.items())[:20])
-    more = f"\n  ... and {len(skipped) - 20} more" if len(skipped) > 20 else ""
+    told = labelled_reasons(skipped)
+    reasons = "\n".join(told[:_MOST_REASONS])
+    more = f"\n  ... and {len(told) - _MOST_REASONS} more reasons" if len(told) > _MOST_REASONS else ""
     return f"Expected a model with channels that can be pruned, but no layer has any:\n{reasons}{more}"

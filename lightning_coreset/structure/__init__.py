@@ -17,7 +17,7 @@ from lightning_coreset.structure.example import (
     as_examples,
     output_tensors,
 )
-from lightning_coreset.structure.find import Heads, Structure, analyse, find_groups
+from lightning_coreset.structure.find import Heads, analyse, find_groups
 from lightning_coreset.structure.labels import ChannelLabels, Statistic, TensorInfo
 from lightning_coreset.structure.op_call import OpCall
 from lightning_coreset.structure.ops.pieces import UNEQUAL_PIECES
@@ -36,6 +36,7 @@ from lightning_coreset.structure.records import (
     layer_of,
 )
 from lightning_coreset.structure.registry import register_rule
+from lightning_coreset.structure.result import Structure
 from lightning_coreset.structure.rule_kinds import Contraction, Elementwise, Movement, Pinned
 from lightning_coreset.structure.steps import Norm, Step, StepKind
 from lightning_coreset.structure.trace import (

@@ -292,7 +292,7 @@ class GroupBuilder:
         numbers = self._reasons[self.roots_of(where)]
         blocked = numbers[numbers >= 0]
         if len(blocked):
-            return self.union_find.reason(int(blocked[0]))
+            return self.engine.last_layers.reason(where[0]) or self.union_find.reason(int(blocked[0]))
         if where in self.engine.records.producers:
             return "is consumed by no layer whose weights could be cut"
         return "is not run by the example inputs"

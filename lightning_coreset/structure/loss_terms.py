@@ -86,7 +86,7 @@ def end_terms(propagation: Propagation, outputs: Any) -> None:
     added = _end_in_outputs(propagation, outputs) if isinstance(outputs, StepOutputs) else set()
     for one in propagation.read_terms:
         if id(one.labels) not in added:
-            hold(propagation, one, "enters aten._local_scalar_dense")
+            hold(propagation, one, "is read as a number of Python (aten._local_scalar_dense)")
     propagation.read_terms.clear()
 
 

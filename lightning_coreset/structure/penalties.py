@@ -62,13 +62,20 @@ def pass_penalties(propagation: Propagation, call: OpCall, entering: Sequence[St
     if alone and not any(map(_is_shown, call.written)):
         return list(entering)
     for penalty in entering:
-        hold(propagation, penalty, f"enters {call.title}")
+        hold(propagation, penalty, use_in(call))
     return []
 
 
 def hold(propagation: Propagation, statistic: Statistic, where: str) -> None:
     """Forbid the removal of the channels that a value is made of, which is used for something else."""
-    propagation.union_find.block(statistic.labels, f"{statistic.reason} before its result {where}")
+    propagation.union_find.block(statistic.labels, f"{statistic.reason}, and the result {where}")
+
+
+def use_in(call: OpCall) -> str:
+    """How a call uses a statistic that holds its channels, in words that follow "the result"."""
+    if call.name == "_local_scalar_dense":
+        return "is read as a number of Python (aten._local_scalar_dense)"
+    return f"enters another computation ({call.title})"
 
 
 def end_penalties(propagation: Propagation, output: Tensor) -> None:

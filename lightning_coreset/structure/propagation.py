@@ -24,6 +24,7 @@ from lightning_coreset.structure.labels import (
     labels_along,
     pin_all,
 )
+from lightning_coreset.structure.last_layers import LastLayers
 from lightning_coreset.structure.layer_records import LayerRecords, Paths
 from lightning_coreset.structure.lazy_execution import LazyExecutor
 from lightning_coreset.structure.loss_terms import note_terms
@@ -60,6 +61,7 @@ class Propagation(DispatchMode):
     Attributes:
         union_find: Which labels live and die together, and which are blocked.
         records: The layers that ran.
+        last_layers: Those that make outputs.
         grids: Labels that vary along several dimensions, of which one is chosen at the end.
         heads: Labels that number attention heads.
         counts: Labels whose classes an attribute of a module counts, with the names of both.
@@ -101,6 +103,7 @@ class Propagation(DispatchMode):
         super().__init__()
         self.union_find = ChannelUnionFind(within_heads=within_heads)
         self.records = LayerRecords()
+        self.last_layers = LastLayers(self)
         self.executor = LazyExecutor()
         self.grids: list[ChannelLabels] = []
         self.heads: list[Tensor] = []
@@ -217,7 +220,7 @@ class Propagation(DispatchMode):
         dims = {axis.dims for axis in self.info(written).channel_labels}
         if call.inplace and {axis.dims for axis in axes} != dims and not self.is_alone(written):
             for axis in axes:
-                self.union_find.block(axis.labels, f"is written in place by {call.title}")
+                self.union_find.block(axis.labels, f"is written in place ({call.title})")
 
     def note_values(self, tensor: Tensor) -> None:
         """Say that a tensor, and all that shows its memory, does not hold equal elements any more."""
@@ -310,6 +313,7 @@ class Propagation(DispatchMode):
         for tensor in tensors:
             self.block(tensor, reason)
             if tensor in self._known and not self.info(tensor).constant:
+                self.last_layers.keep(tensor)
                 self._known[tensor] = UNLABELLED
 
     def producer_paths(self, tensors: Iterable[Tensor], step: Step | None = None) -> Paths:
@@ -382,6 +386,7 @@ class Propagation(DispatchMode):
         elif func.overloadpacket in EQUAL_ELEMENTS:
             self._known[result] = TensorInfo(uniform=True)
         note_terms(self, func, tensors, result)
+        self.last_layers.see(tensors, result)
         return result
 
     def _follow(self, call: OpCall) -> None:
@@ -413,13 +418,15 @@ class Propagation(DispatchMode):
         if rule is None:
             names = [self.info(tensor).direct or "" for tensor in call.tensors]
             known = next((self._unsupported[name] for name in names if name in self._unsupported), None)
-            missing = f"enters {call.title}, which has no rule (lightning_coreset.structure.register_rule adds one)"
+            missing = (
+                f"enters an operator without a rule ({call.title}; lightning_coreset.structure.register_rule adds one)"
+            )
             if not known and follow_as_penalty(self, call, missing):
                 return
             self.refuse(call, f"enters a layer that {known}" if known else missing)
             return
         if call.has_out:  # which may be a view of something else
-            self.refuse(call, f"is written into the argument out of {call.title}")
+            self.refuse(call, f"is written into an argument out ({call.title})")
             return
         try:
             if follow_stacked(self, call):
@@ -429,7 +436,7 @@ class Propagation(DispatchMode):
             if statistics:
                 self._add_statistics(call.results, pass_statistics(self, call, statistics))
         except Exception as error:  # a rule that cannot follow an unforeseen form must not end the user's program
-            self.refuse(call, f"enters {call.title} in a form that cannot be followed ({error})")
+            self.refuse(call, f"is used in a form that cannot be followed ({call.title}: {error})")
 
     def _add_statistics(self, results: Iterable[Tensor], statistics: Iterable[Statistic]) -> None:
         for result in results:
@@ -467,7 +474,7 @@ class Propagation(DispatchMode):
             lambda leaf: followed(leaf) if callable(leaf) and not isinstance(leaf, Tensor) else leaf, (args, kwargs)
         )
         result = func(*args, **kwargs)
-        reason = f"enters the higher-order operator {func.name()}"
+        reason = f"enters an operator that is given functions ({func.name()})"
         self._refuse(tensors_among((args, kwargs, result)), reason)
         return result
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from itertools import chain
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -50,6 +50,9 @@ class Member:
     role: Role
     index: tuple[tuple[int, ...], ...]
     length: int | None = None
+
+    def __repr__(self) -> str:
+        return f"<Member: {self.name}, dimension {self.dim}, {self.role}, {self.total:,} positions>"
 
     @cached_property
     def one_each(self) -> bool:
@@ -231,6 +234,14 @@ class ChannelGroup:
     weight_norms: tuple[WeightNorm, ...] = ()
     pairing: Pairing | None = None
     copies: tuple[Copy, ...] = field(default=(), repr=False)
+
+    def __repr__(self) -> str:
+        roles = ", ".join(
+            f"{len(members)} {role}{'s' * (len(members) > 1 and role != 'channelwise')}"
+            for role in get_args(Role)
+            if (members := self.by_role(role))
+        )
+        return f"<ChannelGroup: {self.name}, {self.size:,} classes, {roles}>"
 
     @cached_property
     def with_copies(self) -> ChannelGroup:

@@ -20,7 +20,7 @@ from torch import Tensor
 from lightning_coreset.structure.labels import ChannelLabels, Statistic, TensorInfo, pin_all, unite_along
 from lightning_coreset.structure.loss_terms import gathers_terms, is_read_loss, meets_only_numbers
 from lightning_coreset.structure.op_call import OpCall
-from lightning_coreset.structure.penalties import hold, pass_penalties
+from lightning_coreset.structure.penalties import hold, pass_penalties, use_in
 
 if TYPE_CHECKING:
     from lightning_coreset.structure.propagation import Propagation, Rule
@@ -49,7 +49,7 @@ def take_statistic(
 
 def note_further_results(propagation: Propagation, call: OpCall) -> None:
     """What a normalisation returns beside its result, mean and deviation, holds the channels if something uses it."""
-    reason = f"has its statistics returned by {call.title}"
+    reason = f"has its statistics returned ({call.title})"
     axes = propagation.info(call.args[0]).channel_labels
     for result in call.results[1:]:
         statistics = tuple(Statistic(axis.flat, reason, normalizes=False) for axis in axes)
@@ -66,7 +66,7 @@ def check_statistics(propagation: Propagation, call: OpCall, rule: Rule) -> list
         if one.joins_loss and is_read_loss(propagation, call):
             propagation.read_terms.append(one)
         elif not (one.penalty or (one.joins_loss and gathered)):
-            hold(propagation, one, f"enters {call.title}")
+            hold(propagation, one, use_in(call))
     # Of what is left the results will tell.
     return [one for one in entering if one.penalty or (one.joins_loss and gathered)]
 

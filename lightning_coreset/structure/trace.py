@@ -23,6 +23,7 @@ from lightning_coreset.structure.attention import followed_attention
 from lightning_coreset.structure.collectives import local_collectives
 from lightning_coreset.structure.derivatives import StandInDerivatives
 from lightning_coreset.structure.example import BOTH_MODES, Example, Examples, RunMode, as_examples, output_tensors
+from lightning_coreset.structure.last_layers import MAKES_OUTPUTS
 from lightning_coreset.structure.loss_terms import end_terms
 from lightning_coreset.structure.penalties import end_penalties
 from lightning_coreset.structure.propagation import Propagation
@@ -137,10 +138,11 @@ def _run(engine: Propagation, model: nn.Module, example: Example) -> None:
         with engine.executor.running(), followed[0], followed[1], derivatives, engine, local_collectives():
             outputs = example.run(model, example.inputs)
         end_terms(engine, outputs)
+        engine.last_layers.end(outputs)
         for tensor in output_tensors(outputs):
             engine.has_outputs = True
             end_penalties(engine, tensor)
-            engine.block(tensor, "reaches the network's output")
+            engine.block(tensor, MAKES_OUTPUTS)
         outputs = tensor = None  # so that only what the network itself keeps is left
     finally:
         engine.executor.close()

@@ -11,9 +11,11 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from lightning_coreset.plan import PruningPlan
 from lightning_coreset.planning import check_reachable
+from lightning_coreset.qualified_names import not_pruned
 from lightning_coreset.schedule import Interval
 from lightning_coreset.state import duplicate
 from lightning_coreset.surgery import apply_changes
+from lightning_coreset.tables import html_details, html_lines, html_table, text_table
 from lightning_coreset.training.event_planner import EventPlanner
 from lightning_coreset.training.packages import is_overridden
 from lightning_coreset.training.progress import Progress
@@ -33,10 +35,55 @@ class DryRun:
     interval: Interval
 
     def __str__(self) -> str:
-        """A table for every event; skipped layers are the same at all events and listed once."""
-        first, *later = self.plans.items()
-        parts = [f"{self.interval} {first[0]}:\n{first[1]}", *(f"{self.interval} {t}:\n{p.table()}" for t, p in later)]
-        return "\n\n".join(parts)
+        """Tables of the events and of the groups, and the layers that stay; ``print(plans[time])`` shows one event."""
+        if not self.plans:
+            return "No event would take place."
+        first = next(iter(self.plans.values()))
+        parts = [text_table(self.rows(), names=False), "", text_table(self.group_rows()), *not_pruned(first.skipped)]
+        return "\n".join(parts)
+
+    def __repr__(self) -> str:
+        if not self.plans:
+            return "<DryRun: no events>"
+        times, plans = list(self.plans), list(self.plans.values())
+        return (
+            f"<DryRun: {len(plans)} events, {self.interval}s {times[0]} to {times[-1]}, {plans[0].params_before:,} -> "
+            f"{plans[-1].params_after:,} parameters>"
+        )
+
+    def _repr_html_(self) -> str:
+        """What notebooks show: the events, with groups and reasons folded away."""
+        if not self.plans:
+            return html_lines([str(self)])
+        first = next(iter(self.plans.values()))
+        groups, reasons = self.group_rows(), not_pruned(first.skipped)
+        folded = html_details(f"{len(groups) - 1} groups", html_table(groups))
+        folded += html_details(f"{len(first.skipped)} layers not pruned", html_lines(reasons)) if reasons else ""
+        return f"<div>{html_table(self.rows(), names=False)}{folded}</div>"
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """The cells of the table of events, with a row of headings."""
+        heads = (self.interval, "requested", "reached", "sparsity", "params", "MACs", "channels removed")
+        cells = [
+            (
+                str(time),
+                *(f"{ratio:.2%}" for ratio in (plan.requested, plan.reached, plan.sparsity)),
+                *(f"{count:,}" for count in (plan.params_after, plan.macs_after, plan.channels_removed)),
+            )
+            for time, plan in self.plans.items()
+        ]
+        return [heads, *cells]
+
+    def group_rows(self) -> list[tuple[str, ...]]:
+        """The cells of the table of groups before the first event and after the last, with a row of headings."""
+        before: dict[str, int] = {}
+        after: dict[str, int] = {}
+        for plan in self.plans.values():
+            for group in plan.groups:
+                before.setdefault(group.name, group.channels_before)
+                after[group.name] = group.channels_after
+        cells = [(name, f"{size:,} -> {after[name]:,}", f"{after[name] / size:.0%}") for name, size in before.items()]
+        return [("group", "channels", "left"), *cells]
 
 
 def dry_run(

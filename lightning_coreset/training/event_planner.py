@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -57,6 +57,7 @@ class EventPlanner:
 
     Attributes:
         waits: Whether the last event has nothing to prune until layers have run that could read channels.
+        offered: How many groups may lose channels, and the layers that stay, each with the reason; as ``begin`` found.
 
     Raises:
         ValueError: If ``never_run`` is no sequence of rules.
@@ -83,6 +84,7 @@ class EventPlanner:
         self.late = LateLayers(request, never_run)
         self._others = OtherRanks()
         self.waits = False
+        self.offered: tuple[int, Mapping[str, str]] = 0, {}
         self._was_reachable = False  # by what had run in this fit when it was looked at last
         self._told: float | None = None  # the ratio by default that was said last
 
@@ -124,6 +126,8 @@ class EventPlanner:
             if targets is not None:
                 progress.original, progress.final_sizes, progress.target = targets
                 self._aim_at(progress.target)
+        groups, skipped = prunable(pl_module, structure, self.request)
+        self.offered = len(groups), skipped
         self.source.have_begun()
         return True
 

@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_coreset._arguments import defaults_of, is_default
-from lightning_coreset._deprecated import OLD_ARGUMENTS
+from lightning_coreset._calls import OLD_ARGUMENTS
 from lightning_coreset.planning import DEFAULT_RATIO, Request, check_flags
 from lightning_coreset.schedule import PruningSchedule, as_schedule
 from lightning_coreset.training.accuracy_guard import AccuracyGuard, as_guard

@@ -7,12 +7,16 @@ other, so that whatever this package asks about a class, it asks of both.
 from __future__ import annotations
 
 import importlib
+import logging
+import sys
+from collections.abc import Iterable
 from functools import cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities.model_helpers import is_overridden as overrides
+from lightning.pytorch.utilities.rank_zero import rank_zero_module
 
 _PACKAGES = ("lightning.pytorch", "pytorch_lightning")
 
@@ -60,9 +64,20 @@ def _module(name: str) -> Any:
         return None
 
 
+def first_logger(imported: Iterable[str]) -> logging.Logger:
+    """The logger of the package whose module of loggers comes first among the modules that were imported."""
+    loggers = [f"{package}.utilities.rank_zero" for package in _PACKAGES]
+    return logging.getLogger(next((name for name in imported if name in loggers), loggers[0]))
+
+
 if TYPE_CHECKING:
     Callback = pl.Callback
 else:
 
     class Callback(*kinds("Callback")):
         """A callback that the Trainers of both packages take for one of theirs."""
+
+
+# Each package, when it is imported, makes its logger the one that the messages of both go to, and the class above needs
+# both. They stay with the package that the project imported: `getLogger("lightning.pytorch").setLevel(...)` counts.
+rank_zero_module.log = first_logger(sys.modules)

@@ -15,7 +15,7 @@ from lightning_coreset.training.report import History
 from lightning_coreset.training.untrained_parts import UntrainedParts
 
 
-@dataclass
+@dataclass(repr=False)
 class Progress:
     """The state of a training run with pruning events.
 

@@ -21,7 +21,7 @@ from lightning_coreset.training.guard import Guard
 from lightning_coreset.training.metrics import Monitor
 from lightning_coreset.training.progress import Progress
 from lightning_coreset.training.recalibration import Recalibration
-from lightning_coreset.training.report import Reporter, logged_step
+from lightning_coreset.training.report import Outlook, Reporter, logged_step
 from lightning_coreset.training.strategies import from_rank_zero, run_on_all_ranks
 from lightning_coreset.training.timeline import Timeline
 
@@ -31,7 +31,7 @@ _MOST_BYTES = 1 << 20
 OnPrune: TypeAlias = Callable[[PruningPlan, pl.Trainer, pl.LightningModule], None]
 
 
-@dataclass
+@dataclass(repr=False)
 class PruningRun:
     """The state of a training run with pruning events, and the parts that carry them out.
 
@@ -115,12 +115,33 @@ class PruningRun:
         """
         if not self._has_begun or (event and not self.progress.plans):
             before = self.timeline
-            self.planner.begin(trainer, pl_module, self.progress)
-            if self.timeline != before:
+            with self.reporter.timed():
+                begun = self.planner.begin(trainer, pl_module, self.progress)
+            changed = self.timeline != before
+            if changed:
                 self._events = self.timeline.events(trainer)
                 self._find_next_event()
-                return True
+            if begun and self.progress.original is not None:
+                self.reporter.structure_known(trainer, self._outlook)
+            return changed
         return False
+
+    def _outlook(self) -> Outlook:
+        """What will be pruned in this fit, for people."""
+        request, schedule = self.planner.request, self.timeline.schedule
+        groups, skipped = self.planner.offered
+        return Outlook(
+            unit=request.unit,
+            whole=getattr(self.progress.original, request.unit, None),
+            reached=self.progress.reached,
+            target=None if request.method.chooses_sizes else self.timeline.target,
+            rules=isinstance(request.pruning_ratio, Mapping),
+            groups=groups,
+            skipped=skipped,
+            times=sorted(self.progress.open_events(self._events)),
+            interval=self.timeline.interval,
+            curve=schedule if isinstance(schedule, str) else getattr(schedule, "__name__", "given"),
+        )
 
     @property
     def timeline(self) -> Timeline:
@@ -163,7 +184,8 @@ class PruningRun:
             self._waits_in_epoch = trainer.current_epoch
         elif due and self._has_begun:
             self._waits_in_epoch = -1
-            self._prune(trainer, pl_module, due, on_prune)
+            with self.reporter.timed():
+                self._prune(trainer, pl_module, due, on_prune)
         self._find_next_event()
 
     def _due(self, now: int) -> dict[int, float]:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from lightning_coreset._calls import level_of_caller
+from lightning_coreset.qualified_names import labelled_reasons
 from lightning_coreset.state import ran_out_of_memory
 from lightning_coreset.structure import UNEQUAL_PIECES, ChannelGroup, Examples, Heads, Structure, analyse
 from lightning_coreset.verification.forms import Form, other_forms
@@ -61,7 +62,7 @@ def with_unproven(model: nn.Module, structure: Structure, examples: Examples, *,
 
 def describe_failures(failures: Mapping[str, str]) -> str:
     """A warning that names the groups that failed, each with the reason."""
-    reasons = "\n".join(f"  {name}: {reason}" for name, reason in failures.items())
+    reasons = "\n".join(labelled_reasons(failures))
     return f"The channels of these layers are not pruned, since a trial on a copy failed:\n{reasons}"
 
 

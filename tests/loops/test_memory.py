@@ -73,7 +73,7 @@ def long_run(groups: int, channels: int, events: int) -> Progress:
     width = channels // groups
     progress = Progress(original=ModelCost(10**7, 10**9, channels, dict.fromkeys(names, width)))
     left, each = dict.fromkeys(names, width), channels // events // groups // 2
-    skipped = {f"heads.{number}": "reaches the network's output" for number in range(20)}
+    skipped = {f"heads.{number}": "makes outputs of the network" for number in range(20)}
     for event in range(events - 1):
         rows = []
         for number, name in enumerate(names):

@@ -155,7 +155,9 @@ def test_a_norm_by_which_a_weight_is_divided_holds_it():
     structure = analyse(Normed(), torch.randn(5, 4))
     assert structure.groups == ()
     (reason,) = {reason for name, reason in structure.refused.items() if name.startswith("first")}
-    assert reason.startswith("is reduced over by aten.linalg_vector_norm before its result enters aten.")
+    assert reason.startswith(
+        "is reduced across channels (aten.linalg_vector_norm), and the result enters another computation (aten."
+    )
 
 
 def test_a_norm_that_scales_activations_holds_the_weight():
@@ -166,7 +168,10 @@ def test_a_norm_that_scales_activations_holds_the_weight():
 
     structure = analyse(Scaled(), torch.randn(5, 4))
     assert structure.groups == ()
-    assert structure.refused["first"] == "is reduced over by aten.linalg_vector_norm before its result enters aten.mul"
+    assert (
+        structure.refused["first"]
+        == "is reduced across channels (aten.linalg_vector_norm), and the result enters another computation (aten.mul)"
+    )
 
 
 def test_a_norm_that_is_read_as_a_number_is_compared():
@@ -375,7 +380,7 @@ FEATURES: list[Loss] = [
 def test_a_mean_that_is_used_otherwise_holds_its_channels(loss):
     structure = analyse(Hidden(), step_of(loss))
     assert "first" not in [group.name for group in structure.groups]
-    assert "is reduced over by aten." in structure.refused["first"]
+    assert "is reduced across channels (aten." in structure.refused["first"]
 
 
 def test_what_forward_returns_within_a_step_holds_its_channels():

@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from lightning_coreset import CoresetPruningCallback
-from lightning_coreset.training.report import Guarded, console, reporter, summary, tensorboard
+from lightning_coreset.training.report import Guarded, console, pages, reporter, summary
 from lightning_coreset.training.report.console import pretty_table, printable
 
 LOADER = make_loader(8, samples=16, batch_size=8)
@@ -68,7 +68,7 @@ def test_a_console_that_fails(monkeypatch, error):
     monkeypatch.setattr(sys, "stdout", Failing(error))
     _, told = fit(Bar(), enable_progress_bar=True)
     assert len(told) == 1
-    assert told[0].startswith(f"Could not print what an event did: {error!r}")
+    assert told[0].startswith(f"Could not print what was pruned: {error!r}")
 
 
 class OneLine(io.StringIO):
@@ -88,6 +88,7 @@ def test_lines_go_one_by_one(monkeypatch, bar):
     assert told == []
     assert "Pruned at epoch 1:" in stream.getvalue()
     assert "net.0" in stream.getvalue()
+    assert "Pruning is over" in stream.getvalue()
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
@@ -157,8 +158,8 @@ def test_tensorboard_that_cannot_write(tmp_path):
         (reporter, "event_report"),
         (reporter, "event_scalars"),
         (console, "text_table"),
-        (tensorboard, "trainers_hyperparameters"),
-        (tensorboard, "logged_step"),
+        (pages, "trainers_hyperparameters"),
+        (pages, "logged_step"),
     ],
     ids=lambda each: each if isinstance(each, str) else "",
 )

@@ -226,7 +226,7 @@ def test_what_forward_returns_keeps_its_width(kind):
 
     assert widths(module)["net.2"][1] == 16
     assert widths(module)["net.0"][1] < 24
-    assert callback.plans[0].skipped["net.2"] == "reaches the network's output"
+    assert callback.plans[0].skipped["net.2"] == "makes outputs of the network"
 
 
 class OfAnotherShape(OnlyForPrediction):

@@ -94,7 +94,7 @@ def test_what_holds_the_rest_and_the_ways_out_are_named():
 def test_where_no_limit_holds_there_is_no_way_out():
     model = nn.Sequential(nn.Linear(20, 40), nn.ReLU(), nn.Linear(40, 20))
     structure = analyse(model, torch.randn(1, 20))
-    with pytest.raises(ValueError, match=r"2 \(.*\), which reaches the network's output(.|\n)*Ask for less\.$"):
+    with pytest.raises(ValueError, match=r"2 \(.*\), which makes outputs of the network(.|\n)*Ask for less\.$"):
         check_reachable(model, structure, Request(0.999))
 
 

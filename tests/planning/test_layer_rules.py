@@ -68,7 +68,7 @@ def test_the_plan_tells_why_a_group_stays():
     assert skipped["stem"] == "is ignored by re.compile('stem')"
     assert skipped["conv1"] == "is named by no rule of only"
     assert skipped["conv2"].startswith("is coupled with other layers by an addition")
-    assert skipped["head"] == "reaches the network's output"
+    assert skipped["head"] == "makes outputs of the network"
     assert prunable(model, structure, Request({"stem": 0.5}))[1]["conv1"] == "is named by no rule of pruning_ratio"
 
 
@@ -205,7 +205,7 @@ def test_a_rule_that_matches_nothing_names_what_is_close(argument, rule, close):
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({"only": ["conv1", "head"]}, "'head' of only .*: head reaches the network's output"),
+        ({"only": ["conv1", "head"]}, "'head' of only .*: head makes outputs of the network"),
         ({"pruning_ratio": {"conv1": 0.5, "conv2": 0.5}}, "'conv2' of pruning_ratio .*: conv2 is coupled"),
         ({"pruning_ratio": {"conv1": 0.5, "stem": 0.5}, "ignore": ["stem"]}, "'stem' of pruning.*: stem is ignored by"),
         ({"ignore": ["bn1"]}, r"'bn1' of ignore .*: bn1 makes no channels itself\.$"),

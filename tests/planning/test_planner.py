@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -202,7 +203,7 @@ def test_residual_streams_are_left_out_unless_wanted():
     assert "include_residual=True" in skipped["conv2"]
     groups, skipped = prunable(model, structure, Request(0.5, include_residual=True))
     assert [group.name for group in groups] == ["stem", "conv1", "conv2"]
-    assert skipped == {"head": "reaches the network's output"}
+    assert skipped == {"head": "makes outputs of the network"}
     assert [is_residual(group) for group in groups] == [False, False, True]
 
 
@@ -274,19 +275,25 @@ def test_nothing_to_prune_tells_why_layer_by_layer():
     lines = str(caught.value).splitlines()
     for name, reason in [
         ("first", "softmax"),
-        ("last", "reaches the network's output"),
+        ("last", "makes outputs of the network"),
         ("never", "is not run by the example inputs"),
         ("mixed", "softmax"),
     ]:
-        assert any(line.strip().startswith(name) and reason in line for line in lines), (name, lines)
+        told = [line.strip().partition(": ") for line in lines]
+        assert any(name in names and reason in rest for names, _, rest in told), (name, lines)
 
 
 def test_nothing_to_prune_is_short_for_large_models():
     model = nn.ModuleList(nn.Linear(2, 2) for _ in range(60))
     structure = analyse(nn.Sequential(*[nn.Sequential(layer, nn.LayerNorm(2)) for layer in model]), torch.randn(1, 2))
-    with pytest.raises(ValueError, match=r"\.\.\. and \d+ more") as caught:
+    with pytest.raises(ValueError, match=r"0-58\.0 \(59\): each is normalised") as caught:
         make_plan(model, structure, Request(0.5))
-    assert len(str(caught.value).splitlines()) == 22
+    assert len(str(caught.value).splitlines()) == 3
+
+    many = replace(structure, groups=(), refused={f"layer{number}": f"is {number}" for number in range(60)})
+    with pytest.raises(ValueError, match=r"\.\.\. and 52 more reasons") as caught:
+        make_plan(model, many, Request(0.5))
+    assert len(str(caught.value).splitlines()) == 10
 
 
 @pytest.mark.parametrize("ask", [make_plan, measure, final_sizes])

@@ -52,4 +52,4 @@ def test_a_convolutional_network_is_condensed(monkeypatch):
     few, every = both(build, torch.randn(2, 3, 8, 8), monkeypatch)
     assert few == every
     assert [(group.name, group.size) for group in few.groups] == [("0", 8), ("3", 6)]
-    assert few.refused == {"7": "reaches the network's output"}
+    assert few.refused == {"7": "makes outputs of the network"}

@@ -43,7 +43,7 @@ def test_a_group_has_the_layers_of_all_runs():
 def test_outputs_of_all_runs_keep_their_width():
     structure = analyse(Heads(), [example("a"), example()])
     assert structure.groups == ()
-    assert structure.refused["trunk"] == "reaches the network's output"
+    assert structure.refused["trunk"] == "makes outputs of the network"
 
 
 def test_a_group_has_to_pass_the_self_check_in_all_runs():

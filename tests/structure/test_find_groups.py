@@ -160,7 +160,7 @@ def test_reasons_are_in_words(layer: nn.Module, reason: str) -> None:
     structure = analyse(Net(), torch.randn(3, 4) if not isinstance(layer, nn.LayerNorm) else torch.randn(2, 3, 4))
     assert structure.groups == ()
     assert reason in structure.refused["first"]
-    assert structure.refused["last"] == "reaches the network's output"
+    assert structure.refused["last"] == "makes outputs of the network"
 
 
 def test_what_the_example_does_not_run_is_named() -> None:
@@ -280,7 +280,7 @@ def test_channels_written_into_a_room_for_them(first: bool) -> None:
 
 
 def test_a_model_that_is_a_layer_itself_is_refused_once():
-    assert dict(analyse(nn.Linear(4, 3), torch.randn(1, 4)).refused) == {"weight": "reaches the network's output"}
+    assert dict(analyse(nn.Linear(4, 3), torch.randn(1, 4)).refused) == {"weight": "makes outputs of the network"}
 
 
 def test_channels_last_with_pooling_to_one_pixel():

@@ -78,16 +78,22 @@ def spatial_attention(net, x: Tensor) -> Tensor:
 
 
 FEATURES = {
-    "into a convolution": (convolutional(spatial_attention), "before its result enters aten.convolution"),
+    "into a convolution": (
+        convolutional(spatial_attention),
+        "and the result enters another computation (aten.convolution)",
+    ),
     "into a softmax": (
         linear(lambda net, x: x * x.mean(-1, keepdim=True).softmax(1)),
-        "is reduced over by aten.mean before its result enters aten._softmax",
+        "is reduced across channels (aten.mean), and the result enters another computation (aten._softmax)",
     ),
     "over other positions": (linear(lambda net, x: x / x.norm(dim=-1, keepdim=True).sum(1, keepdim=True)), "enters"),
-    "into a number": (linear(lambda net, x: x / float(x.std())), "before its result enters aten._local_scalar_dense"),
-    "largest": (linear(lambda net, x: x / x.amax(-1, keepdim=True)), "is reduced over by aten.amax"),
-    "over two dimensions": (linear(lambda net, x: F.layer_norm(x, x.shape[1:])), "is normalised over by aten"),
-    "into a write": (linear(lambda net, x: torch.zeros_like(x).copy_(x.mean(-1, keepdim=True)) + x), "before its"),
+    "into a number": (linear(lambda net, x: x / float(x.std())), "and the result is read as a number of Python"),
+    "largest": (linear(lambda net, x: x / x.amax(-1, keepdim=True)), "is reduced across channels (aten.amax)"),
+    "over two dimensions": (
+        linear(lambda net, x: F.layer_norm(x, x.shape[1:])),
+        "is normalised across more than its channels (aten",
+    ),
+    "into a write": (linear(lambda net, x: torch.zeros_like(x).copy_(x.mean(-1, keepdim=True)) + x), "and the result"),
 }
 
 
@@ -112,7 +118,7 @@ def test_a_statistic_of_other_channels_holds_them():
 
     structure = analyse(Two(), torch.randn(3, 4))
     assert [group.name for group in structure.groups] == ["one"]
-    assert "is reduced over by aten.linalg_vector_norm" in structure.refused["other"]
+    assert "is reduced across channels (aten.linalg_vector_norm)" in structure.refused["other"]
 
 
 def test_a_mean_over_channels_that_is_returned_holds_them():
@@ -126,7 +132,10 @@ def test_a_mean_over_channels_that_is_returned_holds_them():
             return self.last(y), y.mean(-1)
 
     structure = analyse(Returned(), torch.randn(3, 4))
-    assert structure.refused["first"] == "is reduced over by aten.mean before its result reaches the network's output"
+    assert (
+        structure.refused["first"]
+        == "is reduced across channels (aten.mean), and the result makes outputs of the network"
+    )
 
 
 def test_weights_that_are_standardised_stay():
@@ -166,7 +175,7 @@ def test_a_channel_that_is_selected_holds_the_others_only_if_it_is_used(uses):
     structure = analyse(Selects(uses), torch.randn(3, 4))
     assert [group.name for group in structure.groups] == ([] if uses else ["first"])
     if uses:
-        assert "is taken apart at fixed positions by aten.select before its result" in structure.refused["first"]
+        assert "is taken apart at fixed positions (aten.select), and the result" in structure.refused["first"]
 
 
 def by_sums(net, x: Tensor) -> Tensor:
@@ -182,7 +191,8 @@ def test_a_sum_divided_by_the_number_of_channels_holds_them(between):
     """That number stays in the code: what is left would be divided by the old one."""
     structure = analyse(*linear(between))
     assert (
-        structure.refused["first"] == "is reduced over by aten.sum and divided by how many there are (use mean or var)"
+        structure.refused["first"]
+        == "is reduced across channels (aten.sum) and divided by how many there are (use mean or var)"
     )
 
 

@@ -119,7 +119,9 @@ def test_a_dry_run_shows_the_same():
 
 def test_where_nothing_can_go_training_goes_on():
     callback, module = default(), Classifier(nn.Linear(8, 3))
-    with pytest.warns(UserWarning, match="Nothing is pruned, and training goes on .*\n  net: is mixed by"):
+    with pytest.warns(
+        UserWarning, match="Nothing is pruned, and training goes on .*\n  net: makes outputs of the network"
+    ):
         fitted(module, callback)
     assert len(module.losses) == 6 * 4
     assert len(callback.history) == 0

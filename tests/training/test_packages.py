@@ -113,6 +113,7 @@ def test_without_the_other_package():
 TRANSLATED = (
     *("test_callback.py", "test_checkpoint.py", "test_resume.py", "test_cli.py", "test_dry_run.py", "loops"),
     *(f"training/test_{name}.py" for name in "guard averaged_models event features strategies ddp spawn".split()),
+    *(f"training/report/test_{name}.py" for name in ("outlets", "tensorboard", "scalars")),
 )
 
 
@@ -127,3 +128,17 @@ def test_the_tests_pass_for_the_other_package(tmp_path):
         path.write_text(translated(path.read_text(encoding="utf-8")), encoding="utf-8")
     paths = [f"tests/{name}" for name in TRANSLATED]
     finish(start("-m", "pytest", "-q", "-p", "no:cacheprovider", *paths, cwd=tmp_path), seconds=HANG)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("package", ["lightning.pytorch", "pytorch_lightning"])
+def test_messages_of_the_trainer_keep_the_logger_of_the_package_that_the_project_imported(package):
+    """Whoever wants no messages of Lightning sets the level of that logger; importing both moves them to the other."""
+    code = (
+        f"import logging, {package} as pl\n"
+        "import lightning_coreset\n"
+        f"logging.getLogger('{package}').setLevel(logging.WARNING)\n"
+        "pl.Trainer(accelerator='cpu', logger=False, enable_checkpointing=False)\n"
+    )
+    (output,) = finish(start("-c", code, cwd=ROOT))
+    assert output == ""

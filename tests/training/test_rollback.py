@@ -212,7 +212,7 @@ STATE_OF_VERSION_0_1 = {
             "requested": 0.5,
             "reached": 0.5,
             "groups": [{**GROUP, "name": "net.0"}],
-            "skipped": {"net.2": "reaches the network's output"},
+            "skipped": {"net.2": "makes outputs of the network"},
             "attributes": [],
             "changes": [],
             **COUNTS,

@@ -51,7 +51,7 @@ def embedding(propagation: Propagation, call: OpCall) -> None:
     weight, out = call.arguments["weight"], call.results[0]
     for other in call.tensors:
         if other is not weight:
-            propagation.block(other, f"says what {call.title} looks up")
+            propagation.block(other, f"says what is looked up ({call.title})")
     axes = propagation.pin_dims(weight, [0], "is a vocabulary")
     shape = (1,) * (out.dim() - 1) + (-1,)
     placed = tuple(replace(axis, labels=axis.labels.reshape(shape), from_layer=True) for axis in axes)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_coreset.structure.label_merging import join, varying
 from lightning_coreset.structure.labels import ChannelLabels, TensorInfo, unite_along
+from lightning_coreset.structure.last_layers import MAKES_THE_LOSS
 from lightning_coreset.structure.penalties import penalty_of
 from lightning_coreset.structure.propagation import OpCall, Propagation, Rule
 from lightning_coreset.structure.statistics import passes_statistics
@@ -54,7 +55,7 @@ def follow_elementwise(propagation: Propagation, call: OpCall, step: Step | None
     """The same for an operator that leaves another step."""
     out = call.results[0]
     operands = call.tensors
-    reason = f"meets a tensor that cannot be cut in {call.title}"
+    reason = f"meets a tensor that cannot be cut ({call.title})"
     axes = _joined(propagation, operands, out, reason)
     propagation.hold_in_views(call, operands[0], axes)
     large = [tensor for tensor in operands if tensor.dim() > 0]
@@ -192,10 +193,10 @@ def _reduced_loss(propagation: Propagation, call: OpCall) -> None:
     """The elements of parameters that are compared go together; all others stay."""
     operands = call.tensors
     if not all(propagation.info(tensor).constant for tensor in operands):
-        propagation.refuse(call, "reaches a loss")
+        propagation.refuse(call, MAKES_THE_LOSS)
         return
-    merged = _joined(propagation, operands, operands[0], f"meets a tensor that cannot be cut in {call.title}")
-    penalties = tuple(penalty_of(axis, f"is reduced over by {call.title}") for axis in merged)
+    merged = _joined(propagation, operands, operands[0], f"meets a tensor that cannot be cut ({call.title})")
+    penalties = tuple(penalty_of(axis, f"is reduced across channels ({call.title})") for axis in merged)
     propagation.set_info(call.results[0], TensorInfo(constant=True, statistics=penalties))
 
 

@@ -52,9 +52,9 @@ def masked_scatter(propagation: Propagation, call: OpCall) -> None:
     out = call.results[0]  # target and mask are broadcast
     last = out.dim() - 1
     if source.dim() == 0 or source.shape[-1] != out.shape[-1] or last in _own(mask, out.dim()):
-        propagation.refuse(call, f"enters {call.title} with a mask that differs between channels")
+        propagation.refuse(call, f"meets a mask that differs between channels ({call.title})")
         return
-    axes = propagation.pin_dims(source, range(source.dim() - 1), f"is written by {call.title} in another order")
+    axes = propagation.pin_dims(source, range(source.dim() - 1), f"is written in another order ({call.title})")
     rows = tuple(axis.moved(axis.labels.reshape((1,) * last + (-1,))) for axis in axes)
     parts = [(target, propagation.info(target).channel_labels), (source.reshape(-1, source.shape[-1])[:1], rows)]
     propagation.block(mask, "is a mask")
@@ -75,11 +75,11 @@ def distances(propagation: Propagation, call: OpCall) -> None:
     ndim = call.results[0].dim()
     parts = []
     for tensor, place in ((first, -2), (second, -1)):
-        axes = propagation.pin_dims(tensor, [tensor.dim() - 1], f"is summed over by {call.title}")
+        axes = propagation.pin_dims(tensor, [tensor.dim() - 1], f"is summed across channels ({call.title})")
         flipped = tensor if place == -2 else tensor.transpose(-1, -2)
         moved = tuple(axis if place == -2 else axis.moved(axis.labels.transpose(-1, -2)) for axis in axes)
         parts.append((varying(flipped, ndim) - {ndim - 3 - place}, moved))
-    axes = join(parts, ndim, propagation.union_find, f"meets a tensor that cannot be cut in {call.title}")
+    axes = join(parts, ndim, propagation.union_find, f"meets a tensor that cannot be cut ({call.title})")
     paths = propagation.producer_paths((first, second), Step(call.name))
     propagation.set_info(call.results[0], TensorInfo(axes, producer_paths=paths))
 
@@ -87,7 +87,7 @@ def distances(propagation: Propagation, call: OpCall) -> None:
 def transform(propagation: Propagation, call: OpCall) -> None:
     """Fourier transforms mix what lies along their dimensions."""
     source = call.args[0]
-    axes = propagation.pin_dims(source, call.dims("dim", source.dim()), f"is mixed by {call.title}")
+    axes = propagation.pin_dims(source, call.dims("dim", source.dim()), f"is mixed across channels ({call.title})")
     paths = propagation.producer_paths([source], Step(call.name))
     propagation.set_info(call.results[0], TensorInfo(axes, propagation.info(source).constant, producer_paths=paths))
 
@@ -150,10 +150,10 @@ def _join(
     pinned = []
     for part, axes in parts:
         shift = ndim - part.dim()
-        left = propagation.pin_axes(axes, {dim - shift for dim in fixed}, f"is moved by index in {call.title}")
+        left = propagation.pin_axes(axes, {dim - shift for dim in fixed}, f"is moved by an index ({call.title})")
         own = set() if propagation.info(part).uniform else _own(part, ndim) if repeats else varying(part, ndim)
         pinned.append((own - fixed, left))
-    joined = join(pinned, ndim, propagation.union_find, f"meets a tensor that cannot be cut in {call.title}")
+    joined = join(pinned, ndim, propagation.union_find, f"meets a tensor that cannot be cut ({call.title})")
     propagation.hold_in_views(call, out, joined)
     constant = all(propagation.info(part).constant for part in call.tensors)
     propagation.set_info(out, TensorInfo(joined, constant, producer_paths=paths))

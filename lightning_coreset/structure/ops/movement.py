@@ -129,7 +129,7 @@ def pin_dim(propagation: Propagation, call: OpCall) -> None:
     names = [name for name in ("dim", "dim0", "dim1", "dim2", "dimension", "dims") if name in call.arguments]
     dims = [dim for name in names for dim in call.dims(name, source.dim())]
     set_moved(
-        propagation, call, propagation.pin_dims(source, dims, f"is taken apart at fixed positions by {call.title}")
+        propagation, call, propagation.pin_dims(source, dims, f"is taken apart at fixed positions ({call.title})")
     )
 
 
@@ -137,7 +137,7 @@ def select(propagation: Propagation, call: OpCall) -> None:
     """One position along ``dim``: no single index may go, unless nothing uses what is there."""
     source = call.args[0]
     dim, info = int(call.arguments["dim"]) % source.dim(), propagation.info(source)
-    reason = f"is taken apart at fixed positions by {call.title}"
+    reason = f"is taken apart at fixed positions ({call.title})"
     named = [axis for axis in info.channel_labels if axis.dims == (dim,) and not info.constant]
     others = [axis for axis in info.channel_labels if all(axis is not one for one in named)]
     set_moved(propagation, call, pin_all(others, {dim}, propagation.union_find, reason))
@@ -148,7 +148,7 @@ def select(propagation: Propagation, call: OpCall) -> None:
 def pin_parts(propagation: Propagation, call: OpCall) -> None:
     """``view_as_complex``: the last dimension holds real and imaginary parts."""
     source = call.args[0]
-    reason = f"is a part of a number in {call.title}"
+    reason = f"is a part of a complex number ({call.title})"
     set_moved(propagation, call, propagation.pin_dims(source, [source.dim() - 1], reason))
 
 
@@ -156,7 +156,7 @@ def pin_triangle(propagation: Propagation, call: OpCall) -> None:
     """Operations that name positions in the last two dimensions (``tril``): what lies along others stays in place."""
     source, info = call.args[0], propagation.info(call.args[0])
     dims = range(source.dim() - 2, source.dim())
-    reason = f"is rearranged at fixed positions by {call.title}"
+    reason = f"is rearranged at fixed positions ({call.title})"
     penalties: tuple[Statistic, ...] = ()
     if info.constant:
         axes, penalties = take_penalty(propagation, source, dims, reason)

@@ -40,7 +40,7 @@ def layer_norm(propagation: Propagation, call: OpCall) -> None:
     source, out = call.args[0], call.results[0]
     count = len(call.arguments["normalized_shape"])
     dims = range(source.dim() - count, source.dim())
-    reason = f"is normalised over by {call.title}"
+    reason = f"is normalised across more than its channels ({call.title})"
     if count == 1:
         axes = _normalize(propagation, call, source.dim() - 1, dims, reason)
     else:

@@ -23,7 +23,7 @@ def equal_chunks(propagation: Propagation, call: OpCall) -> None:
     dim = int(call.arguments["dim"]) % source.dim()
     size, start = _piece(call, source, dim)
     whole = source.shape[dim]
-    reason = f"is cut into unequal pieces by {call.title}"
+    reason = f"is cut into unequal pieces ({call.title})"
     if size == whole:
         axes = propagation.info(source).channel_labels
     elif propagation.unequal_pieces and (int(call.arguments["step"]) == 1 if call.name == "slice" else not size):
@@ -112,7 +112,7 @@ def restrided(propagation: Propagation, call: OpCall) -> None:
         for axis in axes
     )
     if not (whole and alike and out.squeeze().is_contiguous() and max(out.shape[2:], default=1) == 1):
-        propagation.refuse(call, "is viewed with other strides by aten.as_strided")
+        propagation.refuse(call, "is viewed with other strides (aten.as_strided)")
         return
     propagation.set_info(out, propagation.info(source))
 

@@ -19,7 +19,7 @@ def fake_quantize(propagation: Propagation, call: OpCall) -> None:
     for name in _OF_CHANNELS:
         part = call.arguments.get(name)
         if isinstance(part, Tensor) and part.numel() > 1 and not propagation.is_filled_by_run(part):
-            channels = propagation.channel_labels(source, axis % source.dim(), f"is quantised by {call.title}")
+            channels = propagation.channel_labels(source, axis % source.dim(), f"is quantised ({call.title})")
             own = propagation.buffer_labels(part)
             propagation.unite(own, channels, "has numbers for its quantisation that cannot be cut")
     info = propagation.info(source)

@@ -46,7 +46,7 @@ def reduce(propagation: Propagation, call: OpCall) -> None:
     """The reduced dimensions are pinned, unless the result can normalise them; the axes over the others go on."""
     source = call.args[0]
     dims = call.dims("dim", source.dim())
-    reason = f"is reduced over by {call.title}"
+    reason = f"is reduced across channels ({call.title})"
     if propagation.info(source).constant:
         axes, statistics = take_penalty(propagation, source, dims, reason)
     elif call.name in REDUCTIONS:
@@ -91,10 +91,10 @@ def mix_along_dim(propagation: Propagation, call: OpCall) -> None:
     source = call.args[0]
     dims = call.dims("dim", source.dim())
     if propagation.info(source).constant:
-        axes, penalties = take_penalty(propagation, source, dims, f"is mixed by {call.title}")
+        axes, penalties = take_penalty(propagation, source, dims, f"is mixed across channels ({call.title})")
         info = TensorInfo(axes, constant=True, statistics=penalties)
     else:
-        axes = propagation.pin_dims(source, dims, f"is mixed by {call.title}")
+        axes = propagation.pin_dims(source, dims, f"is mixed across channels ({call.title})")
         info = TensorInfo(axes, producer_paths=propagation.producer_paths([source], Step(call.name)))
     for result in call.results:
         propagation.set_info(result, info)
@@ -104,11 +104,11 @@ def pool(propagation: Propagation, call: OpCall) -> None:
     """Pooling, resampling and reflecting: channels pass, positions are pinned, and so is a grid of them."""
     source = call.args[0]
     for grid in call.tensors[1:]:
-        propagation.block(grid, f"gives the positions to {call.title}")
-        propagation.pin_dims(source, [0], f"has positions of its own in {call.title}")
+        propagation.block(grid, f"says where values are taken from ({call.title})")
+        propagation.pin_dims(source, [0], f"has a grid of positions of its own ({call.title})")
     count = next(int(letter) for letter in call.name if letter in "123")
     dims = range(source.dim() - count, source.dim())
-    axes = propagation.pin_dims(source, dims, f"is resampled by {call.title}")
+    axes = propagation.pin_dims(source, dims, f"is resampled ({call.title})")
     step = Step(StepKind.MAX_POOL) if call.name in _MAXIMA else _resampling(call, count)
     for result in call.results:
         propagation.set_info(result, TensorInfo(axes, producer_paths=propagation.producer_paths([source], step)))

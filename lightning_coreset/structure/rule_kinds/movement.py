@@ -82,14 +82,14 @@ class Movement:
         if call.written or any(result.dtype != source.dtype for result in call.results):
             raise NotImplementedError("it does more than move its first argument")
         for other in call.tensors[1:]:
-            propagation.block(other, f"says where {call.title} moves channels")
+            propagation.block(other, f"says where channels are moved ({call.title})")
         for dim, count in self.equal_chunks.items():
             size, rest = divmod(source.shape[dim], count)
             if rest:
                 raise NotImplementedError(f"dimension {dim} is not {count} equal chunks")
-            unite_pieces(propagation, source, dim % source.dim(), size, f"is taken in equal chunks by {call.title}")
+            unite_pieces(propagation, source, dim % source.dim(), size, f"is taken in equal chunks ({call.title})")
         dims = {dim % source.dim() for dim in self.pinned}
-        axes = propagation.pin_dims(source, dims, f"is moved at fixed positions by {call.title}")
+        axes = propagation.pin_dims(source, dims, f"is moved at fixed positions ({call.title})")
         if hasattr(self.like, "overloadpacket"):
             aten_rules()[self.like.overloadpacket](propagation, self._as_aten(call))
         else:

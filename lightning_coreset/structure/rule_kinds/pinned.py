@@ -46,7 +46,7 @@ class Pinned:
         if call.written:
             raise NotImplementedError("it writes into its arguments")
         source = call.tensors[0]
-        reason = f"is read at fixed positions by {call.title}"
+        reason = f"is read at fixed positions ({call.title})"
         for other in call.tensors[1:]:
             propagation.block(other, reason)
         dims = range(source.dim()) if self.dims is None else {dim % source.dim() for dim in self.dims}

@@ -74,7 +74,7 @@ class BestCheckpoints:
             undo = around_topk_saving(search.callback, _Saving(self, search))
             if undo is not None:
                 self._undo.append(undo)
-            elif self._prefers_pruned and search.callback.monitor is not None:
+            elif self._ranks(search):
                 _warn_of_unknown_form(search.callback)
         if not self._now.events:
             self._stages.update((path, self._now) for path in self._paths if path not in self._stages)
@@ -122,9 +122,10 @@ class BestCheckpoints:
             save(trainer, metrics)
             self._latest[search.callback.best_model_path] = self._now
             return
-        if self._prefers_pruned and name in metrics and self._freshness.is_old(trainer, name):
+        ranks = self._ranks(search)
+        if ranks and name in metrics and self._freshness.is_old(trainer, name):
             metrics = {**metrics, name: torch.full_like(metrics[name], torch.nan, dtype=torch.float32)}
-        search.begin(self._now, self._accepted if self._prefers_pruned else None)
+        search.begin(self._now, self._accepted if ranks else None)
         try:
             save(trainer, metrics)
         finally:
@@ -133,6 +134,10 @@ class BestCheckpoints:
     @property
     def _prefers_pruned(self) -> bool:
         return any(run.checkpoints.choice == "most_pruned" for run in self._runs)
+
+    def _ranks(self, search: Search) -> bool:
+        """Whether a ModelCheckpoint compares first how pruned models are. Epochs and steps are no scores of models."""
+        return self._prefers_pruned and search.callback.monitor not in (None, "epoch", "step")
 
     @property
     def _now(self) -> Stage:
@@ -160,7 +165,7 @@ class BestCheckpoints:
         """
         stages = self._latest | self._stages
         for search in self._searches:
-            if self._prefers_pruned and search.callback.monitor is not None:
+            if self._ranks(search):
                 search.choose_best(self._now)
             shortfall = Shortfall.of(search.callback, stages, self._now, requested, is_missed=is_missed)
             if shortfall is not None:
@@ -231,8 +236,9 @@ def _read_stage(plain: list[Any]) -> Stage:
     if len(plain) != 2:
         raise ValueError(f"Expected two values for every checkpoint but got {len(plain)}.")
     events = as_type(plain[0], list[list[int]], "events")
-    if any(len(event) != 2 for event in events):
-        raise ValueError("Expected two numbers for every event of a checkpoint.")
+    for event in events:
+        if len(event) != 2:
+            raise ValueError(f"Expected two numbers for every event of a checkpoint but got {event}.")
     return Stage(frozenset((event[0], event[1]) for event in events), as_type(plain[1], float, "a ratio"))
 
 

@@ -21,14 +21,16 @@ class Shortfall:
     Attributes:
         callback: Its ModelCheckpoint, in words.
         path: The file.
-        pruned: How pruned it is, in words.
+        reached: How pruned it is, in words.
+        requested: The pruning ratio that was requested, likewise.
         cause: Whether no better one was saved since the last event, its event was taken back, or training ended before
             the last event.
     """
 
     callback: str
     path: str
-    pruned: str
+    reached: str
+    requested: str
     cause: Cause
 
     @classmethod
@@ -60,18 +62,18 @@ class Shortfall:
             return None
         name = f"{type(callback).__name__}(monitor={callback.monitor!r})"
         reached = "an unknown part" if stage is None else f"{stage.reached:.2%}"
-        return cls(name, path, f"has {reached} pruned where {requested:.2%} was requested", cause)
+        return cls(name, path, reached, f"{requested:.2%}", cause)
 
 
 def warn_of_shortfall(shortfall: Shortfall, *, prefers_pruned: bool) -> None:
     """Say at the end of a fit that the best checkpoint is not of the model that was asked for, and the way out."""
     rank_zero_warn(
-        f"The best checkpoint of {shortfall.callback}, {shortfall.path}, {shortfall.pruned}. "
-        f"{_way_out(shortfall.cause, prefers_pruned=prefers_pruned)}"
+        f"The best checkpoint of {shortfall.callback}, {shortfall.path}, has {shortfall.reached} pruned where "
+        f"{shortfall.requested} was requested. {_why(shortfall.cause, prefers_pruned=prefers_pruned)}"
     )
 
 
-def _way_out(cause: Cause, *, prefers_pruned: bool) -> str:
+def _why(cause: Cause, *, prefers_pruned: bool) -> str:
     if cause == "ended early":
         return "Training ended before the last pruning event: train longer, or let pruning end earlier."
     if cause == "taken back":
@@ -96,7 +98,7 @@ def warn_of_loaded(shortfalls: Sequence[Shortfall], path: Any) -> None:
     for shortfall in shortfalls:
         if shortfall.path == path:
             rank_zero_warn(
-                f"A model that {shortfall.pruned} was loaded: {shortfall.path}, the best checkpoint of "
-                f"{shortfall.callback}."
+                f"A model that has {shortfall.reached} pruned where {shortfall.requested} was requested was loaded: "
+                f"{shortfall.path}, the best checkpoint of {shortfall.callback}."
             )
             return

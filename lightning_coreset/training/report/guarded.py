@@ -22,24 +22,25 @@ class Guarded:
     """
 
     def __init__(self) -> None:
-        self._warned: set[str] = set()
+        self._warned: set[tuple[str, int]] = set()
 
     def reset(self) -> None:
         """Warn anew."""
         self._warned.clear()
 
     @contextmanager
-    def __call__(self, what: str) -> Iterator[None]:
+    def __call__(self, what: str, source: object = None) -> Iterator[None]:
         """Run a block that reports.
 
         Args:
             what: What it does, as the continuation of "could not".
+            source: The object that may fail, if there are several: each has a warning of its own.
         """
         try:
             yield
         except Exception as error:
-            if what not in self._warned:
-                self._warned.add(what)
+            if (what, id(source)) not in self._warned:
+                self._warned.add((what, id(source)))
                 with suppress(OSError, ValueError):  # nobody can be warned on a closed stream
                     rank_zero_warn(
                         f"Could not {what}: {error!r}. Training goes on; what happened stands in the callback's "

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from os import PathLike
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lightning_coreset._deprecated import warn_renamed
-from lightning_coreset.plan import PruningPlan, text_table
+from lightning_coreset.plan import PruningPlan
+from lightning_coreset.plan_tables import UNITS
 from lightning_coreset.planning import ModelCost
+from lightning_coreset.tables import html_lines, html_table, text_table
 from lightning_coreset.training.report.records import EventRecord, GroupRecord
+
+if TYPE_CHECKING:
+    from pandas import DataFrame  # pyright: ignore[reportMissingImports]
 
 _ACCURACIES = ("accuracy before", "accuracy after", "recovered")
 
@@ -27,7 +32,7 @@ class History(list[EventRecord]):
         >>> from lightning_coreset import CoresetPruningCallback
         >>> pruning = CoresetPruningCallback(0.5)
         >>> pruning.history  # one record an event, once a Trainer has trained with it
-        []
+        <History: no events>
     """
 
     def add(
@@ -100,12 +105,32 @@ class History(list[EventRecord]):
             path: The file; an existing one is replaced.
         """
         rows = [record.flat() for record in self]
-        known = (column for row in rows for column in row if "/" not in column or row[column] is not None)
-        columns = list(dict.fromkeys(known)) or ["epoch", "step"]
+        columns = _known_columns(rows)
         with open(path, "w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, columns, extrasaction="ignore")
             writer.writeheader()
             writer.writerows(rows)
+
+    def to_dataframe(self) -> DataFrame:
+        """The same table as a data frame of pandas, with the columns of :meth:`to_csv` and a row for every event.
+
+        Epochs, steps, parameters and MACs are integers, ratios, errors and accuracies floats (NaN where they were not
+        measured), ``reverted`` a bool. Columns of which nothing is known are left out, but for the accuracies.
+
+        Raises:
+            ImportError: If pandas is not installed.
+        """
+        try:
+            import pandas  # pyright: ignore[reportMissingImports]
+        except ImportError as error:
+            raise ImportError(
+                "Expected pandas to be installed for to_dataframe but it cannot be imported. Install it (pip install "
+                "pandas), or write the table with to_csv."
+            ) from error
+        rows = [record.flat() for record in self]
+        frame = pandas.DataFrame(rows, columns=_known_columns(rows))
+        numbers = [name for name in frame if str(name).startswith(_FLOATS)]
+        return frame.astype(dict.fromkeys(numbers, "float64"))
 
     def to_dicts(self) -> list[dict[str, Any]]:
         """Plain data for checkpoints."""
@@ -135,7 +160,35 @@ class History(list[EventRecord]):
 
     def __str__(self) -> str:
         """The table."""
-        return text_table(self.rows()) if self else "There has been no pruning event yet."
+        return text_table(self.rows(), names=False) if self else "There has been no pruning event yet."
+
+    def __repr__(self) -> str:
+        last = self.current
+        if last is None:
+            return f"<History: {len(self)} events, all taken back>" if self else "<History: no events>"
+        events = f"{len(self)} event{'s' * (len(self) != 1)}"
+        return f"<History: {events}, {last.reached:.2%} of the {UNITS.get(last.unit, last.unit)} removed>"
+
+    def _repr_html_(self) -> str:
+        """What notebooks show: the table."""
+        return html_table(self.rows(), names=False) if self else html_lines([str(self)])
+
+
+_FLOATS = (
+    "accuracy_",
+    "requested",
+    "reached",
+    "sparsity",
+    "keep_ratio/",
+    "expected_",
+    "certified_",
+    "found_",
+)
+
+
+def _known_columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    known = (column for row in rows for column in row if "/" not in column or row[column] is not None)
+    return list(dict.fromkeys(known)) or ["epoch", "step"]
 
 
 def _number(accuracy: float | None) -> str:

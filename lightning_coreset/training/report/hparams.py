@@ -1,9 +1,4 @@
-"""The callback's settings together with the user's hyperparameters in TensorBoard.
-
-TensorBoard uses the first set of hyperparameters of a run and ignores all later ones. So the settings are written
-together with the hyperparameters of the module and the datamodule, right before the Trainer writes these. If the
-Trainer writes none, they are written after training, so that those that the user writes come first.
-"""
+"""The callback's settings and the user's hyperparameters, as loggers show them."""
 
 from __future__ import annotations
 
@@ -12,20 +7,12 @@ from inspect import signature
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.loggers import TensorBoardLogger
 
 from lightning_coreset._arguments import is_default
-from lightning_coreset._compat import (
-    add_summaries,
-    as_logged,
-    logged_hyperparameters,
-    logs_default_metric,
-    with_logger_prefix,
-)
+from lightning_coreset._compat import logged_hyperparameters
 
 _ALWAYS = {"pruning_ratio", "method", "schedule"}  # TensorBoard shows five at first: leave room for the user's own
 _NEVER = {"self", "example_inputs", "verbose"}
-_METRICS = ("coreset/accuracy", "coreset/sparsity", "coreset/params", "coreset/macs")
 
 
 def settings(init: Callable[..., None], arguments: Mapping[str, Any]) -> dict[str, bool | int | float | str]:
@@ -59,33 +46,16 @@ def _plain(value: Any) -> bool | int | float | str:
     return getattr(value, "__qualname__", None) or str(value)
 
 
-def trainers_hyperparameters(trainer: pl.Trainer) -> dict[str, Any]:
-    """The hyperparameters that the Trainer is about to log, by its own private rule; empty if none."""
-    sources = (trainer.lightning_module, getattr(trainer, "datamodule", None))
-    logged: dict[str, Any] = {}
-    if getattr(trainer, "enable_autolog_hparams", True):
-        for source in sources:
-            if source is not None:
-                logged |= logged_hyperparameters(source)
-    return {name: value for name, value in logged.items() if name != "_class_path"}
+def trainers_hyperparameters(trainer: pl.Trainer) -> dict[str, Any] | None:
+    """The hyperparameters that the Trainer is about to log, by its own private rule; ``None`` if it logs none.
 
-
-def write_hyperparameters(logger: TensorBoardLogger, users: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
-    """Write one set of hyperparameters, in the form that Lightning gives them.
-
-    Not by ``logger.log_hyperparams``, which also writes to ``hparams.yaml``: models are built from that file, and do
-    not have these arguments.
-
-    Args:
-        logger: The logger.
-        users: The user's hyperparameters.
-        ours: Settings of the callback.
+    They may be empty, as after ``save_hyperparameters()`` in a module without arguments: then the Trainer logs an empty
+    set.
     """
-    from torch.utils.tensorboard.summary import hparams  # takes seconds where TensorFlow is installed
-
-    params = as_logged({**users, **{f"coreset/{name}": value for name, value in ours.items()}})
-    tags: dict[str, Any] = dict.fromkeys(_METRICS, 0.0)
-    metrics = with_logger_prefix(logger, tags)  # only the names matter
-    if users and logs_default_metric(logger):
-        metrics = {"hp_metric": -1.0} | metrics
-    add_summaries(logger.experiment, hparams(params, metrics))
+    if not getattr(trainer, "enable_autolog_hparams", True):
+        return None
+    sources = [trainer.lightning_module, getattr(trainer, "datamodule", None)]
+    logged = [found for source in sources if source and (found := logged_hyperparameters(source)) is not None]
+    if not logged:
+        return None
+    return {name: value for params in logged for name, value in params.items() if name != "_class_path"}

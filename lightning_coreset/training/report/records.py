@@ -74,6 +74,13 @@ class EventRecord:
     accuracy_recovered: float | None = None
     reverted: bool = False
 
+    def __repr__(self) -> str:
+        undone = ", taken back" if self.reverted else ""
+        return (
+            f"<EventRecord: epoch {self.epoch}, {self.reached:.2%} of {self.unit} removed, {self.params:,} of "
+            f"{self.params_original:,} parameters left{undone}>"
+        )
+
     @property
     def sparsity(self) -> float:
         """Fraction of the original model's parameters that is gone."""

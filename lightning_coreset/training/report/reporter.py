@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
@@ -11,17 +13,20 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_coreset.plan import PruningPlan
 from lightning_coreset.planning import ModelCost
-from lightning_coreset.training.report.console import PlanningProgress, event_report, print_above_bar
+from lightning_coreset.training.report.console import PlanningProgress, in_notebook, print_above_bar
+from lightning_coreset.training.report.events import event_line, event_report
+from lightning_coreset.training.report.file_size import state_sizes
+from lightning_coreset.training.report.fit import Outcome, Outlook
 from lightning_coreset.training.report.guarded import Guarded
 from lightning_coreset.training.report.history import History
+from lightning_coreset.training.report.outlets import Outlets
+from lightning_coreset.training.report.pages import Pages
 from lightning_coreset.training.report.scalars import (
     current_scalars,
     event_scalars,
-    log_scalars,
     logged_step,
     original_scalars,
 )
-from lightning_coreset.training.report.tensorboard import TensorBoardPages
 
 
 class Reporter:
@@ -32,18 +37,39 @@ class Reporter:
         certify: Whether there will be certificates.
         verbose: Whether to print what each event did.
         metric: The name of what is measured instead of accuracy, if anything.
+        mode: Whether the largest or the smallest value of it is the best.
     """
 
-    def __init__(self, settings: Mapping[str, Any], *, certify: bool, verbose: bool, metric: str = "accuracy") -> None:
+    def __init__(
+        self,
+        settings: Mapping[str, Any],
+        *,
+        certify: bool,
+        verbose: bool,
+        metric: str = "accuracy",
+        mode: Literal["max", "min"] = "max",
+    ) -> None:
         self.verbose = verbose
-        self._pages = TensorBoardPages(settings, certify=certify, metric=metric)
+        self._metric = metric
+        self._better: Callable[[float, float], float] = max if mode == "max" else min
+        self._best: float | None = None  # since the last event
+        self._announced = ""
+        self._began = time.monotonic()
+        self._seconds = 0.0
         self._sparsity_is_shown = False
         self._guarded = Guarded()
+        self._outlets = Outlets(self._guarded)
+        self._pages = Pages(settings, self._outlets, certify=certify, metric=metric)
+        self._has_begun = False
 
     def fit_start(self, trainer: pl.Trainer) -> None:
-        """Prepare TensorBoard's pages."""
+        """Arrange what loggers will show."""
         self._sparsity_is_shown = False
+        self._best, self._announced = None, ""
+        self._began, self._seconds = time.monotonic(), 0.0
+        self._has_begun = True
         self._guarded.reset()
+        self._outlets.clear()
         with self._guarded(_PAGES):
             self._pages.begin(trainer)
 
@@ -60,6 +86,25 @@ class Reporter:
                 trainer.progress_bar_metrics["sparsity"] = sparsity
                 trainer.callback_metrics["sparsity"] = torch.tensor(sparsity)
 
+    @contextmanager
+    def timed(self) -> Iterator[None]:
+        """Count the time of a block as time that pruning takes."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self._seconds += time.monotonic() - start
+
+    def structure_known(self, trainer: pl.Trainer, outlook: Callable[[], Outlook]) -> None:
+        """Print what will be pruned; again only if that has changed, since later steps may show more."""
+        if not self.verbose:
+            return
+        with self._guarded(_PRINT):
+            text = str(outlook())
+            if text != self._announced:
+                self._announced = text
+                print_above_bar(trainer, text)
+
     def planning(self, trainer: pl.Trainer) -> PlanningProgress | None:
         """What to call while a plan is made; ``None`` if not verbose."""
         return PlanningProgress(lambda message: self._print(trainer, lambda: message)) if self.verbose else None
@@ -73,13 +118,14 @@ class Reporter:
             history: All events, this one being the last.
             when: Its time, such as ``"epoch 3"``.
         """
-        self._sparsity_is_shown = False
+        self._sparsity_is_shown, self._best = False, None
         first = all(record.reached <= 0 for record in history[:-1])
         # No warning for later events: they may ask for less than a channel, as the last ones of "cubic" do.
         if plan.channels_removed == 0 and plan.reached <= 0:
-            rank_zero_warn(f"The pruning event of {when} removed no channel:\n{plan}")
+            rank_zero_warn(f"The pruning event of {when} removed no channel:\n{plan.table(_MOST_GROUPS)}")
         elif self.verbose:
-            self._print(trainer, lambda: event_report(plan, when, first=first))
+            report = event_line if in_notebook() else event_report
+            self._print(trainer, lambda: report(plan, history[-1], when, self._metric))
         self._log(trainer, lambda: event_scalars(history[-1]))
         with self._guarded(_PAGES):
             self._pages.event(trainer, plan, history, first=first)
@@ -92,6 +138,8 @@ class Reporter:
         if accuracy is None or trainer.sanity_checking:
             return
         history.recovered(accuracy)
+        if accuracy == accuracy:  # not NaN
+            self._best = accuracy if self._best is None else self._better(self._best, accuracy)
         self._log(trainer, lambda: {"coreset/accuracy": accuracy}, step)
 
     def epoch_end(self, trainer: pl.Trainer, history: History, original: ModelCost | None) -> None:
@@ -103,7 +151,7 @@ class Reporter:
 
     def taken_back(self, trainer: pl.Trainer, history: History, original: ModelCost | None) -> None:
         """Log the size of the model after the guard has taken an event back."""
-        self._sparsity_is_shown = False
+        self._sparsity_is_shown, self._best = False, None
         self._log_current(trainer, history, original, logged_step(trainer))
         with self._guarded(_PAGES):
             self._pages.draw_current(trainer, history)
@@ -116,21 +164,41 @@ class Reporter:
 
         self._log(trainer, scalars, step)
 
-    def fit_end(self, trainer: pl.Trainer, history: History) -> None:
-        """Complete TensorBoard's pages."""
+    def fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, history: History) -> None:
+        """Complete what loggers show, and print what the whole run has come to."""
         with self._guarded(_PAGES):
-            self._pages.end(trainer, history)
+            self._pages.draw_accuracy(trainer, history)
+        self.interrupted(trainer)
+        if self.verbose and history:
+            self._print(trainer, lambda: str(self._outcome(pl_module, history)), over=True)
+
+    def interrupted(self, trainer: pl.Trainer) -> None:
+        """Write what was left for the end of training; nothing if this was done, or if training has not begun."""
+        if self._has_begun:
+            self._has_begun = False
+            with self._guarded(_PAGES):
+                self._pages.end(trainer)
+        self._outlets.clear()
+
+    def _outcome(self, pl_module: pl.LightningModule, history: History) -> Outcome:
+        whole = time.monotonic() - self._began
+        return Outcome(history, state_sizes(pl_module), self._metric, self._best, self._seconds, whole)
 
     def _log(self, trainer: pl.Trainer, scalars: Callable[[], Mapping[str, float]], step: int | None = None) -> None:
         with self._guarded("log scalars"):
-            log_scalars(trainer, scalars(), step, self._guarded)
+            values = scalars()
+            at = logged_step(trainer) if step is None else step
+            if values:
+                self._outlets.each(trainer, "log scalars", lambda sink: sink.scalars(values, at))
 
-    def _print(self, trainer: pl.Trainer, text: Callable[[], str]) -> None:
-        with self._guarded("print what an event did"):
-            print_above_bar(trainer, text())
+    def _print(self, trainer: pl.Trainer, text: Callable[[], str], *, over: bool = False) -> None:
+        with self._guarded(_PRINT):
+            print_above_bar(trainer, text(), over=over)
 
 
-_PAGES = "write TensorBoard's pages"
+_PAGES = "log pictures, tables and settings"
+_PRINT = "print what was pruned"
+_MOST_GROUPS = 10
 
 
 def last_step(trainer: pl.Trainer) -> int:

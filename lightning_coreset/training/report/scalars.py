@@ -1,4 +1,4 @@
-"""Scalars for every logger of a Trainer.
+"""Scalars for every logger of a Trainer, and their step.
 
 Loggers sort tags by the part before the slash. Tags of single groups have prefixes of their own, so that hundreds of
 curves of a deep network do not hide the few of the model.
@@ -6,14 +6,10 @@ curves of a deep network do not hide the few of the model.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import nullcontext
-
 import lightning.pytorch as pl
 
 from lightning_coreset._compat import batches_that_stepped
 from lightning_coreset.planning import ModelCost
-from lightning_coreset.training.report.guarded import Guarded
 from lightning_coreset.training.report.records import EventRecord
 
 _ERRORS = ("expected_error", "certified_error", "found_error")
@@ -102,24 +98,3 @@ def logged_step(trainer: pl.Trainer) -> int:
     The axis of all that Lightning logs (see its LearningRateMonitor).
     """
     return batches_that_stepped(trainer)
-
-
-def log_scalars(
-    trainer: pl.Trainer, scalars: Mapping[str, float], step: int | None = None, guarded: Guarded | None = None
-) -> None:
-    """Log scalars with every logger of the Trainer, on rank zero.
-
-    Unlike ``LightningModule.log`` this works in every hook, and immediately. During the sanity check nothing is logged.
-
-    Args:
-        trainer: The Trainer, with any number of loggers.
-        scalars: Values by tag.
-        step: The step on the loggers' axis; :func:`logged_step` by default.
-        guarded: Turns what a logger raises into a warning; without it, it is raised.
-    """
-    if not scalars or trainer.sanity_checking or not trainer.is_global_zero:
-        return
-    step = logged_step(trainer) if step is None else step
-    for logger in trainer.loggers:
-        with nullcontext() if guarded is None else guarded(f"log scalars with {type(logger).__name__}"):
-            logger.log_metrics(dict(scalars), step=step)

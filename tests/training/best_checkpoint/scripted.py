@@ -93,3 +93,17 @@ def params(path: str | Path) -> int:
 def kept(callback: ModelCheckpoint) -> dict[str, float]:
     """The scores that a ModelCheckpoint has of its files."""
     return {name(path): round(float(score), 4) for path, score in callback.best_k_models.items()}
+
+
+class Files(pl.Callback):
+    """Keeps the names of the files in a folder, as they are at the start of each epoch and at the end."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.seen: list[list[str]] = []
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.seen.append(names(self.folder) if self.folder.exists() else [])
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.seen.append(names(self.folder))

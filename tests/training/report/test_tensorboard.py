@@ -15,6 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from lightning_coreset import CoresetPruningCallback
 
+SETTINGS = {"coreset/pruning_ratio", "coreset/method", "coreset/schedule"}
 SCHEDULE = {1: 0.3, 3: 0.5}  # of four batches an epoch: events at steps 4 and 12, the end at 20
 
 
@@ -143,10 +144,44 @@ def test_settings_are_written_with_the_users_hyperparameters(fit, tmp_path):
     assert "coreset" not in next(tmp_path.glob("**/hparams.yaml")).read_text()
 
 
+class WithoutArguments(Validated):
+    def __init__(self):
+        super().__init__()
+        self.save_hyperparameters()
+
+
+def test_settings_are_written_where_the_trainer_writes_an_empty_set(fit):
+    _, events = fit(WithoutArguments())
+
+    values, metrics = hyperparameters(events)
+
+    assert {name for name in values if name in SETTINGS} == SETTINGS
+    assert metrics == ["hp_metric", "coreset/accuracy", "coreset/sparsity", "coreset/params", "coreset/macs"]
+
+
+class Fails(Callback):
+    def on_train_epoch_end(self, trainer, pl_module):
+        if trainer.current_epoch == 2:
+            raise RuntimeError("on purpose")
+
+
+@pytest.mark.parametrize("module", [Validated, WithoutArguments, WithHyperparameters])
+def test_settings_of_a_run_that_an_exception_ended(tmp_path, make_trainer, module):
+    board = TensorBoardLogger(tmp_path)
+    callback = CoresetPruningCallback(schedule=SCHEDULE, verbose=False, check=False)
+
+    with pytest.raises(RuntimeError, match="on purpose"):
+        make_trainer(callback, Fails(), max_epochs=5, logger=board).fit(module(), make_loader(8), make_loader(8))
+
+    values, _ = hyperparameters(EventAccumulator(board.log_dir).Reload())
+    assert {name for name in values if name in SETTINGS} == SETTINGS
+
+
 @pytest.mark.parametrize(
     ("module", "logger", "users"),
     [
         pytest.param(Validated, {}, {}, id="no hyperparameters"),
+        pytest.param(WithoutArguments, {"default_hp_metric": False}, {}, id="none and unlogged"),
         pytest.param(
             WithHyperparameters, {"default_hp_metric": False}, {"rate": 0.25, "sizes": "(1, 2)"}, id="unlogged"
         ),
@@ -172,19 +207,26 @@ def test_hyperparameters_that_the_user_writes_by_hand_come_first(fit):
     assert hyperparameters(events) == ({"rate": 0.5}, ["val_acc"])
 
 
-@pytest.mark.parametrize("broken", ["add_image", "add_text", "add_custom_scalars"])
-def test_a_page_that_fails_warns_once_and_training_continues(fit, monkeypatch, broken):
+@pytest.mark.parametrize(
+    ("broken", "kind"),
+    [("add_image", "log pictures"), ("add_text", "log tables"), ("add_custom_scalars", "arrange charts")],
+)
+def test_a_page_that_fails_warns_once_and_the_others_are_written(fit, monkeypatch, broken, kind):
     def fail(*arguments, **options):
         raise OSError("the disk is full")
 
     monkeypatch.setattr(SummaryWriter, broken, fail)
 
-    with pytest.warns(UserWarning, match="TensorBoard gets scalars only.*the disk is full") as warned:
+    with pytest.warns(UserWarning, match=f"Could not {kind} with TensorBoardLogger.*the disk is full") as warned:
         callback, events = fit()
 
     assert len([warning for warning in warned if "TensorBoard" in str(warning.message)]) == 1
     assert [event.step for event in events.Scalars("coreset/reached")] == [4, 12]
     assert len(callback.history) == 2
+    tags = events.Tags()
+    assert ("coreset/channels_left" in tags["images"]) == (broken != "add_image")
+    assert ("coreset/plan/text_summary" in tags["tensors"]) == (broken != "add_text")
+    assert hyperparameters(events)[0]["coreset/pruning_ratio"] == 0.5
 
 
 def test_events_that_remove_nothing_show_nothing(fit, monkeypatch):
