@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities.model_helpers import is_overridden as overrides
-from lightning.pytorch.utilities.rank_zero import rank_zero_module
+from lightning.pytorch.utilities.rank_zero import rank_zero_module  # type: ignore[attr-defined]  # not in __all__
 
 _PACKAGES = ("lightning.pytorch", "pytorch_lightning")
 
