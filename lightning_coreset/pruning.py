@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from torch import nn
 
+from lightning_coreset.latency import LatencyLike, LatencyTable, compared, network_latency, why_doubtful
 from lightning_coreset.methods import MethodLike, as_method
 from lightning_coreset.plan import PruningPlan
 from lightning_coreset.planning import (
@@ -23,12 +25,14 @@ from lightning_coreset.planning import (
     idle_rules,
     make_plan,
     measure_input_norms,
+    prunable,
     sensible,
     why_less,
     why_nothing_goes,
     without_unread,
 )
-from lightning_coreset.structure import Example, ExampleInputs, Heads, analyse
+from lightning_coreset.state import duplicate
+from lightning_coreset.structure import Example, ExampleInputs, Heads, Structure, analyse
 from lightning_coreset.surgery import apply_changes
 from lightning_coreset.verification import verified
 
@@ -54,6 +58,8 @@ def prune(
     change_attributes: bool = True,
     certify: bool = False,
     input_radius: float | None = None,
+    latency: LatencyLike | None = None,
+    verbose: bool = True,
 ) -> PruningPlan:
     """Prune a network in place, in one step.
 
@@ -77,8 +83,9 @@ def prune(
             whatever the unit, and all other groups keep theirs. By default half, or, with a warning, as much as goes if
             no group loses more than half of its channels. ``Sensitivity(epsilon=...)`` chooses the sizes by
             error instead; the ratio is then only reported.
-        unit: What the ratio counts: ``"params"``, ``"macs"`` (multiply-accumulates) or ``"channels"`` (those that
-            can be removed).
+        unit: What the ratio counts: ``"params"``, ``"macs"`` (multiply-accumulates), ``"channels"`` (those that
+            can be removed) or ``"latency"`` (the seconds of one run on the example inputs, on their device: give a
+            batch of the size that counts).
         method: How channels are chosen: ``"reconstruction"`` (closed form, deterministic, best accuracy),
             ``"sensitivity"`` (the paper's coreset, with its guarantee for any input), ``"magnitude"`` or ``"random"``
             (baselines), an instance such as ``Sensitivity(sampler="pps")``, or a function that scores channels, as for
@@ -115,6 +122,10 @@ def prune(
         input_radius: For certificates: a bound on the norm of the network's input as its first layer reads it (of one
             patch, if this is a convolution). Layers in a chain above it get a proven radius. For all other layers, and
             without this number, the radius is the largest norm measured on the example inputs; the plan says so.
+        latency: For ``unit="latency"``: what :func:`measure_latency` returned, or a function that takes a
+            :class:`LayerShape` and returns the seconds of one call. By default layers are measured here, which takes a
+            few seconds, and the pruned network is measured in the end, in turns with a copy of it from before.
+        verbose: Whether to show a progress bar while measuring.
 
     Returns:
         The plan that was applied: the sizes of every group before and after, and the skipped layers with reasons.
@@ -150,12 +161,13 @@ def prune(
         max_ratio=max_ratio,
         heads=heads,
         by_default=pruning_ratio is None,
+        latency=latency,
     )
-    plan = _planned(
-        model, example_inputs, request, never_run, check=check, change_attributes=change_attributes, certify=certify
-    )
+    planning = _Planning(never_run, check, change_attributes, certify, verbose)
+    example, plan = planning.planned(model, example_inputs, request)
+    before = duplicate(model) if _is_to_be_measured(request) and plan.channels_removed else None
     apply_changes(model, plan.changes, plan.attributes)
-    return plan
+    return plan if before is None else _measured(plan, before, model, example)
 
 
 def plan_pruning(
@@ -179,6 +191,8 @@ def plan_pruning(
     change_attributes: bool = True,
     certify: bool = False,
     input_radius: float | None = None,
+    latency: LatencyLike | None = None,
+    verbose: bool = True,
 ) -> PruningPlan:
     """Return the plan that :func:`prune` would apply, and change nothing.
 
@@ -218,45 +232,77 @@ def plan_pruning(
         max_ratio=max_ratio,
         heads=heads,
         by_default=pruning_ratio is None,
+        latency=latency,
     )
-    return _planned(
-        model, example_inputs, request, never_run, check=check, change_attributes=change_attributes, certify=certify
-    )
+    planning = _Planning(never_run, check, change_attributes, certify, verbose)
+    return planning.planned(model, example_inputs, request)[1]
 
 
-def _planned(
-    model: nn.Module,
-    example_inputs: ExampleInputs,
-    request: Request,
-    never_run: Sequence[Rule],
-    *,
-    check: bool,
-    change_attributes: bool,
-    certify: bool,
-) -> PruningPlan:
-    """Analyse, check and plan, with warnings for rules and ratios that have no effect.
+@dataclass(frozen=True)
+class _Planning:
+    """How to get from a network and a request to a plan."""
 
-    The warnings point two frames up, at the caller of the public function that calls this one.
-    """
-    check_flags(check=check, change_attributes=change_attributes, certify=certify)
-    request.check_trial(check)
-    example = Example.of(example_inputs)
-    # Cheap, so before the model is run.
-    request.check_rules(model)
-    check_matches(model, as_rules(never_run, "never_run"), "never_run")
-    structure = analyse(model, example, heads=request.heads)
-    if check:
-        structure = verified(model, structure, example, change_attributes=change_attributes, heads=request.heads)
-    structure = without_unread(model, structure, request, never_run, stacklevel=3)
-    for message in idle_rules(model, structure, request):
-        warnings.warn(message, stacklevel=3)
-    request = sensible(model, structure, request)
-    if goes_less_far(request):
-        warnings.warn(why_less(model, structure, request), stacklevel=3)
-    inputs = measure_input_norms(model, example) if certify else None
-    plan = make_plan(model, structure, request, inputs=inputs)
-    if plan.channels_removed == 0 and request.target > 0 and not request.method.chooses_sizes:
-        warnings.warn(why_nothing_goes(model, structure, request), stacklevel=3)
+    never_run: Sequence[Rule]
+    check: bool
+    change_attributes: bool
+    certify: bool
+    verbose: bool
+
+    def planned(
+        self, model: nn.Module, example_inputs: ExampleInputs, request: Request
+    ) -> tuple[Example, PruningPlan]:
+        """Analyse, check and plan, with warnings for rules and ratios that have no effect.
+
+        The warnings point two frames up, at the caller of the public function that calls this one.
+        """
+        check_flags(
+            check=self.check, change_attributes=self.change_attributes, certify=self.certify, verbose=self.verbose
+        )
+        request.check_trial(self.check)
+        example = Example.of(example_inputs)
+        # Cheap, so before the model is run.
+        request.check_rules(model)
+        check_matches(model, as_rules(self.never_run, "never_run"), "never_run")
+        structure = analyse(model, example, heads=request.heads)
+        if self.check:
+            structure = verified(
+                model, structure, example, change_attributes=self.change_attributes, heads=request.heads
+            )
+        structure = without_unread(model, structure, request, self.never_run, stacklevel=3)
+        if request.unit == "latency":
+            request = _timed(model, structure, example, request, verbose=self.verbose)
+        for message in idle_rules(model, structure, request):
+            warnings.warn(message, stacklevel=3)
+        request = sensible(model, structure, request)
+        if goes_less_far(request):
+            warnings.warn(why_less(model, structure, request), stacklevel=3)
+        inputs = measure_input_norms(model, example) if self.certify else None
+        plan = make_plan(model, structure, request, inputs=inputs)
+        if plan.channels_removed == 0 and request.target > 0 and not request.method.chooses_sizes:
+            warnings.warn(why_nothing_goes(model, structure, request), stacklevel=3)
+        return example, plan
+
+
+def _timed(model: nn.Module, structure: Structure, example: Example, request: Request, *, verbose: bool) -> Request:
+    """The request with the seconds of the network's layers, of those widths that may change."""
+    groups, _ = prunable(model, structure, request)
+    offered = replace(structure, groups=tuple(groups))
+    found = network_latency(model, offered, example, request.latency, verbose=verbose)
+    return replace(request, network_latency=found)
+
+
+def _is_to_be_measured(request: Request) -> bool:
+    """Whether what counts are times of this device."""
+    return request.unit == "latency" and (request.latency is None or isinstance(request.latency, LatencyTable))
+
+
+def _measured(plan: PruningPlan, before: nn.Module, model: nn.Module, example: Example) -> PruningPlan:
+    """The plan with a final measurement, and a warning if that does not confirm it."""
+    plan = replace(plan, latency_measured=compared(before, model, example))
+    assert plan.latency_measured is not None
+    doubt = why_doubtful(plan.reached, plan.latency_measured)
+    if doubt:
+        warnings.warn(doubt, stacklevel=3)
     return plan
 
 

@@ -9,6 +9,7 @@ from typing import Literal, TypeAlias, get_args
 from torch import nn
 
 from lightning_coreset._arguments import is_number, is_whole_number
+from lightning_coreset.latency import LatencyLike, NetworkLatency, check_latency
 from lightning_coreset.methods import Method, Reconstruction
 from lightning_coreset.planning.cost_model import Unit
 from lightning_coreset.planning.layer_rules import Rule, as_rules, check_matches, check_rule, format_rule
@@ -33,7 +34,7 @@ class Request:
             from rules to floats says it layer by layer: every group that a rule names loses this fraction of its own
             original channels, and groups that no rule names stay whole. The unit is then only that of the
             plan's totals.
-        unit: What is counted: parameters, multiply-accumulates or removable channels.
+        unit: What is counted: parameters, multiply-accumulates, removable channels or seconds.
         method: How channels are chosen.
         ignore: Rules for layers whose output channels all stay, whatever else names them.
         include_residual: Whether channels may go that are coupled by residual additions or normalised (LayerNorm,
@@ -51,6 +52,8 @@ class Request:
         min_channels: No group is cut to fewer channels.
         max_ratio: No group loses more than this fraction of its original channels, in (0, 1].
         by_default: Whether the ratio is nobody's wish, so that less may go where half is not sensible.
+        latency: What tells the seconds of layers: a table or a function; by default they are measured.
+        network_latency: What it says about the network, once that is known.
 
     Raises:
         ValueError: If a value is of another type or out of its range, or two of them contradict each other.
@@ -77,13 +80,16 @@ class Request:
     max_ratio: float = 1.0
     heads: Heads = "whole"
     by_default: bool = False
+    latency: LatencyLike | None = None
+    network_latency: NetworkLatency | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "pruning_ratio", _checked_ratio(self.pruning_ratio))
         object.__setattr__(self, "ignore", as_rules(self.ignore, "ignore"))
         object.__setattr__(self, "only", as_rules(self.only, "only"))
         if self.unit not in get_args(Unit):
-            raise ValueError(f"Expected unit to be 'params', 'macs' or 'channels' but got {self.unit!r}.")
+            raise ValueError(f"Expected unit to be 'params', 'macs', 'channels' or 'latency' but got {self.unit!r}.")
+        check_latency(self.latency, self.unit)
         if self.allocation not in get_args(Allocation):
             raise ValueError(f"Expected allocation to be 'uniform', 'error' or 'global' but got {self.allocation!r}.")
         check_flags(include_residual=self.include_residual)

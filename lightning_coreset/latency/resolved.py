@@ -1,0 +1,63 @@
+"""From what a user gives as ``latency`` to the cost of a network."""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import torch
+from torch import nn
+
+from lightning_coreset.latency.environment import Environment
+from lightning_coreset.latency.layers import Latency, called_layers
+from lightning_coreset.latency.measure import measured, no_layers
+from lightning_coreset.latency.network import NetworkLatency
+from lightning_coreset.latency.table import LatencyTable
+from lightning_coreset.nested import tensors_in
+from lightning_coreset.structure import Example, Structure
+
+LatencyLike: TypeAlias = LatencyTable | Latency
+"""A table that was measured, or a function of a layer at some widths."""
+
+
+def check_latency(latency: Any, unit: str) -> None:
+    """Refuse what is neither a table nor a function, and either where another unit is counted.
+
+    Raises:
+        ValueError: For such a value.
+    """
+    if latency is None:
+        return
+    if not isinstance(latency, LatencyTable) and (not callable(latency) or isinstance(latency, nn.Module | type)):
+        raise ValueError(
+            "Expected latency to be a LatencyTable or a function of a LayerShape that returns seconds but got "
+            f"{latency!r}. A table in a file is read with LatencyTable.load(path)."
+        )
+    if unit != "latency":
+        raise ValueError(f"Expected latency only with unit='latency', which counts it, but got unit={unit!r}.")
+
+
+def network_latency(
+    model: nn.Module, structure: Structure, example: Example, latency: LatencyLike | None, *, verbose: bool
+) -> NetworkLatency:
+    """What a network costs: by a function, by a table, or by measuring.
+
+    Args:
+        model: The network, only read and run.
+        structure: What ``analyse`` found in it.
+        example: How it is run.
+        latency: What the user gave.
+        verbose: Whether to show a progress bar while measuring.
+
+    Raises:
+        ValueError: If a table is of another device or network, or the network calls no layer that is known.
+    """
+    if latency is None:
+        return NetworkLatency.measured(measured(model, example, structure, verbose=verbose))
+    if isinstance(latency, LatencyTable):
+        device = next((tensor.device for tensor in tensors_in(example.inputs)), torch.device("cpu"))
+        latency.check_fits(model, Environment.now(device))
+        return NetworkLatency.measured(latency)
+    calls = called_layers(model, example)
+    if not calls:
+        raise no_layers(model)
+    return NetworkLatency.told(latency, calls, model)
