@@ -14,6 +14,7 @@ from torchmetrics import Metric
 
 from lightning_coreset._compat import state_key
 from lightning_coreset.checkpoint import make_resizable, store_metadata_as_item
+from lightning_coreset.latency import LatencyLike
 from lightning_coreset.methods import MethodLike, as_method
 from lightning_coreset.plan import PruningPlan
 from lightning_coreset.planning import DEFAULT_RATIO, Allocation, Request, Rule, Unit, check_flags
@@ -70,7 +71,8 @@ class CoresetPruningCallback(Callback):
             for :func:`lightning_coreset.prune`. By default half, or, with a warning that says what holds the rest, as
             much as goes if no layer loses more than half of its channels; then not even a model of which nothing can go
             ends training.
-        unit: What the ratio counts: ``"params"``, ``"macs"`` (multiply-accumulates of one sample) or ``"channels"``.
+        unit: What the ratio counts: ``"params"``, ``"macs"`` (multiply-accumulates of one sample), ``"channels"`` or
+            ``"latency"`` (the seconds of the module's ``forward`` on ``example_inputs`` or ``example_input_array``).
         method: How channels are chosen; see :func:`lightning_coreset.prune`.
         allocation: How the removals are distributed over the layers; see :func:`lightning_coreset.prune`.
         schedule: How the ratio grows from ``start`` to ``end``: ``"one_shot"``, ``"linear"``, ``"cubic"`` (most at
@@ -126,6 +128,8 @@ class CoresetPruningCallback(Callback):
             channels that its original loses.
         certify: Whether every event computes certificates of its coresets; see :func:`lightning_coreset.prune`.
         input_radius: For certificates: a bound on the norm of the network's own input as its first layer sees it.
+        latency: For ``unit="latency"``: a table of :func:`lightning_coreset.measure_latency`, or a function that says how
+            long a layer takes; by default layers are measured before the first event.
         seed: Seed of the random choices; the global generator is not used.
         verbose: Whether to print what each event did.
 
@@ -180,6 +184,7 @@ class CoresetPruningCallback(Callback):
         copies: Copies = "find",
         certify: bool = False,
         input_radius: float | None = None,
+        latency: LatencyLike | None = None,
         seed: int = 0,
         verbose: bool = True,
     ) -> None:
@@ -209,6 +214,7 @@ class CoresetPruningCallback(Callback):
             seed=seed,
             input_radius=input_radius,
             by_default=pruning_ratio is None,
+            latency=latency,
         )
         self.timeline = Timeline(schedule, self.request.target, start, end, every, interval)
         check_ratio_beside_schedule(pruning_ratio, schedule)
@@ -230,6 +236,7 @@ class CoresetPruningCallback(Callback):
             change_attributes,
             self._untrained,
             never_run,
+            verbose,
         )
         self._monitor = Monitor(metric, monitor, monitor_mode, eval_batches)
         check_guard_options(max_drop, {"recover_epochs": recover_epochs, "on_failure": on_failure}, defaults)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeAlias
@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_coreset._compat import BatchOrInstanceNorm, Convolution
-from lightning_coreset.structure import Example, preserved
+from lightning_coreset.state import restored
+from lightning_coreset.structure import Example, preserved_random
 from lightning_coreset.surgery import registered_tensors
 
 
@@ -134,15 +135,17 @@ def _noted(note: Callable[..., None], name: str, module: nn.Module, inputs: tupl
 
 @contextmanager
 def evaluated(*models: nn.Module) -> Iterator[None]:
-    """Run the block with networks in evaluation mode and without gradients; what it does to them is undone."""
-    first, *others = models
-    with preserved(first), torch.inference_mode():
-        first.eval()
-        if others:
-            with evaluated(*others):
-                yield
-        else:
-            yield
+    """Run the block with networks in evaluation mode and without gradients; what it does to them is undone.
+
+    But for writes into parameters, for which every operation would have to be looked at, and would take longer.
+    """
+    with ExitStack() as stack:
+        for model in models:
+            stack.enter_context(preserved_random(model))
+            stack.enter_context(restored(model, watch=False))
+            model.eval()
+        stack.enter_context(torch.inference_mode())
+        yield
 
 
 def _call(name: str, module: nn.Module, names: Mapping[int, str], inputs: tuple[Any, ...]) -> LayerCall | None:

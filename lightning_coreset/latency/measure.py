@@ -116,7 +116,7 @@ def measured(
         new = dict(zip(new, _affordable(list(new.values()), device, seconds), strict=True))
         makers = [maker for job in new.values() for maker in job.makers()]
         whole = WholeTime(model, example, list(dict.fromkeys(call.layer for call in calls)), device)
-        times = fastest(makers, device, seconds=seconds, on_pass=report) if makers else []
+        times = fastest(makers, device, seconds=seconds, report=report) if makers else []
         run_alternately([whole], _WHOLE * seconds)
     for key, job in new.items():
         own, times = times[: len(job.points)], times[len(job.points) :]
@@ -190,8 +190,9 @@ class _Job:
         return [partial(self._task, *widths) for widths in self.points]
 
     def _task(self, in_channels: int, out_channels: int) -> Task:
-        layer = at_widths(self.module, self.call, in_channels, out_channels)
-        return partial(layer, random_input(self.call, in_channels, self.like))
+        with torch.inference_mode(False), torch.no_grad():  # surgery takes ordinary tensors
+            layer = at_widths(self.module, self.call, in_channels, out_channels)
+            return partial(layer, random_input(self.call, in_channels, self.like))
 
 
 def _affordable(jobs: Sequence[_Job], device: torch.device, seconds: float) -> list[_Job]:

@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
-from collections.abc import Iterator
 
-Report = Callable[[int, int], None]
+Report = Callable[[float], None]
 
 
 @contextmanager
 def progress_bar(*, shown: bool) -> Iterator[Report]:
-    """A function to call with how much is done, of how much; it draws tqdm's bar, which Lightning brings.
+    """A function to call with the fraction that is done; it draws tqdm's bar, which Lightning brings.
 
     Args:
         shown: Whether to draw it.
     """
     bar: Any = _tqdm() if shown else None
 
-    def report(done: int, total: int) -> None:
+    def report(done: float) -> None:
         if bar is not None:
-            bar.total = max(total, done)
-            bar.update(done - bar.n)
+            bar.update(max(round(100 * done) - bar.n, 0))
 
     try:
         yield report
@@ -37,4 +35,5 @@ def _tqdm() -> Any:
         from tqdm.auto import tqdm
     except ImportError:
         return None
-    return tqdm(desc="Measuring the latency of layers", unit="layer", leave=False, file=sys.stderr)
+    form = "{l_bar}{bar}| {elapsed}"
+    return tqdm(desc="Measuring the latency of layers", total=100, bar_format=form, leave=False, file=sys.stderr)

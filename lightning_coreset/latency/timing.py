@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 _LEAST_PASSES = 3
-_MOST_PASSES = 40
+_MOST_PASSES = 20
 _SAMPLE = 2e-4
 """Seconds that one sample should last: a clock and a GPU's queue make a shorter one inexact."""
 _MOST_CALLS = 100
@@ -50,7 +50,7 @@ def fastest(
     device: torch.device,
     *,
     seconds: float,
-    on_pass: Callable[[int, int], None] | None = None,
+    report: Callable[[float], None] | None = None,
 ) -> list[float]:
     """The shortest time of each of several tasks.
 
@@ -62,7 +62,7 @@ def fastest(
         makers: Each makes a task; anew in every pass, so that not all are in memory at a time.
         device: Where they run.
         seconds: About how long to take. There are at least three passes.
-        on_pass: Called after every task with its number, counted over all passes, and how many are sure to come.
+        report: Called after every task with the fraction that is done.
 
     Returns:
         Seconds of one call of each, in the order of ``makers``.
@@ -75,8 +75,8 @@ def fastest(
             first = time_of(task, device)
             best[position] = min(best[position], time_of(task, device, calls_for(min(first, best[position]))))
             done += 1
-            if on_pass is not None:
-                on_pass(done, _LEAST_PASSES * len(makers))
+            if report is not None:
+                report(min(done / (_LEAST_PASSES * len(makers)), max((now() - start) / seconds, 0.0), 1.0))
         elapsed = now() - start
         if number + 1 >= _LEAST_PASSES and elapsed + elapsed / (number + 1) > seconds:
             break

@@ -271,6 +271,10 @@ class PruningRun:
             self.guard.stop_if_exhausted(ratio, scheduled, self.progress)
         # Recorded before it is reported: after Ctrl-C in a report, an on-exception checkpoint must contain the event.
         self._record(trainer, plan, {time: min(asked, ratio) for time, asked in due.items()}, before, after)
+        if plan.channels_removed and ratio >= max(self._events.values()):
+            measured = self.planner.latency.measured(trainer, pl_module, plan, self.planner.request)
+            if measured is not None:
+                plan = self.progress.note_measured(measured)
         self.reporter.event(trainer, plan, self.progress.history, self._now(trainer))
 
     def _record(

@@ -13,6 +13,7 @@ from lightning_coreset.plan import PruningPlan, text_table
 from lightning_coreset.planning import ModelCost
 from lightning_coreset.training.report.records import EventRecord, GroupRecord
 
+_LATENCIES = ("latency", "latency measured")
 _ACCURACIES = ("accuracy before", "accuracy after", "recovered")
 
 
@@ -118,12 +119,13 @@ class History(list[EventRecord]):
 
     def rows(self) -> list[tuple[str, ...]]:
         """The cells of the table, with a row of headings; empty columns are left out."""
-        heads = ("epoch", "step", "requested", "reached", "sparsity", "params", "MACs", *_ACCURACIES)
+        heads = ("epoch", "step", "requested", "reached", "sparsity", "params", "MACs", *_LATENCIES, *_ACCURACIES)
         cells = [
             (
                 *(str(record.epoch), str(record.step)),
                 *(f"{ratio:.2%}" for ratio in (record.requested, record.reached, record.sparsity)),
                 *(f"{record.params:,}", f"{record.macs:,}"),
+                *map(_milliseconds, (record.latency, record.latency_measured)),
                 *map(_number, (record.accuracy_before, record.accuracy_after, record.accuracy_recovered)),
                 "taken back" if record.reverted else "",
             )
@@ -136,6 +138,10 @@ class History(list[EventRecord]):
     def __str__(self) -> str:
         """The table."""
         return text_table(self.rows()) if self else "There has been no pruning event yet."
+
+
+def _milliseconds(seconds: float | None) -> str:
+    return "" if seconds is None else f"{1e3 * seconds:.4g} ms"
 
 
 def _number(accuracy: float | None) -> str:
