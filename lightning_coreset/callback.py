@@ -128,8 +128,8 @@ class CoresetPruningCallback(Callback):
             channels that its original loses.
         certify: Whether every event computes certificates of its coresets; see :func:`lightning_coreset.prune`.
         input_radius: For certificates: a bound on the norm of the network's own input as its first layer sees it.
-        latency: For ``unit="latency"``: a table of :func:`lightning_coreset.measure_latency`, or a function that says how
-            long a layer takes; by default layers are measured before the first event.
+        latency: For ``unit="latency"``: a table of :func:`lightning_coreset.measure_latency`, or a function that says
+            how long a layer takes; by default layers are measured before the first event.
         seed: Seed of the random choices; the global generator is not used.
         verbose: Whether to print what each event did.
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from lightning_coreset.latency import LatencyLike, LatencyTable, compared, network_latency, why_doubtful
+from lightning_coreset.latency import LatencyLike, compared, is_doubtful, network_latency, why_doubtful
 from lightning_coreset.methods import MethodLike, as_method
 from lightning_coreset.plan import PruningPlan
 from lightning_coreset.planning import (
@@ -122,9 +122,10 @@ def prune(
         input_radius: For certificates: a bound on the norm of the network's input as its first layer reads it (of one
             patch, if this is a convolution). Layers in a chain above it get a proven radius. For all other layers, and
             without this number, the radius is the largest norm measured on the example inputs; the plan says so.
-        latency: For ``unit="latency"``: what :func:`measure_latency` returned, or a function that takes a
-            :class:`LayerShape` and returns the seconds of one call. By default layers are measured here, which takes a
-            few seconds, and the pruned network is measured in the end, in turns with a copy of it from before.
+        latency: For ``unit="latency"``: what :func:`measure_latency` returned, the path of a file with it, or a
+            function that takes a :class:`LayerShape` and returns the seconds of one call. By default layers are
+            measured here, which takes a few seconds. Unless a function tells the times, the pruned network is measured
+            in the end, in turns with a copy of it from before.
         verbose: Whether to show a progress bar while measuring.
 
     Returns:
@@ -248,9 +249,7 @@ class _Planning:
     certify: bool
     verbose: bool
 
-    def planned(
-        self, model: nn.Module, example_inputs: ExampleInputs, request: Request
-    ) -> tuple[Example, PruningPlan]:
+    def planned(self, model: nn.Module, example_inputs: ExampleInputs, request: Request) -> tuple[Example, PruningPlan]:
         """Analyse, check and plan, with warnings for rules and ratios that have no effect.
 
         The warnings point two frames up, at the caller of the public function that calls this one.
@@ -287,23 +286,21 @@ def _timed(model: nn.Module, structure: Structure, example: Example, request: Re
     """The request with the seconds of the network's layers, of those widths that may change."""
     groups, _ = prunable(model, structure, request)
     offered = replace(structure, groups=tuple(groups))
-    found = network_latency(model, offered, example, request.latency, verbose=verbose)
+    found = network_latency(model, offered, example, request.timing, verbose=verbose)
     return replace(request, network_latency=found)
 
 
 def _is_to_be_measured(request: Request) -> bool:
     """Whether what counts are times of this device."""
-    return request.unit == "latency" and (request.latency is None or isinstance(request.latency, LatencyTable))
+    return request.unit == "latency" and (not callable(request.latency))
 
 
 def _measured(plan: PruningPlan, before: nn.Module, model: nn.Module, example: Example) -> PruningPlan:
     """The plan with a final measurement, and a warning if that does not confirm it."""
-    plan = replace(plan, latency_measured=compared(before, model, example))
-    assert plan.latency_measured is not None
-    doubt = why_doubtful(plan.reached, plan.latency_measured)
-    if doubt:
-        warnings.warn(doubt, stacklevel=3)
-    return plan
+    measured = compared(before, model, example)
+    if is_doubtful(plan.reached, measured):
+        warnings.warn(why_doubtful(plan.reached, measured), stacklevel=3)
+    return replace(plan, latency_measured=measured)
 
 
 def count_macs(model: nn.Module, example_inputs: ExampleInputs) -> int:

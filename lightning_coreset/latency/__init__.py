@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from lightning_coreset.latency.comparison import compared, why_doubtful
+from lightning_coreset.latency.comparison import compared, is_doubtful, why_doubtful
 from lightning_coreset.latency.environment import Environment
 from lightning_coreset.latency.layers import Latency, LayerCall, LayerShape, called_layers
 from lightning_coreset.latency.measure import measure_latency, measured
 from lightning_coreset.latency.network import REST, NetworkLatency
-from lightning_coreset.latency.resolved import LatencyLike, check_latency, network_latency
+from lightning_coreset.latency.resolved import LatencyLike, as_latency, network_latency
 from lightning_coreset.latency.table import LatencyTable
 
 __all__ = [
@@ -19,9 +19,10 @@ __all__ = [
     "LayerCall",
     "LayerShape",
     "NetworkLatency",
+    "as_latency",
     "called_layers",
-    "check_latency",
     "compared",
+    "is_doubtful",
     "measure_latency",
     "measured",
     "network_latency",

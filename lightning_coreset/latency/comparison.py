@@ -31,16 +31,19 @@ def compared(before: nn.Module, after: nn.Module, example: Example) -> tuple[flo
     return networks[0].seconds, networks[1].seconds
 
 
-def why_doubtful(reached: float, measured: tuple[float, float]) -> str:
-    """What to say if a measurement does not confirm what a plan counted; empty if it does.
+def is_doubtful(reached: float, measured: tuple[float, float]) -> bool:
+    """Whether a measurement does not confirm what a plan counted.
 
     Args:
         reached: The fraction of the latency that is gone, as the plan counts.
         measured: Seconds before and after.
     """
+    return abs(1 - measured[1] / measured[0] - reached) > _MUCH
+
+
+def why_doubtful(reached: float, measured: tuple[float, float]) -> str:
+    """What to say then."""
     gone = 1 - measured[1] / measured[0]
-    if abs(gone - reached) <= _MUCH:
-        return ""
     return (
         f"The plan counts {reached:.1%} of the latency as removed, but measured it is {gone:.1%} "
         f"({1e3 * measured[0]:.3g} ms -> {1e3 * measured[1]:.3g} ms). Other load on the machine disturbs measurements, "

@@ -51,14 +51,20 @@ class Width:
     Attributes:
         dim: The dimension of the weight.
         multiple: Channels for each position along it: several in a grouped convolution.
+        divisor: Positions for each channel: several where a depthwise convolution makes several channels of each.
     """
 
     dim: int
     multiple: int = 1
+    divisor: int = 1
 
     def of(self, length: float) -> int:
         """The width with so many positions."""
-        return round(length * self.multiple)
+        return round(length * self.multiple / self.divisor)
+
+    def positions(self, width: int) -> int:
+        """The positions of so many channels."""
+        return width * self.divisor // self.multiple
 
 
 @dataclass(frozen=True)
@@ -209,6 +215,7 @@ def _geometry(module: Any, tensor: Tensor, dims: int) -> tuple[Width, Width, int
 def _convolution_widths(module: Any, tensor: Tensor) -> tuple[Width, Width]:
     groups = module.groups
     if groups > 1 and groups == module.in_channels:  # depthwise: it has as many groups as channels
-        return Width(0), Width(0, module.out_channels // tensor.shape[0])
+        more = module.out_channels // module.in_channels
+        return (Width(0), Width(0, more)) if module.transposed else (Width(0, divisor=more), Width(0))
     inner = Width(1, groups)
     return (Width(0), inner) if module.transposed else (inner, Width(0))

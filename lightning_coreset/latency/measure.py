@@ -154,9 +154,7 @@ class _Job:
     coarser: int = 0
 
     @classmethod
-    def of(
-        cls, model: nn.Module, call: LayerCall, vary: Collection[tuple[str, int]], environment: Environment
-    ) -> _Job:
+    def of(cls, model: nn.Module, call: LayerCall, vary: Collection[tuple[str, int]], environment: Environment) -> _Job:
         module = model.get_submodule(call.layer)
         like = registered_tensors(module)[call.weight.rpartition(".")[2]]
         varies = (call.weight, call.reads.dim) in vary, (call.weight, call.makes.dim) in vary

@@ -21,14 +21,17 @@ def at_widths(module: nn.Module, call: LayerCall, in_channels: int, out_channels
     Its weights are the layer's first ones, again from the start where there are more than the layer has.
     """
     layer = _bare_copy(module)
-    lengths = {call.makes.dim: out_channels // call.makes.multiple, call.reads.dim: in_channels // call.reads.multiple}
+    lengths = {
+        call.reads.dim: call.reads.positions(in_channels),
+        call.makes.dim: call.makes.positions(out_channels),
+    }
     tensors = registered_tensors(layer)
     own = tensors[call.weight.rpartition(".")[2]]
     width, changes = own.shape[call.makes.dim], []
     for name, tensor in tensors.items():
         if tensor is own:
             wanted = lengths
-        elif tensor.dim() == 1 and tensor.shape[0] == width * call.makes.multiple:  # biases and statistics
+        elif tensor.dim() == 1 and tensor.shape[0] == call.makes.of(width):  # biases and statistics
             wanted = {0: out_channels}
         else:
             continue

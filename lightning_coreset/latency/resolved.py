@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from os import PathLike
 from typing import Any, TypeAlias
 
 import torch
@@ -15,29 +16,32 @@ from lightning_coreset.latency.table import LatencyTable
 from lightning_coreset.nested import tensors_in
 from lightning_coreset.structure import Example, Structure
 
-LatencyLike: TypeAlias = LatencyTable | Latency
-"""A table that was measured, or a function of a layer at some widths."""
+LatencyLike: TypeAlias = LatencyTable | Latency | str
+"""A table that was measured, a function of a layer at some widths, or the path of a file with a table."""
 
 
-def check_latency(latency: Any, unit: str) -> None:
-    """Refuse what is neither a table nor a function, and either where another unit is counted.
+def as_latency(latency: Any, unit: str) -> LatencyTable | Latency | None:
+    """What a user gave, a table read from its file.
 
     Raises:
-        ValueError: For such a value.
+        ValueError: If it is neither a table nor a function, the file cannot be read, or another unit is counted.
     """
     if latency is None:
-        return
+        return None
+    if isinstance(latency, str | PathLike):
+        latency = LatencyTable.load(latency)
     if not isinstance(latency, LatencyTable) and (not callable(latency) or isinstance(latency, nn.Module | type)):
         raise ValueError(
-            "Expected latency to be a LatencyTable or a function of a LayerShape that returns seconds but got "
-            f"{latency!r}. A table in a file is read with LatencyTable.load(path)."
+            "Expected latency to be a LatencyTable, the path of a file with one, or a function of a LayerShape that "
+            f"returns seconds, but got {latency!r}."
         )
     if unit != "latency":
         raise ValueError(f"Expected latency only with unit='latency', which counts it, but got unit={unit!r}.")
+    return latency
 
 
 def network_latency(
-    model: nn.Module, structure: Structure, example: Example, latency: LatencyLike | None, *, verbose: bool
+    model: nn.Module, structure: Structure, example: Example, latency: LatencyTable | Latency | None, *, verbose: bool
 ) -> NetworkLatency:
     """What a network costs: by a function, by a table, or by measuring.
 

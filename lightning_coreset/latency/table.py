@@ -95,9 +95,9 @@ class LatencyTable:
         """
         try:
             return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             raise ValueError(
-                f"Expected {str(path)!r} to hold a LatencyTable but cannot read it ({error}) Measure again, with "
+                f"Expected {str(path)!r} to hold a LatencyTable but cannot read it ({error}). Measure again, with "
                 "measure_latency."
             ) from error
 

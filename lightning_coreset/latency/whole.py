@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -48,7 +49,7 @@ class WholeTime:
             wait_for(self.device)
             self._times.append((False, now()))
         times = self._times
-        parts = [(inside, end - start) for (_, start), (inside, end) in zip(times, times[1:], strict=False)]
+        parts = [(inside, end - start) for (_, start), (inside, end) in pairwise(times)]
         if len(parts) == len(self._parts):
             both = zip(parts, self._parts, strict=True)
             parts = [(inside, min(time, best)) for (inside, time), (_, best) in both]

@@ -45,9 +45,7 @@ def _faster(group: AllowedSizes, others: Mapping[str, int], cost_model: CostMode
     return kept
 
 
-def hull(
-    allowed: Sequence[AllowedSizes], curves: Mapping[str, Tensor], cost_model: CostModel
-) -> list[AllowedSizes]:
+def hull(allowed: Sequence[AllowedSizes], curves: Mapping[str, Tensor], cost_model: CostModel) -> list[AllowedSizes]:
     """Of the sizes of every group with an error curve the lower convex hull of its error over the time saved.
 
     So each further step of a group costs more error for the time that it saves, as
@@ -55,12 +53,12 @@ def hull(
     hide one behind it that saves much.
     """
     present = {group.name: group.sizes[0] for group in allowed}
-    return [_hull(group, curves[group.name], present, cost_model) if group.name in curves else group for group in allowed]
+    return [
+        _hull(group, curves[group.name], present, cost_model) if group.name in curves else group for group in allowed
+    ]
 
 
-def _hull(
-    group: AllowedSizes, curve: Tensor, present: Mapping[str, int], cost_model: CostModel
-) -> AllowedSizes:
+def _hull(group: AllowedSizes, curve: Tensor, present: Mapping[str, int], cost_model: CostModel) -> AllowedSizes:
     errors, whole = curve.tolist(), group.sizes[0]
     seconds = {size: cost_model.seconds_around(group.name, {**present, group.name: size}) for size in group.sizes}
     points: list[tuple[float, float, int]] = []  # time saved, error, size
@@ -104,9 +102,7 @@ def _neighbours(group: AllowedSizes, size: int) -> list[int]:
     return [group.sizes[other] for other in (place - 1, place + 1) if 0 <= other < len(group.sizes)]
 
 
-def free_widths(
-    sizes: Mapping[str, int], allowed: Sequence[AllowedSizes], cost_model: CostModel
-) -> dict[str, int]:
+def free_widths(sizes: Mapping[str, int], allowed: Sequence[AllowedSizes], cost_model: CostModel) -> dict[str, int]:
     """Give every group the most classes that take no more time than those it has, all other groups as they are.
 
     Args:

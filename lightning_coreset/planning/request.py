@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias, get_args
 from torch import nn
 
 from lightning_coreset._arguments import is_number, is_whole_number
-from lightning_coreset.latency import LatencyLike, NetworkLatency, check_latency
+from lightning_coreset.latency import Latency, LatencyLike, LatencyTable, NetworkLatency, as_latency
 from lightning_coreset.methods import Method, Reconstruction
 from lightning_coreset.planning.cost_model import Unit
 from lightning_coreset.planning.layer_rules import Rule, as_rules, check_matches, check_rule, format_rule
@@ -89,7 +89,7 @@ class Request:
         object.__setattr__(self, "only", as_rules(self.only, "only"))
         if self.unit not in get_args(Unit):
             raise ValueError(f"Expected unit to be 'params', 'macs', 'channels' or 'latency' but got {self.unit!r}.")
-        check_latency(self.latency, self.unit)
+        object.__setattr__(self, "latency", as_latency(self.latency, self.unit))
         if self.allocation not in get_args(Allocation):
             raise ValueError(f"Expected allocation to be 'uniform', 'error' or 'global' but got {self.allocation!r}.")
         check_flags(include_residual=self.include_residual)
@@ -126,6 +126,12 @@ class Request:
                     f"Expected {', '.join(given)} to be left alone with {type(self.method).__name__}(...), which "
                     "chooses all sizes by itself."
                 )
+
+    @property
+    def timing(self) -> LatencyTable | Latency | None:
+        """What tells the seconds of layers; ``None`` if they are to be measured."""
+        assert not isinstance(self.latency, str), "its file was read"
+        return self.latency
 
     @property
     def target(self) -> float:

@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lightning_coreset.latency import NetworkLatency, compared, network_latency, why_doubtful
+from lightning_coreset.latency import LatencyTable, NetworkLatency, compared, is_doubtful, network_latency, why_doubtful
 from lightning_coreset.plan import PruningPlan
 from lightning_coreset.planning import Request, prunable
 from lightning_coreset.state import duplicate
@@ -54,7 +54,7 @@ class LatencyCount:
             )
         if progress.latency is None:
             progress.latency = from_rank_zero(trainer, lambda: self._found(trainer, pl_module, structure, request))
-        function = request.latency if callable(request.latency) else None
+        function = None if isinstance(request.timing, LatencyTable) else request.timing
         found = NetworkLatency.from_dict(progress.latency, function, pl_module)
         return replace(request, network_latency=found)
 
@@ -64,7 +64,7 @@ class LatencyCount:
         groups, _ = prunable(pl_module, structure, request)
         offered = replace(structure, groups=tuple(groups))
         with self._source.given(trainer, pl_module) as example:
-            found = network_latency(pl_module, offered, example, request.latency, verbose=self._verbose)
+            found = network_latency(pl_module, offered, example, request.timing, verbose=self._verbose)
         return found.to_dict()
 
     def measured(
@@ -93,9 +93,8 @@ class LatencyCount:
         if isinstance(measured, str):
             rank_zero_warn(f"Could not measure the latency of the pruned model: {measured}")
             return None
-        doubt = why_doubtful(plan.reached, measured)
-        if doubt:
-            rank_zero_warn(doubt)
+        if is_doubtful(plan.reached, measured):
+            rank_zero_warn(why_doubtful(plan.reached, measured))
         return measured
 
 

@@ -78,15 +78,12 @@ class Progress:
         self.done.update(done)
         self.archive.add(plan, self.history.add(plan, self.original, **when))
 
-    def note_measured(self, latency: tuple[float, float]) -> PruningPlan:
-        """Add to the last event the seconds of the original and of the pruned model; return its plan."""
+    def note_measured(self, latency: tuple[float, float]) -> None:
+        """Add to the last event the seconds of the original and of the pruned model."""
         plan = self.plans[-1] = replace(self.plans[-1], latency_measured=latency)
         original, pruned = latency
-        self.history[-1] = replace(
-            self.history[-1], latency_measured=pruned, latency_measured_original=original
-        )
+        self.history[-1] = replace(self.history[-1], latency_measured=pruned, latency_measured_original=original)
         self.archive.replace_last(plan, self.history[-1])
-        return plan
 
     def undo(self, plans: int, done: Mapping[int, float]) -> None:
         """Go back to what was before the last event, which stays in the history.

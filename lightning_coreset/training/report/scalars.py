@@ -85,8 +85,8 @@ def event_scalars(record: EventRecord) -> dict[str, float]:
     Returns:
         The scalars of :func:`current_scalars`, ``coreset/requested`` and ``coreset/reached`` (in the callback's
         ``unit``), and those of the following that are known: ``coreset/accuracy_before``, ``coreset/accuracy_after``,
-        ``coreset/latency_measured_ms`` (milliseconds of one run, measured after the last event) and, for every group, ``coreset_expected_error/<name>``, ``coreset_certified_error/<name>`` and
-        ``coreset_found_error/<name>``.
+        ``coreset/latency_measured_ms`` (milliseconds of one run, measured after the last event) and, for every group,
+        ``coreset_expected_error/<name>``, ``coreset_certified_error/<name>`` and ``coreset_found_error/<name>``.
     """
     scalars: dict[str, float | None] = {
         "coreset/requested": record.requested,
