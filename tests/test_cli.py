@@ -28,7 +28,15 @@ from torchmetrics import Metric
 from torchmetrics.classification import MulticlassF1Score
 
 import lightning_coreset
-from lightning_coreset import CoresetPruningCallback, Magnitude, Random, Reconstruction, Sensitivity, load_pruned
+from lightning_coreset import (
+    CoresetPruningCallback,
+    LayerShape,
+    Magnitude,
+    Random,
+    Reconstruction,
+    Sensitivity,
+    load_pruned,
+)
 
 pytest.importorskip("sklearn", reason="the example trains on scikit-learn's digits")
 
@@ -50,6 +58,11 @@ def curve(progress: float) -> float:
 def example() -> Tensor:
     """A user's example inputs."""
     return torch.ones(2, 8)
+
+
+def seconds(shape: LayerShape) -> float:
+    """A user's times of layers."""
+    return 1e-9 * shape.in_channels * shape.out_channels
 
 
 HERE = __name__  # the import path of what this file holds
@@ -91,6 +104,7 @@ VALUES: dict[str, list[tuple[Any, Any]]] = {
     "recover_epochs": [(3, 3), (1.5, 1.5)],
     "recalibrate_batches": [(4, 4)],
     "input_radius": [(2.5, 2.5)],
+    "latency": [(f"{HERE}.seconds", seconds)],
     "seed": [(7, 7)],
 }
 # What has to be said as well, or the callback refuses a value of the option.
@@ -98,6 +112,7 @@ BESIDE: dict[str, dict[str, Any]] = {
     "allocation": {"method": "magnitude"},
     "monitor_mode": {"monitor": "val_loss"},
     "input_radius": {"certify": True},
+    "latency": {"unit": "latency"},
     **{option: {"max_drop": 0.02} for option in ("recover_epochs", "on_failure")},
 }
 

@@ -39,6 +39,7 @@ from lightning_coreset.latency import compared
 from lightning_coreset.structure import Example
 
 SLACK = 1.01
+STAGES = ("untuned", "tuned")
 STUDY = Study("ResNet-20, twice as wide", partial(resnet, depth=20, width=2.0), 8000, 5000, 16, 8)
 
 
@@ -152,10 +153,25 @@ def report(
             if size == batch
         ]
         print(markdown(head, rows), flush=True)
+        print("\nHow far latency is ahead of macs in accuracy, the difference within each seed:\n")
+        ahead = [
+            (f"-{target:.0%}", allocation, *(cell(gains(results, size, target, allocation, which)) for which in STAGES))
+            for size, target, allocation, unit in results
+            if size == batch and unit == "macs"
+        ]
+        print(markdown(("target", "allocation", "no tuning", f"{tuning:g} epoch"), ahead), flush=True)
+
+
+def gains(
+    results: dict[tuple[int, float, str, str], list[Result]], batch: int, target: float, allocation: str, stage: str
+) -> list[float]:
+    """By how much accuracy is higher with ``unit="latency"``, seed by seed."""
+    pair = (results[batch, target, allocation, unit] for unit in ("latency", "macs"))
+    return [getattr(one, stage) - getattr(other, stage) for one, other in zip(*pair, strict=True)]
 
 
 def cell(values: Sequence[float]) -> str:
-    """Mean and standard deviation, as text."""
+    """Mean and standard deviation over seeds, as text."""
     spread = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
     return f"{np.mean(values):.1f}{spread}"
 

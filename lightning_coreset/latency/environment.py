@@ -26,11 +26,12 @@ class Environment:
     @classmethod
     def now(cls, device: torch.device) -> Environment:
         """That of this process, for networks on a device."""
+        version = str(torch.__version__)  # plain data: it is of a class of its own
         if device.type == "cuda":
-            return cls(torch.cuda.get_device_name(device), torch.__version__, 0)
+            return cls(torch.cuda.get_device_name(device), version, 0)
         if device.type == "cpu":
-            return cls(_processor(), torch.__version__, torch.get_num_threads())
-        return cls(f"{device.type} ({platform.machine()})", torch.__version__, 0)
+            return cls(_processor(), version, torch.get_num_threads())
+        return cls(f"{device.type} ({platform.machine()})", version, 0)
 
     def difference(self, other: Environment) -> str:
         """What another one has otherwise, in words."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 
 import pytest
 import torch
@@ -16,19 +17,18 @@ from lightning_coreset.structure import Example
 
 
 class Clock:
-    """Goes on by what layers take: a microsecond for each block of eight channels made, of each read."""
+    """Goes on by what layers take, and now and then by more."""
 
     def __init__(self) -> None:
         self.time = 0.0
-        self.disturbed = 0
+        self.random = random.Random(0)
 
     def __call__(self) -> float:
         self.time += 1e-9
         return self.time
 
     def work(self, seconds: float) -> None:
-        self.disturbed += 1
-        self.time += seconds * (5 if self.disturbed % 3 == 0 else 1)  # other load on the machine
+        self.time += seconds * (5 if self.random.random() < 0.3 else 1)  # other load on the machine
 
 
 CLOCK = Clock()
