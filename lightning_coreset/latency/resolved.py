@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from os import PathLike
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import nn
@@ -37,7 +37,7 @@ def as_latency(latency: Any, unit: str) -> LatencyTable | Latency | None:
         )
     if unit != "latency":
         raise ValueError(f"Expected latency only with unit='latency', which counts it, but got unit={unit!r}.")
-    return latency
+    return cast("LatencyTable | Latency", latency)
 
 
 def network_latency(
