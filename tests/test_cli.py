@@ -33,6 +33,7 @@ from lightning_coreset import (
     AccuracyGuard,
     AccuracyMonitor,
     CoresetPruningCallback,
+    LayerShape,
     Magnitude,
     PruningSchedule,
     Random,
@@ -59,6 +60,11 @@ def curve(progress: float) -> float:
 def example() -> Tensor:
     """A user's example inputs."""
     return torch.ones(2, 8)
+
+
+def seconds(shape: LayerShape) -> float:
+    """A user's times of layers."""
+    return 1e-9 * shape.in_channels * shape.out_channels
 
 
 HERE = __name__  # the import path of what this file holds
@@ -130,6 +136,7 @@ VALUES: dict[str, list[tuple[Any, Any]]] = {
     "recover_epochs": [(3, 3), (1.5, 1.5)],
     "recalibrate_batches": [(4, 4)],
     "input_radius": [(2.5, 2.5)],
+    "latency": [(f"{HERE}.seconds", seconds)],
     "seed": [(7, 7)],
 }
 # What has to be said as well, or the callback refuses a value of the option.
@@ -137,6 +144,7 @@ BESIDE: dict[str, dict[str, Any]] = {
     "allocation": {"method": "magnitude"},
     "monitor_mode": {"monitor": "val_loss"},
     "input_radius": {"certify": True},
+    "latency": {"unit": "latency"},
     **{option: {"max_drop": 0.02} for option in ("recover_epochs", "on_failure")},
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import lightning.pytorch as pl
@@ -314,7 +314,13 @@ class PruningRun:
             self.guard.stop_if_exhausted(ratio, scheduled, self.progress)
         # Recorded before it is reported: after Ctrl-C in a report, an on-exception checkpoint must contain the event.
         self._record(trainer, plan, {time: min(asked, ratio) for time, asked in due.items()}, before, after)
-        self.reporter.event(trainer, plan, self.progress.history, self._now(trainer))
+        done = plan
+        if plan.channels_removed and ratio >= max(self._events.values()):
+            measured = self.planner.latency.measured(trainer, pl_module, plan, self.planner.request)
+            if measured is not None:
+                self.progress.note_measured(measured)
+                done = replace(plan, latency_measured=measured)
+        self.reporter.event(trainer, done, self.progress.history, self._now(trainer))
 
     def _tell_checkpoints(self, trainer: pl.Trainer) -> None:
         for run in (self, *self.others):
