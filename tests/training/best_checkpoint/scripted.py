@@ -18,6 +18,7 @@ from lightning_coreset import CoresetPruningCallback
 EVENTS = {2: 0.3, 4: 0.5}
 SCORES = (0.9, 0.95, 0.7, 0.8, 0.75, 0.85)
 STEPS = 4  # of an epoch
+QUICK = {"method": "magnitude", "check": False, "copies": "none", "verbose": False}
 
 
 class Scripted(Classifier):
@@ -66,7 +67,7 @@ def run(
 ) -> tuple[pl.Trainer, pl.LightningModule]:
     """Train six epochs of four steps, with events at the start of the third and fifth."""
     module = Scripted() if module is None else module
-    callback = CoresetPruningCallback(**({"schedule": EVENTS, "verbose": False} | dict(pruning or {})))
+    callback = CoresetPruningCallback(**({"schedule": EVENTS} | QUICK | dict(pruning or {})))
     trainer = make_trainer(callback, *checkpoints, **({"max_epochs": 6, "enable_checkpointing": True} | options))
     trainer.fit(module, make_loader(8), make_loader(8), ckpt_path=resume)
     return trainer, module
