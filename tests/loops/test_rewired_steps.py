@@ -190,6 +190,21 @@ def test_longer_loops_make_no_new_links():
     assert seen.has_all([loss(9)])
 
 
+def test_strides_make_no_new_links():
+    """As in attention: with one head or one sample, ``reshape`` need not copy, and einsum needs no new strides."""
+    net = mlp(8, 16, 16)
+
+    def loss(x: Tensor) -> Tensor:
+        return net(x).transpose(1, 2).contiguous().view(len(x), -1).square().sum()
+
+    def same(x: Tensor) -> Tensor:
+        return net(x).transpose(1, 2).reshape(len(x), -1).square().sum()
+
+    seen = graphs(net)
+    seen.note([loss(torch.randn(4, 5, 8))])
+    assert seen.has_all([loss(torch.randn(4, 1, 8)), same(torch.randn(4, 5, 8)), same(torch.randn(4, 1, 8))])
+
+
 LINEAR = nn.ModuleDict({name: nn.Linear(8, 8) for name in "abcd"})
 OTHERWISE: dict[str, Callable[[Tensor], Tensor]] = {
     "crossed": lambda x: LINEAR["c"](LINEAR["b"](x).relu()) + LINEAR["d"](LINEAR["a"](x).relu()),

@@ -21,6 +21,9 @@ _MOVES = frozenset(
 )
 """Operations behind which a parameter is still one, as the transposed weight of a Linear."""
 
+_LAYOUT = {"ReshapeAliasBackward0": "ViewBackward0", "UnsafeViewBackward0": "ViewBackward0", "CloneBackward0": ""}
+"""What ``reshape`` and ``contiguous`` do depends on strides, and so on the number of samples: a view, or a copy."""
+
 _SCALES = frozenset({"DivBackward0", "MulBackward0", "ToCopyBackward0", "_DDPSinkBackward"})
 
 _MOST_MOVES = 4
@@ -108,6 +111,9 @@ def _without_scale(node: Any) -> Any:
 
 
 def _links(name: str, own: int, below: Collection[int]) -> Iterable[Link]:
+    name = _LAYOUT.get(name, name)
+    if not name:
+        return ()
     if not below:
         return ((name, own, -1, -1),)
     singles = [(name, own, source, -1) for source in below]
