@@ -593,3 +593,12 @@ def add_summaries(writer: Any, summaries: Iterable[Any]) -> None:
 
 INITIALISE_WEIGHTS = "_init_weights"
 """The method by which a model of transformers gives a module its first weights; without it, nothing is done there."""
+
+
+def classes_of_auto_class(auto: Any, config: Any) -> tuple[type[nn.Module], ...]:
+    """The classes that an Auto class of transformers may make of a config; none where that cannot be seen."""
+    try:
+        found = auto._model_mapping[type(config)]
+    except (AttributeError, KeyError, TypeError):
+        return ()
+    return found if isinstance(found, tuple) else (found,)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from lightning_coreset.checkpoint import make_resizable, write_configs
 from lightning_coreset.methods import MethodLike, as_method
 from lightning_coreset.plan import PruningPlan
 from lightning_coreset.planning import (
@@ -61,6 +62,9 @@ def prune(
     these layers approximate what they computed from all channels (Mussay et al., arXiv 2008.08316). ``Parameter``
     objects stay the same, so an optimizer keeps its references; its state has to be sliced in the same way, as
     ``CoresetPruningCallback`` does during training. :func:`plan_pruning` returns the same plan without applying it.
+
+    The pruned model is resizable (:func:`make_resizable`): its ``state_dict`` says how it was pruned. So does the
+    config of a model of Hugging Face transformers.
 
     Layers are selected by *rules*: a shell pattern for qualified module names such as ``"encoder.*"``, a compiled
     regular expression that matches the whole name, or a module type such as ``nn.Conv2d``. A rule selects layers that
@@ -155,6 +159,8 @@ def prune(
         model, example_inputs, request, never_run, check=check, change_attributes=change_attributes, certify=certify
     )
     apply_changes(model, plan.changes, plan.attributes)
+    if plan.changes:
+        write_configs(make_resizable(model))
     return plan
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lightning_coreset.checkpoint.configs import write_configs
 from lightning_coreset.checkpoint.consistency import inferred_sizes
 from lightning_coreset.checkpoint.everywhere import resizable
 from lightning_coreset.checkpoint.hooks import is_resizable, make_plain, make_resizable, store_metadata_as_item
@@ -21,4 +22,5 @@ __all__ = [
     "resizable",
     "resize_to_state_dict",
     "store_metadata_as_item",
+    "write_configs",
 ]

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from lightning_coreset._compat import own_tensors
-from lightning_coreset.module_specs import ModuleSpec, Size, is_integer, module_spec, sizing_tensor, updated_sizes
+from lightning_coreset.module_specs import ModuleSpec, Size, module_spec, sizing_tensor, updated_sizes
 from lightning_coreset.surgery import ModelShapes
 
 Shape = tuple[int, ...]
@@ -35,41 +35,6 @@ def inferred_sizes(model: nn.Module, original: ModelShapes, shapes: Mapping[str,
             if attribute in sizes
         }
     return inferred
-
-
-def head_counts(model: nn.Module, original: ModelShapes, shapes: Mapping[str, Shape]) -> Iterator[str]:
-    """Attributes that count heads, of modules whose heads together have another size than in the original."""
-    for prefix, module in _modules(model):
-        found = sizing_tensor(module)
-        name = None if found is None else prefix + found[0]
-        if name is not None and name in shapes and shapes[name][0] != original.shapes[name][0]:
-            yield from (prefix + count for count in module_spec(module).head_counts)
-
-
-def kept_numbers(path: str, module: nn.Module, original: ModelShapes, shapes: Mapping[str, Shape]) -> list[str]:
-    """Integers that a module of a class of one's own keeps, and that follow from no tensor, if its layers changed.
-
-    Args:
-        path: Its qualified name.
-        module: The module.
-        original: Shapes before.
-        shapes: Shapes now.
-    """
-    if type(module).__module__.startswith(("torch.", "lightning.", "pytorch_lightning.")):
-        return []
-    prefix = f"{path}." if path else ""
-    own = [f"{prefix}{name}" for name, child in module.named_children() for name in _weights(name, child)]
-    own += [prefix + name for name in own_tensors(module)]
-    if all(shapes.get(name) == original.shapes.get(name) for name in own):
-        return []
-    found = sizing_tensor(module)
-    follow = {} if found is None else _try_updated_sizes(module, vars(module), tuple(found[1].shape))
-    numbers = [name for name, value in vars(module).items() if is_integer(value) and value > 1]
-    return [name for name in numbers if not name.startswith("_") and name not in follow]
-
-
-def _weights(name: str, child: nn.Module) -> list[str]:
-    return [f"{name}.{tensor}" for tensor in own_tensors(child)]
 
 
 def mismatches(model: nn.Module, original: ModelShapes, target: ModelShapes) -> Iterator[str]:

@@ -1,28 +1,30 @@
-"""Two hooks by which a model takes on the sizes of what it loads, and how to remove them."""
+"""Hooks by which a model says how it was pruned and takes on the sizes of what it loads, and how to remove them."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from torch import nn
 
 from lightning_coreset._compat import state_dict_hooks, without_compile_wrapper
 from lightning_coreset.checkpoint.metadata import KEY, PruningMetadata
-from lightning_coreset.checkpoint.resize import resize_to_state_dict
+from lightning_coreset.checkpoint.record_tensor import combined, pop_records, record_entry
+from lightning_coreset.checkpoint.resize import resize_to_state_dict, with_aliases
 from lightning_coreset.module_specs import NarrowAttention
-from lightning_coreset.surgery import forget_original_shapes
+from lightning_coreset.surgery import forget_original_shapes, keep_record
 
 Model = TypeVar("Model", bound=nn.Module)
+RecordForm = Literal["metadata", "tensor"]
 
 # torch does not pass to its hooks whether loading is strict; a caller that knows sets it here.
 _STRICT: ContextVar[bool | None] = ContextVar("strict", default=None)
 
 
-def make_resizable(model: Model) -> Model:
+def make_resizable(model: Model, *, record: RecordForm = "metadata") -> Model:
     """Let a model's ``state_dict`` say how it was pruned, and its ``load_state_dict`` accept other sizes.
 
     ``CoresetPruningCallback`` does this to the module it prunes. Call it yourself to load or save a pruned model
@@ -36,19 +38,25 @@ def make_resizable(model: Model) -> Model:
     model do the same. Where sizes differ all names must match, unless ``model.strict_loading`` is ``False``, which is
     the attribute of LightningModules for this.
 
-    A dict of tensors without metadata (``dict(state_dict)``, safetensors) works as well where all sizes follow from
-    shapes: the channels of layers, but not the heads of an attention.
+    Metadata is lost where tensors go into a plain dict: ``dict(state_dict)``, other names, safetensors. Such a dict is
+    loaded where all sizes follow from shapes: the channels of layers, but not, for example, the heads of an attention.
+    What does not follow is an error. ``record="tensor"`` keeps the record in these cases, too.
 
     Args:
         model: Any module, pruned already or not; of a compiled one, the module inside is meant. Calling this twice is
             no error.
+        record: Where ``state_dict`` of a pruned model says how it was pruned. ``"metadata"``: only in the metadata of
+            the dict, so that its entries are those of any model of these sizes. ``"tensor"``: also in one more entry,
+            a small tensor of bytes named ``lightning_coreset``, which resizable models read and others report as an
+            unexpected key.
 
     Returns:
         The model itself.
 
     Raises:
-        ValueError: In ``load_state_dict``, if sizes differ and the tensors cannot be those of this model: other names,
-            a shape beyond the original model's, shapes that do not go together. The model is unchanged then.
+        ValueError: If ``record`` is something else. In ``load_state_dict``, if sizes differ and the tensors cannot be
+            those of this model: other names, a shape beyond the original model's, shapes that do not go together; or
+            if numbers that shapes do not tell may have changed and the record is lost. The model is unchanged then.
 
     Example:
         >>> import io
@@ -66,10 +74,15 @@ def make_resizable(model: Model) -> Model:
         >>> fresh[0]
         Linear(in_features=16, out_features=32, bias=True)
     """
+    if record not in get_args(RecordForm):
+        raise ValueError(f"Expected record to be one of {get_args(RecordForm)} but got {record!r}.")
+    inner = without_compile_wrapper(model)
     if not is_resizable(model):
-        inner = without_compile_wrapper(model)
         inner.register_state_dict_post_hook(_write_record)
         inner.register_load_state_dict_pre_hook(_fit)
+        keep_record(inner)
+    if record == "tensor" and not _writes(inner, _write_tensor):
+        inner.register_state_dict_post_hook(_write_tensor)
     return model
 
 
@@ -110,7 +123,7 @@ def make_plain(model: Model) -> Model:
     for module in model.modules():
         for hooks in state_dict_hooks(module):
             for key, hook in list(hooks.items()):
-                if getattr(hook, "hook", hook) in (_write_record, _write_item, _fit):
+                if getattr(hook, "hook", hook) in (_write_record, _write_tensor, _write_item, _fit):
                     del hooks[key]
     forget_original_shapes(model)
     return model
@@ -119,17 +132,21 @@ def make_plain(model: Model) -> Model:
 def is_resizable(model: nn.Module) -> bool:
     """Whether :func:`make_resizable` was called on a model, or on what it is a copy of."""
     # A flag of our own would not show whether the hooks are still there.
-    return _write_record in state_dict_hooks(without_compile_wrapper(model))[0].values()
+    return _writes(without_compile_wrapper(model), _write_record)
+
+
+def _writes(model: nn.Module, hook: Callable[..., None]) -> bool:
+    return hook in state_dict_hooks(model)[0].values()
 
 
 def store_metadata_as_item(copy: Model) -> Model:
-    """Let the state dict of a model that wraps this resizable one hold its metadata as an item, too, if it is pruned.
+    """Let the state dict of a model that wraps this resizable one hold its record as a tensor, too, if it is pruned.
 
     For the copies that Lightning's ``WeightAveraging`` keeps: it copies the items into a plain dict, which has no
-    metadata, and saves that as the model's. A resizable model that loads the item reads it as its metadata.
+    metadata, and saves that as the model's. A resizable model that loads the tensor reads it as its metadata.
     """
     inner = without_compile_wrapper(copy)
-    if _write_item not in state_dict_hooks(inner)[0].values():
+    if not _writes(inner, _write_item):
         inner.register_state_dict_post_hook(_write_item)
     return copy
 
@@ -154,21 +171,28 @@ def _write_record(module: nn.Module, state_dict: dict[str, Any], prefix: str, lo
         local_metadata[KEY] = metadata.to_dict()
 
 
+def _write_tensor(module: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any]) -> None:
+    entry = record_entry(module)
+    if entry is not None:
+        state_dict[prefix + entry[0]] = entry[1]
+
+
 def _write_item(module: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any]) -> None:
-    # In a wrapper's state dict only: the copy's own has metadata.
-    metadata = PruningMetadata.of(module) if prefix else None
-    if metadata is not None:
-        state_dict[prefix + KEY] = metadata.to_dict()
+    if prefix:  # in a wrapper's state dict only: the copy's own has metadata
+        _write_tensor(module, state_dict, prefix, local_metadata)
 
 
 def _fit(
     module: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *_: object
 ) -> None:
-    item = state_dict.pop(prefix + KEY, None)  # out of torch's own copy of the dict
-    plain = local_metadata.get(KEY, item)
+    metadata = pop_records(state_dict, prefix)  # out of torch's own copy of the dict
+    plain = local_metadata.get(KEY)
+    if plain is not None:
+        own = PruningMetadata.from_dict(plain)
+        metadata = own if metadata is None else combined(own, metadata)
     state = {name[len(prefix) :]: value for name, value in state_dict.items() if name.startswith(prefix)}
-    strict = _STRICT.get()
-    if strict is None:
-        strict = getattr(module, "strict_loading", True)  # as the Trainer does
-    metadata = None if plain is None else PruningMetadata.from_dict(plain)
+    told = _STRICT.get()
+    if told is not True:  # safetensors' `load_model` leaves all names but one of a tied tensor to the others
+        state = with_aliases(module, state)
+    strict = getattr(module, "strict_loading", True) if told is None else told  # as the Trainer does
     resize_to_state_dict(module, state, metadata=metadata, strict=strict)

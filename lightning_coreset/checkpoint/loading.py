@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import inspect
-import os
-import zipfile
 from collections.abc import Mapping
-from typing import IO, Any, TypeVar
+from typing import Any, TypeVar
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lightning_coreset.checkpoint.everywhere import resizable
 from lightning_coreset.checkpoint.hooks import make_resizable, strictness
+from lightning_coreset.checkpoint.reading import File, is_safetensors, read_checkpoint
+from lightning_coreset.checkpoint.resize import with_aliases
 
 Model = TypeVar("Model", bound=nn.Module)
-File = str | os.PathLike[str] | IO[bytes]
 
 
 def load_pruned(
@@ -28,16 +26,20 @@ def load_pruned(
     Args:
         cls: For a checkpoint of Lightning, the LightningModule's class, or for one of LightningCLI a base class of it,
             as for ``cls.load_from_checkpoint``. For a file made by ``torch.save(model.state_dict(), path)``, the class
-            of any module, whose state dict says how it was pruned if :func:`make_resizable` was called on it.
+            of any module. Also for a file of safetensors, saved with ``record="tensor"``
+            (:func:`make_resizable`) where sizes alone do not tell how the model was pruned.
         path: The file, or an open one. For a checkpoint of Lightning also a URL that Lightning can read.
         strict: Whether all names must match; by default they must, unless the LightningModule says otherwise.
-        weights_only: Whether to read nothing but tensors and plain data. Reading anything else runs code in the file:
-            pass ``False`` only for files that you trust.
+        weights_only: As for ``torch.load`` and Lightning's ``load_from_checkpoint``: whether to read nothing but
+            tensors and plain data. With ``False`` hyperparameters may be any objects, such as modules, dataclasses or
+            an OmegaConf ``DictConfig``; reading them runs code that is in the file, so only do this with files that you
+            trust.
         **kwargs: Arguments of ``cls`` beside those that a checkpoint of Lightning holds, or in their place, and those
             of ``cls.load_from_checkpoint``, such as ``map_location``.
 
     Raises:
-        ValueError: If the file cannot be read or is no checkpoint, or its tensors cannot be those of the model.
+        ValueError: If the file cannot be read, holds objects that may not be read, or is no checkpoint, or if its
+            tensors cannot be those of the model.
 
     Example:
         >>> import tempfile
@@ -54,7 +56,7 @@ def load_pruned(
         >>> loaded[0]
         Linear(in_features=16, out_features=32, bias=True)
     """
-    content = _peek(path, weights_only)
+    content = read_checkpoint(path, weights_only)
     load = getattr(cls, "load_from_checkpoint", None)
     if load is not None and (content is None or "state_dict" in content):
         if "weights_only" in inspect.signature(load).parameters:
@@ -73,6 +75,8 @@ def load_pruned(
         )
     model = make_resizable(cls(**kwargs))
     strict = strict is not False
+    if is_safetensors(path):  # which hold a tied tensor once
+        content = with_aliases(model, content)
     with strictness(strict):
         model.load_state_dict(content, strict=strict)
     return model
@@ -106,30 +110,3 @@ class PrunedCheckpointMixin(nn.Module):
         """Take on the sizes of the state dict and load it; see :func:`make_resizable`."""
         with strictness(strict):
             return super().load_state_dict(state_dict, strict=strict, assign=assign)
-
-
-def _peek(path: File, weights_only: bool) -> Mapping[str, Any] | None:
-    """The content of a file, whose tensors are read only when they are used; ``None`` if it is remote."""
-    options: dict[str, Any] = {"map_location": "cpu", "weights_only": weights_only}
-    try:
-        if not isinstance(path, (str, os.PathLike)):
-            start = path.tell()
-            content = torch.load(path, **options)
-            path.seek(start)
-        elif not os.path.exists(path) and "://" in str(path):
-            return None
-        else:
-            content = torch.load(path, mmap=zipfile.is_zipfile(path), **options)
-    except (FileNotFoundError, PermissionError, MemoryError, ImportError):
-        raise
-    except Exception as error:  # a damaged pickle raises anything
-        reason = str(error).strip().partition("\n")[0]
-        raise ValueError(
-            f"Expected a checkpoint in {path!r} but cannot read it. Either it is damaged or cut short, or it holds "
-            "objects other than tensors and plain data: these are read with weights_only=False, which runs code in the "
-            f"file, so use it only if you trust the file. torch says: {reason}"
-        ) from error
-    states = content.get("state_dict", content) if isinstance(content, Mapping) else None
-    if not isinstance(states, Mapping) or not any(isinstance(value, Tensor) for value in states.values()):
-        raise ValueError(f"Expected a state dict or a checkpoint of Lightning in {path!r} but got something else.")
-    return content

@@ -48,10 +48,15 @@ class PruningMetadata:
             plain = as_type(plain, dict[str, Any], "the record")
             return cls(_from_dict(plain["original"]), _from_dict(plain["pruned"]))
         except (KeyError, ValueError) as error:
-            raise ValueError(
-                f"Expected how a model was pruned under {KEY!r} in the state dict's metadata but cannot read it "
-                f"({error!r}). The file is damaged, or was written by a newer lightning_coreset. Load another one."
-            ) from error
+            raise unreadable(error) from error
+
+
+def unreadable(error: Exception) -> ValueError:
+    """The error for a record of pruning that cannot be read."""
+    return ValueError(
+        f"Expected how a model was pruned under {KEY!r} in the state dict or its metadata but cannot read it "
+        f"({error!r}). The file is damaged, or was written by a newer lightning_coreset. Load another one."
+    )
 
 
 def _to_dict(model_shapes: ModelShapes) -> dict[str, Any]:

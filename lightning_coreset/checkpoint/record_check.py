@@ -73,11 +73,12 @@ def wrong_sizes(
         found, now = original.sizes.get(name), metadata.pruned.sizes.get(name, size)
         if found != size and (strict or found is not None):
             yield f"{name!r} is {size} before pruning where the model's is {found}"
-        elif now != inferred.get(name) and not _is_smaller(now, size):
+        elif now != inferred.get(name) and not is_smaller_size(now, size):
             yield f"{name!r} is recorded as {now}, which is no part of the original {size}"
 
 
-def _is_smaller(size: Size, original: Size) -> bool:
+def is_smaller_size(size: Size, original: Size) -> bool:
+    """Whether pruning can make this size of the original one."""
     if isinstance(size, tuple) != isinstance(original, tuple):
         return False
     return is_part_of(*(each if isinstance(each, tuple) else (each,) for each in (size, original)))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
@@ -10,13 +9,17 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_coreset._compat import loads_itself
-from lightning_coreset.checkpoint.consistency import head_counts, inferred_sizes, kept_numbers, mismatches
+from lightning_coreset.checkpoint.configs import write_configs
+from lightning_coreset.checkpoint.consistency import inferred_sizes, mismatches
+from lightning_coreset.checkpoint.given_sizes import given_sizes
 from lightning_coreset.checkpoint.metadata import KEY, PruningMetadata
 from lightning_coreset.checkpoint.record_check import half_recorded, is_part_of, wrong_record, wrong_sizes
-from lightning_coreset.module_specs import check_module_sizes
+from lightning_coreset.checkpoint.record_tensor import combined, is_record, pop_records
+from lightning_coreset.checkpoint.unknown_sizes import derived_head_counts, unknown_sizes
+from lightning_coreset.module_specs import Size, check_module_sizes
 from lightning_coreset.qualified_names import listed
 from lightning_coreset.structure.unsupported import unsupported_parameters
-from lightning_coreset.surgery import ModelShapes, original_shapes, recorded_shapes, resize
+from lightning_coreset.surgery import ModelShapes, all_tensors, keep_record, original_shapes, recorded_shapes, resize
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -24,7 +27,12 @@ _MOST_LINES = 4  # that an error lists
 
 
 def resize_to_state_dict(
-    model: nn.Module, state: Mapping[str, Any], *, metadata: PruningMetadata | None = None, strict: bool = True
+    model: nn.Module,
+    state: Mapping[str, Any],
+    *,
+    metadata: PruningMetadata | None = None,
+    strict: bool = True,
+    sizes: Mapping[str, Size] | None = None,
 ) -> None:
     """Give a model the sizes of a state dict, smaller or larger, so that it can be loaded.
 
@@ -33,54 +41,107 @@ def resize_to_state_dict(
     Args:
         model: The model, pruned already or not.
         state: The state dict, under the model's own names.
-        metadata: What it says about its pruning; without it, sizes are inferred from shapes alone.
+        metadata: What is known about its pruning, in place of what the state dict says. Where neither says anything,
+            sizes are inferred from shapes alone.
         strict: Whether all names must match.
+        sizes: Numbers that shapes do not tell, for tensors without a record: what a model remembers, such as its number
+            of heads, by qualified name, which may be a shell pattern. Also those that pruning did not change.
 
     Raises:
-        ValueError: If the tensors cannot be those of this model, pruned or not. The model is unchanged then.
+        ValueError: If the tensors cannot be those of this model, pruned or not, or shapes do not tell all that pruning
+            may have changed. The model is unchanged then.
+
+    Example:
+        >>> import torch
+        >>> from lightning_coreset import prune
+        >>> from lightning_coreset.checkpoint import resize_to_state_dict
+        >>> def build():
+        ...     return nn.TransformerEncoderLayer(32, nhead=4, dim_feedforward=64, batch_first=True)
+        >>> model, fresh = build().eval(), build().eval()
+        >>> _ = prune(model, torch.randn(1, 5, 32), 0.5)
+        >>> state = {name: tensor.clone() for name, tensor in model.state_dict().items()}  # says nothing of heads
+        >>> resize_to_state_dict(fresh, state, sizes={"self_attn.num_heads": model.self_attn.num_heads})
+        >>> fresh.load_state_dict(state)
+        <All keys matched successfully>
     """
+    state, found = _entries_and_record(state)
+    metadata = found if metadata is None else metadata
+    if metadata is not None and sizes:
+        raise ValueError("Expected no `sizes` for a state dict that says itself how its model was pruned.")
     original, present = original_shapes(model), ModelShapes.of(model)
+    given = given_sizes(original, sizes or {})
     loaded = _loaded_shapes(model, state, original, metadata)
     pruned = ModelShapes() if metadata is None else metadata.pruned.restrict(present)
-    if not (present | ModelShapes(loaded) | ModelShapes(sizes=pruned.sizes)).differs_from(present):
+    if not (present | ModelShapes(loaded) | ModelShapes(sizes={**pruned.sizes, **given})).differs_from(present):
+        if metadata is not None:
+            _adopt(model, metadata, present)
         return
 
     check_module_sizes(model)
     _raise_for(model, _wrong_names(model, state, metadata, strict))
     if metadata is None:
         _raise_for(model, _wrong_shapes(model, original, loaded))
-        _raise_for(model, _unknown_sizes(model, original, loaded))
     else:
         _raise_for(model, wrong_record(original, loaded, metadata, strict))
 
     unloaded = {n: s for n, s in present.shapes.items() if n not in loaded and n not in present.constants}
     shapes = (original | pruned | ModelShapes({**unloaded, **loaded})).shapes
-    inferred = ModelShapes(sizes=inferred_sizes(model, original, shapes))
+    inferred = inferred_sizes(model, original, shapes)
     if metadata is not None:
-        _raise_for(model, wrong_sizes(original, metadata, inferred.sizes, strict))
-    target = original | inferred | pruned | ModelShapes(shapes)
+        _raise_for(model, wrong_sizes(original, metadata, inferred, strict))
+    else:
+        inferred = {**inferred, **derived_head_counts(model, original, shapes), **given}
+    known = ModelShapes(sizes=inferred).restrict(original)  # without constants
+    target = original | known | pruned | ModelShapes(shapes)
     _raise_for(model, mismatches(model, original, target))
     if metadata is not None:
         _raise_for(model, half_recorded(metadata))
     else:
-        _warn_of_numbers(model, original, shapes)
+        _check_known(model, unknown_sizes(model, original, shapes, inferred))
     resize(model, target.difference(present))
+    write_configs(model)
 
 
-def _warn_of_numbers(model: nn.Module, original: ModelShapes, shapes: Shapes) -> None:
-    """Warn of modules that keep numbers which no shape tells, and whose layers have other sizes now."""
-    numbers = [
-        f"{path}.{name}" if path else name
-        for path, module in model.named_modules()
-        for name in kept_numbers(path, module, original, shapes)
-    ]
-    if numbers:
-        warnings.warn(
-            "The state dict has other sizes than the model and no metadata, so numbers that shapes do not tell, such "
-            f"as of heads, stay as they are: {listed(numbers)}. If pruning changed any of them, "
-            "the model computes something else now. Load the state dict as it was saved (torch.save keeps its "
-            "metadata, safetensors and dict(state_dict) do not).",
-            stacklevel=2,
+def _adopt(model: nn.Module, metadata: PruningMetadata, present: ModelShapes) -> None:
+    """Record how a model was pruned that was built with the smaller sizes, as of a pickled one, which has no record."""
+    known, pruned, before = recorded_shapes(model), metadata.pruned, metadata.original
+    named = pruned.shapes.keys() <= present.shapes.keys() and pruned.sizes.keys() <= present.sizes.keys()
+    if known.shapes or known.sizes or not named or present.restrict(pruned).differs_from(pruned):
+        return
+    sound = (
+        not any(half_recorded(metadata))
+        and all(is_part_of(shape, before.shapes[name]) for name, shape in pruned.shapes.items())
+        and all(tuple(value.shape) == before.shapes.get(name) for name, value in before.constants.items())
+    )
+    if sound:
+        keep_record(model, before)
+
+
+def with_aliases(model: nn.Module, state: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of a state dict, each tied tensor under all of its names."""
+    tensors = all_tensors(model)
+    given = {id(tensor): state[name] for name, tensor in reversed(tensors.items()) if name in state}
+    return {**{name: given[id(tensor)] for name, tensor in tensors.items() if id(tensor) in given}, **state}
+
+
+def _entries_and_record(state: Mapping[str, Any]) -> tuple[dict[str, Any], PruningMetadata | None]:
+    """The tensors of a state dict, and what it says of pruning, as metadata or as an entry."""
+    plain = getattr(state, "_metadata", {}).get("", {}).get(KEY)
+    entries = dict(state)
+    record, found = None if plain is None else PruningMetadata.from_dict(plain), pop_records(entries)
+    return entries, found if record is None else record if found is None else combined(record, found)
+
+
+def _check_known(model: nn.Module, unknown: Mapping[str, Size]) -> None:
+    """Raise if shapes do not tell all that pruning may have changed."""
+    if unknown:
+        numbers = listed([f"{name!r} ({size} as built)" for name, size in unknown.items()])
+        raise ValueError(
+            f"Expected a state dict that says how its {type(model).__name__} was pruned, since shapes do not tell what "
+            f"became of {numbers}, but got one that does not, as plain dicts and safetensors. The model is unchanged. "
+            "Load what model.state_dict() returned with its metadata (torch.save keeps that), save with "
+            "make_resizable(model, record='tensor'), or give the numbers: resize_to_state_dict(model, state_dict, "
+            "sizes={name: number}). See docs/checkpoints.md."
         )
 
 
@@ -109,7 +170,7 @@ def _loads_itself(model: nn.Module, name: str) -> bool:
 def _wrong_names(
     model: nn.Module, state: Mapping[str, Any], metadata: PruningMetadata | None, strict: bool
 ) -> Iterator[str]:
-    expected = {name: value for name, value in model.state_dict().items() if name != KEY}
+    expected = {name: value for name, value in model.state_dict().items() if not is_record(name)}
     changing = {*recorded_shapes(model).shapes, *(() if metadata is None else metadata.pruned.shapes)}
     for name, value in expected.items():
         if name not in state:
@@ -132,22 +193,6 @@ def _wrong_shapes(model: nn.Module, original: ModelShapes, loaded: Shapes) -> It
             yield f"{name!r} has shape {shape} where the model's is {before}, but it {unsupported[name]}"
 
 
-def _unknown_sizes(model: nn.Module, original: ModelShapes, loaded: Shapes) -> Iterator[str]:
-    """Without metadata: what does not follow from the shapes to be loaded.
-
-    That is what surgery has changed about this model, or may have changed about the one that was saved.
-    """
-    if all(shape == original.shapes[name] for name, shape in loaded.items()):
-        return
-    inferred, changed = inferred_sizes(model, original, original.shapes), recorded_shapes(model)
-    for name in dict.fromkeys((*changed.sizes, *changed.constants, *head_counts(model, original, loaded))):
-        if name not in inferred:
-            yield (
-                f"{name!r} does not follow from shapes, and the state dict has no metadata of a pruned model "
-                "(plain dict?)"
-            )
-
-
 def _raise_for(model: nn.Module, problems: Iterable[str]) -> None:
     found = list(islice(problems, _MOST_LINES + 1))
     if found:
@@ -155,5 +200,6 @@ def _raise_for(model: nn.Module, problems: Iterable[str]) -> None:
         raise ValueError(
             f"Expected a state dict of this {type(model).__name__}, pruned or not, but got one in which\n- "
             + "\n- ".join(lines)
-            + "\nThe model is unchanged. Build it with the arguments it was trained with, or load another checkpoint."
+            + "\nThe model is unchanged. Build it with the arguments it was trained with, or load another checkpoint "
+            "(docs/checkpoints.md)."
         )

@@ -16,14 +16,6 @@ Fact: TypeAlias = tuple[str, int]
 """The name of a tensor or a size, and the number of one of its dimensions or elements; -1 if it has none."""
 
 
-def is_pretrained_model(module: nn.Module) -> bool:
-    """Whether a module is a model of transformers (without importing that)."""
-    config = getattr(module, "config", None)
-    return (
-        hasattr(type(module), "from_pretrained") and hasattr(config, "to_dict") and hasattr(type(config), "from_dict")
-    )
-
-
 def with_fields(config: Any, fields: Mapping[str, Size]) -> Any:
     """A config with other sizes, as it would be read from its file; the original stays as it is.
 

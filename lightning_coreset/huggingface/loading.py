@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
-from lightning_coreset._compat import INITIALISE_WEIGHTS, non_persistent_buffers
-from lightning_coreset.checkpoint import inferred_sizes, make_resizable
+from lightning_coreset._compat import INITIALISE_WEIGHTS, classes_of_auto_class, non_persistent_buffers
+from lightning_coreset.checkpoint import inferred_sizes, make_resizable, write_configs
+from lightning_coreset.checkpoint.config_record import ConfigRecord, unfolded
 from lightning_coreset.huggingface.building import Builder, adopt_fields, config_sizes, with_fields
-from lightning_coreset.huggingface.record import ConfigRecord, unfolded
 from lightning_coreset.surgery import ModelShapes, original_shapes, resize
 
 # Where a folder is found; the rest of the arguments only concern the model.
@@ -21,12 +22,12 @@ _SOURCE = "cache_dir force_download local_files_only proxies revision subfolder 
 def load_pretrained(cls: Any, name: str | os.PathLike[str], **kwargs: Any) -> Any:
     """Load a model of Hugging Face transformers, pruned or not, from what ``save_pretrained`` wrote.
 
-    For a pruned model, :func:`update_config` has to be called before it is saved. It is built at its original size,
-    takes on its sizes, and is then loaded by ``cls.from_pretrained``. It is resizable
-    (:func:`~lightning_coreset.make_resizable`), and can be pruned, saved and loaded again.
+    A pruned model is built at its original size, takes on its sizes, and is then loaded by ``cls.from_pretrained``. It
+    is resizable (:func:`~lightning_coreset.make_resizable`), and can be pruned, saved and loaded again.
 
     Args:
-        cls: The model's class, or an Auto class of it such as ``AutoModelForCausalLM``.
+        cls: The model's class, that of the model without its head, or an Auto class of one of them such as
+            ``AutoModelForCausalLM`` or ``AutoModel``.
         name: A folder, or a name on the Hub.
         **kwargs: Arguments of ``cls.from_pretrained``, such as ``dtype`` or ``device_map``; not those that change the
             config of a pruned model, such as ``num_labels``.
@@ -49,26 +50,48 @@ def load_pretrained(cls: Any, name: str | os.PathLike[str], **kwargs: Any) -> An
     record = ConfigRecord.of(config)
     if record is None:
         return cls.from_pretrained(name, **kwargs)
-    cls = _class_of(cls, record.class_name)
     original = with_fields(config, record.fields)
+    cls = _class_of(cls, record.class_name, config)
+    is_part = cls.__name__ != record.class_name
+    if is_part:
+        record = _of_base_model(cls, record, original)
     model = _resized(cls, record).from_pretrained(name, config=original, **kwargs)
     model.__class__ = cls
     _finish(model, config, record)
+    if is_part:
+        write_configs(model)
     return make_resizable(model)
 
 
-def _class_of(cls: Any, name: str) -> Any:
-    """The class of a pruned model, which is not an Auto class."""
+def _class_of(cls: Any, saved: str, config: Any) -> Any:
+    """The class to load, which is not an Auto class; the saved one where an Auto class may make it."""
     import transformers
 
-    if not issubclass(cls, nn.Module):
-        cls = getattr(transformers, name, cls)
-    if cls.__name__ != name:
+    if issubclass(cls, nn.Module):
+        return cls
+    possible = classes_of_auto_class(cls, config)
+    own = getattr(transformers, saved, None)
+    if own is None or (possible and own not in possible):
+        return possible[0] if possible else cls
+    return own
+
+
+def _of_base_model(cls: Any, record: ConfigRecord, original: Any) -> ConfigRecord:
+    """The record of the model without its head, if that is what is to be loaded.
+
+    Raises:
+        ValueError: If it is another class.
+    """
+    import transformers
+
+    saved = getattr(transformers, record.class_name, None)
+    path = getattr(saved, "base_model_prefix", "")
+    if saved is None or not path or type(getattr(Builder(saved).build(original), path, None)) is not cls:
         raise ValueError(
-            f"Expected the class of a pruned {name} but got {cls.__name__}. Load it with its own class, and take the "
-            "part that you need out of the model."
+            f"Expected the class of a pruned {record.class_name} or of the model without its head but got "
+            f"{cls.__name__}. Load it with its own class, and take the part that you need out of the model."
         )
-    return cls
+    return replace(record, class_name=cls.__name__, pruned=record.pruned.within(path))
 
 
 def _resized(cls: Any, record: ConfigRecord) -> Any:

@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from torch import nn
 
 from lightning_coreset._compat import without_compile_wrapper
-from lightning_coreset.checkpoint import KEY, PruningMetadata, inferred_sizes
-from lightning_coreset.huggingface.building import (
-    Builder,
-    adopt_fields,
-    config_sizes,
-    is_pretrained_model,
-    with_fields,
-)
+from lightning_coreset.checkpoint import PruningMetadata
+from lightning_coreset.checkpoint.config_record import ConfigRecord
+from lightning_coreset.checkpoint.configs import pretrained_models, write_config
+from lightning_coreset.huggingface.building import Builder, adopt_fields, config_sizes, with_fields
 from lightning_coreset.huggingface.fields import FieldSearch, candidate_fields
 from lightning_coreset.huggingface.proof import ConfigProof
-from lightning_coreset.huggingface.record import ConfigRecord
-from lightning_coreset.module_specs import Size
 from lightning_coreset.structure import Example, ExampleInputs
-from lightning_coreset.surgery import ModelShapes, hand_down_record, original_shapes, recorded_shapes
+from lightning_coreset.surgery import ModelShapes, hand_down_record
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -63,7 +55,7 @@ def update_config(model: Model, example_inputs: ExampleInputs) -> Model:
         >>> model = load_pretrained(AutoModelForCausalLM, "pruned")  # doctest: +SKIP
     """
     inner = without_compile_wrapper(model)
-    parts = dict(_pretrained_models(inner))
+    parts = dict(pretrained_models(inner))
     if len(parts) != 1:
         raise ValueError(
             "Expected a model of Hugging Face transformers, or a module that contains one, but got a "
@@ -74,15 +66,6 @@ def update_config(model: Model, example_inputs: ExampleInputs) -> Model:
     hand_down_record(inner, path)
     _update(path, part, Example.of(example_inputs))
     return model
-
-
-def _pretrained_models(model: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """The models of transformers in a module that are not part of another one, by qualified name."""
-    if is_pretrained_model(model):
-        yield path, model
-        return
-    for name, child in model.named_children():
-        yield from _pretrained_models(child, f"{path}.{name}" if path else name)
 
 
 def _update(path: str, model: nn.Module, example: Example) -> None:
@@ -100,9 +83,7 @@ def _update(path: str, model: nn.Module, example: Example) -> None:
     found = search.run(candidate_fields(start, metadata))
 
     adopt_fields(model, config_sizes(builder.build(with_fields(start, found))), ours)
-    names = touched - inferred_sizes(model, original_shapes(model), ModelShapes.of(model).shapes).keys()
-    record = ConfigRecord.made(model, _changed_fields(model), metadata.pruned, names)
-    _attach(model, record.to_text())
+    write_config(model, metadata, ours)
 
 
 def _check_unpruned(path: str, model: nn.Module, built: nn.Module) -> None:
@@ -114,20 +95,3 @@ def _check_unpruned(path: str, model: nn.Module, built: nn.Module) -> None:
                 f"{shape} where its config gives {other[name]}, but found nothing. Pass the module that was pruned, "
                 "such as the LightningModule that contains it."
             )
-
-
-def _changed_fields(model: nn.Module) -> dict[str, Size]:
-    """The sizes in a model's own config that surgery or ``adopt_fields`` changed, as they were before."""
-    present, original = ModelShapes.of(model).sizes, recorded_shapes(model).sizes
-    changed = {name: size for name, size in original.items() if present.get(name, size) != size}
-    return {name.removeprefix("config."): size for name, size in changed.items() if name.startswith("config.")}
-
-
-def _attach(model: nn.Module, text: str) -> None:
-    """Put a text into a copy of a model's config, for all modules that hold this."""
-    old: Any = model.config
-    new = copy.copy(old)
-    setattr(new, KEY, text)
-    for module in model.modules():
-        if vars(module).get("config") is old:
-            module.config = new

@@ -9,6 +9,7 @@ from lightning_coreset.surgery.model_shapes import (
     all_tensors,
     forget_original_shapes,
     hand_down_record,
+    keep_record,
     original_shapes,
     recorded_shapes,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "forget_original_shapes",
     "hand_down_record",
     "index_dims",
+    "keep_record",
     "made_weights",
     "named_tensors",
     "new_value",

@@ -105,7 +105,10 @@ def record_original_shapes(model: nn.Module) -> Iterator[None]:
     yield
     known = recorded_shapes(model)
     # Not ``setattr``: a compiled model would set it on the model inside, which has other names.
-    vars(model)[_ATTRIBUTE] = before.difference(ModelShapes.of(model)) | known
+    vars(model)[_ATTRIBUTE] = changed = before.difference(ModelShapes.of(model)) | known
+    for path, module in model.named_modules():
+        if path and _ATTRIBUTE in vars(module):
+            vars(module)[_ATTRIBUTE] = changed.within(path)
 
 
 def recorded_shapes(model: nn.Module) -> ModelShapes:
@@ -114,6 +117,16 @@ def recorded_shapes(model: nn.Module) -> ModelShapes:
     for path, module in model.named_modules():  # the outermost first: its record is the most complete
         recorded = vars(module).get(_ATTRIBUTE, ModelShapes()).with_prefix(path) | recorded
     return recorded
+
+
+def keep_record(model: nn.Module, original: ModelShapes | None = None) -> None:
+    """Let a module keep a record of its own, also of surgery on a larger model that contains it.
+
+    Args:
+        model: The module.
+        original: What it was before surgery that it has no record of, as one that was built with the smaller sizes.
+    """
+    vars(model)[_ATTRIBUTE] = (original or ModelShapes()) | vars(model).get(_ATTRIBUTE, ModelShapes())
 
 
 def hand_down_record(model: nn.Module, path: str) -> None:

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from lightning_coreset.checkpoint import write_configs
 from lightning_coreset.optimizers import check_optimizers, slice_optimizer_state
 from lightning_coreset.plan import ParameterChange, PruningPlan
 from lightning_coreset.qualified_names import listed
@@ -66,11 +67,14 @@ def _apply(
 ) -> list[tuple[str, ...]]:
     """Apply the plan; return for every optimizer the parameters whose state was reset."""
     check_optimizers(trainer.optimizers, _changes(pl_module, plan), pl_module.parameters())
-    for copy in averaged_copies(trainer):
+    copies = averaged_copies(trainer)
+    for copy in copies:
         shrink_copy(copy, pl_module, plan)
     OutsideCopies.of(trainer, pl_module).shrink(pl_module, plan)
     before: dict[Tensor, Tensor] = {parameter: parameter.data for parameter in pl_module.parameters()}
     changed = apply_changes(pl_module, plan.changes, plan.attributes)
+    for model in (pl_module, *copies):
+        write_configs(model)
     return [slice_optimizer_state(optimizer, changed, before) for optimizer in optimizers]
 
 

@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
+from lightning_coreset.checkpoint import write_configs
 from lightning_coreset.optimizers import innermost_first
 from lightning_coreset.surgery import ModelShapes, registered_tensors, resize
 from lightning_coreset.training.averaged_models import averages_by_callback, by_state_key
@@ -136,6 +137,7 @@ class Savepoint:
         for model, tensors in ((pl_module, content["model"]), *saved):
             resize(model, shapes)
             _restore_tensors(model, tensors)
+            write_configs(model)
         outside.load(content.get("outside", {}))  # version 0.1 has none
         for key, average in averages.items():
             if average.counter is not None:

@@ -5,19 +5,20 @@ A text, since transformers converts, compares and prints what is nested in a con
 
 from __future__ import annotations
 
-import base64
 import json
 import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from lightning_coreset.checkpoint import KEY
+from lightning_coreset.checkpoint.metadata import KEY
+from lightning_coreset.checkpoint.record_tensor import from_plain, to_plain
 from lightning_coreset.module_specs import Size, plain_size
 from lightning_coreset.surgery import ModelShapes
+
+_LOADER = "lightning_coreset.huggingface.load_pretrained(cls, folder)"  # for whoever reads the file
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,8 +48,8 @@ class ConfigRecord:
 
     def to_text(self) -> str:
         """The record as JSON."""
-        constants = {name: _to_plain(value) for name, value in self.pruned.constants.items()}
-        plain = {"class": self.class_name, "config": self.fields, "shapes": self.pruned.shapes}
+        constants = {name: to_plain(value) for name, value in self.pruned.constants.items()}
+        plain = {"load_with": _LOADER, "class": self.class_name, "config": self.fields, "shapes": self.pruned.shapes}
         return json.dumps({**plain, "sizes": self.pruned.sizes, "constants": constants})
 
     @classmethod
@@ -65,7 +66,7 @@ class ConfigRecord:
             plain = json.loads(text)
             shapes = {name: tuple(map(int, shape)) for name, shape in plain["shapes"].items()}
             sizes = {name: plain_size(size) for name, size in plain["sizes"].items()}
-            constants = {name: _to_tensor(value) for name, value in plain["constants"].items()}
+            constants = {name: from_plain(value) for name, value in plain["constants"].items()}
             fields = {path: plain_size(size) for path, size in plain["config"].items()}
             return cls(str(plain["class"]), fields, ModelShapes(shapes, sizes, constants))
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
@@ -96,15 +97,3 @@ def unfolded(sizes: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
 
 def _pattern(name: str) -> str:
     return re.sub(r"(?<![^.])\d+(?![^.])", "*", name)
-
-
-def _to_plain(tensor: Tensor) -> dict[str, Any]:
-    content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-    dtype = str(tensor.dtype).removeprefix("torch.")
-    return {"dtype": dtype, "shape": list(tensor.shape), "base64": base64.b64encode(content).decode("ascii")}
-
-
-def _to_tensor(plain: Mapping[str, Any]) -> Tensor:
-    dtype = getattr(torch, plain["dtype"])
-    content = bytearray(base64.b64decode(plain["base64"], validate=True))
-    return torch.frombuffer(content, dtype=dtype).reshape(plain["shape"]).clone()
