@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import io
 import pickle
 import re
 import threading
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 import pytest
@@ -441,7 +443,7 @@ def test_the_checkpoint_of_a_model_of_another_width_changes_nothing():
 def test_heads_are_not_guessed():
     _, small, smaller = sizes_of("attention")
     before = snapshot(small)
-    with pytest.raises(ValueError, match="'num_heads' does not follow from shapes"):
+    with pytest.raises(ValueError, match="shapes do not tell what became of 'num_heads'"):
         small.load_state_dict(dict(smaller.state_dict()))
     assert_untouched(small, before)
     small.load_state_dict(dict(make("attention")[0].state_dict()))
@@ -691,7 +693,7 @@ def test_a_file_cut_short_is_a_clear_error(file_of, cls, length):
             "Expected the state dict of a Net .* checkpoint of Light",
         ),
         ({"0.weight": torch.ones(3, 4)}, Net, "'0.bias' is missing"),
-        ({"code": Net}, Net, "cannot read it.*weights_only=False"),
+        ({"code": Net}, Net, r"holds objects: .*test_checkpoint\.Net\. Reading .* pass weights_only=False"),
     ],
 )
 def test_a_foreign_file_is_a_clear_error(tmp_path, content, cls, message):
@@ -718,10 +720,76 @@ class Touch:
 def test_no_code_of_a_file_runs(file_of, cls):
     path = file_of(cls())
     torch.save({**torch.load(path, weights_only=True), "more": Touch()}, path)
-    with pytest.raises(ValueError, match="only if you trust the file"):
+    with pytest.raises(ValueError, match=r"it holds objects: builtins\.exec\. .* if you trust it"):
         load_pruned(cls, path)
     with pytest.raises(ModuleNotFoundError, match="test_checkpoint_trace"):
         load_pruned(cls, path, weights_only=False)
+
+
+@dataclasses.dataclass
+class Settings:
+    width: int = 24
+
+
+class Configured(Module):
+    """Its hyperparameter is an object."""
+
+    def __init__(self, settings: Any) -> None:
+        super().__init__(settings.width)
+        self.save_hyperparameters()
+
+
+class Wrapping(pl.LightningModule):
+    """Its hyperparameter is its network, which is pruned."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.net = net
+
+    def forward(self, x):
+        return self.net(x)
+
+
+def configured(kind: str) -> pl.LightningModule:
+    if kind == "module":
+        return Wrapping(Net(24))
+    if kind == "dataclass":
+        return Configured(Settings())
+    return Configured(pytest.importorskip("omegaconf").OmegaConf.create({"width": 24}))
+
+
+@pytest.mark.filterwarnings("ignore:.*is an instance of `nn.Module` and is already saved")
+@pytest.mark.parametrize("kind", ["module", "dataclass", "omegaconf"])
+def test_hyperparameters_that_are_objects(file_of, kind):
+    model = configured(kind)
+    path = file_of(model)
+    for file in (path, io.BytesIO(path.read_bytes())):
+        with pytest.raises(
+            ValueError, match=r"Expected tensors and plain data in .*: if you trust it, pass weights_only"
+        ):
+            load_pruned(type(model), file)
+    for file in (path, io.BytesIO(path.read_bytes())):
+        loaded = load_pruned(type(model), file, weights_only=False)
+        assert_twins(loaded, model)
+        assert (
+            loaded.state_dict()._metadata[""]["lightning_coreset"]
+            == (model.state_dict()._metadata[""]["lightning_coreset"])
+        )
+
+
+def test_classes_that_are_allowed_alone(file_of):
+    model = Configured(Settings())
+    path = file_of(model)
+    with torch.serialization.safe_globals([Settings]):
+        assert_twins(load_pruned(Configured, path), model)
+
+
+def test_a_class_that_is_no_more(file_of, monkeypatch):
+    path = file_of(Configured(Settings()))
+    monkeypatch.delattr(f"{__name__}.Settings")
+    with pytest.raises(ValueError, match=r"cannot read it: it is damaged .* or refers to what is not there.*Settings"):
+        load_pruned(Configured, path, weights_only=False)
 
 
 def test_a_trusted_file_may_hold_more(file_of):

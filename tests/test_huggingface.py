@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import json
 import warnings
 from pathlib import Path
@@ -16,11 +17,11 @@ from zoo import ZOO
 from zoo.oracle import build
 from zoo.running import call, results
 
-from lightning_coreset import prune
+from lightning_coreset import CoresetPruningCallback, make_resizable, prune
 from lightning_coreset.huggingface import load_pretrained, update_config
 from lightning_coreset.huggingface.building import Builder
 from lightning_coreset.huggingface.fields import FieldSearch
-from lightning_coreset.surgery import ModelShapes
+from lightning_coreset.surgery import ModelShapes, Snapshot
 
 transformers = pytest.importorskip("transformers")
 
@@ -297,9 +298,6 @@ def test_the_module_that_was_pruned_knows_of_its_parts(tmp_path):
     network, inputs = made("qwen3")
     whole = Whole(network)
     cut(whole, inputs)
-    with pytest.raises(ValueError, match=r"Expected to find on 'Qwen3ForCausalLM' how it was pruned"):
-        update_config(network, inputs)
-
     update_config(whole, inputs)
     network.save_pretrained(tmp_path)
 
@@ -330,13 +328,125 @@ def test_other_modules_are_rejected(parts):
         update_config(whole, torch.zeros(1))
 
 
-def test_another_class_is_rejected(tmp_path):
+def test_a_model_whose_tensors_were_replaced_by_hand_is_rejected():
+    network, inputs = made("qwen3")
+    layer = network.model.layers[0].mlp
+    layer.gate_proj.weight = nn.Parameter(layer.gate_proj.weight[:8].clone())
+    with pytest.raises(ValueError, match=r"Expected to find on 'Qwen3ForCausalLM' how it was pruned"):
+        update_config(network, inputs)
+
+
+# ---- saved as it is, without a call in between
+
+
+@networks
+def test_what_is_saved_after_prune_comes_back(name, tmp_path):
+    model, inputs = pruned(name, allocation="error")
+    model.save_pretrained(tmp_path, max_shard_size="20KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    loaded = load_pretrained(type(model), tmp_path)
+    assert_same(loaded.state_dict().values(), model.state_dict().values())
+    assert_same(outputs(loaded, inputs), outputs(model, inputs))
+    assert ModelShapes.of(loaded).sizes == ModelShapes.of(model).sizes
+    assert loads_alone(model, tmp_path) is None
+
+
+def test_layers_of_different_sizes(tmp_path):
+    model, inputs = made("bert")
+    cut(model, inputs, {"*.layer.0.*": 0.5})
+    model.save_pretrained(tmp_path)
+    loaded = load_pretrained(type(model), tmp_path)
+    heads = [layer.attention.self.num_attention_heads for layer in loaded.bert.encoder.layer]
+    assert heads == [layer.attention.self.num_attention_heads for layer in model.bert.encoder.layer]
+    assert len(set(heads)) == 2
+    assert_same(outputs(loaded, inputs), outputs(model, inputs))
+
+
+def test_what_is_pruned_no_more_says_nothing(tmp_path):
+    model, inputs = made("bert")
+    whole, before = copy.deepcopy(model.state_dict()), Snapshot(model)
+    cut(model, inputs)
+    assert hasattr(model.config, "lightning_coreset")
+    model.load_state_dict(whole)
+    assert not hasattr(model.config, "lightning_coreset")
+    cut(model, inputs)
+    before.restore()
+    assert not hasattr(model.config, "lightning_coreset")
+    model.save_pretrained(tmp_path)
+    assert_same(outputs(loads_alone(model, tmp_path), inputs), outputs(model, inputs))
+
+
+def test_a_state_dict_of_another_pruning_is_what_is_saved(tmp_path):
     model, inputs = pruned("bert")
-    update_config(model, inputs).save_pretrained(tmp_path)
+    fresh = make_resizable(made("bert")[0])
+    fresh.load_state_dict(model.state_dict())
+    fresh.save_pretrained(tmp_path)
+    assert_same(outputs(load_pretrained(type(model), tmp_path), inputs), outputs(model, inputs))
+
+
+@pytest.mark.parametrize(
+    "package", [pytest.param("lightning.pytorch"), pytest.param("pytorch_lightning", marks=pytest.mark.slow)]
+)
+def test_the_callback_leaves_what_save_pretrained_writes(package, tmp_path):
+    pl = importlib.import_module(package)
+
+    class Module(pl.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.network = made("bert")[0].train()
+
+        def training_step(self, batch, batch_idx):
+            return self.network(input_ids=batch).logits.square().mean()
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.01)
+
+    batches = torch.randint(20, (6, 5), generator=torch.Generator().manual_seed(0))
+    module = Module()
+    pruning = CoresetPruningCallback(0.5, schedule={0: 0.3, 1: 0.5}, verbose=False, eval_batches=0)
+    options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = pl.Trainer(max_epochs=2, accelerator="cpu", callbacks=[pruning], enable_model_summary=False, **options)
+    trainer.fit(module, torch.utils.data.DataLoader(batches, batch_size=3))
+
+    module.network.save_pretrained(tmp_path)
+    loaded = load_pretrained(transformers.AutoModelForSequenceClassification, tmp_path)
+    network, inputs = module.network.eval(), {"input_ids": batches}
+    assert network.num_parameters() < made("bert")[0].num_parameters()
+    assert_same(outputs(loaded, inputs), outputs(network, inputs))
+
+
+# ---- heads, and the model without one
+
+
+@pytest.mark.parametrize("cls", [transformers.BertModel, transformers.AutoModel])
+@pytest.mark.parametrize("told", [False, True])
+def test_the_model_without_its_head(cls, told, tmp_path):
+    model, inputs = pruned("bert")
+    (update_config(model, inputs) if told else model).save_pretrained(tmp_path / "head")
+    loaded = load_pretrained(cls, tmp_path / "head")
+    assert type(loaded) is transformers.BertModel
+    assert_same(outputs(loaded, inputs), outputs(model.bert, inputs))
+
+    loaded.save_pretrained(tmp_path / "body")
+    assert_same(outputs(load_pretrained(cls, tmp_path / "body"), inputs), outputs(model.bert, inputs))
+
+
+def test_a_part_that_is_saved_alone(tmp_path):
+    model, inputs = pruned("bert")
+    model.bert.save_pretrained(tmp_path)
+    assert_same(outputs(load_pretrained(transformers.AutoModel, tmp_path), inputs), outputs(model.bert, inputs))
+
+
+@pytest.mark.parametrize(
+    "cls", [transformers.BertForMaskedLM, transformers.AutoModelForMaskedLM, transformers.GPT2Model]
+)
+def test_another_class_is_rejected(cls, tmp_path):
+    model, _ = pruned("bert")
+    model.save_pretrained(tmp_path)
     with pytest.raises(
-        ValueError, match=r"^Expected the class of a pruned BertForSequenceClassification but got BertMo"
+        ValueError, match=r"^Expected the class of a pruned BertForSequenceClassification or of the model without"
     ):
-        load_pretrained(transformers.BertModel, tmp_path)
+        load_pretrained(cls, tmp_path)
 
 
 @pytest.mark.parametrize("text", some_of(["{", "[]", '{"class": "A"}', 3], '{"class": "A"}'))

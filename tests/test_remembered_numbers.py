@@ -706,7 +706,7 @@ def test_tensors_alone_do_not_say_which_number():
     pruned, smaller = make_resizable(Loaded()), make_resizable(Loaded())
     prune(pruned, X, 0.5)
     prune(smaller, X, 0.7)
-    with pytest.raises(ValueError, match=r"'config\.width' does not follow from shapes"):
+    with pytest.raises(ValueError, match=r"shapes do not tell what became of 'config\.width'"):
         pruned.load_state_dict(dict(smaller.state_dict()))
 
 

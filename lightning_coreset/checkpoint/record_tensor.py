@@ -121,7 +121,7 @@ def _characters(tensor: Tensor) -> bytes:
     exact = tensor.detach().cpu().double()
     numbers = exact.round()
     if bool((numbers - exact).abs().gt(_NEARLY).any()):
-        raise ValueError("its entries are no integers")
+        raise ValueError("Expected a record of integers but got other numbers.")
     return bytes(numbers.int().tolist())
 
 

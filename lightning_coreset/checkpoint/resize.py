@@ -140,8 +140,9 @@ def _check_known(model: nn.Module, unknown: Mapping[str, Size]) -> None:
             f"Expected a state dict that says how its {type(model).__name__} was pruned, since shapes do not tell what "
             f"became of {numbers}, but got one that does not, as plain dicts and safetensors. The model is unchanged. "
             "Load what model.state_dict() returned with its metadata (torch.save keeps that), save with "
-            "make_resizable(model, record='tensor'), or give the numbers: resize_to_state_dict(model, state_dict, "
-            "sizes={name: number}). See docs/checkpoints.md."
+            "make_resizable(model, record='tensor'), or give the numbers: "
+            "lightning_coreset.checkpoint.resize_to_state_dict(model, state_dict, sizes={name: number}). See "
+            "docs/checkpoints.md."
         )
 
 

@@ -37,7 +37,7 @@ def unknown_sizes(
         known: Sizes that are known.
 
     Returns:
-        For each its size, or shape, before pruning.
+        For each its size, or shape, before pruning; the likeliest first.
     """
     cuts, read = _cuts(original, shapes), names_read(model)
     unknown: dict[str, Size] = {}
@@ -55,7 +55,7 @@ def unknown_sizes(
             shape = original.shapes.get(prefix + name, ())
             if prefix + name not in known and any(before in shape for before, _ in around):
                 unknown[prefix + name] = shape
-    return unknown
+    return dict(sorted(unknown.items(), key=lambda item: item[0].rpartition(".")[2] not in COMMON_HEAD_COUNTS))
 
 
 def derived_head_counts(model: nn.Module, original: ModelShapes, shapes: Shapes) -> dict[str, int]:
