@@ -152,6 +152,11 @@ def state_dict_hooks(module: nn.Module) -> tuple[MutableMapping[int, Any], Mutab
     return getattr(module, names[0]), getattr(module, names[1])
 
 
+def metadata_of(state_dict: Any) -> dict[str, Any]:
+    """The metadata of a whole model in what its ``state_dict`` returned; none of any other dict."""
+    return getattr(state_dict, "_metadata", {}).get("", {})
+
+
 def loads_itself(module: nn.Module) -> bool:
     """Whether a module has a way of its own to load tensors. ``False``, hence strict about shapes, if it is unknown."""
     load = getattr(type(module), "_load_from_state_dict", None)

@@ -636,6 +636,7 @@ def test_wrong_registrations(kind, spec, error, message):
         ({"expected_shape": tuple}, TypeError, "comes with a function"),
         ({"reads": "pixels"}, ValueError, "`reads` to be one of"),
         ({"is_layer": "yes"}, TypeError, "`is_layer` to be a bool"),
+        ({"head_widths": (0,)}, TypeError, r"`head_widths` to be a function of shapes but got \(0,\)"),
         ({"settle": 1}, TypeError, "`settle` to be a function of a module and its sizes but got 1"),
         ({"always_eval": 1}, TypeError, "`always_eval` to be a bool"),
         ({"unsupported": " "}, TypeError, "a reason in words"),

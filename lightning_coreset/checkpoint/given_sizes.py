@@ -22,6 +22,8 @@ def given_sizes(original: ModelShapes, sizes: Mapping[str, Any]) -> dict[str, Si
     Raises:
         ValueError: If a pattern matches no size, or one is not a part of the original.
     """
+    if not isinstance(sizes, Mapping):
+        raise ValueError(f"Expected `sizes` to be a dict of names and numbers but got {sizes!r}.")
     constants = {name: original.shapes[name] for name in original.constants}
     known: dict[str, Size] = {**original.sizes, **constants}
     given: dict[str, Size] = {}

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_coreset._compat import loads_itself
+from lightning_coreset._compat import loads_itself, metadata_of
 from lightning_coreset.checkpoint.configs import write_configs
 from lightning_coreset.checkpoint.consistency import inferred_sizes, mismatches
 from lightning_coreset.checkpoint.given_sizes import given_sizes
@@ -126,7 +126,7 @@ def with_aliases(model: nn.Module, state: Mapping[str, Any]) -> dict[str, Any]:
 
 def _entries_and_record(state: Mapping[str, Any]) -> tuple[dict[str, Any], PruningMetadata | None]:
     """The tensors of a state dict, and what it says of pruning, as metadata or as an entry."""
-    plain = getattr(state, "_metadata", {}).get("", {}).get(KEY)
+    plain = metadata_of(state).get(KEY)
     entries = dict(state)
     record, found = None if plain is None else PruningMetadata.from_dict(plain), pop_records(entries)
     return entries, found if record is None else record if found is None else combined(record, found)

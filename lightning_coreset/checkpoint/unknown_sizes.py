@@ -11,7 +11,7 @@ from torch import nn
 
 from lightning_coreset._compat import non_persistent_buffers
 from lightning_coreset.checkpoint.read_names import is_others, names_read
-from lightning_coreset.module_specs import COMMON_HEAD_COUNTS, Size, is_integer, module_spec, remembered_sizes
+from lightning_coreset.module_specs import COMMON_HEAD_COUNTS, ModuleSpec, Size, module_spec, remembered_sizes
 from lightning_coreset.qualified_names import lies_in
 from lightning_coreset.surgery import ModelShapes
 
@@ -48,8 +48,8 @@ def unknown_sizes(
         prefix = f"{path}." if path else ""
         for name, size in _remembered(prefix, module, original):
             if prefix + name not in known and _is_read(name, module, read):
-                elements = (size,) if is_integer(size) else size
-                if any(_may_count(int(each), around) for each in elements):
+                elements = (size,) if isinstance(size, int) else size
+                if any(_may_count(each, around) for each in elements):
                     unknown[prefix + name] = size
         for name in non_persistent_buffers(module):
             shape = original.shapes.get(prefix + name, ())
@@ -59,28 +59,34 @@ def unknown_sizes(
 
 
 def derived_head_counts(model: nn.Module, original: ModelShapes, shapes: Shapes) -> dict[str, int]:
-    """The numbers of heads of ``nn.MultiheadAttention`` for which only one fits the shapes, by qualified name.
+    """The numbers of heads for which only one fits the shapes, by qualified name; see ``ModuleSpec.head_widths``.
 
     No head becomes larger, so that heads of 64 with 11 * 64 channels left are 11. With 6 * 64 they may be 6, or 12 of
     32.
     """
     derived = {}
     for path, module in model.named_modules(remove_duplicate=False):
-        if not isinstance(module, nn.MultiheadAttention):
-            continue
-        prefix = f"{path}." if path else ""
-        heads, width = original.sizes[f"{prefix}num_heads"], original.sizes[f"{prefix}embed_dim"]
-        assert isinstance(heads, int)
-        assert isinstance(width, int)
-        values = shapes[f"{prefix}out_proj.weight"][1]
-        if f"{prefix}in_proj_weight" in shapes:
-            queries = (shapes[f"{prefix}in_proj_weight"][0] - values) // 2
-        else:
-            queries = shapes[f"{prefix}q_proj_weight"][0]
-        fitting = _fitting_counts(heads, width, queries) & _fitting_counts(heads, width, values)
-        if len(fitting) == 1:
-            derived[f"{prefix}num_heads"] = fitting.pop()
+        spec, prefix = module_spec(module), f"{path}." if path else ""
+        before, after = (_head_widths(spec, _within(prefix, each)) for each in (original.shapes, shapes))
+        for name in spec.head_counts:
+            number = original.sizes.get(prefix + name)
+            if isinstance(number, int) and number > 0:
+                fitting = [_fitting_counts(number, *widths) for widths in zip(before, after, strict=False)]
+                left = set.intersection(*fitting) if fitting else set()
+                if len(left) == 1:
+                    derived[prefix + name] = left.pop()
     return derived
+
+
+def _head_widths(spec: ModuleSpec, shapes: Shapes) -> tuple[int, ...]:
+    try:
+        return () if spec.head_widths is None else tuple(spec.head_widths(shapes))
+    except Exception:  # a function of the user's that knows no module of such shapes: then nothing is derived
+        return ()
+
+
+def _within(prefix: str, shapes: Shapes) -> dict[str, tuple[int, ...]]:
+    return {name[len(prefix) :]: shape for name, shape in shapes.items() if name.startswith(prefix)}
 
 
 def _cuts(original: ModelShapes, shapes: Shapes) -> Cuts:

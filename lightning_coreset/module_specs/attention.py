@@ -225,6 +225,13 @@ def attention_sizes(attributes: Mapping[str, Any], shape: tuple[int, ...]) -> di
     return dict.fromkeys(names, shape[1])
 
 
+def attention_head_widths(shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, int]:
+    """How many dimensions the queries, and the values, of all heads have together."""
+    values = shapes["out_proj.weight"][1]
+    packed = shapes.get("in_proj_weight")
+    return (packed[0] - values) // 2 if packed is not None else shapes["q_proj_weight"][0], values
+
+
 def settle_attention(module: nn.Module, original: Mapping[str, Any]) -> None:
     """Give an attention whose weights were replaced the class that can run it, and the widths of its keys and values.
 

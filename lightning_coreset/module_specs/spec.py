@@ -51,6 +51,8 @@ class ModuleSpec:
             has one, which is then reduced with the groups that are removed.
         head_counts: Attributes that count attention heads, or how wide these are together, beside the usual names such
             as ``num_heads``. They follow when heads are removed.
+        head_widths: A function from the shapes of a module's tensors to the numbers of channels that its heads divide.
+            With it, a state dict without a record tells ``head_counts`` where only one number fits.
         input_sizes: For modules that have no tensor: the integer attributes that repeat sizes of the first input, each
             with its dimension, as ``{"num_features": -3}`` for an InstanceNorm2d.
         is_layer: Whether it makes channels, so that a report gives the reason where none of them can be pruned.
@@ -84,6 +86,7 @@ class ModuleSpec:
     vectors: tuple[str, ...] = ("weight", "bias", "running_mean", "running_var")
     groups: str | None = None
     head_counts: tuple[str, ...] = ()
+    head_widths: Callable[[Mapping[str, Shape]], tuple[int, ...]] | None = None
     input_sizes: Mapping[str, int] = field(default_factory=dict)
     is_layer: bool = False
     reads: Reads = "rows"
@@ -116,6 +119,8 @@ class ModuleSpec:
         for name in ("is_layer", "always_eval"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"Expected `{name}` to be a bool but got {getattr(self, name)!r}.")
+        if self.head_widths is not None and not callable(self.head_widths):
+            raise TypeError(f"Expected `head_widths` to be a function of shapes but got {self.head_widths!r}.")
         if self.settle is not None and not callable(self.settle):
             raise TypeError(f"Expected `settle` to be a function of a module and its sizes but got {self.settle!r}.")
         reason = self.unsupported

@@ -9,6 +9,7 @@ from torch import nn
 
 from lightning_coreset._compat import BatchOrInstanceNorm, Convolution, Dropout, InstanceNorm
 from lightning_coreset.module_specs.attention import (
+    attention_head_widths,
     attention_sizes,
     settle_attention,
     unsupported_attention,
@@ -108,6 +109,7 @@ TABLE: dict[type[nn.Module] | str, ModuleSpec] = {
         tensor=("in_proj_weight", "q_proj_weight"),
         sizes=attention_sizes,
         head_counts=("num_heads",),
+        head_widths=attention_head_widths,
         is_layer=True,
         always_eval=True,
         settle=settle_attention,

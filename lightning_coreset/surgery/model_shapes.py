@@ -106,9 +106,8 @@ def record_original_shapes(model: nn.Module) -> Iterator[None]:
     known = recorded_shapes(model)
     # Not ``setattr``: a compiled model would set it on the model inside, which has other names.
     vars(model)[_ATTRIBUTE] = changed = before.difference(ModelShapes.of(model)) | known
-    children = list(model.children())  # which are often saved alone, as the network of a LightningModule
     for path, module in model.named_modules():
-        if path and (_ATTRIBUTE in vars(module) or any(module is child for child in children)):
+        if path and _ATTRIBUTE in vars(module):
             vars(module)[_ATTRIBUTE] = changed.within(path)
 
 
