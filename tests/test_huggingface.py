@@ -13,6 +13,7 @@ import torch
 from breadth import some_of
 from pages import blocks_of
 from torch import nn
+from torch.utils.data import DataLoader
 from zoo import ZOO
 from zoo.oracle import build
 from zoo.running import call, results
@@ -22,6 +23,7 @@ from lightning_coreset.huggingface import load_pretrained, update_config
 from lightning_coreset.huggingface.building import Builder
 from lightning_coreset.huggingface.fields import FieldSearch
 from lightning_coreset.surgery import ModelShapes, Snapshot
+from lightning_coreset.training.rollback import Savepoint
 
 transformers = pytest.importorskip("transformers")
 
@@ -401,18 +403,27 @@ def test_the_callback_leaves_what_save_pretrained_writes(package, tmp_path):
         def configure_optimizers(self):
             return torch.optim.SGD(self.parameters(), lr=0.01)
 
+    class Around(pl.Callback):
+        def on_train_start(self, trainer, pl_module):
+            self.savepoint = Savepoint.take(trainer, pl_module)
+
+        def on_train_end(self, trainer, pl_module):
+            self.network = copy.deepcopy(pl_module.network).eval()
+            pl_module.network.save_pretrained(tmp_path)
+            self.savepoint.restore(trainer, pl_module)
+
     batches = torch.randint(20, (6, 5), generator=torch.Generator().manual_seed(0))
-    module = Module()
+    module, around = Module(), Around()
     pruning = CoresetPruningCallback(0.5, schedule={0: 0.3, 1: 0.5}, verbose=False, eval_batches=0)
     options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    trainer = pl.Trainer(max_epochs=2, accelerator="cpu", callbacks=[pruning], enable_model_summary=False, **options)
-    trainer.fit(module, torch.utils.data.DataLoader(batches, batch_size=3))
+    options |= {"enable_model_summary": False, "accelerator": "cpu", "max_epochs": 2}
+    pl.Trainer(callbacks=[pruning, around], **options).fit(module, DataLoader(batches, batch_size=3))
 
-    module.network.save_pretrained(tmp_path)
     loaded = load_pretrained(transformers.AutoModelForSequenceClassification, tmp_path)
-    network, inputs = module.network.eval(), {"input_ids": batches}
-    assert network.num_parameters() < made("bert")[0].num_parameters()
-    assert_same(outputs(loaded, inputs), outputs(network, inputs))
+    assert loaded.num_parameters() < made("bert")[0].num_parameters()
+    assert_same(outputs(loaded, {"input_ids": batches}), outputs(around.network, {"input_ids": batches}))
+    assert module.network.num_parameters() == made("bert")[0].num_parameters()
+    assert not hasattr(module.network.config, "lightning_coreset")  # it was taken back
 
 
 # ---- heads, and the model without one
