@@ -460,6 +460,61 @@ def test_another_class_is_rejected(cls, tmp_path):
         load_pretrained(cls, tmp_path)
 
 
+WRONG_RECORDS = {
+    "shape below zero": lambda record: record["shapes"].update({next(iter(record["shapes"])): [-1, 3]}),
+    "shape beyond the original": lambda record: record["shapes"].update({next(iter(record["shapes"])): [10**9, 3]}),
+    "unknown tensor": lambda record: record["shapes"].update({"nothing.weight": [3]}),
+    "unknown size": lambda record: record["sizes"].update({"nothing.heads": 3}),
+    "no heads": lambda record: record["sizes"].update(dict.fromkeys(record["sizes"], 0)),
+    "more heads": lambda record: record["sizes"].update(dict.fromkeys(record["sizes"], 400)),
+    "unknown field": lambda record: record["config"].update({"nothing": 3}),
+}
+
+
+@pytest.mark.parametrize("wrong", some_of(WRONG_RECORDS, "shape below zero", "no heads", "unknown field"))
+def test_a_record_of_something_else_is_rejected(wrong, pruned_bert):
+    model, folder = pruned_bert
+    file = folder / "config.json"
+    plain = json.loads(file.read_text())
+    record = json.loads(plain["lightning_coreset"])
+    WRONG_RECORDS[wrong](record)
+    file.write_text(json.dumps({**plain, "lightning_coreset": json.dumps(record)}))
+    with pytest.raises(
+        ValueError, match=r"^Expected how a model was pruned under 'lightning_coreset' in its config but"
+    ):
+        load_pretrained(type(model), folder)
+
+
+@pytest.fixture
+def pruned_bert(tmp_path):
+    model, _ = pruned("bert")
+    model.save_pretrained(tmp_path)
+    return model, tmp_path
+
+
+def test_the_record_of_version_0_1_is_read(pruned_bert):
+    model, folder = pruned_bert
+    file = folder / "config.json"
+    plain = json.loads(file.read_text())
+    record = json.loads(plain["lightning_coreset"])
+    assert record.pop("load_with").startswith("lightning_coreset.huggingface.load_pretrained")
+    file.write_text(json.dumps({**plain, "lightning_coreset": json.dumps(record)}))
+    assert_same(load_pretrained(type(model), folder).state_dict().values(), model.state_dict().values())
+
+
+@pytest.mark.parametrize(
+    ("cls", "options", "message"),
+    [
+        ("bert", {}, "Expected a class of models of transformers but got 'bert'"),
+        (nn.Linear, {}, "Expected a class of models of transformers but got"),
+        (transformers.BertModel, {"config": 3}, "Expected no `config` for a pruned model"),
+    ],
+)
+def test_wrong_arguments(cls, options, message, pruned_bert):
+    with pytest.raises(ValueError, match=message):
+        load_pretrained(cls, pruned_bert[1], **options)
+
+
 @pytest.mark.parametrize("text", some_of(["{", "[]", '{"class": "A"}', 3], '{"class": "A"}'))
 def test_a_damaged_record_is_rejected(text, tmp_path):
     model, inputs = pruned("qwen3")

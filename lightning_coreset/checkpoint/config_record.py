@@ -70,10 +70,15 @@ class ConfigRecord:
             fields = {path: plain_size(size) for path, size in plain["config"].items()}
             return cls(str(plain["class"]), fields, ModelShapes(shapes, sizes, constants))
         except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            raise ValueError(
-                f"Expected how a model was pruned under {KEY!r} in its config but cannot read it ({error!r}). "
-                "The file is damaged, or was written by a newer lightning_coreset."
-            ) from error
+            raise unreadable_config(error) from error
+
+
+def unreadable_config(reason: object) -> ValueError:
+    """The error for a record in a config that cannot be read, or is not of its model."""
+    return ValueError(
+        f"Expected how a model was pruned under {KEY!r} in its config but cannot read it ({reason!r}). "
+        "The file is damaged, or was written by a newer lightning_coreset."
+    )
 
 
 def folded(changed: Mapping[str, Any], present: Mapping[str, Any]) -> dict[str, Any]:

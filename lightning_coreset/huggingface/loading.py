@@ -11,7 +11,8 @@ from torch import nn
 
 from lightning_coreset._compat import INITIALISE_WEIGHTS, classes_of_auto_class, non_persistent_buffers
 from lightning_coreset.checkpoint import inferred_sizes, make_resizable, write_configs
-from lightning_coreset.checkpoint.config_record import ConfigRecord, unfolded
+from lightning_coreset.checkpoint.config_record import ConfigRecord, unfolded, unreadable_config
+from lightning_coreset.checkpoint.record_check import is_smaller_size
 from lightning_coreset.huggingface.building import Builder, adopt_fields, config_sizes, with_fields
 from lightning_coreset.surgery import ModelShapes, original_shapes, resize
 
@@ -36,7 +37,7 @@ def load_pretrained(cls: Any, name: str | os.PathLike[str], **kwargs: Any) -> An
         The model, in eval mode, as ``from_pretrained`` returns it.
 
     Raises:
-        ValueError: If a pruned model is of another class, or its config says nothing that can be read.
+        ValueError: If a pruned model is of another class, or what its config says cannot be read or is not of it.
 
     Example:
         >>> from lightning_coreset.huggingface import load_pretrained
@@ -45,12 +46,16 @@ def load_pretrained(cls: Any, name: str | os.PathLike[str], **kwargs: Any) -> An
     """
     import transformers
 
+    if not isinstance(cls, type) or not hasattr(cls, "from_pretrained"):
+        raise ValueError(f"Expected a class of models of transformers but got {cls!r}.")
     source = {key: kwargs[key] for key in _SOURCE if key in kwargs}
     config = transformers.AutoConfig.from_pretrained(name, **source)
     record = ConfigRecord.of(config)
     if record is None:
         return cls.from_pretrained(name, **kwargs)
-    original = with_fields(config, record.fields)
+    if "config" in kwargs:
+        raise ValueError(f"Expected no `config` for a pruned model, whose sizes are in that of {name!r}.")
+    original = _original_config(config, record)
     cls = _class_of(cls, record.class_name, config)
     is_part = cls.__name__ != record.class_name
     if is_part:
@@ -61,6 +66,13 @@ def load_pretrained(cls: Any, name: str | os.PathLike[str], **kwargs: Any) -> An
     if is_part:
         write_configs(model)
     return make_resizable(model)
+
+
+def _original_config(config: Any, record: ConfigRecord) -> Any:
+    try:
+        return with_fields(config, record.fields)
+    except Exception as error:  # of a class of the config's own
+        raise unreadable_config(error) from error
 
 
 def _class_of(cls: Any, saved: str, config: Any) -> Any:
@@ -103,6 +115,7 @@ def _resized(cls: Any, record: ConfigRecord) -> Any:
     def made(self: Any, *args: Any, **kwargs: Any) -> None:
         cls.__init__(self, *args, **kwargs)
         present = ModelShapes.of(self)
+        _check(record, self, present)
         shapes = unfolded(record.pruned.shapes, present.shapes)
         # Others are computed anew when the model is loaded, at their original size.
         resize(self, ModelShapes({name: shape for name, shape in shapes.items() if name not in present.constants}))
@@ -113,6 +126,20 @@ def _resized(cls: Any, record: ConfigRecord) -> Any:
     return type(
         cls.__name__, (cls,), {"__init__": made, "__module__": cls.__module__, "__qualname__": cls.__qualname__}
     )
+
+
+def _check(record: ConfigRecord, model: nn.Module, present: ModelShapes) -> None:
+    """Raise if a record cannot be that of a model, which has its original sizes."""
+    told = [
+        *((name, shape, present.shapes) for name, shape in unfolded(record.pruned.shapes, present.shapes).items()),
+        *((name, size, present.sizes) for name, size in unfolded(record.pruned.sizes, present.sizes).items()),
+    ]
+    for name, size, original in told:
+        if name not in original or not is_smaller_size(size, original[name]):
+            before = original.get(name)
+            raise unreadable_config(
+                f"{name} is {size} where that of {type(model).__name__} is {before} when it is built"
+            )
 
 
 def _tolerant(initialise: Callable[[nn.Module], None]) -> Callable[[nn.Module], None]:
