@@ -56,6 +56,7 @@ nitpicky = True
 nitpick_ignore = [
     ("py:class", "lightning_coreset.checkpoint.hooks.Model"),  # type variables
     ("py:class", "lightning_coreset.checkpoint.loading.Model"),
+    ("py:class", "lightning_coreset.checkpoint.metadata.PruningMetadata"),
     ("py:class", "lightning_coreset.huggingface.updating.Model"),
     ("py:class", "Tensor"),  # of functions whose annotations Sphinx cannot evaluate
     ("py:class", "nn.Module"),
