@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, get_args
 from torch import nn
 
 from lightning_coreset._arguments import is_number, is_whole_number
-from lightning_coreset._deprecated import OLD_ARGUMENTS
+from lightning_coreset._calls import OLD_ARGUMENTS
 from lightning_coreset.methods import Method, Reconstruction, as_method
 from lightning_coreset.planning.cost_model import Unit
 from lightning_coreset.planning.layer_rules import Rule, as_rules, check_matches, check_rule, format_rule
