@@ -41,7 +41,7 @@ from lightning_coreset import (
     Sensitivity,
     load_pruned,
 )
-from lightning_coreset._deprecated import OLD_ARGUMENTS
+from lightning_coreset._calls import OLD_ARGUMENTS
 
 pytest.importorskip("sklearn", reason="the example trains on scikit-learn's digits")
 
@@ -330,7 +330,7 @@ def test_old_names_are_taken(name: str, given: Any, tmp_path: Path) -> None:
         assert (settled["max_layer_ratio"], settled["self_check"]) == (0.7, False)
         assert not settled.keys() & OLD_ARGUMENTS.keys()
     file.write_text(printed, encoding="utf-8")
-    with pytest.warns(DeprecationWarning, match="max_ratio was renamed"):
+    with pytest.warns(DeprecationWarning, match="was renamed"):
         assert make_callback(f"--config={file}")[0].request.max_layer_ratio == 0.7
 
 
