@@ -322,3 +322,30 @@ def test_a_table_in_words():
     assert "latency  error" in text.splitlines()[0]
     assert "latency removed: 50.00% of the original (requested 50.00%)" in text
     assert "latency 32 ms -> 16 ms, predicted" in text
+
+
+def test_the_largest_ratio_is_that_of_the_fastest_sizes_not_of_the_smallest():
+    def slow_when_narrow(shape: LayerShape) -> float:
+        return 1e-3 * (shape.out_channels if shape.out_channels >= 16 else 100)
+
+    model = network(16, 64, 16)
+
+    plan = plan_of(model, X, 0.6, latency=slow_when_narrow)
+
+    assert sizes(plan) == [16]
+    assert plan.reached == pytest.approx(48 / 80)
+
+
+@pytest.mark.parametrize("ratio", [0.06, 0.1, 0.14, 0.18, 0.22])
+def test_channels_that_become_free_by_what_else_goes_stay(ratio):
+    """Steps of the first group are of one channel or of eight, as the second is."""
+
+    def depends(shape: LayerShape) -> float:
+        blocks = shape.in_channels / 8
+        return 1e-3 * {"0": 1, "2": math.ceil(blocks) if shape.out_channels > 32 else blocks, "4": blocks}[shape.name]
+
+    plan = plan_of(network(16, 64, 64, 10), X, ratio, latency=depends)
+
+    assert sizes(plan)[1] > 32
+    assert sizes(plan)[0] % 8 == 0
+    assert plan.channels_removed > 0
