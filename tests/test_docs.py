@@ -17,7 +17,9 @@ def run(page, tmp_path, monkeypatch, **given):
             exec(compile(block.code, page, "exec", dont_inherit=True), names)
 
 
-PAGES = "api/structure.md extending.md guide.md how_it_works.md methods.md schedules.md sensitivity_scan.md targets.md why.md"
+PAGES = """
+api/structure.md extending.md guide.md how_it_works.md methods.md schedules.md sensitivity_scan.md targets.md why.md
+"""
 
 
 @pytest.mark.parametrize("page", PAGES.split())
