@@ -117,7 +117,7 @@ def equally_fast(
 def pruned(model: nn.Sequential, x: Tensor, ratio: float, allocation: str, **options: object) -> nn.Module:
     """A pruned copy."""
     network = copy.deepcopy(model).eval()
-    prune(network, x, ratio, allocation=allocation, check=False, verbose=False, **options)  # type: ignore[arg-type]
+    prune(network, x, ratio, allocation=allocation, self_check=False, verbose=False, **options)  # type: ignore[arg-type]
     return network
 
 
