@@ -52,7 +52,7 @@ class LatencyTable:
 
     @property
     def constant(self) -> float:
-        """Seconds of all that no width was measured for: the whole network's without those of the layers."""
+        """What no width was measured for takes so many seconds."""
         if self.outside is not None:
             return self.outside
         return max(self.whole - sum(self.layer_seconds().values()), 0.0)
