@@ -128,7 +128,7 @@ class PruningRun:
 
     def _outlook(self) -> Outlook:
         """What will be pruned in this fit, for people."""
-        request, schedule = self.planner.request, self.timeline.schedule
+        request, curve = self.planner.request, self.timeline.schedule.curve
         groups, skipped = self.planner.offered
         return Outlook(
             unit=request.unit,
@@ -140,7 +140,7 @@ class PruningRun:
             skipped=skipped,
             times=sorted(self.progress.open_events(self._events)),
             interval=self.timeline.interval,
-            curve=schedule if isinstance(schedule, str) else getattr(schedule, "__name__", "given"),
+            curve=curve if isinstance(curve, str) else getattr(curve, "__name__", "given"),
         )
 
     @property
