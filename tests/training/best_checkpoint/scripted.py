@@ -97,14 +97,21 @@ def kept(callback: ModelCheckpoint) -> dict[str, float]:
 
 
 class Files(pl.Callback):
-    """Keeps the names of the files in a folder, as they are at the start of each epoch and at the end."""
+    """Keeps the names of the files in a folder and the best score, at the start of each epoch and at the end."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.seen: list[list[str]] = []
+        self.scores: list[float] = []
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.seen.append(names(self.folder) if self.folder.exists() else [])
+        self._look(trainer)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.seen.append(names(self.folder))
+        self._look(trainer)
+
+    def _look(self, trainer: pl.Trainer) -> None:
+        self.seen.append(names(self.folder) if self.folder.exists() else [])
+        best: Any = trainer.checkpoint_callback
+        if best.best_model_score is not None:
+            self.scores.append(float(best.best_model_score))

@@ -14,8 +14,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*could not find the monitored k
 TAKEN_BACK = pytest.mark.filterwarnings("ignore:The pruning event of epoch . is taken back")
 
 
-def guarded(scores: tuple[float, ...], *checkpoints: Any, **pruning: Any) -> Any:
-    return run(*checkpoints, module=Scripted(scores), pruning=GUARDED | pruning)
+def guarded(scores: tuple[float, ...], *checkpoints: Any, max_epochs: int = 6, **pruning: Any) -> Any:
+    return run(*checkpoints, module=Scripted(scores), pruning=GUARDED | pruning, max_epochs=max_epochs)
 
 
 def test_an_accepted_event(tmp_path):
@@ -30,6 +30,22 @@ def test_an_event_that_is_not_accepted_yet_replaces_no_file(tmp_path):
     best = saving(tmp_path, save_top_k=2)
     guarded((0.9, 0.95, 0.7, 0.8, 0.75, 0.8), best, recover_epochs=1, schedule={5: 0.5})
     assert names(tmp_path) == ["0-0.90", "1-0.95"]
+
+
+def test_an_accepted_event_ranks_what_was_saved_before_it_was(tmp_path):
+    """There was room for one that was not accepted yet; of the three, it is not the one to go."""
+    best = saving(tmp_path, save_top_k=3)
+    guarded((0.9, 0.95, 0.8, 0.86), best, max_epochs=4)
+    assert names(tmp_path) == ["1-0.95", "2-0.80", "3-0.86"]
+    assert name(best.best_model_path) == "3-0.86"
+
+
+def test_an_event_that_is_accepted_where_nothing_is_saved(tmp_path):
+    best = saving(tmp_path, save_top_k=3, every_n_epochs=2)
+    guarded((0.9, 0.95, 0.95, 0.8, 0.9), best, max_epochs=5, schedule={3: 0.5})
+    assert names(tmp_path) == ["1-0.95", "3-0.80"]
+    assert name(best.best_model_path) == "3-0.80"
+    assert float(best.best_model_score) == pytest.approx(0.8)
 
 
 @TAKEN_BACK
@@ -54,11 +70,12 @@ def test_an_event_that_was_taken_back(tmp_path):
 @TAKEN_BACK
 def test_files_of_an_event_that_was_taken_back_go_first(tmp_path):
     """There was room for both of them; two of the restored model take their places, although their scores are lower."""
-    best = saving(tmp_path, save_top_k=4)
-    guarded((0.9, 0.95, 0.84, 0.84, 0.7, 0.65), best)
+    best, files = saving(tmp_path, save_top_k=4), Files(tmp_path)
+    guarded((0.9, 0.95, 0.84, 0.84, 0.7, 0.65), files, best)
 
     assert kept(best) == {"0-0.90": 0.9, "1-0.95": 0.95, "4-0.70": 0.7, "5-0.65": 0.65}
     assert name(best.best_model_path) == "1-0.95"
+    assert files.scores == pytest.approx([0.9, *[0.95] * 5])
 
 
 @pytest.mark.slow

@@ -91,3 +91,12 @@ def test_without_the_method_of_lightning_the_score_alone_decides(tmp_path, monke
     no_effect = "best_checkpoint='most_pruned' has no effect on ModelCheckpoint(monitor='val_acc'): this version of"
     assert any(each.startswith(no_effect) for each in warned)
     assert names(tmp_path) == ["1-0.95"]
+
+
+@pytest.mark.slow
+def test_two_pruning_callbacks_say_it_once(tmp_path):
+    other = CoresetPruningCallback(schedule={3: 0.55}, only=["net.2"], best_checkpoint="any", verbose=False)
+    pruning = {"schedule": {2: 0.3}, "only": ["net.0"], "best_checkpoint": "any"}
+    with told() as warned:
+        run(saving(tmp_path), other, pruning=pruning)
+    assert sum(each.startswith("The best checkpoint of") for each in warned) == 1
