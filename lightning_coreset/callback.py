@@ -7,7 +7,8 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from torchmetrics import Metric
 
 from lightning_coreset._compat import state_key
@@ -326,7 +327,8 @@ class CoresetPruningCallback(Callback):
         if stage == "fit":
             check_strategy(trainer, pl_module)
             self._guard.check(trainer)
-        for model in (pl_module, *averaged_copies(trainer)):  # copies that are made later inherit the hooks
+        # Copies that are made later inherit the hooks. Frameworks save the network within their LightningModule alone.
+        for model in (pl_module, *_networks_in(pl_module), *averaged_copies(trainer)):
             make_resizable(model)
         if stage == "fit":
             self._outgrown.remember(trainer, pl_module)
@@ -506,3 +508,9 @@ class CoresetPruningCallback(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue where the checkpoint was made."""
         self._run.load_state_dict(state_dict)
+
+
+def _networks_in(pl_module: pl.LightningModule) -> list[nn.Module]:
+    """The parts of a LightningModule that may be saved alone, and say then how they were pruned."""
+    children = [child for child in pl_module.children() if next(child.parameters(), None) is not None]
+    return [child for child in children if not isinstance(child, torch.jit.ScriptModule)]  # these take no hooks

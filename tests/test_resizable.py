@@ -158,6 +158,37 @@ def test_equal_sizes_are_loaded_as_ever_and_what_loaded_stays_resizable():
     assert not is_resizable(other)
 
 
+class Filters(nn.Sequential):
+    """Leaves out what does not fit, as segmentation_models_pytorch does."""
+
+    def load_state_dict(self, state_dict: Any, strict: bool = True, **options: Any) -> Any:
+        sizes = {name: tensor.shape for name, tensor in self.state_dict().items()}
+        fitting = {name: tensor for name, tensor in state_dict.items() if sizes.get(name) == tensor.shape}
+        return super().load_state_dict(fitting, strict=False, **options)
+
+
+class Renames(nn.Sequential):
+    """Knows older names of its tensors, as backbones do."""
+
+    def load_state_dict(self, state_dict: Any, strict: bool = True, **options: Any) -> Any:
+        renamed = {name.removeprefix("old."): tensor for name, tensor in state_dict.items()}
+        return super().load_state_dict(renamed, strict, **options)
+
+
+def test_classes_that_load_in_their_own_way():
+    pruned, own = mlp(8, 16, 3), Filters.load_state_dict
+    prune(pruned, torch.randn(2, 8), 0.5)
+    state = pruned.state_dict()
+    (filters := Filters(*mlp(8, 16, 3))).load_state_dict(state)
+    assert filters[0].out_features == 16
+    with resizable():
+        filters.load_state_dict(state)
+        (renames := Renames(*mlp(8, 16, 3))).load_state_dict({f"old.{name}": state[name] for name in state})
+    assert_same(filters.state_dict(), state)
+    assert_same(renames.state_dict(), state)
+    assert Filters.load_state_dict is own
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 def test_scripted_modules_are_left_alone():
     scripted = torch.jit.trace(mlp(8, 16, 3), torch.randn(2, 8))
@@ -216,3 +247,31 @@ def test_another_library_that_wraps_the_method_within_a_block():
         mlp(8, 16, 3).load_state_dict(mlp(8, 16, 3).state_dict())
     finally:
         nn.Module.load_state_dict = TORCHS_OWN
+
+
+@pytest.mark.parametrize("saves", ["network", "module"])
+def test_a_network_within_a_module_says_itself_how_it_was_pruned(saves):
+    """As scvi-tools saves it: the LightningModule is one of the framework's own, which nobody keeps."""
+
+    class Attends(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last, self.heads = nn.Linear(8, 32), nn.Linear(32, 3), 4
+            self.q, self.k, self.v = (nn.Linear(32, 32) for _ in range(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.first(x).unsqueeze(1)
+            q, k, v = (layer(y).unflatten(2, (self.heads, -1)).transpose(1, 2) for layer in (self.q, self.k, self.v))
+            return self.last(nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(1))
+
+    module, x = Model(Attends()), torch.randn(5, 8)
+    callback = CoresetPruningCallback(schedule={1: 0.5}, verbose=False, eval_batches=0)
+    make_trainer(callback, max_epochs=2).fit(module, make_loader(8))
+    assert module.net.heads < 4
+    with resizable():
+        if saves == "network":
+            (loaded := Attends()).load_state_dict(module.net.state_dict())
+        else:
+            (whole := Model(loaded := Attends())).load_state_dict(module.state_dict())
+            assert whole.net.heads == module.net.heads
+    assert torch.equal(loaded.eval()(x), module.net.eval()(x))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, Literal, TypeVar, get_args
@@ -13,7 +13,7 @@ from torch import nn
 from lightning_coreset._compat import state_dict_hooks, without_compile_wrapper
 from lightning_coreset.checkpoint.metadata import KEY, PruningMetadata
 from lightning_coreset.checkpoint.record_tensor import combined, pop_records, record_entry
-from lightning_coreset.checkpoint.resize import resize_to_state_dict, with_aliases
+from lightning_coreset.checkpoint.resize import entries_and_record, resize_to_state_dict, with_aliases
 from lightning_coreset.module_specs import NarrowAttention
 from lightning_coreset.surgery import forget_original_shapes, keep_record
 
@@ -149,6 +149,16 @@ def store_metadata_as_item(copy: Model) -> Model:
     if not _writes(inner, _write_item):
         inner.register_state_dict_post_hook(_write_item)
     return copy
+
+
+def follow_sizes(model: nn.Module, state_dict: Mapping[str, Any]) -> None:
+    """Give a model the sizes of a state dict that it is about to load, where names that are missing do not matter.
+
+    Raises:
+        ValueError: If the tensors cannot be those of this model, as in ``load_state_dict``. It is unchanged then.
+    """
+    state, metadata = entries_and_record(state_dict)
+    resize_to_state_dict(model, with_aliases(model, state), metadata=metadata, strict=False)
 
 
 @contextmanager

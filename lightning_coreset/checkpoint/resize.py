@@ -64,7 +64,7 @@ def resize_to_state_dict(
         >>> fresh.load_state_dict(state)
         <All keys matched successfully>
     """
-    state, found = _entries_and_record(state)
+    state, found = entries_and_record(state)
     metadata = found if metadata is None else metadata
     if metadata is not None and sizes:
         raise ValueError("Expected no `sizes` for a state dict that says itself how its model was pruned.")
@@ -124,7 +124,7 @@ def with_aliases(model: nn.Module, state: Mapping[str, Any]) -> dict[str, Any]:
     return {**{name: given[id(tensor)] for name, tensor in tensors.items() if id(tensor) in given}, **state}
 
 
-def _entries_and_record(state: Mapping[str, Any]) -> tuple[dict[str, Any], PruningMetadata | None]:
+def entries_and_record(state: Mapping[str, Any]) -> tuple[dict[str, Any], PruningMetadata | None]:
     """The tensors of a state dict, and what it says of pruning, as metadata or as an entry."""
     plain = metadata_of(state).get(KEY)
     entries = dict(state)

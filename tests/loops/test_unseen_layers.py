@@ -215,11 +215,23 @@ class FeaturesBeside(OnlyForPrediction):
 del Embeds.forward
 
 
-@pytest.mark.parametrize("kind", [OnlyForPrediction, Embeds, TakesADict, FeaturesBeside])
+class HandsOn(TakesADict):
+    """Hands anything on to a function that does not take the targets, as the modules of GluonTS do."""
+
+    def embedding(self, x, scale):
+        return self.net(x) * scale
+
+    def forward(self, *args, **kwargs):
+        return self.embedding(*args, **kwargs)
+
+
+@pytest.mark.parametrize("kind", [OnlyForPrediction, Embeds, TakesADict, FeaturesBeside, HandsOn])
 def test_what_forward_returns_keeps_its_width(kind):
     module, loader = kind(), make_loader(8)
-    if kind is TakesADict:
-        loader = torch.utils.data.DataLoader([{"x": x, "y": y} for x, y in loader.dataset], batch_size=16)
+    if kind in (TakesADict, HandsOn):
+        loader = torch.utils.data.DataLoader(
+            [{"x": x, "scale": x[:1], "y": y} for x, y in loader.dataset], batch_size=16
+        )
     callback = CoresetPruningCallback(**AT_EPOCH_1)
 
     make_trainer(callback, max_epochs=2).fit(module, loader)

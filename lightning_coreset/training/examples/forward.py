@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 from lightning_coreset.nested import attributes_of, tensors_in
 from lightning_coreset.structure import output_tensors
 from lightning_coreset.training.examples.batches import fresh
+
+_UNKNOWN = re.compile(r"unexpected keyword argument '(\w+)'")
 
 _MANY = 16
 """So many arguments are never a batch's."""
@@ -35,7 +38,7 @@ class ForwardRun:
             if self.way not in (None, number):
                 continue
             try:
-                result = module(*fresh(args), **fresh(kwargs))
+                result = _call(module, args, kwargs)
             except NotImplementedError:  # it is not meant to be called
                 raise
             except Exception as error:
@@ -44,6 +47,18 @@ class ForwardRun:
                 self.way = number
                 return output_tensors(result)
         raise failures[0] if failures else TypeError("forward takes no inputs")
+
+
+def _call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Call it without those keyword arguments that it hands on to a function which does not take them."""
+    while True:
+        try:
+            return module(*fresh(args), **fresh(kwargs))
+        except TypeError as error:
+            unknown = _UNKNOWN.search(str(error))
+            if unknown is None or unknown[1] not in kwargs:
+                raise
+            kwargs = {name: value for name, value in kwargs.items() if name != unknown[1]}
 
 
 def _ways(forward: Callable[..., Any], batch: Any, depth: int = 2) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
