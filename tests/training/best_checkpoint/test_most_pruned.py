@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 from functools import partial
 from typing import Any
@@ -236,17 +237,24 @@ def test_other_checkpoints_are_left_alone(tmp_path):
 
 
 def test_nothing_is_left_at_a_model_checkpoint(tmp_path):
+    """Nor at a copy of it that is made in a fit, such as a pickle that is sent to another process."""
+    copies: list[ModelCheckpoint] = []
+
     class Fails(pl.Callback):
         def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-            assert any("_save_topk_checkpoint" in vars(each) for each in trainer.checkpoint_callbacks)
             if trainer.current_epoch == 3:
+                assert "_save_topk_checkpoint" in vars(best)
+                copies.extend([copy.deepcopy(best), pickle.loads(pickle.dumps(best))])
                 raise RuntimeError("stop here")
 
-    fails, best = Fails(), saving(tmp_path)
+    best = saving(tmp_path)
     with pytest.raises(RuntimeError, match="stop here"):
-        run(fails, best)
+        run(Fails(), best)
     assert "_save_topk_checkpoint" not in vars(best)
-    assert kept(pickle.loads(pickle.dumps(best))) == {"2-0.70": 0.7}
+    for each in copies:
+        assert kept(each) == {"2-0.70": 0.7}
+        method: Any = each._save_topk_checkpoint
+        assert (method.__self__, method.__func__) == (each, ModelCheckpoint._save_topk_checkpoint)
 
 
 @pytest.mark.slow
