@@ -56,6 +56,7 @@ nitpicky = True
 nitpick_ignore = [
     ("py:class", "lightning_coreset.checkpoint.hooks.Model"),  # type variables
     ("py:class", "lightning_coreset.checkpoint.loading.Model"),
+    ("py:class", "lightning_coreset.checkpoint.metadata.PruningMetadata"),
     ("py:class", "lightning_coreset.huggingface.updating.Model"),
     ("py:class", "Tensor"),  # of functions whose annotations Sphinx cannot evaluate
     ("py:class", "nn.Module"),
@@ -80,12 +81,23 @@ def literals_last(hint: Any) -> Any:
     return reduce(or_, parts)
 
 
+def with_annotations(signature: inspect.Signature, hints: dict[str, Any]) -> inspect.Signature:
+    """The same signature with other annotations."""
+    parameters = signature.parameters.values()
+    return signature.replace(
+        parameters=[one.replace(annotation=hints.get(one.name, one.annotation)) for one in parameters],
+        return_annotation=hints.get("return", signature.return_annotation),
+    )
+
+
 def evaluate_annotations(app: Sphinx, function: Any, bound_method: bool) -> None:
     """Evaluate annotations that are strings, also in classes, where Sphinx itself does not."""
     if inspect.isfunction(function):
         with suppress(NameError):  # imported for type checkers only
             hints = get_type_hints(function)
             function.__annotations__ = {name: literals_last(hint) for name, hint in hints.items()}
+            if hasattr(function, "__wrapped__"):  # its signature is that of another function
+                function.__signature__ = with_annotations(inspect.signature(function), function.__annotations__)
 
 
 def add_notebook(app: Sphinx, exception: Exception | None) -> None:

@@ -1,7 +1,7 @@
 """Train and prune a classifier of handwritten digits from the command line.
 
-Run it in this folder with ``python cli.py fit --config cli.yaml``. It needs no GPU and no download: the digits are part
-of scikit-learn. ``docs/cli.md`` has more commands.
+Run it in this folder with ``python cli.py fit --config cli.yaml``, after ``pip install ".[examples,cli]"`` in the one
+above. It needs no GPU and no download: the digits are part of scikit-learn. ``docs/cli.md`` has more commands.
 
 What to expect: a line for every pruning event. The validation accuracy falls slightly at the first event and has
 recovered at the end, with half of the parameters. ``lightning_logs/version_*/`` contains the TensorBoard file, the last

@@ -1,5 +1,6 @@
 """A first hour with the callback and a transformer of Hugging Face: train, prune, keep the best, load it, save it.
 
+    pip install ".[examples,huggingface]"
     python examples/first_hour_transformer.py
 
 It needs no GPU and no download: a small BERT is built from a config, and the texts are docstrings of the installed

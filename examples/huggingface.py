@@ -1,5 +1,6 @@
 """Fine-tune a text classifier of Hugging Face transformers, and prune its width, attention heads and neurons.
 
+    pip install ".[examples,huggingface]"
     python examples/huggingface.py   # a small DistilBERT, trained from scratch: no download
     python examples/huggingface.py --model distilbert-base-uncased --dataset imdb --limit 5000   # from the Hub
     python examples/huggingface.py --model folder --dataset texts.csv   # a file with the columns text and label

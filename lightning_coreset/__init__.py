@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lightning_coreset.callback import CoresetPruningCallback
 from lightning_coreset.checkpoint import PrunedCheckpointMixin, load_pruned, make_plain, make_resizable, resizable
+from lightning_coreset.latency import LatencyTable, LayerShape, measure_latency
 from lightning_coreset.methods import Importance, Magnitude, Random, Reconstruction, Sensitivity
 from lightning_coreset.plan import GroupPlan, ParameterChange, PruningPlan
 from lightning_coreset.pruning import count_macs, plan_pruning, prune
@@ -19,6 +20,8 @@ __all__ = [
     "CoresetPruningCallback",
     "GroupPlan",
     "Importance",
+    "LatencyTable",
+    "LayerShape",
     "Magnitude",
     "ParameterChange",
     "PrunedCheckpointMixin",
@@ -33,6 +36,7 @@ __all__ = [
     "load_pruned",
     "make_plain",
     "make_resizable",
+    "measure_latency",
     "plan_pruning",
     "prune",
     "resizable",

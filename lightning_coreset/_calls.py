@@ -67,12 +67,9 @@ def check_names(function: Callable[..., Any], names: Collection[str]) -> None:
     parameters = inspect.signature(function).parameters
     for name in names:
         if name not in parameters:
-            close = get_close_matches(name, parameters, n=1)
-            hint = (
-                f" Did you mean {close[0]!r}?"
-                if close
-                else f" Its arguments are {', '.join(one for one in parameters if one != 'self')}."
-            )
+            known = [one for one in parameters if one != "self" and one not in OLD_ARGUMENTS]
+            close = get_close_matches(name, known, n=1, cutoff=0.5)
+            hint = f" Did you mean {close[0]!r}?" if close else f" Its arguments are {', '.join(known)}."
             raise TypeError(f"{function.__qualname__}() got an unexpected keyword argument {name!r}.{hint}")
 
 

@@ -16,7 +16,6 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager, nullcontext
 from copy import copy
-from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -501,6 +500,20 @@ def state_key(callback: Any, **settings: Any) -> str:
 _TOP_K_METHOD = "_save_topk_checkpoint"
 
 
+class _AroundMethod:
+    """Stands in for a method of one object; a copy of that object has the method itself."""
+
+    def __init__(self, owner: Any, name: str, around: Callable[..., None]) -> None:
+        self.owner, self.name, self.around = owner, name, around
+        self.method = getattr(owner, name)
+
+    def __call__(self, *arguments: Any) -> None:
+        self.around(self.method, *arguments)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, (self.owner, self.name)
+
+
 def around_topk_saving(callback: Any, around: Callable[..., None]) -> Callable[[], None] | None:
     """Let a ModelCheckpoint call a function where it would save the model if that is one of the best.
 
@@ -512,11 +525,10 @@ def around_topk_saving(callback: Any, around: Callable[..., None]) -> Callable[[
         What undoes it; ``None`` where the method is missing, and nothing was done.
     """
     name = _TOP_K_METHOD
-    method = getattr(callback, name, None)
-    if method is None:
+    if not hasattr(callback, name):
         return None
     own = vars(callback).get(name)
-    setattr(callback, name, partial(around, method))
+    setattr(callback, name, _AroundMethod(callback, name, around))
 
     def undo() -> None:
         if own is None:

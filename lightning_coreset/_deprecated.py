@@ -9,6 +9,7 @@ from functools import wraps
 from inspect import signature
 from typing import Any, ParamSpec, TypeVar
 
+from lightning_coreset._arguments import is_default
 from lightning_coreset._calls import OLD_ARGUMENTS, check_names, level_of_caller
 
 P = ParamSpec("P")
@@ -18,7 +19,7 @@ R = TypeVar("R")
 def takes_old_names(function: Callable[P, R]) -> Callable[P, R]:
     """Let a function take arguments by their old names as well, with a warning; it only sees the new ones.
 
-    The function has its old names of :data:`OLD_ARGUMENTS` as keyword-only parameters, with the default ``None``, which
+    The function has its old names of ``OLD_ARGUMENTS`` as keyword-only parameters, with the default ``None``, which
     stands for nothing given. So they are known to whatever reads signatures, such as type checkers and LightningCLI.
     A keyword that is no name of the function's is told with the closest one.
 
@@ -46,9 +47,10 @@ def takes_old_names(function: Callable[P, R]) -> Callable[P, R]:
             if value is None:
                 continue
             default = parameters[new].default
-            if kwargs.get(new, default) not in (default, value):  # a configuration gives all defaults
+            other = kwargs.get(new, default)
+            if not is_default(other, default) and not is_default(other, value):  # a configuration has all defaults
                 raise ValueError(
-                    f"Expected {new} or its old name {old} but got both: {new}={kwargs[new]!r} and {old}={value!r}. "
+                    f"Expected {new} or its old name {old} but got both: {new}={other!r} and {old}={value!r}. "
                     f"Leave {old} out."
                 )
             warnings.warn(

@@ -15,6 +15,7 @@ from lightning_coreset._compat import state_key
 from lightning_coreset._deprecated import takes_old_names
 from lightning_coreset._settings import given_arguments, readable_settings, short_call
 from lightning_coreset.checkpoint import make_resizable, store_metadata_as_item
+from lightning_coreset.latency import LatencyLike
 from lightning_coreset.methods import MethodLike
 from lightning_coreset.plan import PruningPlan
 from lightning_coreset.planning import Allocation, PruningRatio, Rule, Unit
@@ -75,7 +76,10 @@ class CoresetPruningCallback(Callback):
             for :func:`lightning_coreset.prune`. By default half, or, with a warning that says what holds the rest, as
             much as goes if no layer loses more than half of its channels; then not even a model of which nothing can go
             ends training.
-        unit: What the ratio counts: ``"params"``, ``"macs"`` (multiply-accumulates of one sample) or ``"channels"``.
+        unit: What the ratio counts: ``"params"``, ``"macs"`` (multiply-accumulates of one sample), ``"channels"`` or
+            ``"latency"`` (the seconds of the module's ``forward`` on ``example_inputs`` or ``example_input_array``).
+        latency: For ``unit="latency"``: a table of :func:`lightning_coreset.measure_latency`, or a function that says
+            how long a layer takes; by default layers are measured before the first event.
         allocation: How the removals are distributed over the layers; see :func:`lightning_coreset.prune`.
         round_to: Numbers of channels are multiples of this where the group allows; 8 suits tensor cores.
         min_channels: No group is left with fewer channels.
@@ -162,6 +166,7 @@ class CoresetPruningCallback(Callback):
         pruning_ratio: PruningRatio | None = None,
         *,
         unit: Unit = "params",
+        latency: LatencyLike | None = None,
         allocation: Allocation = "uniform",
         round_to: int = 1,
         min_channels: int = 1,
@@ -218,6 +223,7 @@ class CoresetPruningCallback(Callback):
             change_attributes,
             self._untrained,
             never_run,
+            verbose,
         )
         self._monitor = Monitor(options.accuracy)
         self._guard = Guard(options.guard, self._monitor.mode, self._monitor.name)

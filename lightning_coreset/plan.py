@@ -98,6 +98,7 @@ class GroupPlan:
         params_removed: Number of parameters removed with the channels of this group, after all earlier groups have been
             pruned; so the sum over all groups is the number that the plan removes.
         macs_removed: The same for the multiply-accumulates of one sample.
+        latency_removed: The same for the seconds of one run, as they are predicted; ``None`` if they are not counted.
     """
 
     name: str
@@ -112,6 +113,7 @@ class GroupPlan:
     radius_source: str | None = None
     params_removed: int = 0
     macs_removed: int = 0
+    latency_removed: float | None = None
 
     def kept_runs(self) -> PositionRuns:
         """``kept`` as it is stored."""
@@ -137,12 +139,18 @@ class PruningPlan:
         skipped: Layers that cannot be pruned, by qualified name, each with the reason.
         requested: The requested pruning ratio, as a fraction of the original model's ``unit``.
         reached: The ratio that the plan reaches, since only whole channels can be removed.
-        unit: What ``requested`` and ``reached`` count: ``"params"``, ``"macs"`` or ``"channels"``.
+        unit: What ``requested`` and ``reached`` count: ``"params"``, ``"macs"``, ``"channels"`` or ``"latency"``.
         params_original: Parameters of the original model, before any event.
         params_before: Parameters before this event.
         params_after: Parameters after this event.
         macs_before: Multiply-accumulates of one sample before this event.
         macs_after: Multiply-accumulates of one sample after this event.
+        latency_original: Seconds of one run of the original model, by the sum of its layers; ``None``, as the next two,
+            with another unit than ``"latency"``.
+        latency_before: Those before this event.
+        latency_after: Those after this event, as they are predicted.
+        latency_measured: Seconds of one run of the original and of the pruned model, measured in turns after the last
+            event; ``None`` if that was not done.
     """
 
     groups: tuple[GroupPlan, ...]
@@ -157,6 +165,10 @@ class PruningPlan:
     macs_before: int
     macs_after: int
     attributes: tuple[AttributeChange, ...] = ()
+    latency_original: float | None = None
+    latency_before: float | None = None
+    latency_after: float | None = None
+    latency_measured: tuple[float, float] | None = None
 
     @property
     def sparsity(self) -> float:
@@ -193,7 +205,9 @@ class PruningPlan:
             for change in plain["changes"]
         )
         attributes = tuple(_attribute_from_dict(change) for change in plain["attributes"])
-        return cls(**{**plain, "groups": groups, "changes": changes, "attributes": attributes})
+        measured = plain.get("latency_measured")
+        latency = {} if measured is None else {"latency_measured": tuple(measured)}
+        return cls(**{**plain, "groups": groups, "changes": changes, "attributes": attributes, **latency})
 
     def __str__(self) -> str:
         """The table, the numbers that change with the groups, and the layers that stay, by reason."""
@@ -220,16 +234,27 @@ class PruningPlan:
         return plan_rows(self.groups)
 
     def totals(self) -> list[str]:
-        """Ratio, parameters and MACs before and after the event, one line each."""
+        """Ratio, parameters, MACs and latency before and after the event, one line each."""
+        latency = []
+        if self.latency_before is not None and self.latency_after is not None:
+            latency.append(f"latency {_ms(self.latency_before)} -> {_ms(self.latency_after)}, predicted")
+        if self.latency_measured is not None:
+            whole, pruned = self.latency_measured
+            latency.append(f"latency measured {_ms(whole)} -> {_ms(pruned)}: {1 - pruned / whole:.2%} removed")
         return [
             f"{self.unit} removed: {self.reached:.2%} of the original (requested {self.requested:.2%})",
             f"params {self.params_before:,} -> {self.params_after:,}, sparsity {self.sparsity:.2%}",
             f"MACs per sample {self.macs_before:,} -> {self.macs_after:,}",
+            *latency,
         ]
 
     def numbers(self) -> list[str]:
         """The changes of ``attributes``, one line for all modules in which a number changes in the same way."""
         return attribute_lines(self)
+
+
+def _ms(seconds: float) -> str:
+    return f"{1e3 * seconds:.4g} ms"
 
 
 def _change_to_dict(change: ParameterChange) -> dict[str, Any]:

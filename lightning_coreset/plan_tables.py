@@ -21,7 +21,12 @@ _CERTIFICATE = ("found", "certified", "input radius")
 def plan_rows(groups: Sequence[GroupPlan]) -> list[tuple[str, ...]]:
     """The cells of a table of groups: a row of headings, then one row for each group."""
     certified = any(group.radius_source is not None for group in groups)
-    heads = ("group", "channels", "kept", "params", "MACs", "error", *(_CERTIFICATE if certified else ()), "method")
+    timed = any(group.latency_removed is not None for group in groups)
+    heads = (
+        *("group", "channels", "kept", "params", "MACs", *(("latency",) if timed else ()), "error"),
+        *(_CERTIFICATE if certified else ()),
+        "method",
+    )
     cells = [
         (
             group.name,
@@ -29,6 +34,7 @@ def plan_rows(groups: Sequence[GroupPlan]) -> list[tuple[str, ...]]:
             f"{group.channels_after / group.channels_before:.0%}",
             removed(group.params_removed),
             removed(group.macs_removed),
+            *((removed_ms(group.latency_removed),) if timed else ()),
             "" if group.expected_error is None else f"{group.expected_error:.2%}",
             *(_certificate_cells(group) if certified else ()),
             group.method,
@@ -47,9 +53,9 @@ def plan_table(plan: PruningPlan, most: int | None = None) -> str:
 
 
 def by_loss(plan: PruningPlan) -> list[GroupPlan]:
-    """The groups of a plan, the one that loses most first: MACs if the ratio counts those, else parameters."""
-    quantity = "macs_removed" if plan.unit == "macs" else "params_removed"
-    return sorted(plan.groups, key=lambda group: -getattr(group, quantity))
+    """The groups of a plan, what loses most first: MACs or seconds if the ratio counts those, else parameters."""
+    quantity = {"macs": "macs_removed", "latency": "latency_removed"}.get(plan.unit, "params_removed")
+    return sorted(plan.groups, key=lambda group: -(getattr(group, quantity) or 0))
 
 
 def attribute_lines(plan: PruningPlan) -> list[str]:
@@ -90,6 +96,11 @@ def plan_html(plan: PruningPlan) -> str:
 def removed(count: int) -> str:
     """A number of parameters or MACs that go, empty for none."""
     return f"-{count:,}" if count else ""
+
+
+def removed_ms(seconds: float | None) -> str:
+    """A number of seconds that go, in milliseconds, empty for none."""
+    return f"{-1e3 * seconds:.3g} ms" if seconds else ""
 
 
 def _certificate_cells(group: GroupPlan) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -11,6 +12,7 @@ from torch import nn
 from lightning_coreset._calls import level_of_caller, same_arguments_as
 from lightning_coreset._deprecated import takes_old_names
 from lightning_coreset.checkpoint import make_resizable, write_configs
+from lightning_coreset.latency import LatencyLike, compared, is_doubtful, network_latency, why_doubtful
 from lightning_coreset.methods import MethodLike
 from lightning_coreset.plan import PruningPlan
 from lightning_coreset.planning import (
@@ -26,12 +28,14 @@ from lightning_coreset.planning import (
     idle_rules,
     make_plan,
     measure_input_norms,
+    prunable,
     sensible,
     why_less,
     why_nothing_goes,
     without_unread,
 )
-from lightning_coreset.structure import Example, ExampleInputs, Heads, analyse, warn_of_uncounted
+from lightning_coreset.state import duplicate
+from lightning_coreset.structure import Example, ExampleInputs, Heads, Structure, analyse, warn_of_uncounted
 from lightning_coreset.surgery import apply_changes
 from lightning_coreset.verification import verified
 
@@ -43,6 +47,7 @@ def plan_pruning(
     pruning_ratio: PruningRatio | None = None,
     *,
     unit: Unit = "params",
+    latency: LatencyLike | None = None,
     allocation: Allocation = "uniform",
     round_to: int = 1,
     min_channels: int = 1,
@@ -58,6 +63,7 @@ def plan_pruning(
     change_attributes: bool = True,
     certify: bool = False,
     input_radius: float | None = None,
+    verbose: bool = True,
     max_ratio: float | None = None,
     check: bool | None = None,
 ) -> PruningPlan:
@@ -85,7 +91,7 @@ def plan_pruning(
         64
     """
     request = Request.of(locals())
-    check_flags(self_check=self_check, change_attributes=change_attributes, certify=certify)
+    check_flags(self_check=self_check, change_attributes=change_attributes, certify=certify, verbose=verbose)
     request.check_trial(self_check)
     example = Example.of(example_inputs)
     # Cheap, so before the model is run.
@@ -95,6 +101,8 @@ def plan_pruning(
     if self_check:
         structure = verified(model, structure, example, change_attributes=change_attributes, heads=request.heads)
     structure = without_unread(model, structure, request, never_run)
+    if request.unit == "latency":
+        request = _timed(model, structure, example, request, verbose=verbose)
     for message in idle_rules(model, structure, request):
         warnings.warn(message, stacklevel=level_of_caller())
     request = sensible(model, structure, request)
@@ -134,8 +142,13 @@ def prune(model: nn.Module, **arguments: Any) -> PruningPlan:  # noqa: D417 -- t
             whatever the unit, and all other groups keep theirs. By default half, or, with a warning, as much as goes if
             no group loses more than half of its channels. ``Sensitivity(epsilon=...)`` chooses the sizes by
             error instead; the ratio is then only reported.
-        unit: What the ratio counts: ``"params"``, ``"macs"`` (multiply-accumulates) or ``"channels"`` (those that
-            can be removed).
+        unit: What the ratio counts: ``"params"``, ``"macs"`` (multiply-accumulates), ``"channels"`` (those that
+            can be removed) or ``"latency"`` (the seconds of one run on the example inputs, on their device: give a
+            batch of the size that counts).
+        latency: For ``unit="latency"``: what :func:`measure_latency` returned, the path of a file with it, or a
+            function that takes a :class:`LayerShape` and returns the seconds of one call. By default layers are
+            measured here, which takes a few seconds. Unless a function tells the times, the pruned network is measured
+            in the end, in turns with a copy of it from before.
         allocation: How the removal is distributed over the groups if the ratio is a number. ``"uniform"``: the same
             fraction of every group. ``"error"``: first the channels whose removal increases the expected error of the
             next layer, relative to its signal, least for each unit removed. ``"global"``: one ranking of the channels
@@ -173,6 +186,7 @@ def prune(model: nn.Module, **arguments: Any) -> PruningPlan:  # noqa: D417 -- t
         input_radius: For certificates: a bound on the norm of the network's input as its first layer reads it (of one
             patch, if this is a convolution). Layers in a chain above it get a proven radius. For all other layers, and
             without this number, the radius is the largest norm measured on the example inputs; the plan says so.
+        verbose: Whether to show a progress bar while measuring.
         max_ratio: Old name of ``max_layer_ratio``.
         check: Old name of ``self_check``.
 
@@ -196,10 +210,29 @@ def prune(model: nn.Module, **arguments: Any) -> PruningPlan:  # noqa: D417 -- t
         (32, 1738, 874)
     """
     plan = plan_pruning(model, **arguments)
+    # What counts are times of this device, unless a function tells them.
+    is_measured = plan.unit == "latency" and not callable(arguments.get("latency"))
+    before = duplicate(model) if is_measured and plan.channels_removed else None
     apply_changes(model, plan.changes, plan.attributes)
     if plan.changes:
         write_configs(make_resizable(model))
-    return plan
+    return plan if before is None else _measured(plan, before, model, Example.of(arguments["example_inputs"]))
+
+
+def _timed(model: nn.Module, structure: Structure, example: Example, request: Request, *, verbose: bool) -> Request:
+    """The request with the seconds of the network's layers, of those widths that may change."""
+    groups, _ = prunable(model, structure, request)
+    offered = replace(structure, groups=tuple(groups))
+    found = network_latency(model, offered, example, request.timing, verbose=verbose)
+    return replace(request, network_latency=found)
+
+
+def _measured(plan: PruningPlan, before: nn.Module, model: nn.Module, example: Example) -> PruningPlan:
+    """The plan with a final measurement, and a warning if that does not confirm it."""
+    measured = compared(before, model, example)
+    if is_doubtful(plan.reached, measured):
+        warnings.warn(why_doubtful(plan.reached, measured), stacklevel=level_of_caller())
+    return replace(plan, latency_measured=measured)
 
 
 def count_macs(model: nn.Module, example_inputs: ExampleInputs) -> int:

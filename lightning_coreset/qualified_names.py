@@ -91,7 +91,7 @@ def sentence(names: Sequence[str], reason: str, most: int = 4) -> str:
         >>> sentence([f"blocks.{number}" for number in range(9)], "is gated")
         'blocks.0-8 (9): each is gated'
     """
-    return f"{names[0]} {reason}" if len(names) == 1 else f"{listed(names, most)}: each {reason}"
+    return f"{names[0]} {reason}" if len(names) == 1 else f"{listed(names, most)}: {_of_each(reason)}"
 
 
 def labelled_reasons(reasons: Mapping[str, str]) -> list[str]:
@@ -101,7 +101,17 @@ def labelled_reasons(reasons: Mapping[str, str]) -> list[str]:
         >>> labelled_reasons({"a": "is gated", "b": "is gated", "c": "is a bias"})
         ['  a, b: each is gated', '  c: is a bias']
     """
-    return [f"  {listed(names)}: {'each ' * (len(names) > 1)}{reason}" for reason, names in by_reason(reasons).items()]
+    told = by_reason(reasons).items()
+    return [f"  {listed(names)}: {_of_each(reason) if len(names) > 1 else reason}" for reason, names in told]
+
+
+def _of_each(reason: str) -> str:
+    """A reason of several: most are predicates, "is gated"; some are whole clauses, "the trial could not be run"."""
+    return reason if reason.split(" ", 1)[0] in _CLAUSES else f"each {reason}"
+
+
+_CLAUSES = frozenset({"the", "its", "with", "without", "other"})
+"""First words of reasons that have a subject of their own."""
 
 
 def not_pruned(skipped: Mapping[str, str]) -> list[str]:

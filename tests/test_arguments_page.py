@@ -6,7 +6,7 @@ import re
 from pages import ROOT
 
 from lightning_coreset import CoresetPruningCallback, prune
-from lightning_coreset._deprecated import OLD_ARGUMENTS
+from lightning_coreset._calls import OLD_ARGUMENTS
 
 PAGE = (ROOT / "docs" / "arguments.md").read_text(encoding="utf-8")
 DEFAULTS = {name: one.default for name, one in inspect.signature(CoresetPruningCallback).parameters.items()}

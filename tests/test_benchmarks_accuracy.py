@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -15,7 +17,7 @@ import torch
 from test_benchmarks_cost import load, printed  # noqa: F401 - load is a fixture
 from torch import nn
 
-from lightning_coreset import Magnitude, prune
+from lightning_coreset import Magnitude, count_macs, prune
 
 Load = Callable[[str], ModuleType]
 
@@ -138,6 +140,26 @@ def test_full_schedule_is_one_flag_away(load, cifar):
     assert "32 x 32" in text
     assert [[row["method"] for row in table] for table in tables] == [["unpruned", "L2 norm"]] * 2
     assert {row["MACs"] for table in tables for row in table[:1]} == {"125,747,840"}
+
+
+@pytest.mark.slow
+def test_latency_is_compared_with_macs_at_equal_time(load, cifar, monkeypatch):
+    latency = load("latency")
+    small = replace(latency.STUDY, build=partial(load("networks").resnet, depth=8), count=24, test_count=10)
+    monkeypatch.setattr(latency, "STUDY", small)
+    monkeypatch.setattr(latency, "measure_latency", partial(latency.measure_latency, seconds=0.1))
+    # As long as it has multiply-accumulates: nothing depends on the machine.
+    monkeypatch.setattr(
+        latency, "compared", lambda one, other, example: tuple(count_macs(net, example.inputs) for net in (one, other))
+    )
+    some = ["--epochs", "1", "--batches", "2", "--targets", "0.1", "--allocations", "uniform", "--seeds", "2"]
+
+    (table, ahead), _ = printed(latency, "--data", cifar, *some)
+
+    assert [row["unit"] for row in table] == ["latency", "macs"]
+    ours, theirs = (int(row["MACs"].replace(",", "")) for row in table)
+    assert theirs <= 1.01 * ours
+    assert [(row["target"], row["allocation"]) for row in ahead] == [("-10%", "uniform")]
 
 
 @pytest.mark.slow

@@ -128,7 +128,7 @@ def shown() -> dict[str, object]:
         "structure": structure,
         "group": structure.groups[0],
         "member": structure.groups[0].members[0],
-        "scan": sensitivity_scan(deep(3), x, lambda network: 1.0, ratios=(0.5,), check=False),
+        "scan": sensitivity_scan(deep(3), x, lambda network: 1.0, ratios=(0.5,), self_check=False),
         "callback": CoresetPruningCallback(0.5, ignore=[f"layer{number}" for number in range(99)], example_inputs=x),
     }
 

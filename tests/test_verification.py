@@ -20,7 +20,7 @@ from lightning_coreset import prune
 from lightning_coreset.structure import ChannelGroup, Example, Member, analyse, find_groups
 from lightning_coreset.structure.records import one_each
 from lightning_coreset.verification import describe_failures, failing_groups, tried_groups, verified
-from lightning_coreset.verification.removed import removed_classes
+from lightning_coreset.verification.removed import removed_classes, unlike_classes
 
 
 def failures(model: nn.Module, x: Tensor, groups: Sequence[ChannelGroup] | None = None) -> dict[str, str]:
@@ -431,6 +431,34 @@ def test_groups_that_have_to_lose_as_many_are_pruned_as_one():
             before.get_parameter(name).index_fill_(1, gone, 0.0)
     torch.testing.assert_close(model(x), before(x), rtol=0, atol=1e-12)
     assert kept["head.weight"][1].tolist() != kept["other.weight"][1].tolist()  # each its own
+
+
+def test_classes_that_are_unlike_the_others_go_in_one_trial_and_stay_in_another():
+    halves = tuple((number, number + 6) for number in range(5))
+    group = ChannelGroup("a", (Member("w", 0, "producer", one_each(6)), Member("v", 1, "consumer", (*halves, (5,)))))
+    plain = ChannelGroup("b", (Member("u", 0, "producer", one_each(6)),))
+    assert unlike_classes(group) == {5}
+    assert unlike_classes(plain) == set()
+    assert 5 in removed_classes([group, plain], unlike=True)["a"]
+    assert 5 not in removed_classes([group, plain], unlike=False)["a"]
+
+
+def test_two_halves_that_a_slice_cuts_to_an_odd_width_stay():
+    class Ghost(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.out, self.first, self.last = 21, nn.Linear(6, 11), nn.Linear(21, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x)
+            return self.last(torch.cat([x, x.tanh()], 1)[:, : self.out])
+
+    for seed in range(3):
+        torch.manual_seed(seed)
+        model, x = Ghost(), torch.randn(4, 6)
+        with pytest.raises(ValueError, match="channels that can be pruned"):
+            prune(model, x, 0.3)
+        model(x)
 
 
 def test_every_group_loses_another_fraction_in_a_trial():

@@ -43,6 +43,7 @@ def load_pruned(
 
     Example:
         >>> import tempfile
+        >>> import torch
         >>> from lightning_coreset import load_pruned, make_resizable, prune
         >>> class Net(nn.Sequential):
         ...     def __init__(self, width=64):
@@ -89,6 +90,7 @@ class PrunedCheckpointMixin(nn.Module):
 
     Example:
         >>> import lightning.pytorch as pl
+        >>> import torch
         >>> from lightning_coreset import PrunedCheckpointMixin, prune
         >>> class Model(PrunedCheckpointMixin, pl.LightningModule):
         ...     def __init__(self):

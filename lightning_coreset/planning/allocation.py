@@ -91,6 +91,9 @@ def _numbers(times: Sequence[Tensor]) -> Tensor:
 def _half_way(group: AllowedSizes, whole: int) -> Tensor:
     """The fraction of ``whole`` that is gone half-way of every step, (steps,)."""
     lower = torch.arange(len(group.sizes) - 1, dtype=torch.float64)
+    if not group.is_even:
+        sizes = lower.new_tensor(group.sizes)
+        return 1 - (sizes[:-1] + sizes[1:]) / 2 / whole
     # As `AllowedSizes.of` spaces them; a tensor of the tuple would cost more than all the rest of an allocation.
     sizes = torch.cat([lower.new_tensor([group.sizes[0]]), group.sizes[min(1, len(lower))] - group.multiple * lower])
     return 1 - (sizes[:-1] + sizes[1:]) / 2 / whole

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lightning_coreset.planning.request import Request
 from lightning_coreset.structure import ChannelGroup, Member
@@ -25,12 +25,14 @@ class AllowedSizes:
         original: Classes in the original model.
         sizes: In classes, the present size first, then every smaller one that is allowed.
         multiple: How many classes are removed at a time.
+        is_even: Whether the sizes are all multiples of this number, from one to the other.
     """
 
     name: str
     original: int
     sizes: tuple[int, ...]
     multiple: int = 1
+    is_even: bool = True
 
     @classmethod
     def of(cls, group: ChannelGroup, request: Request, original: int) -> AllowedSizes:
@@ -57,6 +59,10 @@ class AllowedSizes:
     def steps(self) -> Sequence[tuple[int, int]]:
         """The sizes before and after each step down."""
         return list(zip(self.sizes, self.sizes[1:], strict=False))
+
+    def only(self, sizes: Sequence[int]) -> AllowedSizes:
+        """Some of the sizes, in the same order; the present one is always among them."""
+        return self if len(sizes) == len(self.sizes) else replace(self, sizes=tuple(sizes), is_even=False)
 
     def nearest(self, size: float) -> int:
         """The allowed size nearest to a size; the larger one of two."""

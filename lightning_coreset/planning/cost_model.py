@@ -1,4 +1,4 @@
-"""Parameters, MACs and channels of a model for any sizes of its groups, counted from shapes alone."""
+"""Parameters, MACs, channels and latency of a model for any sizes of its groups, counted from shapes alone."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from torch import Tensor, nn
 
+from lightning_coreset.latency import REST, LayerCall, NetworkLatency
 from lightning_coreset.plan import ParameterChange
 from lightning_coreset.structure import ChannelGroup
 from lightning_coreset.structure.records import layer_of
@@ -18,7 +19,8 @@ from lightning_coreset.structure.records import layer_of
 if TYPE_CHECKING:
     from lightning_coreset.planning.allowed_sizes import AllowedSizes
 
-Unit: TypeAlias = Literal["params", "macs", "channels"]
+Unit: TypeAlias = Literal["params", "macs", "channels", "latency"]
+_COUNTS: tuple[Unit, ...] = ("params", "macs", "channels")
 
 
 @dataclass(frozen=True)
@@ -30,16 +32,18 @@ class ModelCost:
         macs: Multiply-accumulates of one sample.
         channels: Removable channels (classes of groups).
         widths: Classes of every group that may shrink, by its name.
+        latency: Seconds of one run; ``None`` where it is not counted.
     """
 
     params: int
     macs: int
     channels: int
     widths: Mapping[str, int] = field(default_factory=dict)
+    latency: float | None = None
 
 
 class CostModel:
-    """Parameters, MACs and channels of a model as a function of how many classes each group has.
+    """Parameters, MACs, channels and latency of a model as a function of how many classes each group has.
 
     Args:
         tensors: Parameters and buffers by qualified name.
@@ -49,6 +53,7 @@ class CostModel:
             is no group any more.
         product_macs: Multiply-accumulates of products of activations that shrink with the classes of groups, by their
             names.
+        latency: How long the network takes, by the widths of its layers, if that is counted.
     """
 
     def __init__(
@@ -58,6 +63,7 @@ class CostModel:
         macs: Mapping[str, int],
         settled: int = 0,
         product_macs: Mapping[tuple[str, ...], float] | None = None,
+        latency: NetworkLatency | None = None,
     ) -> None:
         self._shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         self._present = {group.name: group.size for group in groups}
@@ -78,6 +84,12 @@ class CostModel:
                 share = member.total / group.size
                 self._loss.setdefault(member.name, []).append((member.dim, group.name, share))
         self._touched = {group.name: sorted({member.name for member in group.members}) for group in groups}
+        self._latency = latency
+        calls = () if latency is None else latency.calls
+        self._calls = {
+            group: [number for number, call in enumerate(calls) if call.weight in touched]
+            for group, touched in self._touched.items()
+        }
 
     def totals(self, sizes: Mapping[str, int] | None = None) -> ModelCost:
         """The model's totals with these group sizes; as it is without them."""
@@ -132,6 +144,8 @@ class CostModel:
         if unit == "channels":
             return sizes[group] - size
         smaller = {**sizes, group: size}
+        if unit == "latency":
+            return self.seconds_around(group, sizes) - self.seconds_around(group, smaller)
         per_element = self._per_element[unit]
         products = self._product_macs(sizes) - self._product_macs(smaller) if unit == "macs" else 0.0
         return products + sum(
@@ -140,11 +154,22 @@ class CostModel:
             if name in per_element
         )
 
+    def seconds_around(self, group: str, sizes: Mapping[str, float]) -> float:
+        """The seconds in all layers that one group narrows, with these sizes of all groups."""
+        return sum(self._seconds_of(number, sizes) for number in self._calls[group])
+
+    @property
+    def noise(self) -> float:
+        """The part of a layer's time by which two times have to differ, to be different."""
+        return 0.0 if self._latency is None else self._latency.noise
+
     def holders(self, sizes: Mapping[str, int], unit: Unit) -> dict[str, float]:
         """How much of a unit each module holds, by its name; each group, for channels."""
         sizes = {**self._present, **sizes}
         if unit == "channels":
             return dict(sizes)
+        if unit == "latency":
+            return self._latency_holders(sizes)
         held = {"products of activations": self._product_macs(sizes)} if unit == "macs" else {}
         for name, count in self._per_element[unit].items():
             module = layer_of(name) or name
@@ -152,12 +177,18 @@ class CostModel:
         return held
 
     def _count(self, numel: Mapping[str, float], sizes: Mapping[str, int]) -> ModelCost:
-        params, macs, channels = (round(self._sum(numel, sizes, unit)) for unit in get_args(Unit))
-        return ModelCost(params, macs, channels, dict(sizes))
+        params, macs, channels = (round(self._sum(numel, sizes, unit)) for unit in _COUNTS)
+        latency = None if self._latency is None else self._sum(numel, sizes, "latency")
+        return ModelCost(params, macs, channels, dict(sizes), latency)
 
     def _sum(self, numel: Mapping[str, float], sizes: Mapping[str, float], unit: Unit) -> float:
         if unit == "channels":
             return self._settled + sum(sizes.values())
+        if unit == "latency":
+            assert self._latency is not None, "it is measured before it is counted"
+            return self._latency.constant + sum(
+                self._seconds_of(number, sizes) for number in range(len(self._latency.calls))
+            )
         products = self._product_macs(sizes) if unit == "macs" else 0.0
         return products + sum(count * numel[name] for name, count in self._per_element[unit].items())
 
@@ -169,11 +200,32 @@ class CostModel:
         )
         return self._products - sum(gone)
 
+    def _seconds_of(self, number: int, sizes: Mapping[str, float]) -> float:
+        """The seconds in one layer."""
+        assert self._latency is not None, "it has calls"
+        call: LayerCall = self._latency.calls[number]
+        if call.weight not in self._shapes:  # of a part that does not count
+            return self._latency.seconds(number, call.in_channels, call.out_channels)
+        lengths = self._lengths(call.weight, sizes)
+        reads, makes = call.reads.of(lengths[call.reads.dim]), call.makes.of(lengths[call.makes.dim])
+        return self._latency.seconds(number, max(reads, 1), max(makes, 1))
+
+    def _latency_holders(self, sizes: Mapping[str, float]) -> dict[str, float]:
+        assert self._latency is not None, "it is measured before it is counted"
+        held = {REST: self._latency.constant} if self._latency.constant else {}
+        for number, call in enumerate(self._latency.calls):
+            held[call.layer] = held.get(call.layer, 0.0) + self._seconds_of(number, sizes)
+        return held
+
     def _numel(self, name: str, sizes: Mapping[str, float]) -> float:
+        return math.prod(self._lengths(name, sizes))
+
+    def _lengths(self, name: str, sizes: Mapping[str, float]) -> list[float]:
+        """The shape of a tensor with these sizes of all groups."""
         shape: list[float] = list(self._shapes[name])
         for dim, group, share in self._loss.get(name, ()):
             shape[dim] -= (self._present[group] - sizes[group]) * share
-        return math.prod(shape)
+        return shape
 
 
 def reached(now: ModelCost, original: ModelCost, unit: Unit) -> float:

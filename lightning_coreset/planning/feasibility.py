@@ -100,7 +100,7 @@ def _too_much(problem: PruningProblem, most: float, ways_out: Mapping[str, float
 def what_holds(problem: PruningProblem) -> list[str]:
     """The layers that hold most of what is left with every group as small as it may be, a line for each."""
     unit, smallest = problem.request.unit, problem.smallest()
-    whole = max(getattr(problem.original, unit), 1)
+    whole = getattr(problem.original, unit) or 1
     held = problem.cost_model.holders(smallest, unit)
     reasons: dict[str, list[str]] = {}
     for name in held:
@@ -173,11 +173,19 @@ def why_nothing_goes(model: nn.Module, structure: Structure, request: Request) -
         for group in problem.allowed
         if len(group.sizes) > 1
     }
+    if not steps and unit == "latency":
+        return "No channel is removed: no size of a group that is allowed takes less time."
     if not steps and not request.limits():
         return "No channel is removed: every group has the two channels that its normalisation needs."
     if not steps:
         return f"No channel is removed: no group can become smaller with {request.limits()}. Lower these limits."
     group = min(steps, key=lambda name: steps[name])
+    if unit == "latency":
+        return (
+            f"No channel is removed: {problem.requested():.2%} of {1e3 * whole:.4g} ms is "
+            f"{1e3 * problem.requested() * whole:.4g} ms, and the smallest step that saves time, of {group}, saves "
+            f"{1e3 * steps[group]:.4g} ms. Ask for a larger ratio."
+        )
     return (
         f"No channel is removed: {problem.requested():.2%} of {whole:,} {unit} is {problem.requested() * whole:,.1f}, "
         f"and the smallest step, {request.limits() or 'one channel'} of {group}, is {steps[group]:,.0f}. Ask for "

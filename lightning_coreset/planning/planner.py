@@ -103,6 +103,9 @@ def make_plan(
         macs_before=before.macs,
         macs_after=after.macs,
         attributes=scale_counts(model, kept),
+        latency_original=problem.original.latency,
+        latency_before=before.latency,
+        latency_after=after.latency,
     )
 
 
@@ -114,7 +117,7 @@ class _Choice:
     selection: Selection
     certificate: GroupCertificate | None
 
-    def report(self, params: int, macs: int) -> GroupPlan:
+    def report(self, params: int, macs: int, latency: float | None) -> GroupPlan:
         group, selection = self.group, self.selection
         return GroupPlan(
             group.name,
@@ -126,6 +129,7 @@ class _Choice:
             **({} if self.certificate is None else vars(self.certificate)),
             params_removed=params,
             macs_removed=macs,
+            latency_removed=latency,
         )
 
 
@@ -145,18 +149,22 @@ def _reports(
     """Every group with what its cut removes once the cuts below it are made; they add up to exactly what is removed."""
     cut = [choice.group.name for choice in choices if len(choice.selection.kept) < choice.group.size]
     sizes, params, macs = dict(before.widths), float(before.params), float(before.macs)
+    seconds = before.latency
     reports = []
     for choice in choices:
-        name, left = choice.group.name, (round(params), round(macs))
+        name, left, seconds_left = choice.group.name, (round(params), round(macs)), seconds
         if name in cut:
             size = len(choice.selection.kept)
             params -= problem.cost_model.saved(name, size, sizes, "params")
             macs -= problem.cost_model.saved(name, size, sizes, "macs")
+            if seconds is not None:
+                seconds -= problem.cost_model.saved(name, size, sizes, "latency")
             sizes[name] = size
             # Where classes differ the cost model uses averages: the last group takes the difference.
             if name == cut[-1]:
-                params, macs = float(after.params), float(after.macs)
-        reports.append(choice.report(left[0] - round(params), left[1] - round(macs)))
+                params, macs, seconds = float(after.params), float(after.macs), after.latency
+        gone = None if seconds_left is None or seconds is None else seconds_left - seconds
+        reports.append(choice.report(left[0] - round(params), left[1] - round(macs), gone))
     return tuple(reports)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from lightning_coreset.planning.allocation import error_steps, ranked_steps, uni
 from lightning_coreset.planning.allowed_sizes import AllowedSizes
 from lightning_coreset.planning.cost_model import CostModel, ModelCost
 from lightning_coreset.planning.head_pairing import paired_by_rank
+from lightning_coreset.planning.latency_sizes import free_widths, hull, nearer, worthwhile
 from lightning_coreset.planning.layer_rules import Rule, RuleMatcher, format_rule
 from lightning_coreset.planning.request import PruningRatio, Request
 from lightning_coreset.qualified_names import labelled_reasons
@@ -34,9 +36,10 @@ class PruningProblem:
         groups: The groups that may shrink, in network order.
         skipped: The layers that may not, each with the reason.
         ratios: Where rules name groups, the fraction of its original classes that each loses.
-        allowed: The sizes that each group may have.
+        allowed: The sizes that each group may have; where latency is counted, those of them that save time.
         cost_model: Counts the model.
         original: The cost of the original model.
+        all_allowed: The sizes that each group may have, also those that save no time.
     """
 
     request: Request
@@ -48,6 +51,7 @@ class PruningProblem:
     allowed: Sequence[AllowedSizes]
     cost_model: CostModel
     original: ModelCost
+    all_allowed: Sequence[AllowedSizes] = ()
 
     @classmethod
     def of(
@@ -76,21 +80,35 @@ class PruningProblem:
         settled = sum(sizes.get(name, 1) for name in widths.keys() - {group.name for group in groups})
         counted = {name: tensor for name, tensor in tensors.items() if name not in structure.untrained.uncounted}
         macs = {name: macs for name, macs in structure.macs.items() if name not in structure.untrained.uncounted}
-        cost_model = CostModel(counted, groups, macs, settled, structure.product_macs)
+        cost_model = CostModel(counted, groups, macs, settled, structure.product_macs, request.network_latency)
         # A group that is new under its name may be wider than the one that had it.
         allowed = [AllowedSizes.of(group, request, max(widths.get(group.name, 0), group.size)) for group in groups]
         ratios = _ratios(matcher, groups, request.pruning_ratio)
         weights = made_weights(tensors, weight_norms_of(groups).values())
-        return cls(
-            request, tensors, weights, groups, skipped, ratios, allowed, cost_model, original or cost_model.totals()
-        )
+        original = original or cost_model.totals()
+        useful = allowed
+        if request.unit == "latency" and not ratios and not request.method.chooses_sizes:
+            useful = worthwhile(allowed, cost_model)
+        return cls(request, tensors, weights, groups, skipped, ratios, useful, cost_model, original, allowed)
 
     def sizes(self) -> dict[str, int]:
         """The classes that stay in each group, by the request's ratio, rules and limits."""
         if self.ratios:
             return {group.name: group.nearest(self._wanted(group)) for group in self.allowed}
         ratio, unit = self.request.target, self.request.unit
-        return self.cost_model.sizes_at_ratio(self._steps(), self.allowed, ratio, unit, self.original)
+        if unit == "latency":
+            return self._sizes_by_latency()
+        return self.cost_model.sizes_at_ratio(self._steps(self.allowed), self.allowed, ratio, unit, self.original)
+
+    def _sizes_by_latency(self) -> dict[str, int]:
+        """The sizes where steps are uneven: met as near as may be, and then with every channel that costs no time."""
+        steps = self.allowed
+        if self.request.allocation == "error":
+            steps = hull(steps, self._error_curves, self.cost_model)
+        ratio = self.request.target
+        sizes = self.cost_model.sizes_at_ratio(self._steps(steps), steps, ratio, "latency", self.original)
+        sizes = nearer(sizes, self.allowed, lambda sizes: abs(self.gone(sizes) - ratio))
+        return free_widths(sizes, self.all_allowed, self.cost_model)
 
     def smallest(self) -> dict[str, int]:
         """The fewest classes that each group may have."""
@@ -113,13 +131,16 @@ class PruningProblem:
     def _wanted(self, group: AllowedSizes) -> float:
         return group.original * (1 - self.ratios[group.name])
 
-    def _steps(self) -> Tensor:
+    def _steps(self, allowed: Sequence[AllowedSizes]) -> Tensor:
         if self.request.allocation == "error":
-            curves = dict(self._ask_each_group(self.request.method.error_curve))
-            return error_steps(self.allowed, curves, self.cost_model, self.request.unit)
+            return error_steps(allowed, self._error_curves, self.cost_model, self.request.unit)
         if self.request.allocation == "global":
-            return ranked_steps(self.allowed, dict(self._ask_each_group(self.request.method.scores)))
-        return uniform_steps(self.allowed)
+            return ranked_steps(allowed, dict(self._ask_each_group(self.request.method.scores)))
+        return uniform_steps(allowed)
+
+    @cached_property
+    def _error_curves(self) -> Mapping[str, Tensor]:
+        return dict(self._ask_each_group(self.request.method.error_curve))
 
     def _ask_each_group(self, question: Callable[[GroupView], Tensor]) -> Iterator[tuple[str, Tensor]]:
         """A method's answer for each group of the model as it is, where it has one."""

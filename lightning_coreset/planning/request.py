@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, cast, get_args
 
 from torch import nn
 
 from lightning_coreset._arguments import is_number, is_whole_number
 from lightning_coreset._calls import OLD_ARGUMENTS
+from lightning_coreset.latency import Latency, LatencyLike, LatencyTable, NetworkLatency, as_latency
 from lightning_coreset.methods import Method, Reconstruction, as_method
 from lightning_coreset.planning.cost_model import Unit
 from lightning_coreset.planning.layer_rules import Rule, as_rules, check_matches, check_rule, format_rule
@@ -55,7 +56,7 @@ class Request:
             from rules to floats says it layer by layer: every group that a rule names loses this fraction of its own
             original channels, and groups that no rule names stay whole. The unit is then only that of the
             plan's totals.
-        unit: What is counted: parameters, multiply-accumulates or removable channels.
+        unit: What is counted: parameters, multiply-accumulates, removable channels or seconds.
         method: How channels are chosen.
         ignore: Rules for layers whose output channels all stay, whatever else names them.
         include_residual: Whether channels may go that are coupled by residual additions or normalised (LayerNorm,
@@ -73,6 +74,8 @@ class Request:
         min_channels: No group is cut to fewer channels.
         max_layer_ratio: No group loses more than this fraction of its original channels, in (0, 1].
         by_default: Whether the ratio is nobody's wish, so that less may go where half is not sensible.
+        latency: What tells the seconds of layers: a table or a function; by default they are measured.
+        network_latency: What it says about the network, once that is known.
 
     Raises:
         ValueError: If a value is of another type or out of its range, or two of them contradict each other.
@@ -99,6 +102,8 @@ class Request:
     max_layer_ratio: float = 1.0
     heads: Heads = "whole"
     by_default: bool = False
+    latency: LatencyLike | None = None
+    network_latency: NetworkLatency | None = None
 
     @classmethod
     def of(cls, arguments: Mapping[str, Any]) -> Request:
@@ -123,7 +128,8 @@ class Request:
         object.__setattr__(self, "ignore", as_rules(self.ignore, "ignore"))
         object.__setattr__(self, "only", as_rules(self.only, "only"))
         if self.unit not in get_args(Unit):
-            raise ValueError(f"Expected unit to be 'params', 'macs' or 'channels' but got {self.unit!r}.")
+            raise ValueError(f"Expected unit to be 'params', 'macs', 'channels' or 'latency' but got {self.unit!r}.")
+        object.__setattr__(self, "latency", as_latency(self.latency, self.unit))
         if self.allocation not in get_args(Allocation):
             raise ValueError(f"Expected allocation to be 'uniform', 'error' or 'global' but got {self.allocation!r}.")
         check_flags(include_residual=self.include_residual)
@@ -164,6 +170,11 @@ class Request:
                     f"Expected {', '.join(given)} to be left alone with {type(self.method).__name__}(...), which "
                     "chooses all sizes by itself."
                 )
+
+    @property
+    def timing(self) -> LatencyTable | Latency | None:
+        """What tells the seconds of layers; ``None`` if they are to be measured."""
+        return cast("LatencyTable | Latency | None", self.latency)  # a file was read
 
     @property
     def target(self) -> float:

@@ -37,8 +37,8 @@ def pruning_events(
         schedule: The name of a curve (``"one_shot"`` prunes once, at ``start``); or a mapping from epoch (step) to the
             pruning ratio to be reached there, which replaces ``pruning_ratio``, ``start``, ``end`` and ``every``; or a
             callable that takes the progress in (0, 1] and returns the fraction of ``pruning_ratio`` to be reached, in
-            [0, 1], never decreasing, and 1 in the end. Or a :class:`PruningSchedule`, instead of the arguments from
-            ``start`` on.
+            [0, 1], never decreasing, and 1 in the end. Or a :class:`~lightning_coreset.PruningSchedule`, instead of the
+            arguments from ``start`` on.
         pruning_ratio: Fraction of the original model that is removed in the end, in [0, 1). 0 means no event.
         start: First event: a float is a fraction of training, an int is an epoch (a step), counted from 0.
         end: Last event, likewise. Fractions are rounded inwards to whole epochs and clipped to the length of training,

@@ -30,7 +30,7 @@ class EventArchive:
 
     def __init__(self) -> None:
         self.texts: list[str] = []
-        self._last = b""
+        self._last = self._previous = b""
 
     def add(self, plan: PruningPlan | None, record: EventRecord) -> None:
         """Append an event, whose plan may be unknown."""
@@ -39,7 +39,13 @@ class EventArchive:
         compressor = zlib.compressobj(9, zdict=self._last) if self._last else zlib.compressobj(9)
         compressed = compressor.compress(content) + compressor.flush()
         self.texts.append(base64.b64encode(compressed).decode())
-        self._last = content[-_WINDOW:]
+        self._previous, self._last = self._last, content[-_WINDOW:]
+
+    def replace_last(self, plan: PruningPlan | None, record: EventRecord) -> None:
+        """Another plan and record in place of those of the event that was added last."""
+        self.texts.pop()
+        self._last = self._previous
+        self.add(plan, record)
 
     @classmethod
     def read(cls, texts: Iterable[object]) -> tuple[EventArchive, list[Event]]:
@@ -55,7 +61,7 @@ class EventArchive:
             plan = plain.get("plan")
             events.append((None if plan is None else plan_from_dict(plan), record_from_dict(plain.get("record"))))
             archive.texts.append(str(text))
-            archive._last = content[-_WINDOW:]
+            archive._previous, archive._last = archive._last, content[-_WINDOW:]
         return archive, events
 
     def _decompressed(self, text: Any) -> bytes:
@@ -101,16 +107,24 @@ def _plan_to_dict(plan: PruningPlan) -> dict[str, Any]:
     groups = _columns(GroupPlan, plan.groups, but="kept")
     groups["kept"] = [group.kept_runs().lengths() for group in plan.groups]
     attributes = [asdict(change) for change in plan.attributes]
-    return plain | {"groups": groups, "changes": [], "skipped": dict(plan.skipped), "attributes": attributes}
+    plain = plain | {"groups": groups, "changes": [], "skipped": dict(plan.skipped), "attributes": attributes}
+    return without_latency(plain)
 
 
 def _record_to_dict(record: EventRecord) -> dict[str, Any]:
-    return vars(record) | {"groups": _columns(GroupRecord, record.groups)}
+    return without_latency(vars(record) | {"groups": _columns(GroupRecord, record.groups)})
+
+
+def without_latency(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """Values by name without those of latency where it was not counted: checkpoints are then as before there was it."""
+    return {name: value for name, value in plain.items() if value is not None or not name.startswith("latency")}
 
 
 def _columns(cls: type, groups: Sequence[Any], but: str = "") -> dict[str, list[Any]]:
     """By columns: names come once, and numbers of one kind stand together, which compresses better."""
-    return {one.name: [getattr(group, one.name) for group in groups] for one in fields(cls) if one.name != but}
+    columns = {one.name: [getattr(group, one.name) for group in groups] for one in fields(cls) if one.name != but}
+    is_timed = any(value is not None for value in columns.get("latency_removed", []))
+    return {name: values for name, values in columns.items() if is_timed or name != "latency_removed"}
 
 
 def _rows(plain: Mapping[str, Any]) -> list[dict[str, Any]]:

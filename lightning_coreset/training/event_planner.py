@@ -33,6 +33,7 @@ from lightning_coreset.schedule import Order
 from lightning_coreset.structure import NOTHING_UNTRAINED, Completion, Structure, analyse
 from lightning_coreset.training.examples import ExampleSource
 from lightning_coreset.training.late_layers import LateLayers
+from lightning_coreset.training.latency_count import LatencyCount
 from lightning_coreset.training.other_ranks import OtherRanks
 from lightning_coreset.training.progress import Progress
 from lightning_coreset.training.requirements import check_not_captured
@@ -54,6 +55,7 @@ class EventPlanner:
         change_attributes: Whether that test may complete groups by numbers that modules remember.
         untrained: Finds what of the module nothing trains.
         never_run: Rules for modules that nothing ever runs; the channels that others could read stay.
+        verbose: Whether to show a progress bar while layers are timed.
 
     Attributes:
         waits: Whether the last event has nothing to prune until layers have run that could read channels.
@@ -73,6 +75,7 @@ class EventPlanner:
         change_attributes: bool = True,
         untrained: UntrainedFinder | None = None,
         never_run: Sequence[Rule] = (),
+        verbose: bool = True,
     ) -> None:
         self.request = request
         self.source = source
@@ -82,6 +85,7 @@ class EventPlanner:
         self.change_attributes = change_attributes
         self.untrained = untrained or UntrainedFinder()
         self.late = LateLayers(request, never_run)
+        self.latency = LatencyCount(source, verbose=verbose)
         self._others = OtherRanks()
         self.waits = False
         self.offered: tuple[int, Mapping[str, str]] = 0, {}
@@ -122,10 +126,13 @@ class EventPlanner:
                 structure = run_on_all_ranks(trainer, lambda: self.structure(trainer, pl_module, progress))
             structure = self._others.without_disputed(trainer, structure)
             self.untrained.report(trainer, pl_module, progress.untrained)
+            self._count_latency(trainer, pl_module, progress, structure)
             targets = from_rank_zero(trainer, lambda: self._targets(pl_module, structure, progress.is_resumed))
             if targets is not None:
                 progress.original, progress.final_sizes, progress.target = targets
                 self._aim_at(progress.target)
+        else:
+            self._count_latency(trainer, pl_module, progress, structure)
         groups, skipped = prunable(pl_module, structure, self.request)
         self.offered = len(groups), skipped
         self.source.have_begun()
@@ -135,6 +142,13 @@ class EventPlanner:
         """Begin a fit, or a dry run: with the ratio that a run was found to have, or ``None``."""
         self._was_reachable = False
         self._aim_at(target)
+
+    def _count_latency(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, progress: Progress, structure: Structure
+    ) -> None:
+        """With ``unit="latency"``: know the seconds of the network's layers, as they were known first."""
+        if self.request.unit == "latency":
+            self.request = self.latency.counted(trainer, pl_module, progress, structure, self.request)
 
     def _aim_at(self, target: float | None) -> None:
         """Plan for a ratio that was found sensible where none was given; ``None`` for the one that is requested."""

@@ -10,12 +10,15 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_coreset._arguments import defaults_of, is_default
-from lightning_coreset._calls import OLD_ARGUMENTS
+from lightning_coreset._calls import OLD_ARGUMENTS, level_of_caller
 from lightning_coreset.planning import DEFAULT_RATIO, Request, check_flags
 from lightning_coreset.schedule import PruningSchedule, as_schedule
 from lightning_coreset.training.accuracy_guard import AccuracyGuard, as_guard
 from lightning_coreset.training.metrics import AccuracyMonitor, as_monitor
 from lightning_coreset.training.timeline import Timeline
+
+_RANK_ZERO = 3
+"""Frames between ``rank_zero_warn`` and the warning; its default counts them as well."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,8 @@ def _check_ratio_beside_schedule(pruning_ratio: Any, schedule: PruningSchedule) 
     if pruning_ratio not in (None, DEFAULT_RATIO, reached):
         rank_zero_warn(
             f"pruning_ratio={pruning_ratio!r} has no effect: the schedule maps epochs or steps to ratios, of which the "
-            f"last is {reached!r}. Leave it out, or change the schedule."
+            f"last is {reached!r}. Leave it out, or change the schedule.",
+            stacklevel=level_of_caller() + _RANK_ZERO,
         )
 
 
@@ -112,12 +116,14 @@ def _check_times_beside_schedule(schedule: PruningSchedule) -> None:
     if isinstance(schedule.curve, Mapping) and (times := idle("start", "end", "every")):
         rank_zero_warn(
             f"{times} has no effect: the schedule maps epochs or steps to ratios and says itself when it "
-            "prunes. Leave it out, or give a schedule such as 'cubic'."
+            "prunes. Leave it out, or give a schedule such as 'cubic'.",
+            stacklevel=level_of_caller() + _RANK_ZERO,
         )
     elif schedule.curve == "one_shot" and (times := idle("every")):
         rank_zero_warn(
             f"{times} has no effect: the schedule 'one_shot' prunes once, at `start`. Leave it out, or give a schedule "
-            "such as 'cubic'."
+            "such as 'cubic'.",
+            stacklevel=level_of_caller() + _RANK_ZERO,
         )
 
 
@@ -125,7 +131,8 @@ def _check_certificate_options(*, certify: bool, input_radius: float | None) -> 
     """Say that a bound on inputs has no effect without certificates."""
     if input_radius is not None and not certify:
         rank_zero_warn(
-            f"input_radius={input_radius!r} has no effect without certify=True, whose certificates it is for."
+            f"input_radius={input_radius!r} has no effect without certify=True, whose certificates it is for.",
+            stacklevel=level_of_caller() + _RANK_ZERO,
         )
 
 

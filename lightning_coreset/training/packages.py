@@ -15,8 +15,8 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
+from lightning.fabric.utilities.rank_zero import rank_zero_module  # pyright: ignore[reportPrivateImportUsage]
 from lightning.pytorch.utilities.model_helpers import is_overridden as overrides
-from lightning.pytorch.utilities.rank_zero import rank_zero_module
 
 _PACKAGES = ("lightning.pytorch", "pytorch_lightning")
 

@@ -10,7 +10,7 @@ from lightning_coreset.plain_data import as_type, from_plain
 from lightning_coreset.plan import PruningPlan
 from lightning_coreset.planning import ModelCost
 from lightning_coreset.structure import Completion, Count
-from lightning_coreset.training.event_archive import EventArchive, plan_from_dict, record_from_dict
+from lightning_coreset.training.event_archive import EventArchive, plan_from_dict, record_from_dict, without_latency
 from lightning_coreset.training.report import History
 from lightning_coreset.training.untrained_parts import UntrainedParts
 
@@ -30,6 +30,7 @@ class Progress:
         untrained: What of the module nothing trains; ``None`` until it is known.
         history: The record of every event in plain numbers.
         archive: Plans and records once more, as checkpoints hold them.
+        latency: With ``unit="latency"``, what was measured, or what a function is asked about, as plain data.
         is_resumed: Whether training went on from a checkpoint: if that has no ``original``, the model may be pruned.
     """
 
@@ -43,6 +44,7 @@ class Progress:
     untrained: UntrainedParts | None = None
     history: History = field(default_factory=History)
     archive: EventArchive = field(default_factory=EventArchive)
+    latency: dict[str, Any] | None = None
     is_resumed: bool = False
 
     def forget_model(self) -> None:
@@ -82,6 +84,13 @@ class Progress:
         self.done.update(done)
         self.archive.add(plan, self.history.add(plan, self.original, **when))
 
+    def note_measured(self, latency: tuple[float, float]) -> None:
+        """Add to the last event the seconds of the original and of the pruned model."""
+        plan = self.plans[-1] = replace(self.plans[-1], latency_measured=latency)
+        original, pruned = latency
+        self.history[-1] = replace(self.history[-1], latency_measured=pruned, latency_measured_original=original)
+        self.archive.replace_last(plan, self.history[-1])
+
     def undo(self, plans: int, done: Mapping[int, float]) -> None:
         """Go back to what was before the last event, which stays in the history.
 
@@ -99,7 +108,7 @@ class Progress:
         return {
             "plans": [place for place, record in enumerate(self.history) if not record.reverted],
             "done": dict(self.done),
-            "original": None if self.original is None else asdict(self.original),
+            "original": None if self.original is None else without_latency(asdict(self.original)),
             "final_sizes": dict(self.final_sizes),
             "unsound": dict(self.unsound),
             "history": [
@@ -109,6 +118,7 @@ class Progress:
             **({} if self.target is None else {"target": self.target}),
             **({"completions": completions} if completions else {}),
             **({} if self.untrained is None else {"untrained": self.untrained.to_dict()}),
+            **({} if self.latency is None else {"latency": self.latency}),
         }
 
     @classmethod
@@ -131,6 +141,7 @@ class Progress:
             unsound=_read(plain, "unsound", dict[str, str]),
             completions={name: _completion(one) for name, one in completions.items()},
             untrained=from_plain(UntrainedParts, plain["untrained"]) if "untrained" in plain else None,
+            latency=as_type(plain.get("latency"), dict[str, Any] | None, "latency"),
             history=history,
             archive=archive,
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import lightning.pytorch as pl
@@ -128,7 +128,7 @@ class PruningRun:
 
     def _outlook(self) -> Outlook:
         """What will be pruned in this fit, for people."""
-        request, schedule = self.planner.request, self.timeline.schedule
+        request, curve = self.planner.request, self.timeline.schedule.curve
         groups, skipped = self.planner.offered
         return Outlook(
             unit=request.unit,
@@ -140,7 +140,7 @@ class PruningRun:
             skipped=skipped,
             times=sorted(self.progress.open_events(self._events)),
             interval=self.timeline.interval,
-            curve=schedule if isinstance(schedule, str) else getattr(schedule, "__name__", "given"),
+            curve=curve if isinstance(curve, str) else getattr(curve, "__name__", "given"),
         )
 
     @property
@@ -316,7 +316,13 @@ class PruningRun:
             self.guard.stop_if_exhausted(ratio, scheduled, self.progress)
         # Recorded before it is reported: after Ctrl-C in a report, an on-exception checkpoint must contain the event.
         self._record(trainer, plan, {time: min(asked, ratio) for time, asked in due.items()}, before, after)
-        self.reporter.event(trainer, plan, self.progress.history, self._now(trainer))
+        done = plan
+        if plan.channels_removed and ratio >= max(self._events.values()):
+            measured = self.planner.latency.measured(trainer, pl_module, plan, self.planner.request)
+            if measured is not None:
+                self.progress.note_measured(measured)
+                done = replace(plan, latency_measured=measured)
+        self.reporter.event(trainer, done, self.progress.history, self._now(trainer))
 
     def _tell_checkpoints(self, trainer: pl.Trainer) -> None:
         for run in (self, *self.others):

@@ -41,7 +41,7 @@ from lightning_coreset.verification.reference import (
     zero_,
     zero_consumers_,
 )
-from lightning_coreset.verification.removed import removed_classes
+from lightning_coreset.verification.removed import removed_classes, unlike_classes
 from lightning_coreset.verification.ways import ParametersUsed
 
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
@@ -210,18 +210,23 @@ class Trial:
         With the consumers at zero, no output may notice what their producers compute. A network that draws random
         numbers in evaluation mode, too, may draw others once channels are gone; then the means of these are compared.
         """
-        reason = self._attempt(groups)
+        reason = self._attempt_all(groups)
         if reason is None or not any(run.draws for run in self._runs):
             return reason
         self._leaves_nothing_to_chance = True
         try:
-            return self._attempt(groups)
+            return self._attempt_all(groups)
         finally:
             self._leaves_nothing_to_chance = False
 
-    def _attempt(self, groups: Sequence[ChannelGroup]) -> str | None:
+    def _attempt_all(self, groups: Sequence[ChannelGroup]) -> str | None:
+        """With classes that are unlike the others of their group, once they go, and once they stay."""
         groups = [_paired_at_random(group).with_copies for group in groups]
-        removed = removed_classes(groups)
+        ways = (True, False) if any(map(unlike_classes, groups)) else (None,)
+        reasons = (self._attempt(groups, removed_classes(groups, unlike=way)) for way in ways)
+        return next((reason for reason in reasons if reason is not None), None)
+
+    def _attempt(self, groups: Sequence[ChannelGroup], removed: Removed) -> str | None:
         choices = MadeChoices()
         try:
             expected, disturbed = self._reference(groups, removed, choices)

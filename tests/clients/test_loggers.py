@@ -10,6 +10,7 @@ import csv
 import io
 import json
 import struct
+import time
 import warnings
 import zipfile
 from collections.abc import Iterator
@@ -104,11 +105,23 @@ def wandb_records(path: Any) -> Iterator[Any]:
             position += left
             continue
         _, length, kind = struct.unpack("<IHB", data[position : position + 7])
+        if position + 7 + length > len(data):
+            return  # being written
         message += data[position + 7 : position + 7 + length]
         position += 7 + length
         if kind in (1, 4):  # whole, or its last part
             yield Record.FromString(message)
             message = b""
+
+
+def finished_records(path: Any) -> list[Any]:
+    """The records once the last one is there: ``wandb.finish`` does not wait for its service to write the file."""
+    for _ in range(600):
+        records = list(wandb_records(path))
+        if records and records[-1].WhichOneof("record_type") == "exit":
+            return records
+        time.sleep(0.1)
+    raise AssertionError(f"{path} is not finished")
 
 
 def test_wandb_offline(fit, monkeypatch, tmp_path):
@@ -124,7 +137,7 @@ def test_wandb_offline(fit, monkeypatch, tmp_path):
     scalars: dict[str, list[tuple[int, float]]] = {}
     media: dict[str, list[int]] = {}
     config: dict[str, Any] = {}
-    for record in wandb_records(file):
+    for record in finished_records(file):
         for item in record.run.config.update if record.WhichOneof("record_type") == "run" else record.config.update:
             config[item.key or "/".join(item.nested_key)] = json.loads(item.value_json)
         row = {tuple(item.nested_key) or (item.key,): json.loads(item.value_json) for item in record.history.item}

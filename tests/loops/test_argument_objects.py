@@ -123,8 +123,9 @@ def test_objects_can_be_changed_copied_and_pickled():
 
 
 def test_a_warning_about_times_is_given_for_an_object_as_well():
-    with pytest.warns(UserWarning, match="^start=3 has no effect: the schedule maps epochs"):
+    with pytest.warns(UserWarning, match="^start=3 has no effect: the schedule maps epochs") as warned:
         CoresetPruningCallback(schedule=PruningSchedule({1: 0.5}, start=3))
+    assert [one.filename for one in warned] == [__file__]
     with pytest.warns(UserWarning, match="`end=1` is an int") as warned:
         CoresetPruningCallback(schedule="linear", end=1)
     assert [one.filename for one in warned] == [__file__]
@@ -203,7 +204,12 @@ def test_an_old_name_beside_the_new_one(call):
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 @pytest.mark.parametrize(
     ("wrong", "hint"),
-    [("ingore", "Did you mean 'ignore'"), ("round", "Did you mean 'round_to'"), ("zzz", "Its arguments are .*ignore")],
+    [
+        ("ingore", "Did you mean 'ignore'"),
+        ("round", "Did you mean 'round_to'"),
+        ("chek", "Did you mean 'self_check'"),
+        ("zzz", "Its arguments are .*ignore"),
+    ],
 )
 def test_names_that_are_none(call, wrong, hint):
     with pytest.raises(TypeError, match=rf"\(\) got an unexpected keyword argument '{wrong}'\. {hint}") as told:

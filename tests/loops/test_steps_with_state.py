@@ -471,7 +471,9 @@ def fit(model: pl.LightningModule) -> None:
 def test_what_the_next_step_reads_is_followed(kind):
     """The first run shows nothing of it: a mean over channels that go is another one than over those that stay."""
     model = Carried(kind, lambda hidden, y: hidden.mean())
-    with pytest.raises(ValueError, match=r"a: is reduced across channels \(aten\.mean\), and the result enters"):
+    with pytest.raises(
+        ValueError, match=r"a: is reduced across channels \(aten\.mean\), and the result (enters|is read)"
+    ):
         fit(model)
 
 

@@ -28,7 +28,7 @@ RATIO = r"Expected pruning_ratio to be a number in \[0, 1\), the fraction of the
         ({"pruning_ratio": {nn.Linear: None}}, r"pruning_ratio\[Linear\] to be a number"),
         ({"pruning_ratio": {3: 0.5}}, "every rule of pruning_ratio to be a shell pattern .* but got 3"),
         ({"pruning_ratio": {"a": 0.5}, "allocation": "error"}, "a number with allocation='error' but got a mapping"),
-        ({"unit": "flops"}, "unit to be 'params', 'macs' or 'channels' but got 'flops'"),
+        ({"unit": "flops"}, "unit to be 'params', 'macs', 'channels' or 'latency' but got 'flops'"),
         ({"allocation": "layer"}, "allocation to be 'uniform', 'error' or 'global' but got 'layer'"),
         ({"allocation": "global"}, "'magnitude' or 'random', with allocation='global' but got Reconstruction"),
         ({"allocation": "global", "method": Sensitivity()}, "but got Sensitivity"),

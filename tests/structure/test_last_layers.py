@@ -86,17 +86,3 @@ def test_a_layer_that_another_one_reads_keeps_the_reason_that_says_more():
 
     assert dict(mixed.refused) == {"first": "is mixed across channels (aten._softmax)", "last": OUTPUTS}
     assert dict(returned.refused) == {"first": OUTPUTS, "last": OUTPUTS}
-
-
-def test_a_layer_before_one_that_is_left_alone_makes_no_outputs():
-    class Recurrent(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first, self.last = nn.Linear(4, 6), nn.LSTM(6, 5)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.last(self.first(x))[0]
-
-    structure = analyse(Recurrent(), torch.randn(3, 2, 4))
-
-    assert structure.refused["first"].startswith("enters a layer that belongs to a recurrent LSTM")

@@ -25,7 +25,7 @@ from torch.nn.functional import cross_entropy, mse_loss
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Subset
 
-from lightning_coreset import CoresetPruningCallback
+from lightning_coreset import CoresetPruningCallback, LayerShape
 
 BATCH = 16  # of all processes together
 EPOCHS = 3
@@ -135,6 +135,19 @@ class SkipsLater(Classifier):
         if not (last and batch_idx % 2):
             hidden = self.net[2:4](hidden)
         return cross_entropy(self.net[4:](hidden), batch[1])
+
+
+class Shown(Classifier):
+    """Shows what it is called on, for times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.example_input_array = torch.zeros(4, 8)
+
+
+def by_blocks(shape: LayerShape) -> float:
+    """Seconds of blocks of four channels."""
+    return 1e-3 * shape.in_channels * -(-shape.out_channels // 4)
 
 
 class Compiled(Classifier):
@@ -257,6 +270,7 @@ VARIANTS = {
     "compiled": Variant(Compiled),
     "stream": Variant(Stream, pruning={"include_residual": True}),
     "attention": Variant(Attentive, pruning={"include_residual": True}),
+    "latency": Variant(Shown, pruning={"unit": "latency", "latency": by_blocks}),
     "certified": Variant(pruning={"method": "random", "certify": True}),
     "hook": Variant(strategy=hooked(allreduce_hook), pruning={"method": "random"}),
     "fp16_hook": Variant(strategy=hooked(fp16_compress_hook), exact=False),

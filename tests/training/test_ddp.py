@@ -10,7 +10,7 @@ from training.launching import HERE, TORCHRUN, finish, seen_by_ranks, start
 
 SCRIPT = HERE / "ddp_script.py"
 STEPS = 4  # of an epoch
-FAST = tuple(name for name in ("ddp", "static_graph_by_hand") if name in VARIANTS)
+FAST = tuple(name for name in ("ddp", "static_graph_by_hand", "latency") if name in VARIANTS)
 """Variants of which each needs care of its own when the wrapper is set up anew; some need a newer Lightning."""
 
 

@@ -95,7 +95,7 @@ def transform(propagation: Propagation, call: OpCall) -> None:
 def pack(propagation: Propagation, call: OpCall) -> None:
     """``pack_padded_sequence``: steps of all samples become rows, and channels stay in place."""
     source, rows = call.args[0], call.results[0]
-    axes = propagation.pin_dims(source, [0, 1], f"is moved by index in {call.title}")
+    axes = propagation.pin_dims(source, [0, 1], f"is moved by an index ({call.title})")
     packed = tuple(axis.moved(axis.labels.squeeze(0)) for axis in axes)
     info = propagation.info(source)
     propagation.set_info(rows, TensorInfo(packed, info.constant, producer_paths=info.producer_paths))

@@ -17,8 +17,8 @@ from lightning_coreset.structure.statistics import take_statistic
 from lightning_coreset.structure.steps import Step, StepKind
 
 _REDUCING = """
-mean sum nansum amax amin max min aminmax var std var_mean std_mean prod all any norm linalg_vector_norm argmax argmin
-_is_all_true _is_any_true logsumexp median nanmedian mode kthvalue count_nonzero
+mean sum nansum amax amin max min aminmax var std var_mean std_mean prod all any _is_all_true _is_any_true norm
+linalg_vector_norm argmax argmin logsumexp median nanmedian mode kthvalue count_nonzero
 """.split()
 
 _ALONG = """

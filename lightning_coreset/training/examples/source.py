@@ -170,6 +170,19 @@ class ExampleSource:
     # ---- running the module
 
     @contextmanager
+    def given(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Iterator[Example]:
+        """The inputs that were given, on the module's device, to call the module on; there have to be some.
+
+        Side effects on the module of what is run in the block are undone, but for writes into parameters: to look at
+        every operation for these takes time, and times may be measured in the block.
+        """
+        candidate = next(one for one in self._candidates if one.origin is Origin.GIVEN)
+        with isolated(pl_module, parameters=False), trainer.precision_plugin.forward_context():
+            vars(pl_module).update(methods_before_compile(pl_module))
+            inputs = _on_module(trainer, pl_module, candidate)
+            yield replace(Example.of(inputs), batch_size=candidate.example.batch_size)
+
+    @contextmanager
     def examples(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, *, idle: bool = False
     ) -> Iterator[list[Example]]:
@@ -184,14 +197,7 @@ class ExampleSource:
         """
 
         def placed(candidate: Candidate) -> Example:
-            inputs = candidate.example.inputs
-            if candidate.origin is not Origin.GIVEN:  # batches are converted already
-                return replace(candidate.example, inputs=on_device(inputs, pl_module.device))
-            try:
-                inputs = map_tensors(trainer.precision_plugin.convert_input, on_device(inputs, pl_module.device))
-            except Exception as error:  # tensors without data, such as on "meta", or what an object's own `to` raises
-                raise _wrong_inputs(candidate, in_short({"evaluation": error})) from error
-            return replace(candidate.example, inputs=inputs)
+            return replace(candidate.example, inputs=_on_module(trainer, pl_module, candidate))
 
         with isolated(pl_module), trainer.precision_plugin.forward_context():
             # One that was compiled as a whole gets its methods back: those of a copy would run the original.
@@ -399,6 +405,17 @@ def _not_followed(problems: str) -> str:
         "What lies between these modules is not known, and their channels stay. Give "
         "CoresetPruningCallback(example_inputs=...) if forward shows more."
     )
+
+
+def _on_module(trainer: pl.Trainer, pl_module: pl.LightningModule, candidate: Candidate) -> Any:
+    """The inputs of a candidate on the module's device, and of its type where they were given."""
+    inputs = candidate.example.inputs
+    if candidate.origin is not Origin.GIVEN:  # batches are converted already
+        return on_device(inputs, pl_module.device)
+    try:
+        return map_tensors(trainer.precision_plugin.convert_input, on_device(inputs, pl_module.device))
+    except Exception as error:  # tensors without data, such as on "meta", or what an object's own `to` raises
+        raise _wrong_inputs(candidate, in_short({"evaluation": error})) from error
 
 
 class _OnACopy:

@@ -74,12 +74,12 @@ class AccuracyMonitor:
 
     @property
     def name(self) -> str:
-        """What is measured: ``"accuracy"``, the class of the metric or the name that the module logs."""
+        """``"accuracy"``, the class of the metric, or the name that the module logs."""
         return self.monitor or ("accuracy" if self.metric is None else type(self.metric).__name__)
 
     @property
     def mode(self) -> Mode:
-        """Which values are better: ``"max"`` or ``"min"``."""
+        """``"max"`` if larger values are better, ``"min"`` if smaller ones are."""
         return self.monitor_mode or self._known_mode or _mode_of(self.monitor)
 
     @property

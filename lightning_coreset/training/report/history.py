@@ -18,6 +18,7 @@ from lightning_coreset.training.report.records import EventRecord, GroupRecord
 if TYPE_CHECKING:
     from pandas import DataFrame  # pyright: ignore[reportMissingImports]
 
+_LATENCIES = ("latency", "latency measured")
 _ACCURACIES = ("accuracy before", "accuracy after", "recovered")
 
 
@@ -143,12 +144,13 @@ class History(list[EventRecord]):
 
     def rows(self) -> list[tuple[str, ...]]:
         """The cells of the table, with a row of headings; empty columns are left out."""
-        heads = ("epoch", "step", "requested", "reached", "sparsity", "params", "MACs", *_ACCURACIES)
+        heads = ("epoch", "step", "requested", "reached", "sparsity", "params", "MACs", *_LATENCIES, *_ACCURACIES)
         cells = [
             (
                 *(str(record.epoch), str(record.step)),
                 *(f"{ratio:.2%}" for ratio in (record.requested, record.reached, record.sparsity)),
                 *(f"{record.params:,}", f"{record.macs:,}"),
+                *map(_milliseconds, (record.latency, record.latency_measured)),
                 *map(_number, (record.accuracy_before, record.accuracy_after, record.accuracy_recovered)),
                 "taken back" if record.reverted else "",
             )
@@ -189,6 +191,10 @@ _FLOATS = (
 def _known_columns(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     known = (column for row in rows for column in row if "/" not in column or row[column] is not None)
     return list(dict.fromkeys(known)) or ["epoch", "step"]
+
+
+def _milliseconds(seconds: float | None) -> str:
+    return "" if seconds is None else f"{1e3 * seconds:.4g} ms"
 
 
 def _number(accuracy: float | None) -> str:

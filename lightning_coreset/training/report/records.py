@@ -45,7 +45,7 @@ class EventRecord:
     Attributes:
         epoch: The epoch in which it happened, from 0.
         step: Its step on the loggers' axis: the number of batches before it that led to an optimizer step.
-        unit: What the ratios count: ``"params"``, ``"macs"`` or ``"channels"``.
+        unit: What the ratios count: ``"params"``, ``"macs"``, ``"channels"`` or ``"latency"``.
         requested: The fraction of the original model that the schedule asked to remove.
         reached: The fraction that was removed, in whole channels.
         params: Parameters that are left.
@@ -57,6 +57,11 @@ class EventRecord:
         accuracy_after: Accuracy right after it, on the same batches.
         accuracy_recovered: Accuracy of the latest validation since then, after further training.
         reverted: Whether the guard took the event back later.
+        latency: Seconds of one run that are left, as predicted; ``None``, as the next two, with another unit than
+            ``"latency"``.
+        latency_original: Those of the original model.
+        latency_measured: Seconds of one run after the last event, measured in turns with the original model.
+        latency_measured_original: Those of the original model then.
     """
 
     epoch: int
@@ -73,6 +78,10 @@ class EventRecord:
     accuracy_after: float | None = None
     accuracy_recovered: float | None = None
     reverted: bool = False
+    latency: float | None = None
+    latency_original: float | None = None
+    latency_measured: float | None = None
+    latency_measured_original: float | None = None
 
     def __repr__(self) -> str:
         undone = ", taken back" if self.reverted else ""
@@ -91,6 +100,7 @@ class EventRecord:
         columns = {name: value for name, value in vars(self).items() if name != "groups"} | {"sparsity": self.sparsity}
         order = ("epoch", "step", "unit", "requested", "reached", "sparsity")
         columns = {name: columns.pop(name) for name in order} | columns
+        columns = {name: value for name, value in columns.items() if value is not None or "latency" not in name}
         for quantity in ("channels", "keep_ratio", "expected_error", "certified_error", "found_error", "method"):
             columns |= {f"{quantity}/{group.name}": getattr(group, quantity) for group in self.groups}
         return columns
@@ -117,6 +127,10 @@ class EventRecord:
             params_original=plan.params_original,
             macs=plan.macs_after,
             macs_original=original.macs,
+            latency=plan.latency_after,
+            latency_original=plan.latency_original,
+            latency_measured=None if plan.latency_measured is None else plan.latency_measured[1],
+            latency_measured_original=None if plan.latency_measured is None else plan.latency_measured[0],
             groups=tuple(
                 _group_record(planned[name], original.widths) if name in planned else before[name] for name in names
             ),

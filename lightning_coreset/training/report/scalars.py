@@ -21,6 +21,7 @@ def original_scalars(cost: ModelCost) -> dict[str, float]:
         "coreset/sparsity": 0.0,
         "coreset/params": float(cost.params),
         "coreset/macs": float(cost.macs),
+        **({} if cost.latency is None else {"coreset/latency_ms": 1e3 * cost.latency}),
         **{f"coreset_channels/{name}": float(width) for name, width in cost.widths.items()},
         **{f"coreset_keep_ratio/{name}": 1.0 for name in cost.widths},
     }
@@ -36,7 +37,7 @@ def current_scalars(record: EventRecord) -> dict[str, float]:
         ``coreset/sparsity`` (fraction of the original parameters that is gone), ``coreset/params`` and ``coreset/macs``
         (parameters and multiply-accumulates of one sample that are left) and, for every group,
         ``coreset_channels/<name>`` and ``coreset_keep_ratio/<name>`` (channels that are left, and their fraction of the
-        original ones).
+        original ones). With ``unit="latency"`` also ``coreset/latency_ms`` (milliseconds of one run, as predicted).
 
     Example:
         >>> from lightning_coreset.training.report import GroupRecord
@@ -65,6 +66,7 @@ def current_scalars(record: EventRecord) -> dict[str, float]:
         "coreset/sparsity": record.sparsity,
         "coreset/params": float(record.params),
         "coreset/macs": float(record.macs),
+        **({} if record.latency is None else {"coreset/latency_ms": 1e3 * record.latency}),
         **{f"coreset_channels/{group.name}": float(group.channels) for group in record.groups},
         **{f"coreset_keep_ratio/{group.name}": group.keep_ratio for group in record.groups},
     }
@@ -78,15 +80,16 @@ def event_scalars(record: EventRecord) -> dict[str, float]:
 
     Returns:
         The scalars of :func:`current_scalars`, ``coreset/requested`` and ``coreset/reached`` (in the callback's
-        ``unit``), and those of the following that are known: ``coreset/accuracy_before``, ``coreset/accuracy_after``
-        and, for every group, ``coreset_expected_error/<name>``, ``coreset_certified_error/<name>`` and
-        ``coreset_found_error/<name>``.
+        ``unit``), and those of the following that are known: ``coreset/accuracy_before``, ``coreset/accuracy_after``,
+        ``coreset/latency_measured_ms`` (milliseconds of one run, measured after the last event) and, for every group,
+        ``coreset_expected_error/<name>``, ``coreset_certified_error/<name>`` and ``coreset_found_error/<name>``.
     """
     scalars: dict[str, float | None] = {
         "coreset/requested": record.requested,
         "coreset/reached": record.reached,
         "coreset/accuracy_before": record.accuracy_before,
         "coreset/accuracy_after": record.accuracy_after,
+        "coreset/latency_measured_ms": None if record.latency_measured is None else 1e3 * record.latency_measured,
         **{f"coreset_{error}/{group.name}": getattr(group, error) for error in _ERRORS for group in record.groups},
     }
     return current_scalars(record) | {tag: value for tag, value in scalars.items() if value is not None}

@@ -46,6 +46,8 @@ def main() -> None:
     warnings.simplefilter("ignore")
     seen = {kind: train(directory, kind, strategy="ddp", devices=2) for kind in OPTIONS}
     torch.save(seen, directory / f"{seen['epochs']['rank']}.pt")
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()  # else gloo's threads may abort a process that ends first
 
 
 if __name__ == "__main__":

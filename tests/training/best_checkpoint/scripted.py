@@ -18,6 +18,7 @@ from lightning_coreset import CoresetPruningCallback
 EVENTS = {2: 0.3, 4: 0.5}
 SCORES = (0.9, 0.95, 0.7, 0.8, 0.75, 0.85)
 STEPS = 4  # of an epoch
+QUICK = {"method": "magnitude", "check": False, "copies": "none", "verbose": False}
 
 
 class Scripted(Classifier):
@@ -66,7 +67,7 @@ def run(
 ) -> tuple[pl.Trainer, pl.LightningModule]:
     """Train six epochs of four steps, with events at the start of the third and fifth."""
     module = Scripted() if module is None else module
-    callback = CoresetPruningCallback(**({"schedule": EVENTS, "verbose": False} | dict(pruning or {})))
+    callback = CoresetPruningCallback(**({"schedule": EVENTS} | QUICK | dict(pruning or {})))
     trainer = make_trainer(callback, *checkpoints, **({"max_epochs": 6, "enable_checkpointing": True} | options))
     trainer.fit(module, make_loader(8), make_loader(8), ckpt_path=resume)
     return trainer, module
@@ -96,14 +97,21 @@ def kept(callback: ModelCheckpoint) -> dict[str, float]:
 
 
 class Files(pl.Callback):
-    """Keeps the names of the files in a folder, as they are at the start of each epoch and at the end."""
+    """Keeps the names of the files in a folder and the best score, at the start of each epoch and at the end."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.seen: list[list[str]] = []
+        self.scores: list[float] = []
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.seen.append(names(self.folder) if self.folder.exists() else [])
+        self._look(trainer)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.seen.append(names(self.folder))
+        self._look(trainer)
+
+    def _look(self, trainer: pl.Trainer) -> None:
+        self.seen.append(names(self.folder) if self.folder.exists() else [])
+        best: Any = trainer.checkpoint_callback
+        if best.best_model_score is not None:
+            self.scores.append(float(best.best_model_score))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from breadth import some_of
 from fitting import count_params
 from training.best_checkpoint.scripted import Files, Scripted, kept, name, names, params, run, saving, told
 
@@ -13,8 +14,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*could not find the monitored k
 TAKEN_BACK = pytest.mark.filterwarnings("ignore:The pruning event of epoch . is taken back")
 
 
-def guarded(scores: tuple[float, ...], *checkpoints: Any, **pruning: Any) -> Any:
-    return run(*checkpoints, module=Scripted(scores), pruning=GUARDED | pruning)
+def guarded(scores: tuple[float, ...], *checkpoints: Any, max_epochs: int = 6, **pruning: Any) -> Any:
+    return run(*checkpoints, module=Scripted(scores), pruning=GUARDED | pruning, max_epochs=max_epochs)
 
 
 def test_an_accepted_event(tmp_path):
@@ -31,9 +32,25 @@ def test_an_event_that_is_not_accepted_yet_replaces_no_file(tmp_path):
     assert names(tmp_path) == ["0-0.90", "1-0.95"]
 
 
+def test_an_accepted_event_ranks_what_was_saved_before_it_was(tmp_path):
+    """There was room for one that was not accepted yet; of the three, it is not the one to go."""
+    best = saving(tmp_path, save_top_k=3)
+    guarded((0.9, 0.95, 0.8, 0.86), best, max_epochs=4)
+    assert names(tmp_path) == ["1-0.95", "2-0.80", "3-0.86"]
+    assert name(best.best_model_path) == "3-0.86"
+
+
+def test_an_event_that_is_accepted_where_nothing_is_saved(tmp_path):
+    best = saving(tmp_path, save_top_k=3, every_n_epochs=2)
+    guarded((0.9, 0.95, 0.95, 0.8, 0.9), best, max_epochs=5, schedule={3: 0.5})
+    assert names(tmp_path) == ["1-0.95", "3-0.80"]
+    assert name(best.best_model_path) == "3-0.80"
+    assert float(best.best_model_score) == pytest.approx(0.8)
+
+
 @TAKEN_BACK
 @pytest.mark.filterwarnings("ignore:The best checkpoint of")
-@pytest.mark.parametrize("monitor", ["step", "epoch"])
+@pytest.mark.parametrize("monitor", some_of(["step", "epoch"], "step"))
 def test_the_latest_files_are_the_latest(tmp_path, monitor):
     """Steps and epochs are no scores: also while an event is not accepted, and after it was taken back."""
     best, files = saving(tmp_path, monitor=monitor, save_top_k=2, filename="{epoch}"), Files(tmp_path)
@@ -42,26 +59,26 @@ def test_the_latest_files_are_the_latest(tmp_path, monitor):
 
 
 @TAKEN_BACK
-@pytest.mark.parametrize(("k", "expected"), [(1, ["1-0.95"]), (2, ["0-0.90", "1-0.95"])])
-def test_an_event_that_was_taken_back(tmp_path, k, expected):
-    best = saving(tmp_path, save_top_k=k)
+def test_an_event_that_was_taken_back(tmp_path):
+    best = saving(tmp_path)
     _, module = guarded((0.9, 0.95, 0.7, 0.7, 0.89, 0.88), best)
 
-    assert names(tmp_path) == expected
-    assert name(best.best_model_path) == "1-0.95"
+    assert names(tmp_path) == [name(best.best_model_path)] == ["1-0.95"]
     assert params(best.best_model_path) == count_params(module)
 
 
 @TAKEN_BACK
 def test_files_of_an_event_that_was_taken_back_go_first(tmp_path):
     """There was room for both of them; two of the restored model take their places, although their scores are lower."""
-    best = saving(tmp_path, save_top_k=4)
-    guarded((0.9, 0.95, 0.84, 0.84, 0.7, 0.65), best)
+    best, files = saving(tmp_path, save_top_k=4), Files(tmp_path)
+    guarded((0.9, 0.95, 0.84, 0.84, 0.7, 0.65), files, best)
 
     assert kept(best) == {"0-0.90": 0.9, "1-0.95": 0.95, "4-0.70": 0.7, "5-0.65": 0.65}
     assert name(best.best_model_path) == "1-0.95"
+    assert files.scores == pytest.approx([0.9, *[0.95] * 5])
 
 
+@pytest.mark.slow
 @TAKEN_BACK
 @pytest.mark.filterwarnings("ignore:Training ended before", "ignore:The best checkpoint")
 def test_a_smaller_event_in_place_of_the_one_that_was_taken_back(tmp_path):
@@ -83,6 +100,7 @@ def test_a_score_of_an_event_that_was_taken_back_is_not_that_of_the_restored_mod
     assert name(best.best_model_path) == "1-0.95"
 
 
+@pytest.mark.slow
 @TAKEN_BACK
 def test_an_event_that_is_taken_back_at_the_end(tmp_path):
     best = saving(tmp_path, every_n_epochs=3)

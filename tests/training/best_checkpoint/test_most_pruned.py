@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
 import pytest
 import torch
+from breadth import some_of
 from fitting import count_params, make_loader
 from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
 from training.best_checkpoint.scripted import (
@@ -26,6 +29,7 @@ from training.best_checkpoint.scripted import (
 
 from lightning_coreset import CoresetPruningCallback, load_pruned
 
+SLOWLY = partial(pytest.param, marks=pytest.mark.slow)
 pytestmark = pytest.mark.filterwarnings("ignore:.*exists and is not empty")
 
 
@@ -44,10 +48,10 @@ def test_the_best_is_the_best_of_the_most_pruned(tmp_path):
 @pytest.mark.parametrize(
     ("scores", "mode", "expected"),
     [
-        ((0.9, 0.95, 0.7, 0.8, 0.85, 0.75), "max", "4-0.85"),
+        SLOWLY((0.9, 0.95, 0.7, 0.8, 0.85, 0.75), "max", "4-0.85"),
         ((0.1, 0.05, 0.3, 0.2, 0.25, 0.15), "min", "5-0.15"),
-        ((-3.0, -2.0, -9.0, -8.0, -7.0, -9.0), "max", "4--7.00"),
-        ((0.9, float("inf"), 0.7, 0.8, 0.75, 0.85), "max", "5-0.85"),
+        SLOWLY((-3.0, -2.0, -9.0, -8.0, -7.0, -9.0), "max", "4--7.00"),
+        SLOWLY((0.9, float("inf"), 0.7, 0.8, 0.75, 0.85), "max", "5-0.85"),
     ],
     ids=str,
 )
@@ -61,12 +65,12 @@ def test_modes_and_scores(tmp_path, scores, mode, expected):
 @pytest.mark.parametrize(
     ("k", "expected"),
     [
-        (1, ["", "0", "1", "2", "3", "4", "5"]),
+        SLOWLY(1, ["", "0", "1", "2", "3", "4", "5"]),
         # The less pruned ones go one by one, the worst of them first.
         (3, ["", "0", "01", "012", "123", "234", "345"]),
-        (4, ["", "0", "01", "012", "0123", "1234", "2345"]),
+        SLOWLY(4, ["", "0", "01", "012", "0123", "1234", "2345"]),
         (-1, ["", "0", "01", "012", "0123", "01234", "012345"]),
-        (0, [""] * 7),
+        SLOWLY(0, [""] * 7),
     ],
 )
 def test_as_many_files_are_kept_as_ever(tmp_path, k, expected):
@@ -82,6 +86,7 @@ def test_as_many_files_are_kept_as_ever(tmp_path, k, expected):
         assert float(best.kth_value) == pytest.approx(kept(best)[name(best.kth_best_model_path)])
 
 
+@pytest.mark.slow
 def test_files_beyond_the_present_stage_are_not_ranked_by_their_scores(tmp_path):
     """The unpruned ones had by far the best scores, and are the first to go."""
     best, files = saving(tmp_path, save_top_k=2), Files(tmp_path)
@@ -103,6 +108,7 @@ def test_several_callbacks_each_search_for_their_own(tmp_path):
     assert names(tmp_path / "last") == ["epoch=5", "last"]
 
 
+@pytest.mark.slow
 def test_the_order_of_callbacks_does_not_matter(tmp_path):
     best = saving(tmp_path)
     callback = CoresetPruningCallback(schedule={2: 0.3, 4: 0.5}, verbose=False)
@@ -114,7 +120,9 @@ def test_the_order_of_callbacks_does_not_matter(tmp_path):
     assert names(tmp_path) == ["5-0.85"]
 
 
-@pytest.mark.parametrize("options", [{}, {"enable_version_counter": False}, {"save_weights_only": True}], ids=str)
+@pytest.mark.parametrize(
+    "options", some_of([{}, {"enable_version_counter": False}, {"save_weights_only": True}], {}), ids=str
+)
 def test_files_of_one_name(tmp_path, options):
     """With one name for all, each best one overwrites the one before."""
     best = saving(tmp_path, filename="best", **options)
@@ -126,6 +134,7 @@ def test_files_of_one_name(tmp_path, options):
     assert kept(best) == {"best": 0.85}
 
 
+@pytest.mark.slow
 def test_files_with_versions(tmp_path):
     best = saving(tmp_path, filename="best", save_top_k=2)
     _, module = run(best)
@@ -136,6 +145,7 @@ def test_files_with_versions(tmp_path):
     assert all(params(path) == count_params(module) for path in tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_save_last_is_the_last(tmp_path):
     best = saving(tmp_path, save_last=True)
     run(best, module=Scripted((0.9, 0.95, 0.7, 0.8, 0.85, 0.75)))
@@ -212,6 +222,7 @@ def test_a_subclass_decides_and_deletes_in_its_own_way(tmp_path):
     assert removed == ["0", "1", "2", "3"]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*fit.ckpt_path=")
 def test_other_checkpoints_are_left_alone(tmp_path):
     class Own(pl.callbacks.Checkpoint):
@@ -226,19 +237,27 @@ def test_other_checkpoints_are_left_alone(tmp_path):
 
 
 def test_nothing_is_left_at_a_model_checkpoint(tmp_path):
+    """Nor at a copy of it that is made in a fit, such as a pickle that is sent to another process."""
+    copies: list[ModelCheckpoint] = []
+
     class Fails(pl.Callback):
         def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-            assert any("_save_topk_checkpoint" in vars(each) for each in trainer.checkpoint_callbacks)
             if trainer.current_epoch == 3:
+                assert "_save_topk_checkpoint" in vars(best)
+                copies.extend([copy.deepcopy(best), pickle.loads(pickle.dumps(best))])
                 raise RuntimeError("stop here")
 
-    fails, best = Fails(), saving(tmp_path)
+    best = saving(tmp_path)
     with pytest.raises(RuntimeError, match="stop here"):
-        run(fails, best)
+        run(Fails(), best)
     assert "_save_topk_checkpoint" not in vars(best)
-    assert kept(pickle.loads(pickle.dumps(best))) == {"2-0.70": 0.7}
+    for each in copies:
+        assert kept(each) == {"2-0.70": 0.7}
+        method: Any = each._save_topk_checkpoint
+        assert (method.__self__, method.__func__) == (each, ModelCheckpoint._save_topk_checkpoint)
 
 
+@pytest.mark.slow
 def test_early_stopping_beside_it(tmp_path):
     best = saving(tmp_path)
     stopping = pl.callbacks.EarlyStopping("val_acc", mode="max", patience=2)
@@ -247,6 +266,7 @@ def test_early_stopping_beside_it(tmp_path):
     assert names(tmp_path) == ["4-0.80"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("average", ["StochasticWeightAveraging", "EMAWeightAveraging"])
 def test_averages_beside_it(tmp_path, average):
     if not hasattr(pl.callbacks, average):
@@ -289,6 +309,7 @@ def test_files_of_a_run_without_a_record_are_less_pruned(tmp_path):
     assert name(resumed.best_model_path) == "4-0.30"
 
 
+@pytest.mark.slow
 def test_callbacks_of_the_module(tmp_path):
     best = saving(tmp_path)
 
@@ -300,6 +321,7 @@ def test_callbacks_of_the_module(tmp_path):
     assert names(tmp_path) == ["5-0.85"]
 
 
+@pytest.mark.slow
 def test_a_second_fit(tmp_path):
     """The same callbacks in a new Trainer: the best of the last run is one of the unpruned ones then, by its score."""
     best = saving(tmp_path)

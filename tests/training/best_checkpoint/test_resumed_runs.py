@@ -87,7 +87,7 @@ def whole(tmp_path_factory):
 
 
 TIMES = (4, 8, 9, 10, 11, 12, 16, 18, 19, 20, 21, 24, 28, 31)
-FAST = [("epochs", 12), ("steps", 10), ("seldom", 11), ("guarded", 12)]
+FAST = [("steps", 10), ("guarded", 12)]
 
 
 @pytest.mark.filterwarnings("ignore:The best checkpoint of")

@@ -7,8 +7,8 @@ from functools import partial
 
 import lightning.pytorch as pl
 import pytest
+from breadth import some_of
 from fitting import count_params, make_loader, make_trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from training.best_checkpoint.scripted import Scripted, name, names, run, saving, told
 
 from lightning_coreset import CoresetPruningCallback, _compat
@@ -44,24 +44,22 @@ def test_nothing_is_said_of_the_best_of_the_most_pruned(tmp_path):
     trainer, module = run(saving(tmp_path))
     trainer.test(module, make_loader(8), ckpt_path="best", verbose=False)
     trainer.test(module, make_loader(8), verbose=False)
-    run(ModelCheckpoint(tmp_path / "unmonitored"))
 
 
 @pytest.mark.filterwarnings("ignore:Training ended before", "ignore:Training has 4 epochs")
-@pytest.mark.parametrize("options", [{"max_epochs": 4}, {"callbacks": True}], ids=["too short", "stopped"])
+@pytest.mark.parametrize("options", some_of([{"max_epochs": 4}, {}], {}), ids=["too short", "stopped"])
 def test_training_that_ends_before_the_last_event(tmp_path, options):
     class Stop(pl.Callback):
         def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
             trainer.should_stop = trainer.current_epoch == 3
 
     best = saving(tmp_path)
-    stopping = [Stop()] if options.pop("callbacks", False) else []
     with pytest.warns(UserWarning, match=r"has 3\d\.\d\d% pruned where 50\.00% was requested\. Training ended before"):
-        run(*stopping, best, **options)
+        run(Stop(), best, **options)
     assert name(best.best_model_path) == "3-0.80"
 
 
-@pytest.mark.parametrize("monitor", ["val_acc", None])
+@pytest.mark.parametrize("monitor", some_of(["val_acc", None], None))
 def test_no_checkpoint_after_the_last_event(tmp_path, monitor):
     best = saving(tmp_path, monitor=monitor, every_n_epochs=3)
     told = (
@@ -72,6 +70,7 @@ def test_no_checkpoint_after_the_last_event(tmp_path, monitor):
     assert names(tmp_path)[0].startswith("2-")
 
 
+@pytest.mark.slow
 def test_a_trainer_that_another_one_trained_for(tmp_path):
     """In another process it is not known what was asked for, and nothing is said."""
     best = saving(tmp_path)
@@ -82,6 +81,7 @@ def test_a_trainer_that_another_one_trained_for(tmp_path):
         fresh.test(Scripted(), make_loader(8), ckpt_path=best.best_model_path, verbose=False)
 
 
+@pytest.mark.slow
 def test_without_the_method_of_lightning_the_score_alone_decides(tmp_path, monkeypatch):
     monkeypatch.setattr(_compat, "_TOP_K_METHOD", "_of_another_name")
     best = saving(tmp_path)
@@ -91,3 +91,12 @@ def test_without_the_method_of_lightning_the_score_alone_decides(tmp_path, monke
     no_effect = "best_checkpoint='most_pruned' has no effect on ModelCheckpoint(monitor='val_acc'): this version of"
     assert any(each.startswith(no_effect) for each in warned)
     assert names(tmp_path) == ["1-0.95"]
+
+
+@pytest.mark.slow
+def test_two_pruning_callbacks_say_it_once(tmp_path):
+    other = CoresetPruningCallback(schedule={3: 0.55}, only=["net.2"], best_checkpoint="any", verbose=False)
+    pruning = {"schedule": {2: 0.3}, "only": ["net.0"], "best_checkpoint": "any"}
+    with told() as warned:
+        run(saving(tmp_path), other, pruning=pruning)
+    assert sum(each.startswith("The best checkpoint of") for each in warned) == 1

@@ -32,7 +32,7 @@ def said(make_trainer, caplog):
 
 
 def test_it_says_at_the_start_what_will_be_pruned_and_in_the_end_what_was(said):
-    callback = CoresetPruningCallback(schedule={1: 0.3, 2: 0.5}, check=False)
+    callback = CoresetPruningCallback(schedule={1: 0.3, 2: 0.5}, self_check=False)
 
     start, *events, end = said(callback)
 
@@ -54,7 +54,7 @@ def test_it_says_at_the_start_what_will_be_pruned_and_in_the_end_what_was(said):
 
 
 def test_what_the_first_event_finds_anew_is_said_only_if_it_differs(said):
-    said_lines = said(CoresetPruningCallback(0.5, check=False), max_epochs=6)
+    said_lines = said(CoresetPruningCallback(0.5, self_check=False), max_epochs=6)
 
     assert sum(line.startswith("Coreset pruning") for line in said_lines) == 1
 
@@ -65,7 +65,7 @@ def test_a_run_that_resumes_says_where_it_goes_on(said, tmp_path, make_trainer):
             trainer.save_checkpoint(tmp_path / f"{trainer.current_epoch}.ckpt")
 
     def callback():
-        return CoresetPruningCallback(schedule={1: 0.3, 3: 0.5}, check=False)
+        return CoresetPruningCallback(schedule={1: 0.3, 3: 0.5}, self_check=False)
 
     first = callback()
     make_trainer(first, Save(), max_epochs=5).fit(Validated(), make_loader(8), make_loader(8))
@@ -91,7 +91,7 @@ def test_the_end_is_printed_though_the_bar_is_closed(said, bar, capsys):
     if bar is RichProgressBar:
         pytest.importorskip("rich")
 
-    said(CoresetPruningCallback(schedule={1: 0.3}, check=False), bar(), enable_progress_bar=True)
+    said(CoresetPruningCallback(schedule={1: 0.3}, self_check=False), bar(), enable_progress_bar=True)
 
     assert capsys.readouterr().out.count("Pruning is over") == 1
 
@@ -100,7 +100,7 @@ def test_a_notebook_gets_one_line_for_an_event(said, monkeypatch):
     shell = SimpleNamespace(kernel=object())
     monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
 
-    _, *events, _ = said(CoresetPruningCallback(schedule={1: 0.3, 2: 0.5}, check=False))
+    _, *events, _ = said(CoresetPruningCallback(schedule={1: 0.3, 2: 0.5}, self_check=False))
 
     assert [len(event.splitlines()) for event in events] == [1, 1]
 
@@ -156,7 +156,9 @@ def test_the_end_of_a_run_whose_events_were_all_taken_back(make_record):
 
 
 def test_a_method_that_chooses_sizes_has_no_ratio(said):
-    start, *_ = said(CoresetPruningCallback(method=Sensitivity(epsilon=1e9), schedule="one_shot", start=1, check=False))
+    start, *_ = said(
+        CoresetPruningCallback(method=Sensitivity(epsilon=1e9), schedule="one_shot", start=1, self_check=False)
+    )
 
     assert "as much of " in start
 
@@ -180,7 +182,7 @@ def test_sizes_are_those_of_the_file(tmp_path):
 
     model = Tied()
     before = file_size(model)
-    prune(model, torch.randn(2, 16), 0.3, only=["a"], check=False)
+    prune(model, torch.randn(2, 16), 0.3, only=["a"], self_check=False)
 
     original, now = state_sizes(model)
 

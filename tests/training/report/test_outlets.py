@@ -191,7 +191,10 @@ def test_csv_read_back(tmp_path):
     first, second = (record.groups[1].channels for record in callback.history)
     widths = [(int(row["step"]), float(row["coreset_channels/net.3:3 a"])) for row in rows if row["coreset/macs"]]
     assert widths == [(3, 24), (4, first), (7, first), (11, first), (12, second), (15, second), (19, second)]
-    assert not (Path(logger.log_dir) / "hparams.yaml").exists()  # modules are built from it
+    written = list(
+        Path(logger.log_dir).glob("hparams.yaml")
+    )  # modules are built from it; Lightning 2.5 makes it anyway
+    assert not any("coreset" in path.read_text("utf-8") for path in written)
 
 
 def test_the_callback_forgets_its_loggers(tmp_path):

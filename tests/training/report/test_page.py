@@ -67,6 +67,7 @@ def test_every_tag_is_documented(make_trainer):
 
     assert {re.sub(r"(coreset_\w+)/.*", r"\1/<group>", tag) for tag in logged} <= documented
     pages = {"coreset/channels_left", "coreset/accuracy_against_sparsity", "coreset/plan", "coreset/not_pruned"}
+    pages |= {"coreset/latency_ms", "coreset/latency_measured_ms"}  # with another unit
     assert documented - {re.sub(r"(coreset_\w+)/.*", r"\1/<group>", tag) for tag in logged} == pages | {
         "coreset/<argument>"
     }

@@ -168,7 +168,7 @@ class Fails(Callback):
 @pytest.mark.parametrize("module", [Validated, WithoutArguments, WithHyperparameters])
 def test_settings_of_a_run_that_an_exception_ended(tmp_path, make_trainer, module):
     board = TensorBoardLogger(tmp_path)
-    callback = CoresetPruningCallback(schedule=SCHEDULE, verbose=False, check=False)
+    callback = CoresetPruningCallback(schedule=SCHEDULE, verbose=False, self_check=False)
 
     with pytest.raises(RuntimeError, match="on purpose"):
         make_trainer(callback, Fails(), max_epochs=5, logger=board).fit(module(), make_loader(8), make_loader(8))
