@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip("darts")
+import torch
 from client_trials import QUIET, Trial, check, refused
 from darts import TimeSeries
 from darts.models import (
@@ -27,6 +28,7 @@ pytestmark = [pytest.mark.clients, pytest.mark.filterwarnings("ignore")]
 
 SERIES = TimeSeries.from_values(np.sin(np.arange(200, dtype=np.float32) / 5))
 STACKS = {"num_stacks": 2, "num_blocks": 1, "layer_widths": 32}
+CERTAIN = {"likelihood": None, "loss_fn": torch.nn.MSELoss()}  # by default it predicts a random sample
 LAYERS = {"nhead": 4, "dim_feedforward": 64, "num_encoder_layers": 1, "num_decoder_layers": 1}
 
 MODELS: dict[str, tuple[Any, dict[str, Any], str]] = {
@@ -35,7 +37,7 @@ MODELS: dict[str, tuple[Any, dict[str, Any], str]] = {
     "N-HiTS": (NHiTSModel, STACKS, ""),
     "TiDE": (TiDEModel, {"hidden_size": 32}, ""),
     "Transformer": (TransformerModel, {"d_model": 16, **LAYERS}, ""),
-    "TFT": (TFTModel, {"hidden_size": 16, "add_relative_index": True}, "include_residual"),
+    "TFT": (TFTModel, {"hidden_size": 16, "add_relative_index": True, **CERTAIN}, "include_residual"),
     "LSTM": (BlockRNNModel, {"model": "LSTM", "hidden_dim": 16}, ""),
     "TSMixer": (TSMixerModel, {"hidden_size": 16, "ff_size": 32}, "norm"),
 }

@@ -57,6 +57,7 @@ TARGETS = torch.tensor([0, 1, 2])
     [
         lambda x: F.cross_entropy(x, TARGETS),
         lambda x: F.mse_loss(x, torch.randn(3, 8)),
+        lambda x: F.binary_cross_entropy(x.sigmoid(), torch.rand(3, 8)),
         lambda x: F.cross_entropy(x, TARGETS, weight=torch.ones(8)) + F.l1_loss(x, x.detach().flip(0)),
         lambda x: F.nll_loss(torch.ops.aten._pdist_forward(x, 2.0)[None].log(), TARGETS[:1]),
     ],
@@ -66,6 +67,34 @@ def test_what_only_a_loss_is_computed_of_is_told_apart(loss, forward, expected):
     structure = analyse(Head(lambda x: x), step(loss, forward=forward))
 
     assert dict(structure.refused) == {"last": expected}
+
+
+def test_losses_of_each_channel_pass_channels_on():
+    """As those that an autoencoder weights before it sums them."""
+
+    class Reconstructs(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.other, self.last = nn.Linear(4, 8), nn.Linear(4, 8), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            target = self.other(x).sigmoid().round()
+            return self.last(F.binary_cross_entropy(self.first(x).sigmoid(), target, reduction="none"))
+
+    (group,) = analyse(Reconstructs(), torch.randn(3, 4)).groups
+    assert {member.name.partition(".")[0] for member in group.members} == {"first", "other", "last"}
+
+
+def test_checks_of_distributions_have_a_rule():
+    class Latent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(4, 8), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(torch.distributions.Normal(self.first(x), 1.0, validate_args=True).mean)
+
+    assert "reduced across channels" in analyse(Latent(), torch.randn(3, 4)).refused["first"]
 
 
 class Between(nn.Module):
