@@ -24,6 +24,10 @@ from lightning_coreset.qualified_names import listed
 from lightning_coreset.structure import Structure
 
 
+_NEARLY = 0.95
+"""This part of a ratio is as good as the whole: channels go one by one."""
+
+
 class LateLayers:
     """Knows which layers have not run, and says once what waits for them.
 
@@ -40,6 +44,7 @@ class LateLayers:
         self._never_run = as_rules(never_run, "never_run")
         self._exempt = (*self._never_run, Metric, MetricCollection)
         self._told: set[str] = set()
+        self._missing = ""
 
     def check_rules(self, pl_module: pl.LightningModule) -> None:
         """Raise ``ValueError`` if a rule matches nothing in a model."""
@@ -48,11 +53,20 @@ class LateLayers:
     def without_unread(self, pl_module: pl.LightningModule, structure: Structure) -> Structure:
         """The structure without groups whose channels such a layer could read."""
         readers = unread_groups(pl_module, structure, self._request, self._exempt)
+        self._missing = names_of(readers)[0] if readers else ""
         new = {group: own for group, own in readers.items() if group not in self._told}
         if new:
             rank_zero_warn(_describe(new))
             self._told.update(new)
         return without_read(structure, readers)
+
+    def explain(self, reached: float, requested: float) -> None:
+        """At the end: warn if layers that never ran have kept channels, and less is gone than was requested."""
+        if self._missing and reached < _NEARLY * requested:
+            rank_zero_warn(
+                f"Only {reached:.2%} of the requested {requested:.2%} could be pruned, since {self._missing} ran in no "
+                "step so far. If nothing ever runs these layers, say CoresetPruningCallback(never_run=[...])."
+            )
 
     def could_give(self, pl_module: pl.LightningModule, structure: Structure) -> bool:
         """Whether a ratio that cannot be reached with what has run could be, by what such layers hold at most.
@@ -72,8 +86,10 @@ class LateLayers:
         share, most = sum(late.values()) / max(whole, 1), most_that_can_go(pl_module, structure, self._request)
         if not late or most + share < self._request.target:
             return False
+        layers = sorted(late, key=lambda path: -late[path])
+        self._missing = listed([*map(repr, layers)])
         if not self._told.issuperset(late):
-            rank_zero_warn(_waits(sorted(late, key=lambda path: -late[path]), share, most, self._request.target))
+            rank_zero_warn(_waits(layers, share, most, self._request.target))
             self._told.update(late)
         return True
 

@@ -230,6 +230,8 @@ class PruningRun:
                 f"Training ended before the pruning events of {self.timeline.interval}s {missed}; the last ratio "
                 f"reached was {self.progress.reached:.2%} of the requested {max(self._events.values()):.2%}."
             )
+        if not is_over:
+            self.planner.late.explain(self.progress.reached, max(self._events.values(), default=0.0))
 
         requested = self.timeline.target
         is_missed = max(self.progress.done.values(), default=0.0) < requested

@@ -156,6 +156,24 @@ def test_only_what_the_layer_could_read_stays():
     assert callback.plans[0].skipped["net.2"] == "could be read by b, which has not run so far"
 
 
+class NarrowSpare(Spare):
+    """What only the spare head could read is most of the network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = mlp(8, 6, 16)
+
+
+@pytest.mark.parametrize(("kind", "reached"), [(NarrowSpare, "46.64"), (Heads, "0.00")])
+def test_the_end_says_which_layers_kept_a_ratio_from_being_reached(kind, reached):
+    callback = CoresetPruningCallback(schedule={1: 0.6}, verbose=False)
+    with pytest.warns(UserWarning) as caught:
+        make_trainer(callback, max_epochs=3).fit(kind(), make_loader(8))
+    last = str(caught[-1].message)
+    assert last.startswith(f"Only {reached}")
+    assert "of the requested 60.00% could be pruned, since 'b' ran in no step so far." in last
+
+
 def test_layers_that_are_never_run_hold_nothing():
     module = Spare()
     callback = CoresetPruningCallback(**AT_EPOCH_1, never_run=["b"])
@@ -390,7 +408,11 @@ def test_events_wait_for_layers_without_which_the_ratio_cannot_be_reached(since,
 
 def test_events_that_wait_in_vain_are_told():
     module, callback = MostSetsInLater(9), CoresetPruningCallback(**THREE_EVENTS)
-    with pytest.warns(UserWarning, match=WAIT), pytest.warns(UserWarning, match=r"ended before the pruning events"):
+    with (
+        pytest.warns(UserWarning, match=WAIT),
+        pytest.warns(UserWarning, match="ended before the pruning events"),
+        pytest.warns(UserWarning, match=r"Only 0\.00% of the requested 50\.00% .*'large\.2'.*never_run"),
+    ):
         make_trainer(callback, max_epochs=5).fit(module, make_loader(8))
     assert callback.history == []
     assert widths(module) == widths(MostSetsInLater(9))
