@@ -56,10 +56,6 @@ class BestCheckpoints:
         self._stages = {}
         self._freshness = Freshness()
 
-    def __getstate__(self) -> dict[str, Any]:
-        """A copy made in training does not watch: callbacks of a Trainer are not its own."""
-        return vars(self) | {"_undo": [], "_searches": [], "_runs": (), "_latest": {}}
-
     def begin(self, trainer: pl.Trainer, *runs: _Run) -> None:
         """Watch the ModelCheckpoints of a Trainer in a fit; a checkpoint has been loaded.
 
