@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager, nullcontext
 from copy import copy
@@ -131,6 +132,23 @@ def own_tensors(module: nn.Module) -> dict[str, Tensor]:
 def registered_buffers(module: nn.Module) -> dict[str, Tensor | None]:
     """The buffers of a module itself, with those that are ``None`` at present."""
     return dict(getattr(module, "_buffers", own_buffers(module)))
+
+
+def bare_copy(module: nn.Module) -> nn.Module:
+    """A copy that has own tensors, and nothing of what hangs on the module: hooks, gradients."""
+    bare = type(module).__new__(type(module))
+    vars(bare).update(vars(module))
+    for name, value in vars(module).items():
+        if name.startswith("_") and "hook" in name and isinstance(value, dict):
+            vars(bare)[name] = OrderedDict()
+    vars(bare)["_parameters"] = {
+        name: None if value is None else nn.Parameter(value.detach().clone(), requires_grad=False)
+        for name, value in module._parameters.items()
+    }
+    vars(bare)["_buffers"] = {
+        name: None if value is None else value.detach().clone() for name, value in module._buffers.items()
+    }
+    return bare.eval()
 
 
 def non_persistent_buffers(module: nn.Module) -> set[str]:

@@ -449,7 +449,7 @@ def test_a_state_dict_without_metadata_tells_no_heads():
     model, x = Between(), torch.randn(2, 3, 6)
     pruned(model, "attention.in_proj_weight", [0], x)
     fresh = make_resizable(Between())
-    with pytest.raises(ValueError, match=r"'attention.num_heads' does not follow from shapes"):
+    with pytest.raises(ValueError, match=r"shapes do not tell what became of 'attention.num_heads'"):
         fresh.load_state_dict(dict(model.state_dict()))
     assert type(fresh.attention) is nn.MultiheadAttention
 

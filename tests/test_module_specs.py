@@ -593,6 +593,7 @@ def test_no_other_file_knows_types_of_modules():
     # The one type that becomes another, and that is followed as that other one.
     for path in ("module_specs/attention.py", "structure/attention.py"):
         assert found.pop(path) == {"nn.MultiheadAttention"}
+    assert "nn.Linear" in found.pop("latency/layers.py")  # those that it can time alone
     # What it does with a BatchNorm, torch's `update_bn` does: it sets the momentum and resets the statistics.
     assert found == {"training/recalibration.py": {"BatchNorm"}}
 

@@ -28,7 +28,20 @@ RUNTIME = {"torch", "lightning", "torchmetrics", "tensorboard"}
 # For the pictures drawn for TensorBoard; and what is used if it is there.
 DRAWING = {"numpy", "PIL"}
 OPTIONAL = {"console.py": {"rich"}, "history.py": {"pandas"}}
-EXTRAS = {"benchmarks", "cli", "clients", "dev", "docs", "examples", "huggingface", "test", "tutorial"}
+EXTRAS = {
+    "benchmarks",
+    "cli",
+    "clients",
+    "clients-forecasting",
+    "clients-science",
+    "clients-vision",
+    "dev",
+    "docs",
+    "examples",
+    "huggingface",
+    "test",
+    "tutorial",
+}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 

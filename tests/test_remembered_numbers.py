@@ -767,7 +767,7 @@ def test_pieces_are_not_pruned_without_a_trial(monkeypatch):
         raise torch.OutOfMemoryError("no memory left")
 
     monkeypatch.setattr(Trial, "__init__", no_memory)
-    with pytest.warns(UserWarning, match=r"could not be run \(OutOfMemoryError: no memory left\); give check"):
+    with pytest.warns(UserWarning, match=r"could not be run \(OutOfMemoryError: no memory left\); give self_check"):
         assert verified(model, structure, example).groups == ()
 
 

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from lightning_coreset._compat import BatchOrInstanceNorm, Convolution
+from lightning_coreset._compat import BatchOrInstanceNorm, Convolution, own_tensors
 from lightning_coreset.state import restored
 from lightning_coreset.structure import Example, preserved_random
 from lightning_coreset.surgery import registered_tensors
@@ -187,7 +187,7 @@ def _tensor_of(module: nn.Module) -> Tensor | None:
     if "forward" in vars(module) or any(True for _ in module.children()):
         return None
     name = "running_mean" if isinstance(module, BatchOrInstanceNorm) else "weight"
-    own = {**module._buffers, **module._parameters}
+    own = own_tensors(module)
     tensor = own.get(name) if own.get(name) is not None else own.get("weight")
     if isinstance(module, nn.LayerNorm | nn.RMSNorm) and len(module.normalized_shape) != 1:
         return None

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lightning_coreset._compat import bare_copy
 from lightning_coreset.latency.layers import LayerCall
 from lightning_coreset.module_specs import module_spec, sizing_tensor
 from lightning_coreset.plan import ParameterChange
@@ -20,7 +20,7 @@ def at_widths(module: nn.Module, call: LayerCall, in_channels: int, out_channels
 
     Its weights are the layer's first ones, again from the start where there are more than the layer has.
     """
-    layer = _bare_copy(module)
+    layer = bare_copy(module)
     lengths = {
         call.reads.dim: call.reads.positions(in_channels),
         call.makes.dim: call.makes.positions(out_channels),
@@ -68,20 +68,3 @@ def _is_plain(value: Any) -> bool:
     if isinstance(value, tuple | list):
         return all(map(_is_plain, value))
     return value is None or isinstance(value, bool | int | float | str)
-
-
-def _bare_copy(module: nn.Module) -> nn.Module:
-    """A copy that has own tensors, and nothing of what hangs on the module: hooks, gradients."""
-    copy = type(module).__new__(type(module))
-    vars(copy).update(vars(module))
-    for name, value in vars(module).items():
-        if name.startswith("_") and "hook" in name and isinstance(value, dict):
-            vars(copy)[name] = OrderedDict()
-    vars(copy)["_parameters"] = {
-        name: None if value is None else nn.Parameter(value.detach().clone(), requires_grad=False)
-        for name, value in module._parameters.items()
-    }
-    vars(copy)["_buffers"] = {
-        name: None if value is None else value.detach().clone() for name, value in module._buffers.items()
-    }
-    return copy.eval()

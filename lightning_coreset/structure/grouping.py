@@ -6,7 +6,7 @@ from collections import defaultdict
 from functools import cached_property
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_coreset.module_specs import COMMON_HEAD_COUNTS, module_spec, read_size
 from lightning_coreset.structure.head_dimensions import HeadBlocks, within_heads
@@ -149,8 +149,10 @@ class GroupBuilder:
         made = self.engine.weight_norms.get(producer[0])
         name = producer[0] if made is None else made.weight
         module, _, parameter = name.rpartition(".")
-        recurrent = isinstance(self.engine.modules.get(module), nn.RNNBase | nn.RNNCellBase)
-        return module if module and (recurrent or parameter == "weight") else name
+        owner = self.engine.modules.get(module)
+        # A recurrent layer has several weights that make the same units: "weight_ih_l0", "weight_hh_l0".
+        several = owner is not None and any(own.startswith("weight_") for own in module_spec(owner).tensor_names)
+        return module if module and (several or parameter == "weight") else name
 
     def _group(self, number: int, size: int, dims: list[Dim], places: ClassPositions) -> ChannelGroup:
         """The group of this number."""

@@ -23,7 +23,6 @@ from lightning_coreset.planning import (
 from lightning_coreset.qualified_names import listed
 from lightning_coreset.structure import Structure
 
-
 _NEARLY = 0.95
 """This part of a ratio is as good as the whole: channels go one by one."""
 

@@ -31,7 +31,10 @@ def built(text: str) -> CoresetPruningCallback:
         ("pruning_ratio: 0.5\nunit: channels\nignore: [net.0]\nschedule: one_shot\nstart: 1", (32, 12)),
         ("pruning_ratio: {net.0: 0.5, net.2: 0.25}\nunit: channels\nschedule: one_shot\nstart: 1", (16, 18)),
         ("schedule: {1: 0.25, 2: 0.5}\nunit: channels\nonly: [net.0, 'net.2']", None),
-        ("schedule: {_target_: lightning_coreset.PruningSchedule, curve: linear, start: 1, end: 2}\nunit: channels", None),
+        (
+            "schedule: {_target_: lightning_coreset.PruningSchedule, curve: linear, start: 1, end: 2}\nunit: channels",
+            None,
+        ),
     ],
     ids=["ListConfig", "DictConfig", "schedule", "PruningSchedule"],
 )
@@ -39,7 +42,10 @@ def test_arguments_from_a_config(text, widths, tmp_path):
     callback = built(text)
     assert isinstance(OmegaConf.create("a: [1]").a, ListConfig)
     assert isinstance(OmegaConf.create("a: {b: 1}").a, DictConfig)
-    trainer, module = make_trainer(callback, max_epochs=4, logger=TensorBoardLogger(tmp_path)), Classifier(mlp(8, 32, 24, 3))
+    trainer, module = (
+        make_trainer(callback, max_epochs=4, logger=TensorBoardLogger(tmp_path)),
+        Classifier(mlp(8, 32, 24, 3)),
+    )
     trainer.fit(module, make_loader(8))
     found = (module.net[0].out_features, module.net[2].out_features)
     assert found == widths if widths else sum(found) == 28

@@ -170,7 +170,7 @@ def test_a_derivative_of_all_channels_holds_them():
 
     structure = analyse(Net(), example_of(step))
     assert [group.name for group in structure.groups] == ["2"]
-    assert "is reduced over" in structure.refused["0"]
+    assert "is reduced across channels" in structure.refused["0"]
 
 
 def test_outputs_that_are_not_finite_prove_nothing():

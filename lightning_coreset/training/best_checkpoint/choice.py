@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal, Protocol, TypeAlias, get_args
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_coreset._compat import around_topk_saving
 from lightning_coreset.plain_data import as_type
 from lightning_coreset.training.best_checkpoint.freshness import Freshness
 from lightning_coreset.training.best_checkpoint.ranks import Stage
-from lightning_coreset.training.best_checkpoint.search import Search
+from lightning_coreset.training.best_checkpoint.record import stages_from_plain, stages_to_plain
+from lightning_coreset.training.best_checkpoint.search import Search, model_checkpoints, warn_of_unknown_form
 from lightning_coreset.training.best_checkpoint.shortfall import Shortfall, warn_of_loaded, warn_of_shortfall
 from lightning_coreset.training.guard import Guard
-from lightning_coreset.training.packages import kinds
 from lightning_coreset.training.progress import Progress
 
 BestCheckpoint: TypeAlias = Literal["most_pruned", "any"]
@@ -57,10 +56,6 @@ class BestCheckpoints:
         self._stages = {}
         self._freshness = Freshness()
 
-    def __getstate__(self) -> dict[str, Any]:
-        """A copy made in training does not watch: callbacks of a Trainer are not its own."""
-        return vars(self) | {"_undo": [], "_searches": [], "_runs": (), "_latest": {}}
-
     def begin(self, trainer: pl.Trainer, *runs: _Run) -> None:
         """Watch the ModelCheckpoints of a Trainer in a fit; a checkpoint has been loaded.
 
@@ -73,13 +68,13 @@ class BestCheckpoints:
         if any(run.checkpoints.is_watching for run in runs):
             return
         self._runs = runs
-        self._searches = [Search(callback, self._stages) for callback in _model_checkpoints(trainer)]
+        self._searches = [Search(callback, self._stages) for callback in model_checkpoints(trainer)]
         for search in self._searches:
-            undo = around_topk_saving(search.callback, _Saving(self, search))
+            undo = around_topk_saving(search.callback, partial(self.save, search))
             if undo is not None:
                 self._undo.append(undo)
             elif self._ranks(search):
-                _warn_of_unknown_form(search.callback)
+                warn_of_unknown_form(search.callback)
         if not self._now.events:
             self._stages.update((path, self._now) for path in self._paths if path not in self._stages)
 
@@ -196,12 +191,12 @@ class BestCheckpoints:
             search.settle()
         if self.is_watching:
             self._forget_deleted()
-        plain: dict[str, Any] = {
-            path: [[list(event) for event in sorted(stage.events)], stage.reached]
-            for path, stage in self._stages.items()
-        }
-        changed_in = self._freshness.changed_in
-        return ({"stages": plain} if plain else {}) | ({} if changed_in is None else {"changed_in": changed_in})
+        stages, changed_in = stages_to_plain(self._stages), self._freshness.changed_in
+        return ({"stages": stages} if stages else {}) | ({} if changed_in is None else {"changed_in": changed_in})
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what belongs to a fit: a callback may be a hyperparameter of its module, saved while it trains."""
+        return {**vars(self), "_searches": [], "_runs": (), "_undo": [], "_latest": {}, "_freshness": Freshness()}
 
     def load(self, stages: Mapping[str, Stage], changed_in: int | None) -> None:
         """Continue with what :meth:`read` returned."""
@@ -215,41 +210,5 @@ class BestCheckpoints:
             ValueError: If it is something else.
         """
         plain = as_type(plain, dict[str, Any], "checkpoints")
-        stages = as_type(plain.get("stages", {}), dict[str, list[Any]], "stages")
-        return {path: _read_stage(stage) for path, stage in stages.items()}, as_type(
-            plain.get("changed_in"), int | None, "changed_in"
-        )
-
-
-class _Saving:
-    """What a ModelCheckpoint calls in place of its method."""
-
-    def __init__(self, checkpoints: BestCheckpoints, search: Search) -> None:
-        self.checkpoints, self.search = checkpoints, search
-
-    def __call__(self, save: Callable[..., None], trainer: pl.Trainer, metrics: Mapping[str, Tensor]) -> None:
-        self.checkpoints.save(self.search, save, trainer, metrics)
-
-
-def _model_checkpoints(trainer: pl.Trainer) -> list[ModelCheckpoint]:
-    found: list[Any] = list(trainer.checkpoint_callbacks)
-    return [callback for callback in found if isinstance(callback, kinds("callbacks.ModelCheckpoint"))]
-
-
-def _read_stage(plain: list[Any]) -> Stage:
-    if len(plain) != 2:
-        raise ValueError(f"Expected two values for every checkpoint but got {len(plain)}.")
-    events = as_type(plain[0], list[list[int]], "events")
-    for event in events:
-        if len(event) != 2:
-            raise ValueError(f"Expected two numbers for every event of a checkpoint but got {event}.")
-    return Stage(frozenset((event[0], event[1]) for event in events), as_type(plain[1], float, "a ratio"))
-
-
-def _warn_of_unknown_form(callback: ModelCheckpoint) -> None:
-    rank_zero_warn(
-        f"best_checkpoint='most_pruned' has no effect on {type(callback).__name__}(monitor={callback.monitor!r}): this "
-        "version of Lightning has no method `_save_topk_checkpoint` of it, so that its score alone decides. Install a "
-        "version that lightning_coreset was tested with, or give checkpoints names that say how pruned they are, "
-        "such as filename='{epoch}-{sparsity:.2f}'."
-    )
+        changed_in = as_type(plain.get("changed_in"), int | None, "changed_in")
+        return stages_from_plain(plain.get("stages", {})), changed_in

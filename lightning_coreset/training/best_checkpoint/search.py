@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import MutableMapping
 from typing import Any
 
+import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_coreset.training.best_checkpoint.ranks import Stage, best_of, stand_ins, worst_of
+from lightning_coreset.training.packages import kinds
 
 
 class Search:
@@ -82,3 +85,19 @@ class Search:
     @property
     def _mode(self) -> Any:
         return self.callback.mode
+
+
+def model_checkpoints(trainer: pl.Trainer) -> list[ModelCheckpoint]:
+    """The Trainer's ModelCheckpoints, without other callbacks that it lists with them."""
+    found: list[Any] = list(trainer.checkpoint_callbacks)
+    return [callback for callback in found if isinstance(callback, kinds("callbacks.ModelCheckpoint"))]
+
+
+def warn_of_unknown_form(callback: ModelCheckpoint) -> None:
+    """Say that a ModelCheckpoint cannot be made to compare how pruned models are."""
+    rank_zero_warn(
+        f"best_checkpoint='most_pruned' has no effect on {type(callback).__name__}(monitor={callback.monitor!r}): this "
+        "version of Lightning has no method `_save_topk_checkpoint` of it, so that its score alone decides. Install a "
+        "version that lightning_coreset was tested with, or give checkpoints names that say how pruned they are, "
+        "such as filename='{epoch}-{sparsity:.2f}'."
+    )

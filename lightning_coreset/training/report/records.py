@@ -138,8 +138,9 @@ class EventRecord:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for checkpoints."""
-        return asdict(self) | {"groups": [asdict(group) for group in self.groups]}
+        """Plain data for checkpoints, with latencies only where they count."""
+        plain = asdict(self) | {"groups": [asdict(group) for group in self.groups]}
+        return {name: value for name, value in plain.items() if value is not None or "latency" not in name}
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> EventRecord:

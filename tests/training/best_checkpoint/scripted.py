@@ -18,7 +18,7 @@ from lightning_coreset import CoresetPruningCallback
 EVENTS = {2: 0.3, 4: 0.5}
 SCORES = (0.9, 0.95, 0.7, 0.8, 0.75, 0.85)
 STEPS = 4  # of an epoch
-QUICK = {"method": "magnitude", "check": False, "copies": "none", "verbose": False}
+QUICK = {"method": "magnitude", "self_check": False, "copies": "none", "verbose": False}
 
 
 class Scripted(Classifier):
