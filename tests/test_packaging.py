@@ -28,6 +28,7 @@ RUNTIME = {"torch", "lightning", "torchmetrics", "tensorboard"}
 # For the pictures drawn for TensorBoard; and what is used if it is there.
 DRAWING = {"numpy", "PIL"}
 OPTIONAL = {"console.py": {"rich"}, "history.py": {"pandas"}}
+CLIENTS = ("clients-forecasting", "clients-science", "clients-vision")
 EXTRAS = {
     "benchmarks",
     "cli",
