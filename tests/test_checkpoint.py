@@ -820,6 +820,7 @@ def test_an_error_leaves_the_class_as_it_was(file_of):
 
 @pytest.mark.filterwarnings("ignore:.*exists and is not empty", "ignore:.*does not have many workers")
 def test_the_guide_runs(tmp_path, monkeypatch):
+    pytest.importorskip("safetensors")
     monkeypatch.chdir(tmp_path)
     guide = Path(__file__).parents[1] / "docs" / "checkpoints.md"
     code = "\n".join(re.findall(r"```python\n(.*?)```", guide.read_text(), flags=re.DOTALL))
