@@ -173,10 +173,11 @@ def test_without_make_plain_a_pickled_model_needs_the_package(folder: Path) -> N
         run_elsewhere([recipe], x, folder)
 
 
-def test_the_network_inside_a_lightning_module_is_plain() -> None:
+def test_the_network_inside_a_lightning_module_says_how_it_was_pruned_unless_it_is_made_plain() -> None:
     module, _ = pruned_in_fit()
     assert b"lightning_coreset" in pickled(module)
-    assert b"lightning_coreset" not in pickled(module.net)
+    assert b"lightning_coreset" in pickled(module.net)
+    assert b"lightning_coreset" not in pickled(make_plain(copy.deepcopy(module.net)))
 
 
 @pytest.mark.parametrize("compiled", [False, True])
