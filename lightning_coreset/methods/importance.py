@@ -43,7 +43,7 @@ class Importance(RankingMethod):
         ...     return tensors[f"{group.name}.bias"].abs()
         >>> model = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
         >>> _ = nn.init.constant_(model[0].bias, 0.1), model[0].bias.data[1:2].fill_(-5.0)
-        >>> plan = prune(model, torch.randn(1, 4), {"0": 0.6}, method=Importance(bias))
+        >>> plan = prune(model, torch.randn(64, 4), {"0": 0.6}, method=Importance(bias))
         >>> plan.groups[0].kept, plan.groups[0].method
         ((1,), 'importance (bias)')
     """
