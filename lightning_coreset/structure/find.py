@@ -99,8 +99,8 @@ def analyse(
     frozen = dict.fromkeys([group.name for group in groups if untrained.holds(group)], reason)
     used, followed, showed = frozenset(engine.used), tuple(engine.followed), tuple(engine.showed)
     refused = classes.refused(groups)
-    found = Structure(groups, refused, macs, products, untrained, used, followed, showed, engine.has_outputs)
-    found = replace(found, uncounted=tuple(sorted(engine.records.uncounted)))
+    uncounted = tuple(sorted(engine.records.uncounted))
+    found = Structure(groups, refused, macs, products, untrained, used, followed, showed, engine.has_outputs, uncounted)
     return _of_one_width(found.without(frozen), classes)
 
 
