@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from networks import NETWORKS, assert_untouched, make, snapshot, structure_of
 from torch import Generator, nn
 from torch.utils.flop_counter import FlopCounterMode
-from zoo import FAST, ZOO, Entry
+from zoo import FAST, THIRD_PARTY, ZOO, Entry
 from zoo.oracle import build
 from zoo.running import call
 
@@ -26,8 +26,6 @@ from lightning_coreset.surgery import apply_changes
 
 UNITS: tuple[Unit, ...] = ("params", "macs", "channels")
 # Warnings of the networks: about old-style weight_norm, and about nested tensors in torch's Transformer.
-THIRD_PARTY = ("ignore:enable_nested_tensor is True:UserWarning", "ignore:.*weight_norm:FutureWarning")
-
 SAMPLE = {
     name
     for family in ("classic/", "traps/")

@@ -7,7 +7,7 @@ import torch
 from breadth import thinned
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from zoo import FAST, ZOO
+from zoo import FAST, THIRD_PARTY, ZOO
 from zoo.inspection import unexplained
 from zoo.oracle import build, examine, excused, search
 from zoo.running import call, distance, flat
@@ -28,13 +28,6 @@ ALL_TRIALS = [
     for name, entry in ZOO.items()
     if name not in FAST or not name.startswith("traps/")
 ]
-
-# Warnings of the networks: old-style weight_norm, nested tensors in torch's Transformer, LSTMs with projections.
-THIRD_PARTY = (
-    "ignore:enable_nested_tensor is True:UserWarning",
-    "ignore:.*weight_norm:FutureWarning",
-    "ignore:LSTM with projections is not supported with oneDNN:UserWarning",
-)
 
 
 @pytest.mark.parametrize(("entry", "trials"), thinned(TRIALS, 3) + ALL_TRIALS)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from breadth import thinned
 from torch import Tensor, nn
-from zoo import FAST, ZOO
+from zoo import FAST, THIRD_PARTY, ZOO
 
 from lightning_coreset.state import ModuleState
 from lightning_coreset.structure import Example, analyse, lazy_execution, output_meta
@@ -25,7 +25,6 @@ ENTRIES = [
     *thinned({name: entry for name, entry in ZOO.items() if name in FAST}, 3),
     *(pytest.param(entry, id=name, marks=pytest.mark.slow) for name, entry in ZOO.items() if name not in FAST),
 ]
-THIRD_PARTY = ("ignore:enable_nested_tensor is True:UserWarning", "ignore:.*weight_norm:FutureWarning")
 
 
 @pytest.fixture(autouse=True)

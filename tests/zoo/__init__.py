@@ -39,3 +39,10 @@ FAST = [
 them, every operation that any network of the zoo calls (tests/test_zoo.py checks that)."""
 
 __all__ = ["FAST", "ZOO", "Entry"]
+
+THIRD_PARTY = (
+    "ignore:enable_nested_tensor is True:UserWarning",
+    "ignore:.*weight_norm:FutureWarning",
+    "ignore:LSTM with projections is not supported with oneDNN:UserWarning",
+)
+"""Warnings of the networks themselves, for ``pytest.mark.filterwarnings``."""

@@ -29,7 +29,7 @@ def sub_network_twice() -> nn.Module:
     )  # fmt: skip
 
 
-@network(ROWS, must=("body.0",))
+@network(ROWS, must=("body.0",), hard=("body.2",), why="the first state's width is a number in the code")
 def sub_network_in_a_loop() -> nn.Module:
     def forward(net: Net, x: Tensor) -> Tensor:
         h = x.new_zeros(x.shape[0], 12)
