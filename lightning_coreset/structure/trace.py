@@ -7,14 +7,12 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parameter import is_lazy
-from torch.overrides import TorchFunctionMode
 
 from lightning_coreset._compat import eager_execution
 from lightning_coreset.module_specs import check_module_sizes, module_spec, sizing_tensor
@@ -23,6 +21,7 @@ from lightning_coreset.structure.attention import followed_attention
 from lightning_coreset.structure.collectives import local_collectives
 from lightning_coreset.structure.derivatives import StandInDerivatives
 from lightning_coreset.structure.example import BOTH_MODES, Example, Examples, RunMode, as_examples, output_tensors
+from lightning_coreset.structure.function_calls import FollowedCalls
 from lightning_coreset.structure.last_layers import MAKES_OUTPUTS
 from lightning_coreset.structure.loss_terms import end_terms
 from lightning_coreset.structure.penalties import end_penalties
@@ -91,7 +90,7 @@ def trace(
             unequal_pieces=unequal_pieces,
             copies=copies,
         )
-        stack.enter_context(_WatchedAttention(engine))
+        stack.enter_context(FollowedCalls(engine))
         stack.enter_context(_watched_inputs(model, engine))
         stack.enter_context(followed_attention(model, engine))
         for example in as_examples(examples):
@@ -146,24 +145,6 @@ def _run(engine: Propagation, model: nn.Module, example: Example) -> None:
         outputs = tensor = None  # so that only what the network itself keeps is left
     finally:
         engine.executor.close()
-
-
-class _WatchedAttention(TorchFunctionMode):
-    """Tells the engine when attention divides products of queries and keys by the root of their number itself."""
-
-    def __init__(self, engine: Propagation) -> None:
-        super().__init__()
-        self._engine = engine
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is not F.scaled_dot_product_attention:
-            return func(*args, **kwargs)
-        self._engine.scale_is_implicit = kwargs.get("scale") is None
-        try:
-            return func(*args, **kwargs)
-        finally:
-            self._engine.scale_is_implicit = False
 
 
 @contextmanager

@@ -271,6 +271,35 @@ class Stacked(nn.Module):
         return torch.bmm(torch.bmm(x, self.a).relu(), self.b)
 
 
+class View(nn.Module):
+    """Layers that read a view of their input whose elements do not lie one behind the other."""
+
+    def __init__(self, view) -> None:
+        super().__init__()
+        self.a, self.b, self.view = nn.Linear(5, 8), nn.Linear(8, 3), view
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.view(self.a(self.view(x)).relu()))
+
+
+VIEWS = {
+    "transposed": lambda x: x.transpose(0, 1),
+    "expanded": lambda x: x[:, :1].expand(-1, 4, -1),
+    "without the first": lambda x: x[:, 1:],
+    "four dimensions": lambda x: (x.unflatten(1, (2, 3)) if x.dim() < 4 else x).transpose(1, 2),
+}
+
+
+@pytest.mark.parametrize("view", VIEWS.values(), ids=VIEWS)
+def test_a_linear_on_a_view_is_one_layer_with_its_bias(view):
+    """For such inputs aten multiplies first, and adds the bias in an operation of its own."""
+    model = View(view).double()
+    _, (pair,), _ = found(model, (6, 6, 5))
+    torch.testing.assert_close(pair.rows[:, 0], torch.cat([model.a.weight, model.a.bias[:, None]], 1).detach())
+    assert pair.activation.name == "relu"
+    assert pair.constant_target == ("b.bias", 1.0)
+
+
 IMAGE = (2, 2, 8, 8)
 TRANSPOSED = [nn.Conv2d(2, 8, 1), nn.ReLU(), nn.ConvTranspose2d(8, 12, 2, groups=2), nn.ReLU(), nn.Conv2d(12, 2, 1)]
 
