@@ -430,7 +430,7 @@ def test_the_callback_leaves_what_save_pretrained_writes(package, tmp_path):
 
 
 @pytest.mark.parametrize("cls", [transformers.BertModel, transformers.AutoModel])
-@pytest.mark.parametrize("told", [False, True])
+@pytest.mark.parametrize("told", some_of([False, True], True))
 def test_the_model_without_its_head(cls, told, tmp_path):
     model, inputs = pruned("bert")
     (update_config(model, inputs) if told else model).save_pretrained(tmp_path / "head")

@@ -32,6 +32,7 @@ networks = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.slow
 @networks
 def test_nearly_all_parameters_belong_to_groups(name):
     """After the self-check, whose failures are not pruned."""

@@ -121,7 +121,7 @@ def test_pruned_runs_are_pruned(whole):
 
 @pytest.mark.parametrize(
     ("at", "saved"),
-    [(6, 4), SLOWLY(11, 8), (15, 12), SLOWLY(19, 16), SLOWLY(26, 24)],
+    [SLOWLY(6, 4), SLOWLY(11, 8), (15, 12), SLOWLY(19, 16), SLOWLY(26, 24)],
     ids=["before the first event", "before an event", "between events", "before the next event", "after the last"],
 )
 def test_from_the_end_of_an_epoch(whole, tmp_path, at, saved):
@@ -132,7 +132,7 @@ def test_from_the_end_of_an_epoch(whole, tmp_path, at, saved):
     "at",
     [
         SLOWLY(3, id="before the first event"),
-        pytest.param(9, id="right after an event"),
+        SLOWLY(9, id="right after an event"),
         pytest.param(14, id="between"),
         SLOWLY(22, id="after the last"),
         SLOWLY(31, id="at the very end"),
@@ -143,6 +143,7 @@ def test_from_the_middle_of_an_epoch(whole, tmp_path, at):
 
 
 @pytest.mark.parametrize(("at", "interval"), thinned(product([16, 8, 20], ["epoch", "step"]), 6))
+@pytest.mark.slow
 def test_from_the_last_step_of_an_epoch(whole, tmp_path, at, interval):
     """The next step has an event. Lightning leaves out the validation in between, so here is none."""
     check(whole, tmp_path, at, at, pruning=EVENTS_BY[interval], saving=STEPWISE, validate=False)
@@ -174,11 +175,13 @@ def test_from_any_step(whole, tmp_path, at, interval):
     ),
     ids=str,
 )
+@pytest.mark.slow
 def test_ways_to_prune(whole, tmp_path, options):
     """Random choices are seeded by the event, not by the run."""
     check(whole, tmp_path, 15, 12, pruning=EVENTS | options)
 
 
+@pytest.mark.slow
 def test_twice(whole, tmp_path):
     """Killed, resumed, killed again."""
     arguments = {"pruning": EVENTS, "saving": STEPWISE}
@@ -190,6 +193,7 @@ def test_twice(whole, tmp_path):
 
 
 @pytest.mark.parametrize("weights_only", some_of([True, None], True))
+@pytest.mark.slow
 def test_with_and_without_unpickling(whole, tmp_path, weights_only):
     if "weights_only" not in inspect.signature(pl.Trainer.fit).parameters:
         pytest.skip("this version of Lightning does not ask")
@@ -253,6 +257,7 @@ def validated(folder: Path) -> list[float]:
 
 
 @pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`, callbacks used")
+@pytest.mark.slow
 def test_every_size_is_tested_with_any_model_at_hand(epochs):
     """Up and down; what comes out is what validation found when the checkpoint was made."""
     expected = validated(epochs[0].parents[1] / "whole")
@@ -263,12 +268,13 @@ def test_every_size_is_tested_with_any_model_at_hand(epochs):
 
 
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")
-@pytest.mark.parametrize("epoch", [0, 3, 4])
+@pytest.mark.parametrize("epoch", some_of([0, 3, 4], 3))
 def test_training_goes_on_from_a_checkpoint_of_any_size(epochs, tmp_path, epoch):
     train(tmp_path, name="resumed", resume=str(epochs[epoch]), pruning=EVENTS, saving=EVERY_EPOCH)
     assert_ends_alike(epochs[0].parents[1] / "whole", tmp_path / "resumed", (epoch + 1) * STEPS)
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_is_tested_and_training_goes_on(tmp_path):
     """The best of any size is larger than the model at the end: the first of all, by a score that only ever falls."""
     model = Model()
@@ -294,6 +300,7 @@ def test_the_best_checkpoint_is_tested_and_training_goes_on(tmp_path):
     assert count_params(model) == small
 
 
+@pytest.mark.slow
 def test_weights_alone(whole, epochs):
     """``save_weights_only`` keeps the structure, too."""
     folder = whole(pruning=EVENTS, saving=EVERY_EPOCH | {"save_weights_only": True}) / "checkpoints"
@@ -340,6 +347,7 @@ class SelfAttention(nn.Module):
 
 @pytest.mark.filterwarnings("ignore:.*WeightAveraging callback, but loading a checkpoint outside the 'fit' stage")
 @pytest.mark.parametrize("first", some_of(["pruning", "averaging"], "averaging"))
+@pytest.mark.slow
 def test_averages_of_models_with_heads(tmp_path, first):
     """Lightning saves averages as a plain dict of tensors."""
     averaging = pytest.importorskip("lightning.pytorch.callbacks.weight_averaging")

@@ -30,7 +30,7 @@ ALL_TRIALS = [
 ]
 
 
-@pytest.mark.parametrize(("entry", "trials"), thinned(TRIALS, 3) + ALL_TRIALS)
+@pytest.mark.parametrize(("entry", "trials"), thinned(TRIALS, 5) + ALL_TRIALS)
 @pytest.mark.filterwarnings(*THIRD_PARTY)
 def test_network(entry, trials):
     if entry.name.startswith("hf/"):

@@ -266,6 +266,7 @@ def check(directory: Path, *kinds: str) -> None:
     assert first["none"]["widths"]["net.0"][1] < 16
 
 
+@pytest.mark.slow
 def test_two_processes(tmp_path):
     check(tmp_path, *FAST)
 

@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from breadth import thinned
 from fitting import Classifier, convnet, count_params, make_loader, make_trainer, mlp
 from torch import nn
 
@@ -29,12 +30,15 @@ def pruning(ratio, **options):
 @pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
 @pytest.mark.parametrize(
     ("name", "unit", "order"),
-    [
-        ("mlp", "params", "together"),
-        ("convnet", "macs", "together"),
-        ("mlp", "channels", "together"),
-        ("convnet", "params", "bottom_up"),
-    ],
+    thinned(
+        [
+            ("convnet", "params", "bottom_up"),
+            ("mlp", "params", "together"),
+            ("convnet", "macs", "together"),
+            ("mlp", "channels", "together"),
+        ],
+        4,
+    ),
 )
 def test_a_run_in_between_without_the_callback(tmp_path, name, unit, order):
     loader = make_loader(*SHAPES[name])

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from breadth import some_of
 from fitting import Classifier, make_loader, make_trainer, widths
 from torch import Tensor, nn
 from torch.autograd import forward_ad
@@ -199,6 +200,7 @@ class ManyTasks(Classifier):
         return loss
 
 
+@pytest.mark.slow
 def test_a_step_that_makes_parts_of_its_batch_gets_the_whole_of_it():
     module = ManyTasks()
     trainer = make_trainer(CoresetPruningCallback(schedule={1: 0.4}, verbose=False), max_epochs=2)
@@ -267,7 +269,7 @@ class Stepping(Classifier):
         return self.step(self.net, batch[0].clone(), batch[1])
 
 
-@pytest.mark.parametrize("step", [gradient_penalty, inner_loop, of_each_sample], ids=lambda step: step.__name__)
+@pytest.mark.parametrize("step", some_of([gradient_penalty, inner_loop, of_each_sample], gradient_penalty))
 def test_training(step):
     module = Stepping(step)
     callback = CoresetPruningCallback(0.5, schedule={1: 0.5}, verbose=False)

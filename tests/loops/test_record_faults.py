@@ -225,6 +225,7 @@ def saved():
 
 
 @pytest.mark.filterwarnings("ignore:The guard of the checkpoint had not accepted")  # which watched another number
+@pytest.mark.slow
 def test_a_state_that_is_wrong_anywhere_is_an_error_or_a_possible_one(saved):
     """What it cannot tell from a right one, such as another ratio, is taken as it is."""
     assert saved["guard"]["window"] is not None
@@ -259,6 +260,7 @@ def test_a_state_that_is_right_is_read(saved):
     assert_same_data(again["guard"], saved["guard"])
 
 
+@pytest.mark.slow
 def test_a_savepoint_that_is_wrong_anywhere_is_an_error(saved):
     """Also in what an optimizer keeps, of which nobody else knows what it should be."""
     savepoint = saved["guard"]["window"]["savepoint"]

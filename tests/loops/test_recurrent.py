@@ -54,6 +54,7 @@ def test_units_go_and_training_goes_on() -> None:
         assert optimizer.state[parameter]["exp_avg"].shape == parameter.shape, name
 
 
+@pytest.mark.slow
 def test_units_stay_whose_states_go_on_from_batch_to_batch() -> None:
     module = Stateful()
     make_trainer(pruning(schedule={1: 0.05}, ignore=[]), max_epochs=3).fit(module, make_loader(5, 8))
@@ -62,6 +63,7 @@ def test_units_stay_whose_states_go_on_from_batch_to_batch() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+@pytest.mark.slow
 def test_a_checkpoint_of_a_recurrent_network_loads_and_resumes(tmp_path: Any) -> None:
     torch.manual_seed(0)
     whole, resumed = Tagger(), Tagger()

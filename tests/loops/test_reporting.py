@@ -6,6 +6,7 @@ import sys
 import warnings
 
 import pytest
+from breadth import thinned
 from fitting import Classifier, MemoryLogger, Validated, count_params, make_loader, make_trainer
 from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -55,13 +56,16 @@ class Failing(io.TextIOBase):
 
 @pytest.mark.parametrize(
     "error",
-    [
-        BrokenPipeError(32, "Broken pipe"),
-        OSError(28, "No space left on device"),
-        ValueError("I/O operation on closed file."),
-        RecursionError("maximum recursion depth exceeded"),
-        UnicodeEncodeError("charmap", "\u2500", 0, 1, "character maps to <undefined>"),
-    ],
+    thinned(
+        [
+            BrokenPipeError(32, "Broken pipe"),
+            OSError(28, "No space left on device"),
+            ValueError("I/O operation on closed file."),
+            RecursionError("maximum recursion depth exceeded"),
+            UnicodeEncodeError("charmap", "\u2500", 0, 1, "character maps to <undefined>"),
+        ],
+        4,
+    ),
     ids=lambda error: type(error).__name__,
 )
 def test_a_console_that_fails(monkeypatch, error):
@@ -154,14 +158,16 @@ def test_tensorboard_that_cannot_write(tmp_path):
 
 @pytest.mark.parametrize(
     ("where", "name"),
-    [
-        (reporter, "event_report"),
-        (reporter, "event_scalars"),
-        (console, "text_table"),
-        (pages, "trainers_hyperparameters"),
-        (pages, "logged_step"),
-    ],
-    ids=lambda each: each if isinstance(each, str) else "",
+    thinned(
+        {
+            "report": (reporter, "event_report"),
+            "scalars": (reporter, "event_scalars"),
+            "table": (console, "text_table"),
+            "hyperparameters": (pages, "trainers_hyperparameters"),
+            "step": (pages, "logged_step"),
+        },
+        4,
+    ),
 )
 def test_whatever_raises(monkeypatch, tmp_path, where, name):
     def fails(*args, **kwargs):

@@ -10,6 +10,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+from breadth import thinned
 from fitting import Classifier, make_loader, make_trainer, mlp, widths
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
@@ -164,7 +165,7 @@ def watch(method: str = "magnitude", **options: Any) -> Watch:
     return Watch(**{"pruning_ratio": 0.4, **Pruning.keywords, "method": method, **options})
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", thinned(list(KINDS), 3))
 def test_shadows_of_a_module_are_cut_with_the_weights(kind):
     module, callback = Shadowed(*KINDS[kind]), watch()
     callback.shadow = partial(module.shadow, module)

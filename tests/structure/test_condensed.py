@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 from zoo import ZOO
@@ -26,6 +27,7 @@ def both(build, inputs, monkeypatch) -> list[Structure]:
         return [few, analyse(build(), inputs)] if any(condensed) else []
 
 
+@pytest.mark.slow
 def test_structures_are_those_of_all_atoms(monkeypatch, recwarn):
     found = {}
     for name, entry in ZOO.items():

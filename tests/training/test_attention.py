@@ -56,6 +56,7 @@ def fit(module: pl.LightningModule, *own: Any, **options: Any) -> pl.Trainer:
     return trainer
 
 
+@pytest.mark.slow
 def test_events_slice_the_optimizer_and_training_goes_on():
     module, pruning = Attentive(), Pruning(schedule={1: 0.3, 2: 0.5})
     trainer = fit(module, pruning)

@@ -10,8 +10,7 @@ from training.launching import HERE, TORCHRUN, finish, seen_by_ranks, start
 
 SCRIPT = HERE / "ddp_script.py"
 STEPS = 4  # of an epoch
-FAST = tuple(name for name in ("ddp", "static_graph_by_hand", "latency") if name in VARIANTS)
-"""Variants of which each needs care of its own when the wrapper is set up anew; some need a newer Lightning."""
+FAST = ("ddp",)
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +26,7 @@ def alone(directory):
 
 @pytest.fixture(scope="module")
 def ranks(directory, alone):
-    finish(start(directory, *TORCHRUN, SCRIPT, directory, *FAST, *DISPUTED, "resumed"))
+    finish(start(directory, *TORCHRUN, SCRIPT, directory, *FAST, "resumed"))
     return seen_by_ranks(directory)
 
 
@@ -35,7 +34,8 @@ def ranks(directory, alone):
 def more_ranks(tmp_path_factory):
     """The ranks of the variants that are slow."""
     directory = tmp_path_factory.mktemp("more")
-    finish(start(directory, *TORCHRUN, SCRIPT, directory, *(name for name in VARIANTS if name not in FAST)))
+    slow = (name for name in VARIANTS if name not in FAST)
+    finish(start(directory, *TORCHRUN, SCRIPT, directory, *slow, *DISPUTED))
     return seen_by_ranks(directory)
 
 
@@ -83,10 +83,11 @@ def test_ranks_are_identical_and_equal_one_process(request, variant):
     assert ("coreset/accuracy" in tags) == VARIANTS[variant].is_measured
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", DISPUTED)
-def test_what_another_rank_sees_otherwise_stays(ranks, variant):
+def test_what_another_rank_sees_otherwise_stays(more_ranks, variant):
     """Rank 0 plans for all, and has not seen that its channels are read, or added to others."""
-    first, second = (seen[variant] for seen in ranks)
+    first, second = (seen[variant] for seen in more_ranks)
 
     for one, other in zip(first["weights"], second["weights"], strict=True):
         assert_same(one, other)

@@ -192,7 +192,7 @@ POINTS = {
 }
 
 
-@pytest.mark.parametrize(("target", "call", "after"), thinned(POINTS, 3))
+@pytest.mark.parametrize(("target", "call", "after"), thinned(POINTS, 6))
 def test_a_failure_reaches_the_user_and_leaves_everything_as_it_was(monkeypatch, target, call, after):
     arm = Arm(Fault(monkeypatch, target, call, after))
     module, pruning, trainer = run(arm)
@@ -227,9 +227,7 @@ def undisturbed_run():
     return everything(trainer, module), module.losses, pruning.plans
 
 
-@pytest.mark.parametrize(
-    "point", some_of(POINTS, "plan", "a tensor of the model in place", "second optimizer cut", "recalibrated")
-)
+@pytest.mark.parametrize("point", some_of(POINTS, "plan", "second optimizer cut"))
 def test_who_catches_it_can_train_on_and_the_event_is_made_up_for(monkeypatch, undisturbed_run, point):
     """At the next batch; then all is as if nothing had happened, to the last bit."""
     arm = Arm(Fault(monkeypatch, *POINTS[point]))

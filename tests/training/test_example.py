@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torchmetrics
+from breadth import thinned
 from fitting import (
     Classifier,
     MemoryLogger,
@@ -192,7 +193,7 @@ def loader_for(module: type) -> DataLoader:
     return as_dicts(x="input_values", y="labels") if module is LikeHuggingFace else make_loader(8)
 
 
-@pytest.mark.parametrize(("kind", "example_inputs", "expected"), WAYS)
+@pytest.mark.parametrize(("kind", "example_inputs", "expected"), thinned(WAYS, 3))
 def test_structure_is_read_and_training_goes_on(kind, example_inputs, expected):
     module, watcher = kind(), Watcher()
     callback = CoresetPruningCallback(0.5, example_inputs=example_inputs, **AT_ONCE)

@@ -167,6 +167,7 @@ def test_a_dry_run_finds_them(make_trainer):
     assert model.net.config is CONFIG
 
 
+@pytest.mark.slow
 def test_progress_keeps_them_for_the_next_events(make_trainer):
     callback = pruning()
     make_trainer(callback, max_epochs=4).fit(module(), make_loader(8))

@@ -97,6 +97,7 @@ def test_methods_are_looked_up_in_their_own_package(twin):
     assert len(kinds("strategies.DDPStrategy")) == 2
 
 
+@pytest.mark.slow
 def test_without_the_other_package():
     """It is imported where it is installed only, and a broken one is as good as none."""
     code = (

@@ -10,7 +10,7 @@ from pathlib import Path
 import lightning.pytorch as pl
 import pytest
 import torch
-from breadth import crossed
+from breadth import crossed, some_of
 from fitting import Classifier, MemoryLogger, Watcher, assert_same, convnet, hooks_of, make_loader
 from torch import nn
 from torch.optim.swa_utils import update_bn
@@ -158,7 +158,7 @@ class Noisy(Classifier):
         return super().training_step(batch, batch_idx)
 
 
-@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize("accumulate", some_of([1, 3], 3))
 def test_nothing_else_is_disturbed(make_trainer, accumulate):
     """Running statistics have no part in training: all else is the same with and without."""
     runs = []
@@ -229,6 +229,7 @@ def test_bad_arguments(batches):
         Recalibration(batches)
 
 
+@pytest.mark.slow
 def test_the_measurement_of_the_documentation_runs(monkeypatch):
     pytest.importorskip("sklearn")
     path = Path(__file__).parents[2] / "examples" / "benchmarks" / "recalibration.py"

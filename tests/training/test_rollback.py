@@ -7,6 +7,7 @@ import copy
 import lightning.pytorch as pl
 import pytest
 import torch
+from breadth import thinned
 from fitting import Classifier, assert_same, make_loader
 from lightning.pytorch.callbacks import StochasticWeightAveraging
 from lightning.pytorch.plugins import MixedPrecision
@@ -85,7 +86,7 @@ class Any(pl.LightningModule):
         return DataLoader([self.example] * 3, batch_size=None)
 
 
-@pytest.mark.parametrize("name", ["resnet", "mobilenet", "grouped", "normed", "attention", "gated"])
+@pytest.mark.parametrize("name", thinned(["resnet", "mobilenet", "grouped", "normed", "attention", "gated"], 3))
 def test_any_network_grows_back(make_trainer, name):
     """Depthwise and grouped convolutions and heads have sizes that shapes do not tell."""
     net, example = make(name, torch.float32)

@@ -106,6 +106,7 @@ if hasattr(optim, "Muon"):
 
 
 @pytest.mark.parametrize("name", some_of(NETWORKS, "gpt"))
+@pytest.mark.slow
 def test_several_events(name):
     module, loader = build(name)
     widths = normalised_shapes(module)
@@ -154,6 +155,7 @@ if EMA is not None:
 
 
 @pytest.mark.parametrize("name", some_of(AVERAGING, next(iter(AVERAGING))))
+@pytest.mark.slow
 def test_averages_shrink_too(name):
     module, averaging = Images(), AVERAGING[name]()
     shapes: list[dict[str, int]] = []
@@ -178,6 +180,7 @@ class Scripted(Images):
         self.log("score", 0.9 if self.net.patches.out_channels == 16 else 0.1)
 
 
+@pytest.mark.slow
 def test_an_event_is_taken_back():
     module, before, after = Scripted(), Epochs(), Epochs()
     pruning = Pruning(schedule={1: 0.5}, monitor="score", max_drop=0.1, recover_epochs=1, self_check=False)
@@ -200,6 +203,7 @@ def test_an_event_is_taken_back():
 
 @pytest.mark.parametrize("epoch", some_of([0, 1, 2], 1))
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")
+@pytest.mark.slow
 def test_a_resumed_run_ends_as_the_whole_one(epoch, tmp_path):
     def run(name: str, **options: Any) -> tuple[pl.LightningModule, Any]:
         torch.manual_seed(0)
@@ -219,6 +223,7 @@ def test_a_resumed_run_ends_as_the_whole_one(epoch, tmp_path):
     assert_same(dict(loaded.state_dict()), dict(module.state_dict()))
 
 
+@pytest.mark.slow
 def test_a_tied_head_is_loaded(tmp_path):
     module = Tokens()
     saved = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)
@@ -242,6 +247,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", some_of(OPTIONS, "bfloat16 mixed"))
+@pytest.mark.slow
 def test_options(name):
     module, pruning = Images(), Pruning(schedule=THREE_EVENTS, recalibrate_batches=2, certify=True)
 
@@ -252,6 +258,7 @@ def test_options(name):
     assert all(map(math.isfinite, module.losses))
 
 
+@pytest.mark.slow
 def test_the_report(tmp_path):
     pytest.importorskip("tensorboard")
     module, pruning = Images(), Pruning(schedule=THREE_EVENTS)
@@ -261,6 +268,7 @@ def test_the_report(tmp_path):
     assert list(tmp_path.rglob("events.out.tfevents*"))
 
 
+@pytest.mark.slow
 def test_layer_by_layer():
     """The order of the paper: the stream is one group, and comes first."""
     module = Images()

@@ -5,6 +5,7 @@ from functools import partial
 from types import SimpleNamespace
 
 import pytest
+from breadth import thinned
 from fitting import MemoryLogger, Validated, make_loader
 from pages import ROOT, blocks_of
 
@@ -17,7 +18,7 @@ CODE = [block for block in blocks_of("tensorboard.md") if block.language == "pyt
 TERMINAL = "In the terminal"
 
 
-@pytest.mark.parametrize("block", [one for one in CODE if one.section != TERMINAL], ids=lambda block: block.section)
+@pytest.mark.parametrize("block", thinned({one.section: one for one in CODE if one.section != TERMINAL}, 4))
 def test_code_runs(block, make_trainer, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
 
@@ -40,6 +41,7 @@ def test_code_runs(block, make_trainer, monkeypatch, tmp_path, capsys):
 
 
 @pytest.mark.filterwarnings("ignore::lightning.pytorch.utilities.warnings.PossibleUserWarning")
+@pytest.mark.slow
 def test_what_is_printed_is_what_the_page_says(capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     (code,) = [block.code for block in CODE if block.section == TERMINAL]
