@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from inspect import Parameter, signature
 from typing import Any, TypeVar
 
+from lightning_coreset._arguments import is_default
 from lightning_coreset._calls import OLD_ARGUMENTS
 
 _MOST = 200
@@ -73,8 +74,8 @@ def short_call(name: str, init: Callable[..., None], given: Mapping[str, Any]) -
     """
     shown: list[str] = []
     for argument, parameter in _arguments(init).items():
-        value, default = given[argument], parameter.default
-        if value is default or (type(value) is type(default) and value == default):
+        value = given[argument]
+        if is_default(value, parameter.default):
             continue
         positional = parameter.kind is not Parameter.KEYWORD_ONLY and not shown
         shown.append(_short(value) if positional else f"{argument}={_short(value)}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import re
 import sys
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from pages import ROOT
+from scripts import load_script
 from training.launching import finish, start
 
 from lightning_coreset import make_resizable, prune
@@ -192,12 +192,7 @@ def test_a_first_hour_ends_with_a_pruned_model_that_is_loaded_and_saved(hour: Ho
 def load(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """A module of the examples."""
     monkeypatch.syspath_prepend(str(EXAMPLES))
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(f"examples/{name}.py")
 
 
 def few_digits(size: int) -> dict[str, np.ndarray]:

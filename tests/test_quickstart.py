@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import builtins
-import importlib.util
 import re
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from breadth import some_of
+from scripts import load_script
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 pytest.importorskip("sklearn", reason="the quickstart trains on scikit-learn's digits")
@@ -20,18 +19,7 @@ UNPRUNED_ACCURACY = {"MLP": 0.90, "ConvNet": 0.95}  # after EPOCHS; the test che
 MARGIN = 0.10
 
 
-def load_quickstart() -> ModuleType:
-    path = Path(__file__).parents[1] / "examples" / "quickstart.py"
-    spec = importlib.util.spec_from_file_location("quickstart", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["quickstart"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-quickstart = load_quickstart()
+quickstart = load_script("examples/quickstart.py")
 
 
 def scalars(folder: Path) -> dict[str, list[float]]:

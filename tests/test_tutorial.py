@@ -5,32 +5,20 @@ Numbers depend on versions and machines, so that only what stands around them is
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
-import sys
 from itertools import groupby
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from pages import ROOT
 from processes import finish, start
+from scripts import load_script
 
 PAGE = ROOT / "docs" / "tutorial.md"
 
 
-def load_maker() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("make_tutorial", ROOT / "docs" / "make_tutorial.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["make_tutorial"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-maker = load_maker()
+maker = load_script("docs/make_tutorial.py")
 PARTS = maker.parts_of(PAGE.read_text(encoding="utf-8"))
 
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import sys
-from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
 import torch
 from breadth import crossed, some_of
 from fitting import Classifier, MemoryLogger, Watcher, assert_same, convnet, hooks_of, make_loader
+from scripts import load_script
 from torch import nn
 from torch.optim.swa_utils import update_bn
 
@@ -232,12 +231,8 @@ def test_bad_arguments(batches):
 @pytest.mark.slow
 def test_the_measurement_of_the_documentation_runs(monkeypatch):
     pytest.importorskip("sklearn")
-    path = Path(__file__).parents[2] / "examples" / "benchmarks" / "recalibration.py"
-    spec = importlib.util.spec_from_file_location("recalibration_benchmark", path)
-    script = importlib.util.module_from_spec(spec)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setitem(sys.modules, "recalibration_benchmark", script)
-    spec.loader.exec_module(script)
+    script = load_script("examples/benchmarks/recalibration.py", "recalibration_benchmark")
 
     left, recomputed = (script.train("magnitude", 0.3, batches, seed=0, epochs=3) for batches in (0, 4))
 
