@@ -56,7 +56,7 @@ def step_of(survey: PruningProblem) -> float:
 
 
 @pytest.mark.parametrize("entry", ENTRIES)
-@pytest.mark.filterwarnings(*THIRD_PARTY)
+@pytest.mark.filterwarnings(*THIRD_PARTY, "ignore:The multiply-accumulates of aten._fft_.2c.*are not counted")
 def test_the_ratio_asked_for_is_reached(entry):
     model, _, structure = network(entry)
     if not structure.groups:
