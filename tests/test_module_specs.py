@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lightning_coreset import make_resizable, prune
+from lightning_coreset.checkpoint.consistency import mismatches
 from lightning_coreset.module_specs import new_sizes
 from lightning_coreset.planning.input_norms import measure_input_norms
 from lightning_coreset.structure import (
@@ -634,6 +635,8 @@ def test_wrong_registrations(kind, spec, error, message):
         ({"running_stats": ("mean",)}, ValueError, r"\(mean, variance\)"),
         ({"input_sizes": ("width",)}, TypeError, "`input_sizes` to be a dict"),
         ({"input_sizes": {"width": None}}, TypeError, "`input_sizes` to map"),
+        ({"other_sizes": {"width": 0}}, TypeError, "`other_sizes` to map"),
+        ({"other_sizes": ("width",)}, TypeError, "`other_sizes` to map"),
         ({"expected_shape": tuple}, TypeError, "comes with a function"),
         ({"reads": "pixels"}, ValueError, "`reads` to be one of"),
         ({"is_layer": "yes"}, TypeError, "`is_layer` to be a bool"),
@@ -647,6 +650,39 @@ def test_wrong_registrations(kind, spec, error, message):
 def test_wrong_specs(values, error, message):
     with pytest.raises(error, match=message):
         ModuleSpec(**values)
+
+
+class Bottleneck(nn.Module):
+    """Remembers the size of each of its weights, and its code reads both."""
+
+    def __init__(self, inputs: int, inner: int, outputs: int) -> None:
+        super().__init__()
+        self.inner, self.width = inner, outputs
+        self.down, self.weight = nn.Parameter(torch.randn(inner, inputs)), nn.Parameter(torch.randn(outputs, inner))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.linear(functional.linear(x, self.down).view(-1, self.inner).relu(), self.weight).view(
+            -1, self.width
+        )
+
+
+def test_attributes_that_follow_another_tensor():
+    def build() -> nn.Module:
+        return nn.Sequential(Bottleneck(6, 12, 10), nn.ReLU(), nn.Linear(10, 3))
+
+    x = torch.randn(4, 6)
+    spec = ModuleSpec(sizes={"width": 0}, other_sizes={"inner": ("down", 0)}, width="width", is_layer=True)
+    with register_module(Bottleneck, spec):
+        model, fresh = build(), make_resizable(build())
+        plan = prune(model, x, {"0": 0.5}, change_attributes=False)
+        assert (model[0].inner, model[0].width) == (6, 5), plan
+        fresh.load_state_dict({name: tensor.clone() for name, tensor in model.state_dict().items()})
+        assert (fresh[0].inner, fresh[0].width) == (6, 5)
+        torch.testing.assert_close(fresh(x), model(x), rtol=0, atol=0)
+        original, now = ModelShapes.of(build()), ModelShapes.of(model)
+        wrong = replace(now, sizes={**now.sizes, "0.inner": 7})
+        assert [*mismatches(build(), original, now)] == []
+        assert [*mismatches(build(), original, wrong)] == ["'0.down' has shape (6, 6), which does not fit inner=7"]
 
 
 @pytest.mark.parametrize(
@@ -674,6 +710,7 @@ def test_wrong_specs(values, error, message):
             "integers or tuples of integers as sizes of module '2' but got {'width': 0.5}",
         ),
         ({"sizes": lambda attributes, shape: None}, "but it raised TypeError"),
+        ({"other_sizes": {"width": ("weight", 1)}}, "'width' of module '2' (MyLinear) to be 12, by its ModuleSpec and"),
     ],
 )
 def test_a_spec_that_does_not_describe_its_module_changes_nothing(values, message):

@@ -14,7 +14,7 @@ from fitting import assert_same, mlp
 from networks import assert_untouched, snapshot
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
-from zoo import ZOO
+from zoo import THIRD_PARTY, ZOO
 from zoo.oracle import build as build_entry
 from zoo.running import call, results
 
@@ -641,12 +641,13 @@ def test_a_record_that_cannot_be_is_not_taken_over(pruned):
 # ---- all networks
 
 
-FAST = ("classic/resnet_bottleneck", "classic/shufflenet_v2", "classic/Vit")
+FAST = ("classic/resnet_bottleneck", "classic/shufflenet_v2", "classic/Vit", "classic/lstm_with_projection")
 REFUSED = (
     *("classic/Vit", "classic/transformer_encoder", "classic/ClassTokenVit", "classic/SimpleVit", "classic/Twins"),
     *("classic/PlainPositions", "classic/x_encoder_positions", "classic/x_decoder_vector_norm"),
     *("classic/x_decoder_scale_norm", "classic/x_cross_attention", "traps/cosine_heads"),  # heads
     *("classic/ghostnet", "traps/width_of_attribute", "traps/stream_remembered_shape"),  # widths in attributes
+    *("classic/conv_lstm", "classic/conv_gru"),
     *("traps/instance_norm", "traps/stream_LayerNorm_without_weights", "traps/stream_RMSNorm_without_weights"),
     # Numbers that pruning leaves alone, but that might have counted channels: paddings, channels of zeros.
     *("classic/resnet_option_a", "classic/resnet_option_b", "classic/tcn"),
@@ -654,7 +655,7 @@ REFUSED = (
 
 
 @pytest.mark.parametrize("name", some_of([name for name in ZOO if not name.startswith("hf/")], *FAST))
-@pytest.mark.filterwarnings("ignore:enable_nested_tensor is True:UserWarning", "ignore:.*weight_norm:FutureWarning")
+@pytest.mark.filterwarnings(*THIRD_PARTY)
 @pytest.mark.filterwarnings("ignore:The channels of these layers are not pruned", "ignore:.*did not run on the example")
 def test_every_network_is_the_same_or_refused(name, tmp_path):
     entry = ZOO[name]

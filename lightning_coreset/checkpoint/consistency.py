@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from lightning_coreset._compat import own_tensors
-from lightning_coreset.module_specs import ModuleSpec, Size, module_spec, sizing_tensor, updated_sizes
+from lightning_coreset.module_specs import ModuleSpec, Size, module_spec, other_sizes, sizing_tensor, updated_sizes
 from lightning_coreset.surgery import ModelShapes
 
 Shape = tuple[int, ...]
@@ -22,6 +22,9 @@ def inferred_sizes(model: nn.Module, original: ModelShapes, shapes: Mapping[str,
     """
     inferred: dict[str, Size] = {}
     for prefix, module in _modules(model):
+        for attribute, tensor, _, dim in other_sizes(module):
+            if prefix + tensor in shapes:
+                inferred[prefix + attribute] = shapes[prefix + tensor][dim]
         found = sizing_tensor(module)
         name = None if found is None else prefix + found[0]
         if name is None or name not in shapes:
@@ -54,6 +57,10 @@ def mismatches(model: nn.Module, original: ModelShapes, target: ModelShapes) -> 
             whole = width if isinstance(width, tuple) else (width,)
             if width is not None and shape is not None and len(shape) == len(whole) and shape != whole:
                 yield f"{prefix + name!r} has shape {shape} where its module has {width} channels"
+        for attribute, name, _, dim in other_sizes(module):
+            shape, fixed = shapes[name], f"{attribute}={attributes[attribute]}"
+            if shape is not None and shape[dim] != attributes[attribute]:
+                yield f"{prefix + name!r} has shape {shape}, which does not fit {fixed}"
         shape = None if found is None else shapes[found[0]]
         if found is not None and shape is not None and not _fits(spec, attributes, shape):
             yield f"{prefix + found[0]!r} has shape {shape}, which does not fit {_in_words(spec, attributes, shape)}"

@@ -54,7 +54,8 @@ def settings_of(module: nn.Module) -> Mapping[str, Any]:
     """What beside its widths a layer's time may depend on: plain attributes, such as its kernel and its stride."""
     found = sizing_tensor(module)
     shape = tuple(found[1].shape) if found is not None else ()
-    widths = module_spec(module).updated_sizes(vars(module), shape).keys() if shape else ()
+    spec = module_spec(module)
+    widths = {*(spec.updated_sizes(vars(module), shape) if shape else ()), *spec.other_sizes}
     plain = {
         name: value
         for name, value in sorted(vars(module).items())

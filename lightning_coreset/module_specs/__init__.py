@@ -12,7 +12,13 @@ from lightning_coreset.module_specs.attribute_paths import (
 )
 from lightning_coreset.module_specs.configs import configs_of, fields_of, parts_of
 from lightning_coreset.module_specs.registry import module_spec, register_module
-from lightning_coreset.module_specs.sizes import check_module_sizes, new_sizes, sizing_tensor, updated_sizes
+from lightning_coreset.module_specs.sizes import (
+    check_module_sizes,
+    new_sizes,
+    other_sizes,
+    sizing_tensor,
+    updated_sizes,
+)
 from lightning_coreset.module_specs.spec import COMMON_HEAD_COUNTS, ModuleSpec
 from lightning_coreset.module_specs.values import Size, is_integer, is_size, plain_size
 
@@ -29,6 +35,7 @@ __all__ = [
     "is_size",
     "module_spec",
     "new_sizes",
+    "other_sizes",
     "owner",
     "parts_of",
     "plain_size",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -49,6 +49,14 @@ def new_sizes(path: str, module: nn.Module, shape: Shape) -> dict[str, Size]:
     return {name: size for name, size in updated.items() if name in vars(module)}
 
 
+def other_sizes(module: nn.Module) -> Iterator[tuple[str, str, Tensor, int]]:
+    """The attributes that follow other tensors than the sizing one: each with a tensor's name, itself and dimension."""
+    tensors = own_tensors(module)
+    for attribute, (name, dim) in module_spec(module).other_sizes.items():
+        if name in tensors and attribute in vars(module):
+            yield attribute, name, tensors[name], dim
+
+
 def updated_sizes(module: nn.Module, sizes: Mapping[str, Size], shape: Shape) -> dict[str, Size]:
     """The sizes that follow from another shape, for a module that had other ``sizes`` than it has now."""
     return module_spec(module).updated_sizes({**vars(module), **sizes}, shape)
@@ -76,6 +84,13 @@ def _check(path: str, module: nn.Module, spec: ModuleSpec) -> None:
             raise ValueError(
                 f"Expected {where} to have the integer attribute {name!r}, which its ModuleSpec lists, "
                 f"but got {value!r}."
+            )
+    for attribute, name, tensor, dim in other_sizes(module):
+        if read_size(module, attribute) != tensor.shape[dim]:
+            raise ValueError(
+                f"Expected {attribute!r} of {where} to be {tensor.shape[dim]}, by its ModuleSpec and the shape "
+                f"{tuple(tensor.shape)} of its {name!r}, but got {read_size(module, attribute)!r}. Correct the "
+                "ModuleSpec or the module."
             )
     for name in spec.running_stats or ():
         if name not in registered_buffers(module):

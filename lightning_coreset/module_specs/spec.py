@@ -43,6 +43,8 @@ class ModuleSpec:
         expected_shape: With a function as ``sizes``, its inverse, where a returned size could hide that a shape is
             impossible: from the module's attributes to the shape of ``tensor``, ``None`` if no shape fits. Checkpoints
             are compared with it.
+        other_sizes: The integer attributes that repeat a size of another parameter or buffer: for each its name and its
+            dimension, as ``{"proj_size": ("weight_hr_l0", 0)}``. Where a module lacks it, the attribute says nothing.
         width: The attribute that is as long as the module's ``vectors``, or of their shape; one of ``sizes``. A
             checkpoint in which they differ is rejected.
         vectors: Names of the tensors that have one element for every channel, and no other dimensions than ``width``.
@@ -82,6 +84,7 @@ class ModuleSpec:
     tensor: str | tuple[str, ...] = "weight"
     sizes: Sizes = field(default_factory=dict)
     expected_shape: Callable[[Mapping[str, Any]], Shape | None] | None = None
+    other_sizes: Mapping[str, tuple[str, int]] = field(default_factory=dict)
     width: str | None = None
     vectors: tuple[str, ...] = ("weight", "bias", "running_mean", "running_var")
     groups: str | None = None
@@ -107,6 +110,7 @@ class ModuleSpec:
                 f"{list(self.sizes)}."  # type: ignore[arg-type]
             )
         _check_input_sizes(self.input_sizes)
+        _check_other_sizes(self.other_sizes)
         if self.running_stats is not None and len(self.running_stats) != 2:
             raise ValueError(f"Expected running_stats=(mean, variance) but got {self.running_stats!r}.")
         if self.expected_shape is not None and not (callable(self.expected_shape) and callable(self.sizes)):
@@ -193,6 +197,16 @@ def _check_sizes(sizes: object) -> None:
             )
         if pair[1] < 1:
             raise ValueError(f"Expected the multiple of {name!r} in `sizes` to be positive but got {pair[1]}.")
+
+
+def _check_other_sizes(sizes: object) -> None:
+    pairs = [*sizes.items()] if isinstance(sizes, Mapping) else [(sizes, sizes)]
+    for name, where in pairs:
+        if not (isinstance(where, tuple) and [*map(type, (name, *where))] == [str, str, int]):
+            raise TypeError(
+                "Expected `other_sizes` to map attributes to (name of a parameter or buffer, dimension), "
+                f"but got {sizes!r}."
+            )
 
 
 def _check_input_sizes(sizes: object) -> None:

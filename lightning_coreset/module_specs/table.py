@@ -75,6 +75,7 @@ def _recurrent_spec(gates: int | None, suffix: str) -> ModuleSpec:
         tensor=f"weight_ih{suffix}",
         sizes=sizes,
         expected_shape=expected,
+        other_sizes={} if gates else {"proj_size": ("weight_hr_l0", 0)},
         is_layer=True,
         always_eval=not gates,  # between its layers it may have dropout
         settle=None if gates else _flatten,

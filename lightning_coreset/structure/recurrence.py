@@ -211,8 +211,6 @@ class FollowedRecurrence(TorchFunctionMode):
         if name is not None:
             labels = self._engine.channel_labels(made, made.dim() - 1, "is a unit of a recurrent layer")
             self._engine.as_many.setdefault((layer_of(name), attribute), {})[name] = labels
-            if attribute == "proj_size":
-                self._engine.counts.append((labels, layer_of(name), attribute))
 
 
 def _with_dim(axes: Sequence[ChannelLabels], dim: int) -> tuple[ChannelLabels, ...]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_coreset._compat import renew_weights
 from lightning_coreset.indexing import index_dims
-from lightning_coreset.module_specs import Size, changed_attributes, new_sizes, read_size, sizing_tensor
+from lightning_coreset.module_specs import Size, changed_attributes, new_sizes, other_sizes, read_size, sizing_tensor
 from lightning_coreset.plan import AttributeChange, ParameterChange
 from lightning_coreset.surgery.model_shapes import record_original_shapes
 from lightning_coreset.surgery.settling import settling
@@ -97,6 +97,9 @@ def _module_sizes(model: nn.Module, new_shapes: Mapping[int, tuple[int, ...]]) -
         if found is not None and id(found[1]) in new_shapes:
             for name, size in new_sizes(path, module, new_shapes[id(found[1])]).items():
                 yield module, name, size
+        for name, _, tensor, dim in other_sizes(module):
+            if id(tensor) in new_shapes:
+                yield module, name, new_shapes[id(tensor)][dim]
 
 
 def _check_attributes(model: nn.Module, attributes: Sequence[AttributeChange]) -> None:

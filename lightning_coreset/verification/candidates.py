@@ -11,6 +11,7 @@ from torch import nn
 from lightning_coreset.module_specs import (
     configs_of,
     new_sizes,
+    other_sizes,
     parts_of,
     remembered_integers,
     sizing_tensor,
@@ -106,7 +107,8 @@ class RememberedNumbers:
             follow = {} if found is None else new_sizes(path, module, tuple(found[1].shape))
         except ValueError:
             follow = {}
-        return {name: value for name, value in remembered_integers(module).items() if _first(name) not in follow}
+        known = {*follow, *(attribute for attribute, *_ in other_sizes(module))}
+        return {name: value for name, value in remembered_integers(module).items() if _first(name) not in known}
 
     def _read(self, reads: Reads) -> Iterator[_Number]:
         holders: dict[int, list[tuple[str, str, Any]]] = {}  # of config objects, by id
