@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -86,9 +87,9 @@ def content(path: str | Path) -> dict[str, Any]:
 
 
 def params(path: str | Path) -> int:
-    """Parameters of the model in a file."""
+    """Parameters of the model in a file, without the record of pruning, which is a tensor among averages."""
     state = content(path)["state_dict"]
-    return sum(tensor.numel() for key, tensor in state.items() if key.startswith("net."))
+    return sum(tensor.numel() for key, tensor in state.items() if re.fullmatch(r"net\.\d.*", key))
 
 
 def kept(callback: ModelCheckpoint) -> dict[str, float]:
