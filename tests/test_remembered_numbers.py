@@ -122,6 +122,33 @@ class Attention(nn.Module):
         return self.proj(y.transpose(1, 2).reshape(batch, length, self.attn_dim))
 
 
+class Computed(nn.Module):
+    """Attention whose number of heads is a property, of a number that it keeps or of a layer's width."""
+
+    def __init__(self, config: dict[str, int] | None = None) -> None:
+        super().__init__()
+        self.settings_config = config
+        self.q, self.k, self.v, self.proj = (nn.Linear(12, 12) for _ in range(4))
+
+    @property
+    def heads(self) -> int:
+        return self.q.out_features // 4 if self.settings_config is None else self.settings_config["count"]
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (layer(x).unflatten(2, (self.heads, -1)).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        return self.proj(functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("config", [None, {"count": 3}])
+def test_a_number_of_heads_that_is_computed_follows_by_itself(config):
+    model = nn.Sequential(nn.Linear(6, 12), Computed(config), nn.Linear(12, 3))
+
+    plan = prune(model, torch.randn(2, 5, 6), {"1.q": 0.34})
+
+    assert (model[1].heads, model[1].q.out_features) == (2, 8)
+    assert [group.channels_after for group in plan.groups] == [2]
+
+
 @pytest.mark.parametrize(
     ("model", "numbers"),
     [

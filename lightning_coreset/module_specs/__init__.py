@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lightning_coreset.module_specs.attention import NarrowAttention
 from lightning_coreset.module_specs.attribute_paths import (
+    can_be_set,
     changed_attributes,
     owner,
     read_size,
@@ -27,6 +28,7 @@ __all__ = [
     "ModuleSpec",
     "NarrowAttention",
     "Size",
+    "can_be_set",
     "changed_attributes",
     "check_module_sizes",
     "configs_of",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -40,6 +41,16 @@ def read_size(module: nn.Module, path: str) -> Any:
     if number is not None:
         return plain_size(value)[number] if _has_element(value, number) else None  # type: ignore[index]
     return plain_size(value) if is_size(value) else value
+
+
+def can_be_set(module: nn.Module, path: str) -> bool:
+    """Whether what stands at a path can be given another value: not what a property without a setter computes.
+
+    Such a value follows from others by itself, or is a number in the code.
+    """
+    name = _parse(path)[0][0]
+    computed = inspect.getattr_static(type(module), name, None)
+    return not isinstance(computed, property) or computed.fset is not None
 
 
 def changed_attributes(changes: Iterable[tuple[nn.Module, str, Size]]) -> list[tuple[nn.Module, str, Any]]:

@@ -107,16 +107,17 @@ def analyse(
 def _of_one_width(structure: Structure, classes: GroupBuilder) -> Structure:
     """Groups of which a module has one width for all, as of the layers of an ``nn.LSTM``, as one group."""
     joined, reasons = [], {}
-    for module, attribute, names in classes.of_one_width():
+    for module, attribute, names, why in classes.of_one_width():
         groups = [group for group in structure.groups if group.name in names]
         whole = len(groups) == len(names) and len({group.size for group in groups}) == 1
         one = merged(groups) if whole and len(groups) > 1 else None
         if one is not None and one.pairing is not None:  # not found by a trial, so that it has no other names
             joined.append((replace(one, pairing=replace(one.pairing, merged=())), names))
         elif not whole:
-            reason = (
-                f"has as many channels as another layer of {module or 'the module'}, by its {attribute}, which stay"
-            )
+            where = module or "the module"
+            reason = f"has as many channels as another layer of {where}, by its {attribute}, which stay"
+            if why:  # of the module, which is what has a name for people
+                reason = f"{why} (all layers of {where} have one {attribute})"
             reasons |= dict.fromkeys([group.name for group in groups], reason)
     return structure.with_merged(joined).without(reasons)
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from lightning_coreset.module_specs import COMMON_HEAD_COUNTS, module_spec, read_size
+from lightning_coreset.module_specs import COMMON_HEAD_COUNTS, can_be_set, module_spec, read_size
 from lightning_coreset.structure.head_dimensions import HeadBlocks, within_heads
 from lightning_coreset.structure.places import ClassPositions, Dim
 from lightning_coreset.structure.propagation import Propagation
@@ -71,10 +72,11 @@ class GroupBuilder:
         places.number(class_of)
         return [self._group(number, sizes[number], dims[number], places) for number in ranked]
 
-    def of_one_width(self) -> list[tuple[str, str, list[str]]]:
+    def of_one_width(self) -> list[tuple[str, str, list[str], str]]:
         """Modules, attributes, and the names of the groups whose channels these attributes count; ``""`` for none.
 
-        Attributes that count channels of the same groups are told as one.
+        Attributes that count channels of the same groups are told as one. The last is why those stay that are in no
+        group, or are only a part of one; empty if there are none.
         """
         found: list[tuple[str, str, set[int]]] = []
         for (module, attribute), parts in self.engine.as_many.items():
@@ -86,9 +88,19 @@ class GroupBuilder:
                 numbers |= other[2]
             found.append((module, attribute, numbers))
         return [
-            (module, attribute, [self._names[number] if number >= 0 else "" for number in sorted(numbers)])
+            (
+                module,
+                attribute,
+                [self._names[number] if number >= 0 else "" for number in sorted(numbers)],
+                self._why_a_layer_stays(self.engine.as_many[module, attribute]),
+            )
             for module, attribute, numbers in found
         ]
+
+    def _why_a_layer_stays(self, parts: Mapping[str, Tensor]) -> str:
+        """Why channels of one of these weights are in no group; empty if all are."""
+        staying = (name for name, labels in parts.items() if -1 in self._numbers(labels))
+        return next((self._why((name, 0)) for name in staying), "")
 
     def product_macs(self) -> dict[tuple[str, ...], float]:
         """What products without a weight cost, by the names of the groups that this goes with in proportion."""
@@ -199,9 +211,10 @@ class GroupBuilder:
         size = len(members[0].index)
         counts = []
         for (module, name), (labels, length) in named.items():
-            if module in self._copied_modules:
+            holder = self.engine.modules.get(module)
+            if module in self._copied_modules or holder is None or not can_be_set(holder, name):
                 continue
-            value = read_size(self.engine.modules[module], name) if module in self.engine.modules else None
+            value = read_size(holder, name)
             if isinstance(value, int) and value == length and labels % size == 0:
                 counts.append(Count(module, name, labels // size))  # as wide as several groups together, maybe
             elif isinstance(value, int) and value and value % size == 0:

@@ -189,3 +189,16 @@ def test_products_that_are_not_counted_are_told() -> None:
         assert count_macs(model, x) == 36 + 48 + 12
     with pytest.warns(UserWarning, match=r"multiply-accumulates of aten\._cdist_forward are not counted"):
         prune(model, x, 0.2, unit="macs")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("options", [{"num_layers": 2}, {"bidirectional": True, "num_layers": 3}])
+def test_a_layer_whose_outputs_leave_says_so_of_the_module(kind: type[nn.RNNBase], options: dict[str, Any]) -> None:
+    model = nn.ModuleDict({"layer": kind(5, 8, batch_first=True, **options)})
+    model.forward = lambda x: model["layer"](x)[0]
+
+    structure = analyse(model, torch.randn(2, 4, 5))
+
+    reason = "makes outputs of the network (all layers of layer have one hidden_size)"
+    assert structure.groups == ()
+    assert set(structure.refused.values()) == {reason}
