@@ -26,6 +26,7 @@ from lightning_coreset.planning.request import (
     Request,
     check_flags,
 )
+from lightning_coreset.planning.thin_layers import why_thin
 
 __all__ = [
     "DEFAULT_RATIO",
@@ -63,6 +64,7 @@ __all__ = [
     "unread_groups",
     "why_less",
     "why_nothing_goes",
+    "why_thin",
     "with_later_groups",
     "without_read",
     "without_unread",

@@ -26,6 +26,7 @@ class AllowedSizes:
         sizes: In classes, the present size first, then every smaller one that is allowed.
         multiple: How many classes are removed at a time.
         is_even: Whether the sizes are all multiples of this number, from one to the other.
+        channels_of_a_class: The fewest channels that one class is in a layer that computes it.
     """
 
     name: str
@@ -33,18 +34,19 @@ class AllowedSizes:
     sizes: tuple[int, ...]
     multiple: int = 1
     is_even: bool = True
+    channels_of_a_class: int = 1
 
     @classmethod
     def of(cls, group: ChannelGroup, request: Request, original: int) -> AllowedSizes:
         """The sizes of a group as it is now that had ``original`` classes."""
-        multiple = _multiple(group, request.round_to)
+        multiple, narrowest = _multiple(group, request.round_to), _narrowest(group)
         fewest = max(
-            math.ceil(request.min_channels / _narrowest(group)),
+            math.ceil(request.min_channels / narrowest),
             math.ceil(original * (1 - request.max_layer_ratio) - _ROUNDING),
             LEAST_NORMALIZED if group.normalized else 1,
         )
         lower = range(multiple * ((group.size - 1) // multiple), fewest - 1, -multiple)
-        return cls(group.name, original, (group.size, *lower), multiple)
+        return cls(group.name, original, (group.size, *lower), multiple, channels_of_a_class=narrowest)
 
     @property
     def smallest(self) -> int:

@@ -27,6 +27,7 @@ from lightning_coreset.planning import (
     prunable,
     sensible,
     why_less,
+    why_thin,
     with_later_groups,
 )
 from lightning_coreset.schedule import Order
@@ -295,6 +296,9 @@ class EventPlanner:
         self._told = request.target
         for message in idle_rules(pl_module, structure, request):
             rank_zero_warn(message)
+        thin = why_thin(pl_module, structure, request, original=original)
+        if thin is not None:
+            rank_zero_warn(thin)
         final = final_sizes(pl_module, structure, request, original) if self.order == "bottom_up" else {}
         return original, dict(final), request.target if request.by_default else None
 
