@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from numbers import Integral, Real
 from typing import Any
 
+from torch import nn
+
 
 def is_whole_number(value: Any) -> bool:
     """Whether a value is an integer, also numpy's; True and False are none."""
@@ -17,6 +19,21 @@ def is_whole_number(value: Any) -> bool:
 def is_number(value: Any) -> bool:
     """Whether a value is a finite real number, also numpy's; True and False are none."""
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def check_is_module(model: Any) -> None:
+    """Refuse a model that is none, such as its class.
+
+    Raises:
+        ValueError: If it is something else.
+    """
+    if isinstance(model, nn.Module):
+        return
+    if isinstance(model, type):
+        raise ValueError(
+            f"Expected model to be an nn.Module but got the class {model.__name__}. Make one: {model.__name__}(...)."
+        )
+    raise ValueError(f"Expected model to be an nn.Module but got {type(model).__name__}.")
 
 
 def is_default(value: Any, default: Any) -> bool:

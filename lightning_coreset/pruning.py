@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from lightning_coreset._arguments import check_is_module
 from lightning_coreset._calls import level_of_caller, same_arguments_as
 from lightning_coreset._deprecated import takes_old_names
 from lightning_coreset.checkpoint import make_resizable, write_configs
@@ -32,6 +33,7 @@ from lightning_coreset.planning import (
     sensible,
     why_less,
     why_nothing_goes,
+    why_thin,
     without_unread,
 )
 from lightning_coreset.state import duplicate
@@ -91,6 +93,7 @@ def plan_pruning(
         64
     """
     request = Request.of(locals())
+    check_is_module(model)
     check_flags(self_check=self_check, change_attributes=change_attributes, certify=certify, verbose=verbose)
     request.check_trial(self_check)
     example = Example.of(example_inputs)
@@ -110,6 +113,10 @@ def plan_pruning(
         warnings.warn(why_less(model, structure, request), stacklevel=level_of_caller())
     inputs = measure_input_norms(model, example) if certify else None
     plan = make_plan(model, structure, request, inputs=inputs)
+    sizes = {group.name: group.channels_after for group in plan.groups}
+    thin = why_thin(model, structure, request, sizes=sizes)
+    if thin is not None:
+        warnings.warn(thin, stacklevel=level_of_caller())
     if plan.channels_removed == 0 and request.target > 0 and not request.method.chooses_sizes:
         warnings.warn(why_nothing_goes(model, structure, request), stacklevel=level_of_caller())
     return plan
@@ -251,6 +258,7 @@ def count_macs(model: nn.Module, example_inputs: ExampleInputs) -> int:
         >>> count_macs(nn.Linear(16, 10), torch.randn(4, 16))
         160
     """
+    check_is_module(model)
     structure = analyse(model, Example.of(example_inputs))
     warn_of_uncounted(structure.uncounted)
     return sum(structure.macs.values())

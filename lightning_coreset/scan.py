@@ -8,6 +8,7 @@ from numbers import Real
 
 from torch import nn
 
+from lightning_coreset._arguments import check_is_module
 from lightning_coreset._deprecated import takes_old_names
 from lightning_coreset.methods import MethodLike, as_method
 from lightning_coreset.plan import PruningPlan
@@ -158,6 +159,7 @@ def sensitivity_scan(
         2            12   317   260
         whole network: 374
     """
+    check_is_module(model)
     if not callable(evaluate):
         raise ValueError(f"Expected evaluate to be a function of the network but got {type(evaluate).__name__}.")
     ratios = _checked_ratios(ratios)

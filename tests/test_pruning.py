@@ -14,7 +14,15 @@ from breadth import crossed
 from networks import NETWORKS, assert_same_random, assert_untouched, make, random_states, snapshot
 from torch import Tensor, nn
 
-from lightning_coreset import plan_pruning, prune
+from lightning_coreset import (
+    load_pruned,
+    make_plain,
+    make_resizable,
+    measure_latency,
+    plan_pruning,
+    prune,
+    sensitivity_scan,
+)
 from lightning_coreset.methods import Magnitude, Random, Reconstruction, Sensitivity
 from lightning_coreset.planning import Request
 from lightning_coreset.pruning import count_macs
@@ -459,7 +467,8 @@ def test_one_channel_of_each_group_always_stays(rule):
     model = nn.Sequential(nn.Linear(rule, 6), nn.ReLU(), nn.Linear(6, 4), nn.ReLU(), nn.Linear(4, 2))
     left = rule + 1 + 2 + 4
     whole = sum(parameter.numel() for parameter in model.parameters())
-    plan = prune(model, torch.randn(2, rule), 1 - (left - 1) / whole)
+    with pytest.warns(UserWarning, match=r"leaves next to nothing of these layers.*:\n  0: 1 of 6 channels\n"):
+        plan = prune(model, torch.randn(2, rule), 1 - (left - 1) / whole)
     assert [group.channels_after for group in plan.groups] == [1, 1]
     assert plan.params_after == left
     assert plan.reached < plan.requested
@@ -476,3 +485,27 @@ def test_pruning_again(name):
     assert second.params_before == second.params_original == first.params_after
     assert second.params_after == sum(parameter.numel() for parameter in model.parameters()) < first.params_after
     assert model(x).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda model: prune(model, torch.ones(1, 3), 0.5),
+        lambda model: count_macs(model, torch.ones(1, 3)),
+        lambda model: sensitivity_scan(model, torch.ones(1, 3), lambda network: 1.0),
+        lambda model: measure_latency(model, torch.ones(1, 3)),
+        make_resizable,
+        make_plain,
+    ],
+)
+def test_a_class_in_place_of_a_model_is_told_by_its_name(call):
+    with pytest.raises(ValueError, match=r"got the class Identity\. Make one: Identity\(\.\.\.\)\."):
+        call(nn.Identity)
+    with pytest.raises(ValueError, match=r"Expected model to be an nn\.Module but got str"):
+        call("model")
+
+
+@pytest.mark.parametrize("arguments", [("file.pt", nn.Identity), (nn.Identity(), "file.pt")])
+def test_load_pruned_wants_the_class_first(arguments):
+    with pytest.raises(ValueError, match=r"Expected the class of the model, then the file, but got (str|Identity)"):
+        load_pruned(*arguments)

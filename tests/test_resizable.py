@@ -147,6 +147,19 @@ def test_strictness_is_passed_on(strict):
             assert_same(model.state_dict(), pruned.state_dict())
 
 
+def test_an_error_of_names_says_how_to_be_lenient_where_torch_does_not_tell():
+    pruned, model = mlp(8, 16, 3), make_resizable(mlp(8, 16, 3))
+    prune(pruned, torch.randn(2, 8), 0.5)
+    state: dict[str, Any] = {**pruned.state_dict(), "other": torch.ones(1)}
+
+    with pytest.raises(ValueError, match=r"set `model\.strict_loading = False` first"):
+        model.load_state_dict(state, strict=False)
+
+    model.strict_loading = False
+    model.load_state_dict(state, strict=False)
+    assert_same(model.state_dict(), pruned.state_dict())
+
+
 def test_equal_sizes_are_loaded_as_ever_and_what_loaded_stays_resizable():
     model, other = mlp(8, 16, 3), mlp(8, 16, 3)
     with resizable():

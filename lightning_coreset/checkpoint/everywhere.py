@@ -32,7 +32,9 @@ def resizable() -> Iterator[None]:
 
     For frameworks that build a model and load its checkpoint in one call, where nobody could call
     :func:`make_resizable` in between: their own ``load``, ``load_from_checkpoint`` and ``from_pretrained``-like
-    functions read pruned models then, as do ``trainer.test(ckpt_path=...)`` and ``Trainer.fit(ckpt_path=...)``. What
+    functions read pruned models then, as do ``trainer.test(ckpt_path=...)`` and ``Trainer.fit(ckpt_path=...)``. Not
+    that of Hugging Face's transformers, which does not call ``load_state_dict``: for it there is
+    :func:`~lightning_coreset.huggingface.load_pretrained`. What
     was loaded stays resizable. Where a class drops tensors of other sizes in a ``load_state_dict`` of its own, it gets
     the sizes before that. A module that is given tensors of its own sizes is loaded as ever.
 

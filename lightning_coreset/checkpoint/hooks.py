@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar, get_args
 
 from torch import nn
 
+from lightning_coreset._arguments import check_is_module
 from lightning_coreset._compat import state_dict_hooks, without_compile_wrapper
 from lightning_coreset.checkpoint.metadata import KEY, PruningMetadata
 from lightning_coreset.checkpoint.record_tensor import combined, pop_records, record_entry
@@ -76,6 +77,7 @@ def make_resizable(model: Model, *, record: RecordForm = "metadata") -> Model:
     """
     if record not in get_args(RecordForm):
         raise ValueError(f"Expected record to be one of {get_args(RecordForm)} but got {record!r}.")
+    check_is_module(model)
     inner = without_compile_wrapper(model)
     if not is_resizable(model):
         inner.register_state_dict_post_hook(_write_record)
@@ -113,6 +115,7 @@ def make_plain(model: Model) -> Model:
         >>> b"lightning_coreset" in file.getvalue()
         False
     """
+    check_is_module(model)
     narrow = [path for path, module in model.named_modules() if isinstance(module, NarrowAttention)]
     if narrow:
         warnings.warn(

@@ -57,6 +57,11 @@ def load_pruned(
         >>> loaded[0]
         Linear(in_features=16, out_features=32, bias=True)
     """
+    if not callable(cls) or isinstance(cls, nn.Module):
+        raise ValueError(
+            f"Expected the class of the model, then the file, but got {type(cls).__name__} for the class. Write "
+            "load_pruned(Model, path)."
+        )
     content = read_checkpoint(path, weights_only)
     load = getattr(cls, "load_from_checkpoint", None)
     if load is not None and (content is None or "state_dict" in content):

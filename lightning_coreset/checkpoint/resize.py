@@ -78,7 +78,7 @@ def resize_to_state_dict(
         return
 
     check_module_sizes(model)
-    _raise_for(model, _wrong_names(model, state, metadata, strict))
+    _raise_for(model, _wrong_names(model, state, metadata, strict), _TO_BE_LENIENT if strict else "")
     if metadata is None:
         _raise_for(model, _wrong_shapes(model, original, loaded))
     else:
@@ -194,7 +194,12 @@ def _wrong_shapes(model: nn.Module, original: ModelShapes, loaded: Shapes) -> It
             yield f"{name!r} has shape {shape} where the model's is {before}, but it {unsupported[name]}"
 
 
-def _raise_for(model: nn.Module, problems: Iterable[str]) -> None:
+_TO_BE_LENIENT = (
+    " To leave out names, set `model.strict_loading = False` first: torch does not tell how `strict` is set."
+)
+
+
+def _raise_for(model: nn.Module, problems: Iterable[str], hint: str = "") -> None:
     found = list(islice(problems, _MOST_LINES + 1))
     if found:
         lines = [*found[:_MOST_LINES], *(("...",) if len(found) > _MOST_LINES else ())]
@@ -202,5 +207,5 @@ def _raise_for(model: nn.Module, problems: Iterable[str]) -> None:
             f"Expected a state dict of this {type(model).__name__}, pruned or not, but got one in which\n- "
             + "\n- ".join(lines)
             + "\nThe model is unchanged. Build it with the arguments it was trained with, or load another checkpoint "
-            "(docs/checkpoints.md)."
+            f"(docs/checkpoints.md).{hint}"
         )

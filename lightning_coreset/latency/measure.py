@@ -10,7 +10,7 @@ from itertools import product
 import torch
 from torch import Tensor, nn
 
-from lightning_coreset._arguments import is_number, is_whole_number
+from lightning_coreset._arguments import check_is_module, is_number, is_whole_number
 from lightning_coreset.latency.curves import Curve, grid
 from lightning_coreset.latency.environment import Environment
 from lightning_coreset.latency.layers import LayerCall, called_layers, evaluated
@@ -75,6 +75,7 @@ def measure_latency(
         >>> sorted(table.layer_seconds())
         ['0', '2']
     """
+    check_is_module(model)
     if not is_number(seconds) or seconds <= 0:
         raise ValueError(f"Expected seconds to be a positive number but got {seconds!r}.")
     if batch_size is not None and (not is_whole_number(batch_size) or batch_size < 1):
