@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from inspect import Parameter, signature
 from typing import Any, TypeVar
 
-from lightning_coreset._arguments import is_default
+from lightning_coreset._arguments import is_default, is_number
 from lightning_coreset._calls import OLD_ARGUMENTS
 
 _MOST = 200
@@ -90,7 +90,9 @@ def _arguments(init: Callable[..., None]) -> dict[str, Parameter]:
 
 
 def _short(value: Any) -> str:
-    """A value in a few characters; of a tensor its shape."""
+    """A value in a few characters; of a tensor its shape, numbers of numpy as those of Python."""
+    if is_number(value):
+        return str(value)
     shape = getattr(value, "shape", None)
     if shape is not None:
         return f"<{type(value).__name__} {tuple(shape)}>"
@@ -99,6 +101,13 @@ def _short(value: Any) -> str:
     return _SHORT.repr(value)
 
 
-_SHORT = reprlib.Repr()
+class _Short(reprlib.Repr):
+    """Classes, as in rules for layers, by their names alone."""
+
+    def repr_type(self, x: type, level: int) -> str:
+        return x.__qualname__
+
+
+_SHORT = _Short()
 _SHORT.maxother = _SHORT.maxstring = 40
 _SHORT.maxdict = _SHORT.maxlist = _SHORT.maxtuple = 4

@@ -9,7 +9,7 @@ from html import escape
 Rows = Sequence[Sequence[str]]
 
 _NUMBER = r"[-+]?[\d.,]+(e[-+]?\d+)?%?"
-_NUMBERS = re.compile(rf"({_NUMBER}( -> {_NUMBER})?( [kMG]?B| s)?)?|-?(nan|inf)")
+_NUMBERS = re.compile(rf"({_NUMBER}( -> {_NUMBER})?( [kMG]?B| m?s)?)?|-?(nan|inf)")
 
 
 def number_columns(rows: Rows, *, names: bool = True) -> list[bool]:

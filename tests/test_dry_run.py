@@ -46,6 +46,13 @@ def test_it_shows_the_sizes_that_training_will_have(order, unit):
     assert count_params(module) == callback.plans[-1].params_after
 
 
+def test_it_is_iterated_over_as_its_plans():
+    dry = CoresetPruningCallback(0.5, schedule={1: 0.2, 3: 0.5}).dry_run(make_trainer(max_epochs=5), WithExample())
+
+    assert len(dry) == 2
+    assert list(dry) == [dry.plans[1], dry.plans[3]]
+
+
 def test_it_prints_a_row_for_every_event_and_every_group():
     callback = CoresetPruningCallback(0.5, schedule={1: 0.2, 3: 0.5})
 

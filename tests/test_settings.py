@@ -4,8 +4,10 @@ import copy
 import inspect
 import pickle
 
+import numpy as np
 import pytest
 import torch
+from torch import nn
 from torchmetrics.classification import MulticlassF1Score
 
 from lightning_coreset import CoresetPruningCallback
@@ -76,6 +78,8 @@ def test_a_callback_of_an_old_pickle_says_that_it_does_not_know():
         ({"pruning_ratio": 0.5}, "CoresetPruningCallback(0.5)"),
         ({"unit": "macs", "seed": 3}, "CoresetPruningCallback(unit='macs', seed=3)"),
         ({"example_inputs": torch.ones(2, 8)}, "CoresetPruningCallback(example_inputs=<Tensor (2, 8)>)"),
+        ({"pruning_ratio": np.float32(0.1), "seed": np.int64(3)}, "CoresetPruningCallback(0.1, seed=3)"),
+        ({"pruning_ratio": {nn.Linear: 0.5}}, "CoresetPruningCallback({Linear: 0.5})"),
         ({"schedule": {1: 0.2, 5: 0.4}}, "CoresetPruningCallback(schedule={1: 0.2, 5: 0.4})"),
     ],
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,8 @@ from lightning_coreset.training.timeline import Timeline
 class DryRun:
     """What a schedule will do to a model.
 
+    It has a length, and is iterated over as ``plans.values()``: one plan after the other.
+
     Attributes:
         plans: The plan of every event, by epoch (step).
         interval: What the keys of ``plans`` count.
@@ -33,6 +35,14 @@ class DryRun:
 
     plans: Mapping[int, PruningPlan]
     interval: Interval
+
+    def __len__(self) -> int:
+        """How many events there are."""
+        return len(self.plans)
+
+    def __iter__(self) -> Iterator[PruningPlan]:
+        """The plans, one for every event in their order."""
+        return iter(self.plans.values())
 
     def __str__(self) -> str:
         """Tables of the events and of the groups, and the layers that stay; ``print(plans[time])`` shows one event."""
@@ -46,10 +56,10 @@ class DryRun:
         if not self.plans:
             return "<DryRun: no events>"
         times, plans = list(self.plans), list(self.plans.values())
-        return (
-            f"<DryRun: {len(plans)} events, {self.interval}s {times[0]} to {times[-1]}, {plans[0].params_before:,} -> "
-            f"{plans[-1].params_after:,} parameters>"
-        )
+        events = f"{len(plans)} events, {self.interval}s {times[0]} to {times[-1]}"
+        if len(plans) == 1:
+            events = f"1 event, {self.interval} {times[0]}"
+        return f"<DryRun: {events}, {plans[0].params_before:,} -> {plans[-1].params_after:,} parameters>"
 
     def _repr_html_(self) -> str:
         """What notebooks show: the events, with groups and reasons folded away."""

@@ -67,15 +67,23 @@ class PruningRun:
     _next_event: float = math.inf
     _waits_in_epoch: int = -1
 
+    def __post_init__(self) -> None:
+        self._go_on_from(self.progress)
+
     def start(self, trainer: pl.Trainer) -> None:
         """Start a fit; a Trainer that has not trained yet starts a new run."""
         self._events, self._waits_in_epoch = {}, -1
         self._examples = []
         if trainer.current_epoch == 0 and trainer.global_step == 0:
-            self.progress = Progress()
+            self._go_on_from(Progress())
             self.guard.reset()
             self.checkpoints.start()
             self.monitor.was_logged = False
+
+    def _go_on_from(self, progress: Progress) -> None:
+        """Take over what was done; only this run knows what is measured."""
+        self.progress = progress
+        progress.history.metric = self.monitor.name
 
     def watch_checkpoints(self, trainer: pl.Trainer) -> None:
         """Watch what the Trainer's ModelCheckpoints save in this fit."""
@@ -121,12 +129,14 @@ class PruningRun:
             if changed:
                 self._events = self.timeline.events(trainer)
                 self._find_next_event()
+            if not self.progress.is_resumed and not self.progress.plans:
+                self.reporter.note_original(pl_module)
             if begun and self.progress.original is not None:
-                self.reporter.structure_known(trainer, self._outlook)
+                self.reporter.structure_known(trainer, lambda: self._outlook(self.timeline.position(trainer)))
             return changed
         return False
 
-    def _outlook(self) -> Outlook:
+    def _outlook(self, now: int) -> Outlook:
         """What will be pruned in this fit, for people."""
         request, curve = self.planner.request, self.timeline.schedule.curve
         groups, skipped = self.planner.offered
@@ -138,7 +148,7 @@ class PruningRun:
             rules=isinstance(request.pruning_ratio, Mapping),
             groups=groups,
             skipped=skipped,
-            times=sorted(self.progress.open_events(self._events)),
+            times=sorted({max(time, now) for time in self.progress.open_events(self._events)}),
             interval=self.timeline.interval,
             curve=curve if isinstance(curve, str) else getattr(curve, "__name__", "given"),
         )
@@ -268,7 +278,8 @@ class PruningRun:
                 "file is damaged, or was written by a newer lightning_coreset. Resume from another checkpoint, or "
                 "start a new run from its weights: load_pruned reads them alone."
             ) from error
-        self.progress, self._examples = progress, examples
+        self._go_on_from(progress)
+        self._examples = examples
         self.checkpoints.load(*checkpoints)
         self.monitor.was_logged = state_dict.get("was_logged") is True
 

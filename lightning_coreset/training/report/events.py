@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lightning_coreset.plan import GroupPlan, PruningPlan
-from lightning_coreset.plan_tables import UNITS, by_loss, removed
+from lightning_coreset.plan_tables import UNITS, by_loss, removed, removed_ms
 from lightning_coreset.qualified_names import alike
 from lightning_coreset.training.report.console import pretty_table
 from lightning_coreset.training.report.records import EventRecord
@@ -25,10 +25,10 @@ def event_report(plan: PruningPlan, record: EventRecord, when: str, metric: str 
         metric: The name of what is measured as accuracy.
     """
     if not plan.channels_removed:
-        return f"Pruned nothing more at {when}: {_reached(record)}."
+        return nothing_to_do(record, when)
     return "\n".join(
         [
-            f"Pruned at {when}: {_reached(record)}.",
+            f"Pruned at {when}: {reached(record)}.",
             pretty_table(_model_rows(plan, record, metric)),
             "",
             *_groups(plan, record),
@@ -39,7 +39,7 @@ def event_report(plan: PruningPlan, record: EventRecord, when: str, metric: str 
 def event_line(plan: PruningPlan, record: EventRecord, when: str, metric: str = "accuracy") -> str:
     """The same in one line, for notebooks."""
     if not plan.channels_removed:
-        return event_report(plan, record, when)
+        return nothing_to_do(record, when)
     accuracies = [accuracy(one) for one in (record.accuracy_before, record.accuracy_after) if one is not None]
     measured = f", {metric} {' -> '.join(accuracies)}" if accuracies else ""
     removed_so_far = f"{record.reached:.2%} of the {UNITS.get(record.unit, record.unit)} removed"
@@ -52,9 +52,32 @@ def accuracy(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
 
 
-def _reached(record: EventRecord) -> str:
-    unit = UNITS.get(record.unit, record.unit)
-    return f"{record.reached:.2%} of the {unit} are removed ({record.requested:.2%} requested)"
+def reached(record: EventRecord) -> str:
+    """How much is gone, and how much was asked for."""
+    return f"{_removed(record)} ({record.requested:.2%} requested)"
+
+
+def nothing_to_do(record: EventRecord, when: str) -> str:
+    """What is said of an event that removes no channel, since the ratio is reached as nearly as it can be."""
+    if record.reached >= record.requested:
+        return f"Nothing to do at {when}: {_removed(record)} already ({record.requested:.2%} requested)."
+    return (
+        f"Nothing to do at {when}: {_removed(record)}, the nearest to the {record.requested:.2%} requested that can be "
+        "reached in whole steps."
+    )
+
+
+def _removed(record: EventRecord) -> str:
+    are = "is" if record.unit == "latency" else "are"
+    return f"{record.reached:.2%} of the {UNITS.get(record.unit, record.unit)} {are} removed"
+
+
+def latency_row(*seconds: float | None) -> list[tuple[str, ...]]:
+    """The row of milliseconds, of the original first; none where time is not counted."""
+    known = [each for each in seconds if each is not None]
+    if len(known) < len(seconds):
+        return []
+    return [("latency in ms", *(f"{1e3 * each:.4g}" for each in known), f"{known[-1] / known[0]:.1%}")]
 
 
 def _model_rows(plan: PruningPlan, record: EventRecord, metric: str) -> list[tuple[str, ...]]:
@@ -68,6 +91,8 @@ def _model_rows(plan: PruningPlan, record: EventRecord, metric: str) -> list[tup
     rows += [
         (name, *(f"{number:,}" for number in own), f"{own[-1] / max(own[0], 1):.1%}") for name, own in numbers.items()
     ]
+    times = (record.latency_original, plan.latency_before, plan.latency_after)
+    rows += latency_row(*times)
     if record.accuracy_before is not None or record.accuracy_after is not None:
         rows.append((metric, "", accuracy(record.accuracy_before), accuracy(record.accuracy_after), ""))
     return rows
@@ -99,7 +124,7 @@ def _groups(plan: PruningPlan, record: EventRecord) -> list[str]:
     return lines
 
 
-_HEADS = ("group", "channels", "left", "params", "MACs", "error", "method")
+_HEADS = ("group", "channels", "left", "params", "MACs", "latency", "error", "method")
 
 
 def _cells(group: GroupPlan, original: int) -> tuple[str, ...]:
@@ -108,6 +133,7 @@ def _cells(group: GroupPlan, original: int) -> tuple[str, ...]:
         f"{group.channels_after / original:.0%}",
         removed(group.params_removed),
         removed(group.macs_removed),
+        removed_ms(group.latency_removed),
         group.method.partition(" (")[0],
     )
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from lightning_coreset.plan_tables import UNITS
 from lightning_coreset.qualified_names import by_reason, sentence
 from lightning_coreset.training.report.console import pretty_table
-from lightning_coreset.training.report.events import accuracy
+from lightning_coreset.training.report.events import accuracy, latency_row, reached
 from lightning_coreset.training.report.history import History
 
 _MOST_REASONS = 4
@@ -26,7 +26,7 @@ class Outlook:
         rules: Whether rules give groups ratios of their own, of which ``target`` is the largest.
         groups: How many groups may lose channels.
         skipped: The layers that stay, each with the reason.
-        times: The epochs (steps) of the events to come.
+        times: The epochs (steps) of the events to come; those that are due already come now, as one.
         interval: What these count.
         curve: The name of the schedule.
     """
@@ -49,13 +49,20 @@ class Outlook:
         return f"{first}\n{self._stays()}" if self.skipped else first
 
     def _size(self) -> str:
-        unit = UNITS.get(self.unit, self.unit)
-        of = f"of the {unit}" if self.whole is None else f"of {self.whole:,} {unit}"
+        of = f"of {self._whole()}"
         if self.target is None:
             return f"as much {of} as the method allows"
         if self.rules:
             return f"up to {_percent(self.target)} of a group's channels, by rules"
+        if not self.times:
+            return f"{_percent(self.reached)} {of} removed"
         return f"{_percent(self.reached)} -> {_percent(self.target)} {of}"
+
+    def _whole(self) -> str:
+        unit = UNITS.get(self.unit, self.unit)
+        if self.whole is None:
+            return f"the {unit}"
+        return f"{1e3 * self.whole:.4g} ms of latency" if self.unit == "latency" else f"{self.whole:,} {unit}"
 
     def _events(self) -> str:
         if not self.times:
@@ -101,9 +108,7 @@ class Outcome:
         taken_back = f", {undone} of them taken back" if undone else ""
         if last is None:
             return f"Pruning is over: {events}{taken_back}; the model is the original one."
-        unit = UNITS.get(last.unit, last.unit)
-        ratio = f"{last.reached:.2%} of the {unit} are removed ({last.requested:.2%} requested)"
-        lines = [f"Pruning is over: {ratio}, in {events}{taken_back}.", pretty_table(self._rows())]
+        lines = [f"Pruning is over: {reached(last)}, in {events}{taken_back}.", pretty_table(self._rows())]
         return "\n".join([*lines, *self._accuracies(), self._time()])
 
     def _rows(self) -> list[tuple[str, ...]]:
@@ -118,6 +123,7 @@ class Outcome:
             ),
         }
         rows = [(name, *(f"{number:,}" for number in own), _left(own)) for name, own in numbers.items()]
+        rows += latency_row(last.latency_original, last.latency)
         return [("", "original", "now", "left"), *rows, ("file size", *_bytes(self.sizes), _left(self.sizes))]
 
     def _accuracies(self) -> list[str]:

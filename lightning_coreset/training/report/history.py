@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from pandas import DataFrame  # pyright: ignore[reportMissingImports]
 
 _LATENCIES = ("latency", "latency measured")
-_ACCURACIES = ("accuracy before", "accuracy after", "recovered")
-
 
 __all__ = ["EventRecord", "GroupRecord", "History"]  # pickles of version 0.1 find the records here
 
@@ -34,7 +32,12 @@ class History(list[EventRecord]):
         >>> pruning = CoresetPruningCallback(0.5)
         >>> pruning.history  # one record an event, once a Trainer has trained with it
         <History: no events>
+
+    Attributes:
+        metric: What its table calls the accuracies: the name of what was measured.
     """
+
+    metric: str = "accuracy"
 
     def add(
         self,
@@ -144,7 +147,8 @@ class History(list[EventRecord]):
 
     def rows(self) -> list[tuple[str, ...]]:
         """The cells of the table, with a row of headings; empty columns are left out."""
-        heads = ("epoch", "step", "requested", "reached", "sparsity", "params", "MACs", *_LATENCIES, *_ACCURACIES)
+        heads = ("epoch", "step", "requested", "reached", "sparsity", "params", "MACs", *_LATENCIES)
+        heads = (*heads, f"{self.metric} before", f"{self.metric} after", "recovered")
         cells = [
             (
                 *(str(record.epoch), str(record.step)),

@@ -61,6 +61,7 @@ class Reporter:
         self._outlets = Outlets(self._guarded)
         self._pages = Pages(settings, self._outlets, certify=certify, metric=metric)
         self._has_begun = False
+        self._original_size: int | None = None
 
     def fit_start(self, trainer: pl.Trainer) -> None:
         """Arrange what loggers will show."""
@@ -94,6 +95,11 @@ class Reporter:
             yield
         finally:
             self._seconds += time.monotonic() - start
+
+    def note_original(self, pl_module: pl.LightningModule) -> None:
+        """Take the module as it is now for the original: it may have been pruned in another run before."""
+        with self._guarded(_PRINT):
+            self._original_size = state_sizes(pl_module)[1]
 
     def structure_known(self, trainer: pl.Trainer, outlook: Callable[[], Outlook]) -> None:
         """Print what will be pruned; again only if that has changed, since later steps may show more."""
@@ -182,7 +188,9 @@ class Reporter:
 
     def _outcome(self, pl_module: pl.LightningModule, history: History) -> Outcome:
         whole = time.monotonic() - self._began
-        return Outcome(history, state_sizes(pl_module), self._metric, self._best, self._seconds, whole)
+        original, now = state_sizes(pl_module)
+        sizes = (original if self._original_size is None else self._original_size, now)
+        return Outcome(history, sizes, self._metric, self._best, self._seconds, whole)
 
     def _log(self, trainer: pl.Trainer, scalars: Callable[[], Mapping[str, float]], step: int | None = None) -> None:
         with self._guarded("log scalars"):

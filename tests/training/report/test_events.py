@@ -1,5 +1,7 @@
 """What is printed at an event: the model before and after it, and the groups that changed most."""
 
+from dataclasses import replace
+
 import pytest
 
 from lightning_coreset.plan import GroupPlan, PruningPlan
@@ -74,8 +76,32 @@ def test_of_many_groups_ten_are_shown():
 def test_an_event_that_removed_nothing_takes_one_line():
     plan, record = event({"a": (16, 16, 0, 0, None)})
 
-    expected = "Pruned nothing more at epoch 3: 40.00% of the parameters are removed (45.00% requested)."
+    expected = (
+        "Nothing to do at epoch 3: 40.00% of the parameters are removed, the nearest to the 45.00% requested that can "
+        "be reached in whole steps."
+    )
     assert event_report(plan, record, "epoch 3") == event_line(plan, record, "epoch 3") == expected
+
+
+def test_an_event_that_asks_for_no_more_than_is_gone_says_so():
+    plan, record = event({"a": (16, 16, 0, 0, None)})
+
+    report = event_report(plan, replace(record, requested=0.35), "step 7")
+
+    assert report == "Nothing to do at step 7: 40.00% of the parameters are removed already (35.00% requested)."
+
+
+def test_where_time_is_counted_it_is_shown():
+    plan, record = event(SIZES, "latency")
+    groups = tuple(replace(group, latency_removed=2e-5 * group.params_removed) for group in plan.groups)
+    plan = replace(plan, groups=groups, latency_original=0.02, latency_before=0.016, latency_after=0.012)
+
+    lines = event_report(plan, replace(record, latency_original=0.02, latency=0.012), "epoch 3").splitlines()
+
+    assert lines[0] == "Pruned at epoch 3: 40.00% of the latency is removed (45.00% requested)."
+    assert lines[6].split() == ["latency", "in", "ms", "20", "16", "12", "60.0%"]
+    row = next(line for line in lines if line.startswith("c "))
+    assert row.split()[-3:] == ["-300", "-3", "ms"]
 
 
 @pytest.mark.parametrize(

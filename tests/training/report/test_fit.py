@@ -79,6 +79,40 @@ def test_a_run_that_resumes_says_where_it_goes_on(said, tmp_path, make_trainer):
     assert "in 1 event, epoch 3" in lines[-1]
 
 
+@pytest.mark.parametrize(
+    ("schedule", "told", "epochs"),
+    [
+        ({0: 0.2, 1: 0.3, 3: 0.5}, "2 events, epochs 2 to 3", [2, 3]),
+        ({0: 0.2, 1: 0.3}, "1 event, epoch 2", [2]),
+    ],
+)
+def test_events_that_are_overdue_come_now_as_one(make_trainer, schedule, told, epochs, tmp_path):
+    """As in a run that goes on from a checkpoint of a run without the callback."""
+    trainer = make_trainer(max_epochs=2)
+    trainer.fit(Classifier(), make_loader(8))
+    trainer.save_checkpoint(tmp_path / "without.ckpt")
+    callback = CoresetPruningCallback(schedule=schedule, self_check=False)
+    lines: list[str] = []
+    callback._run.reporter.structure_known = lambda trainer, outlook: lines.append(str(outlook()))
+
+    trainer = make_trainer(callback, max_epochs=5)
+    trainer.fit(Classifier(), make_loader(8), ckpt_path=tmp_path / "without.ckpt")
+
+    assert f"in {told} (given)" in lines[0]
+    assert [record.epoch for record in callback.history] == epochs
+
+
+def test_a_model_that_was_pruned_before_is_the_original_of_a_new_run(said):
+    module = Validated()
+    prune(module, torch.randn(2, 8), 0.4)
+    whole = 4 * sum(parameter.numel() for parameter in module.parameters())
+
+    *_, end = said(CoresetPruningCallback(schedule={1: 0.3}, self_check=False), module=module)
+
+    size = next(line for line in end.splitlines() if line.startswith("file size"))
+    assert size.split()[2:4] == [f"{whole / 1e3:.2f}", "kB"]
+
+
 def test_a_network_of_which_nothing_can_go_gets_no_outlook(said):
     with pytest.warns(UserWarning, match="Nothing is pruned"):
         lines = said(CoresetPruningCallback(), module=Classifier(nn.Linear(8, 3)))
@@ -126,10 +160,11 @@ def outlook(**changes) -> Outlook:
     [
         ({}, "24 of 24 groups of layers, 0% -> 50% of 11,173,962 MACs, in 3 events, epochs 2 to 14 (cubic)."),
         ({"unit": "latency", "whole": None}, "0% -> 50% of the latency,"),
+        ({"unit": "latency", "whole": 6.913628e-05}, "0% -> 50% of 0.06914 ms of latency,"),
         ({"target": None}, "as much of 11,173,962 MACs as the method allows,"),
         ({"rules": True, "target": 0.7}, "up to 70% of a group's channels, by rules,"),
         ({"times": (3,), "interval": "step"}, "in 1 event, step 3 (cubic)."),
-        ({"times": ()}, "no more events (cubic)."),
+        ({"times": (), "reached": 0.7}, " layers, 70% of 11,173,962 MACs removed, no more events (cubic)."),
     ],
 )
 def test_outlook(changes, text):

@@ -57,6 +57,14 @@ def test_an_event_that_was_taken_back_no_longer_counts(make_plan, original):
     assert [record.reverted for record in history] == [True, True]
 
 
+def test_the_table_names_what_was_measured(make_record):
+    history = History([make_record(accuracy_before=0.75, accuracy_after=0.5)])
+    history.metric = "val_loss"
+
+    assert "val_loss before  val_loss after" in str(history)
+    assert "accuracy" not in str(history)
+
+
 def test_it_survives_a_checkpoint_without_pickled_code(make_record):
     history = History([make_record(accuracy_after=0.5), make_record(epoch=2, reverted=True)])
     file = io.BytesIO()
