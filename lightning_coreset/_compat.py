@@ -170,9 +170,9 @@ def state_dict_hooks(module: nn.Module) -> tuple[MutableMapping[int, Any], Mutab
     return getattr(module, names[0]), getattr(module, names[1])
 
 
-def metadata_of(state_dict: Any) -> dict[str, Any]:
-    """The metadata of a whole model in what its ``state_dict`` returned; none of any other dict."""
-    return getattr(state_dict, "_metadata", {}).get("", {})
+def metadata_of(state_dict: Any) -> dict[str, dict[str, Any]]:
+    """The metadata in what a model's ``state_dict`` returned, by the name of the module; none of any other dict."""
+    return getattr(state_dict, "_metadata", {})
 
 
 def loads_itself(module: nn.Module) -> bool:

@@ -193,6 +193,49 @@ def test_a_part_that_was_asked_to_says_it_itself(tmp_path):
     assert part.state_dict()._metadata[""][KEY]["original"]["sizes"]["1.heads"] == 4
 
 
+class Whole(nn.Module):
+    """As a LightningModule holds its network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.other = nn.Sequential(Net()), Net()
+
+
+@pytest.mark.parametrize("paths", [("net",), ("net.0",), ("net", "other"), ("other", "net.0")])
+def test_the_whole_is_loaded_though_its_parts_alone_were_pruned(paths, tmp_path):
+    """As a LightningModule whose network ``prune`` was called on: only the network's metadata says it."""
+    whole = Whole()
+    for path in paths:
+        prune(whole.get_submodule(path), X, {"*1.*": 0.5})
+    torch.save(whole.state_dict(), tmp_path / "whole.pt")
+    state = torch.load(tmp_path / "whole.pt", weights_only=True)
+
+    (asked := make_resizable(Whole())).load_state_dict(state)
+    resize_to_state_dict(resized := Whole(), state)
+    resized.load_state_dict(state)
+    with resizable():
+        (everywhere := Whole()).load_state_dict(state)
+
+    for fresh in (asked, resized, everywhere, load_pruned(Whole, tmp_path / "whole.pt")):
+        assert fresh.net[0][1].heads == whole.net[0][1].heads
+        assert_computes_the_same(fresh.net, whole.net)
+        assert_computes_the_same(fresh.other, whole.other)
+    assert asked.state_dict()._metadata[""][KEY]["original"]["sizes"]
+
+
+def test_what_is_said_of_the_whole_is_said_of_its_parts():
+    """The record of a part may be older, as of one that was pruned before the whole was."""
+    whole = make_resizable(Whole())
+    prune(whole.net, X, {"*1.*": 0.25})
+    prune(whole.net, X, {"*1.*": 0.34})
+    state = whole.state_dict()
+    state._metadata["net"] = {**state._metadata["net"], KEY: "not read"}
+
+    (fresh := make_resizable(Whole())).load_state_dict(state)
+
+    assert_computes_the_same(fresh.net, whole.net)
+
+
 @pytest.mark.parametrize("change", [Tensor.half, Tensor.bfloat16, Tensor.double, Tensor.cfloat])
 def test_a_record_that_was_converted_with_the_weights_is_read(pruned, change):
     fresh = make_resizable(Net())

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar, get_args
 from torch import nn
 
 from lightning_coreset._arguments import check_is_module
-from lightning_coreset._compat import state_dict_hooks, without_compile_wrapper
+from lightning_coreset._compat import metadata_of, state_dict_hooks, without_compile_wrapper
 from lightning_coreset.checkpoint.metadata import KEY, PruningMetadata
 from lightning_coreset.checkpoint.record_tensor import combined, pop_records, record_entry
 from lightning_coreset.checkpoint.resize import entries_and_record, resize_to_state_dict, with_aliases
@@ -198,10 +198,10 @@ def _write_item(module: nn.Module, state_dict: dict[str, Any], prefix: str, loca
 def _fit(
     module: nn.Module, state_dict: dict[str, Any], prefix: str, local_metadata: dict[str, Any], *_: object
 ) -> None:
+    path = prefix.removesuffix(".")
+    own = PruningMetadata.read({**metadata_of(state_dict), path: local_metadata}, path)
     metadata = pop_records(state_dict, prefix)  # out of torch's own copy of the dict
-    plain = local_metadata.get(KEY)
-    if plain is not None:
-        own = PruningMetadata.from_dict(plain)
+    if own is not None:
         metadata = own if metadata is None else combined(own, metadata)
     state = {name[len(prefix) :]: value for name, value in state_dict.items() if name.startswith(prefix)}
     told = _STRICT.get()

@@ -33,6 +33,37 @@ class PruningMetadata:
         original = recorded_shapes(model).restrict(present).difference(present)
         return cls(original, present.restrict(original)) if original.differs_from(present) else None
 
+    @classmethod
+    def read(cls, by_module: Mapping[str, Mapping[str, Any]], path: str = "") -> PruningMetadata | None:
+        """What the metadata of a state dict says of a module; ``None`` if it says nothing.
+
+        A module whose parts were pruned by themselves, as the network of a LightningModule by ``prune``, says nothing
+        of its own: then it is what they say. What is said of a whole is said of its parts, too.
+
+        Args:
+            by_module: The metadata of all modules, by name.
+            path: The module.
+
+        Raises:
+            ValueError: If it is something else.
+        """
+        prefix = f"{path}." if path else ""
+        named = {name: local[KEY] for name, local in by_module.items() if KEY in local}
+        within = sorted((name for name in named if name == path or name.startswith(prefix)), key=len)
+        found: PruningMetadata | None = None
+        told: list[str] = []
+        for name in within:
+            if any(name == whole or not whole or name.startswith(f"{whole}.") for whole in told):
+                continue
+            told.append(name)
+            part = cls.from_dict(named[name]).with_prefix(name.removeprefix(path).removeprefix("."))
+            found = part if found is None else cls(found.original | part.original, found.pruned | part.pruned)
+        return found
+
+    def with_prefix(self, path: str) -> PruningMetadata:
+        """The same for a model that has this one as its submodule ``path``."""
+        return PruningMetadata(self.original.with_prefix(path), self.pruned.with_prefix(path))
+
     def to_dict(self) -> dict[str, Any]:
         """Dicts, lists, numbers and tensors, which ``torch.load(..., weights_only=True)`` reads."""
         return {"original": _to_dict(self.original), "pruned": _to_dict(self.pruned)}

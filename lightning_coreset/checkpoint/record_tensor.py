@@ -46,8 +46,7 @@ def pop_records(state_dict: MutableMapping[str, Any], prefix: str = "") -> Pruni
     found: PruningMetadata | None = None
     for name in [name for name in state_dict if is_record(name) and name.startswith(prefix)]:
         path = name[len(prefix) :].removesuffix(KEY).removesuffix(".")
-        read = _read(state_dict.pop(name))
-        inner = PruningMetadata(read.original.with_prefix(path), read.pruned.with_prefix(path))
+        inner = _read(state_dict.pop(name)).with_prefix(path)
         found = inner if found is None else combined(found, inner)
     return found
 

@@ -12,7 +12,7 @@ from lightning_coreset._compat import loads_itself, metadata_of
 from lightning_coreset.checkpoint.configs import write_configs
 from lightning_coreset.checkpoint.consistency import inferred_sizes, mismatches
 from lightning_coreset.checkpoint.given_sizes import given_sizes
-from lightning_coreset.checkpoint.metadata import KEY, PruningMetadata
+from lightning_coreset.checkpoint.metadata import PruningMetadata
 from lightning_coreset.checkpoint.record_check import half_recorded, is_part_of, wrong_record, wrong_sizes
 from lightning_coreset.checkpoint.record_tensor import combined, is_record, pop_records
 from lightning_coreset.checkpoint.unknown_sizes import derived_head_counts, unknown_sizes
@@ -126,9 +126,8 @@ def with_aliases(model: nn.Module, state: Mapping[str, Any]) -> dict[str, Any]:
 
 def entries_and_record(state: Mapping[str, Any]) -> tuple[dict[str, Any], PruningMetadata | None]:
     """The tensors of a state dict, and what it says of pruning, as metadata or as an entry."""
-    plain = metadata_of(state).get(KEY)
     entries = dict(state)
-    record, found = None if plain is None else PruningMetadata.from_dict(plain), pop_records(entries)
+    record, found = PruningMetadata.read(metadata_of(state)), pop_records(entries)
     return entries, found if record is None else record if found is None else combined(record, found)
 
 

@@ -92,6 +92,7 @@ class EventPlanner:
         self.offered: tuple[int, Mapping[str, str]] = 0, {}
         self._was_reachable = False  # by what had run in this fit when it was looked at last
         self._told: float | None = None  # the ratio by default that was said last
+        self._told_thin: str | None = None
 
     def check_rules(self, pl_module: pl.LightningModule) -> None:
         """Raise ``ValueError`` if a rule matches nothing in a model."""
@@ -297,8 +298,9 @@ class EventPlanner:
         for message in idle_rules(pl_module, structure, request):
             rank_zero_warn(message)
         thin = why_thin(pl_module, structure, request, original=original)
-        if thin is not None:
+        if thin is not None and thin != self._told_thin:
             rank_zero_warn(thin)
+        self._told_thin = thin
         final = final_sizes(pl_module, structure, request, original) if self.order == "bottom_up" else {}
         return original, dict(final), request.target if request.by_default else None
 

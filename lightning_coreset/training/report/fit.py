@@ -105,7 +105,10 @@ class Outcome:
         last = self.history.current
         undone = sum(record.reverted for record in self.history)
         events = f"{len(self.history)} event{'s' * (len(self.history) != 1)}"
-        taken_back = f", {undone} of them taken back" if undone else ""
+        some = (
+            "" if undone == len(self.history) == 1 else f"{'all' if undone == len(self.history) else undone} of them "
+        )
+        taken_back = f", {some}taken back" if undone else ""
         if last is None:
             return f"Pruning is over: {events}{taken_back}; the model is the original one."
         lines = [f"Pruning is over: {reached(last)}, in {events}{taken_back}.", pretty_table(self._rows())]

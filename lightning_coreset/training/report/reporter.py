@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -53,7 +54,7 @@ class Reporter:
         self._metric = metric
         self._better: Callable[[float, float], float] = max if mode == "max" else min
         self._best: float | None = None  # since the last event
-        self._announced = ""
+        self._announced: Outlook | None = None
         self._began = time.monotonic()
         self._seconds = 0.0
         self._sparsity_is_shown = False
@@ -66,7 +67,7 @@ class Reporter:
     def fit_start(self, trainer: pl.Trainer) -> None:
         """Arrange what loggers will show."""
         self._sparsity_is_shown = False
-        self._best, self._announced = None, ""
+        self._best, self._announced = None, None
         self._began, self._seconds = time.monotonic(), 0.0
         self._has_begun = True
         self._guarded.reset()
@@ -102,14 +103,18 @@ class Reporter:
             self._original_size = state_sizes(pl_module)[1]
 
     def structure_known(self, trainer: pl.Trainer, outlook: Callable[[], Outlook]) -> None:
-        """Print what will be pruned; again only if that has changed, since later steps may show more."""
+        """Print what will be pruned; again only if that has changed, since later steps may show more.
+
+        That an event was taken back, and so comes later, is told by the guard.
+        """
         if not self.verbose:
             return
         with self._guarded(_PRINT):
-            text = str(outlook())
-            if text != self._announced:
-                self._announced = text
-                print_above_bar(trainer, text)
+            found = outlook()
+            at_any_time = replace(found, times=())
+            if at_any_time != self._announced:
+                self._announced = at_any_time
+                print_above_bar(trainer, str(found))
 
     def planning(self, trainer: pl.Trainer) -> PlanningProgress | None:
         """What to call while a plan is made; ``None`` if not verbose."""

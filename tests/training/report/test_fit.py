@@ -184,10 +184,29 @@ def test_reasons_are_counted_and_the_most_frequent_come_first():
     )
 
 
+class Worse(Validated):
+    """Its metric falls with every channel, so that the guard takes each event back."""
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val_acc", self.net[0].out_features / 100)
+
+
+@pytest.mark.filterwarnings("ignore:.*is taken back", "ignore:Training ended before")
+def test_what_will_be_pruned_is_said_once_though_events_are_taken_back_and_come_later(said):
+    schedule = {1: 0.3, 4: 0.5}
+    guard = {"monitor": "val_acc", "max_drop": 0.01, "recover_epochs": 1, "on_failure": "halve"}
+    callback = CoresetPruningCallback(schedule=schedule, self_check=False, **guard)
+
+    lines = said(callback, module=Worse(), max_epochs=5)
+
+    assert sum(record.reverted for record in callback.history) > 1
+    assert sum(line.startswith("Coreset pruning") for line in lines) == 1
+
+
 def test_the_end_of_a_run_whose_events_were_all_taken_back(make_record):
     outcome = Outcome(History([make_record(reverted=True)]), (10, 10), "accuracy", None, 1.0, 2.0)
 
-    assert str(outcome) == "Pruning is over: 1 event, 1 of them taken back; the model is the original one."
+    assert str(outcome) == "Pruning is over: 1 event, taken back; the model is the original one."
 
 
 def test_a_method_that_chooses_sizes_has_no_ratio(said):
