@@ -61,10 +61,7 @@ def nothing_to_do(record: EventRecord, when: str) -> str:
     """What is said of an event that removes no channel, since the ratio is reached as nearly as it can be."""
     if record.reached >= record.requested:
         return f"Nothing to do at {when}: {_removed(record)} already ({record.requested:.2%} requested)."
-    return (
-        f"Nothing to do at {when}: {_removed(record)}, the nearest to the {record.requested:.2%} requested that can be "
-        "reached in whole steps."
-    )
+    return f"Nothing to do at {when}: {reached(record)}, and the next step would miss that by more."
 
 
 def _removed(record: EventRecord) -> str:
