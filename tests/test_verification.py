@@ -564,3 +564,19 @@ def test_gradients_are_enabled_afterwards_as_before():
     with torch.no_grad():
         failures(model, x, groups)
         assert not torch.is_grad_enabled()
+
+
+def test_where_outputs_are_no_numbers_no_attribute_is_to_blame():
+    class Broken(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 8), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(self.a(x).relu()) * float("nan")
+
+    model, x = Broken(), torch.randn(2, 4)
+
+    _, failures = tried_groups(model, analyse(model, x).groups, Example.of(x))
+
+    assert failures == {"a": "no output is a finite number, so that nothing can be compared"}

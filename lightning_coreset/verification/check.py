@@ -16,7 +16,7 @@ from lightning_coreset.structure import UNEQUAL_PIECES, ChannelGroup, Examples, 
 from lightning_coreset.verification.forms import Form, other_forms
 from lightning_coreset.verification.like_groups import completed_alike
 from lightning_coreset.verification.remembered import Search
-from lightning_coreset.verification.trial import LEAK, Trial, first_line
+from lightning_coreset.verification.trial import LEAK, NOT_FINITE, Trial, first_line
 from lightning_coreset.verification.ways import WAYS
 
 
@@ -160,7 +160,7 @@ def _completed(
     trial: Trial, search: Search, groups: tuple[ChannelGroup, ...], failures: dict[str, str]
 ) -> tuple[tuple[ChannelGroup, ...], dict[str, str]]:
     """The groups with the numbers that have to change, or in other forms, and those that still fail."""
-    questions = {name: reason for name, reason in failures.items() if not reason.startswith(LEAK)}
+    questions = {name: reason for name, reason in failures.items() if not reason.startswith((LEAK, NOT_FINITE))}
     if not questions:
         return groups, failures
     answers: dict[str, ChannelGroup | None] = {}  # what takes the place of a group; nothing where another one does

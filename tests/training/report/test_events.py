@@ -77,8 +77,8 @@ def test_an_event_that_removed_nothing_takes_one_line():
     plan, record = event({"a": (16, 16, 0, 0, None)})
 
     expected = (
-        "Nothing to do at epoch 3: 40.00% of the parameters are removed (45.00% requested), and the next step would miss "
-        "that by more."
+        "Nothing to do at epoch 3: 40.00% of the parameters are removed (45.00% requested), and the next step would "
+        "miss that by more."
     )
     assert event_report(plan, record, "epoch 3") == event_line(plan, record, "epoch 3") == expected
 
