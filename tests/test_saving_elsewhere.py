@@ -700,6 +700,7 @@ REFUSED = (
 @pytest.mark.parametrize("name", some_of([name for name in ZOO if not name.startswith("hf/")], *FAST))
 @pytest.mark.filterwarnings(*THIRD_PARTY)
 @pytest.mark.filterwarnings("ignore:The channels of these layers are not pruned", "ignore:.*did not run on the example")
+@pytest.mark.filterwarnings("ignore:.*leaves next to nothing of these layers")
 def test_every_network_is_the_same_or_refused(name, tmp_path):
     entry = ZOO[name]
     model, inputs = build_entry(entry).eval(), entry.inputs(torch.Generator().manual_seed(0))
