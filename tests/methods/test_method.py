@@ -186,10 +186,10 @@ def test_scores_of_all_groups_are_compared_by_the_global_allocation():
     def scores(group, tensors):
         return torch.arange(group.size) + {"0": 0, "2": 100}[group.name]
 
-    assert kept(Importance(scores), 0.5, unit="channels", allocation="global") == {
-        "0": (7,),
-        "2": (0, 1, 2, 3, 4, 5),
-    }
+    with pytest.warns(UserWarning, match="leaves next to nothing of these layers"):  # the hazard of global scores
+        chosen = kept(Importance(scores), 0.5, unit="channels", allocation="global")
+
+    assert chosen == {"0": (7,), "2": (0, 1, 2, 3, 4, 5)}
 
 
 def test_a_later_group_is_scored_as_the_earlier_ones_left_it():
