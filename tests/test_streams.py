@@ -172,7 +172,7 @@ def test_rules_that_contradict_each_other_on_a_stream():
     ("name", "reason"),
     [
         ("mlp", r"1 is normalised over all its channels \(include_residual=True prunes it\)"),
-        ("vit", r"patches is coupled with other layers by an addition \(include_residual=True prunes it\)"),
+        ("vit", r"patches is coupled with other layers by a residual addition \(include_residual=True prunes it\)"),
     ],
 )
 def test_normalised_channels_stay_by_default(name, reason):

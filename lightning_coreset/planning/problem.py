@@ -18,7 +18,7 @@ from lightning_coreset.planning.latency_sizes import free_widths, hull, nearer, 
 from lightning_coreset.planning.layer_rules import Rule, RuleMatcher, format_rule
 from lightning_coreset.planning.request import PruningRatio, Request
 from lightning_coreset.qualified_names import labelled_reasons
-from lightning_coreset.structure import ChannelGroup, StepKind, Structure
+from lightning_coreset.structure import ChannelGroup, Structure
 from lightning_coreset.surgery import made_weights, named_tensors, weight_norms_of
 
 _MOST_REASONS = 8
@@ -169,7 +169,9 @@ def _prunable(
         elif request.only and not any(matcher.named(request.only, group)):
             skipped[group.name] = "is named by no rule of only"
         elif not request.include_residual and is_residual(group):
-            skipped[group.name] = "is coupled with other layers by an addition (include_residual=True prunes it)"
+            skipped[group.name] = (
+                "is coupled with other layers by a residual addition (include_residual=True prunes it)"
+            )
         elif not request.include_residual and group.normalized:
             skipped[group.name] = "is normalised over all its channels (include_residual=True prunes it)"
         elif rules is not None and not any(matcher.named(rules, group)):
@@ -180,9 +182,8 @@ def _prunable(
 
 
 def is_residual(group: ChannelGroup) -> bool:
-    """Whether several layers' channels are added up, as on a residual stream."""
-    several = len({member.name for member in group.by_role("producer")}) > 1
-    return several and any(step.op == StepKind.SUM for path in group.paths for step in path.steps)
+    """Whether several layers add to a residual stream; parts of one layer, which read the same tensor, do not."""
+    return group.residual and len({member.name for member in group.by_role("producer")}) > 1
 
 
 def _ratios(matcher: RuleMatcher, groups: Sequence[ChannelGroup], rules: PruningRatio) -> dict[str, float]:

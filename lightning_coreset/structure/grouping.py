@@ -193,6 +193,7 @@ class GroupBuilder:
             tuple(norm for name, norm in self.engine.weight_norms.items() if name in {one.name for one in members}),
             within,
             tuple(copy for copy in self.engine.copies if any(member.name in copy.copy_of for member in members)),
+            number in self._residual,
         )
 
     @cached_property
@@ -242,6 +243,15 @@ class GroupBuilder:
         """The groups whose channels are normalised over."""
         labels = self.engine.normalized
         return self._numbers(torch.cat(labels)) if labels else set()
+
+    @cached_property
+    def _residual(self) -> set[int]:
+        """The groups whose channels residual additions couple."""
+        if not self.engine.residual.labels:
+            return set()
+        labels = torch.cat(self.engine.residual.labels)
+        condensed = self.union_find is not self.engine.union_find
+        return self._numbers(self.engine.union_find.in_condensed(labels) if condensed else labels)
 
     @cached_property
     def _counted(self) -> list[tuple[str, str, dict[int, tuple[int, int]]]]:

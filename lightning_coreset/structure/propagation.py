@@ -28,9 +28,10 @@ from lightning_coreset.structure.last_layers import LastLayers
 from lightning_coreset.structure.layer_records import LayerRecords, Paths
 from lightning_coreset.structure.lazy_execution import LazyExecutor
 from lightning_coreset.structure.loss_terms import note_terms
-from lightning_coreset.structure.op_call import EQUAL_ELEMENTS, OpCall, tensors_among
+from lightning_coreset.structure.op_call import EQUAL_ELEMENTS, OpCall, tensors_among, written_by
 from lightning_coreset.structure.penalties import follow_as_penalty, note_alike
 from lightning_coreset.structure.records import WeightNorm, layer_of
+from lightning_coreset.structure.residual import ResidualAdditions
 from lightning_coreset.structure.stacked import follow_stacked
 from lightning_coreset.structure.statistics import block_statistics, check_statistics, pass_statistics
 from lightning_coreset.structure.steps import Norm, Step, StepKind
@@ -66,6 +67,7 @@ class Propagation(DispatchMode):
         heads: Labels that number attention heads.
         counts: Labels whose classes an attribute of a module counts, with the names of both.
         normalized: Labels of channels that the network normalises over.
+        residual: Which additions are residual.
         weight_norms: How weights are made that are no parameters themselves, by the name of the direction.
         within_heads: Whether dimensions within attention heads may go, instead of whole heads.
         unequal_pieces: Whether pieces of different sizes may lose positions, each its own.
@@ -109,6 +111,7 @@ class Propagation(DispatchMode):
         self.heads: list[Tensor] = []
         self.counts: list[tuple[Tensor, str, str]] = []
         self.normalized: list[Tensor] = []
+        self.residual = ResidualAdditions(self)
         self.weight_norms: dict[str, WeightNorm] = {}
         self.within_heads = within_heads
         self.unequal_pieces = unequal_pieces
@@ -347,7 +350,7 @@ class Propagation(DispatchMode):
         scaled: bool = False,
     ) -> Paths:
         """Record that ``weight`` contracts ``inputs``; see ``LayerRecords.add_layer``."""
-        return self.records.add_layer(
+        made = self.records.add_layer(
             self.info(weight),
             in_dim,
             out_dim,
@@ -356,6 +359,9 @@ class Propagation(DispatchMode):
             groups,
             scaled,
         )
+        for layer in made:
+            self.residual.begin_call(layer)
+        return made
 
     def record_batch_norm(self, inputs: Tensor, norm: Norm) -> None:
         """Record that a BatchNorm directly follows the layer that made ``inputs``, if one did."""
@@ -385,9 +391,18 @@ class Propagation(DispatchMode):
             self._follow(OpCall.read(func, args, kwargs, tensors, result))
         elif func.overloadpacket in EQUAL_ELEMENTS:
             self._known[result] = TensorInfo(uniform=True)
+        self._note_origin(func, tensors, result)
         note_terms(self, func, tensors, result)
         self.last_layers.see(tensors, result)
         return result
+
+    def _note_origin(self, func: Any, tensors: list[Tensor], result: Any) -> None:
+        results = tensors_among((result,))
+        if written_by(func):
+            written = [tensor for tensor in tensors if all(tensor is not one for one in results)]
+            # All that may be written into, and what shows its memory: nothing is lost if that is too much.
+            results += [*written, *(other for tensor in tensors for other in self._shared_memory.others(tensor))]
+        self.residual.see(func, tensors, results)
 
     def _follow(self, call: OpCall) -> None:
         self._note_use(call)
@@ -474,6 +489,7 @@ class Propagation(DispatchMode):
             lambda leaf: followed(leaf) if callable(leaf) and not isinstance(leaf, Tensor) else leaf, (args, kwargs)
         )
         result = func(*args, **kwargs)
+        self.residual.see(func, tensors_among((args, kwargs)), tensors_among((result,)))
         reason = f"enters an operator that is given functions ({func.name()})"
         self._refuse(tensors_among((args, kwargs, result)), reason)
         return result

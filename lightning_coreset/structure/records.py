@@ -224,6 +224,7 @@ class ChannelGroup:
         weight_norms: How the weights are made that are no parameters themselves, by ``weight_norm``.
         pairing: Where classes are put together of parts, as of dimensions within attention heads, how; else ``None``.
         copies: Copies of parts of the network that lose the same channels. What they have is not among the members.
+        residual: Whether a residual addition couples layers that make the channels with what these layers read.
     """
 
     name: str
@@ -234,6 +235,7 @@ class ChannelGroup:
     weight_norms: tuple[WeightNorm, ...] = ()
     pairing: Pairing | None = None
     copies: tuple[Copy, ...] = field(default=(), repr=False)
+    residual: bool = False
 
     def __repr__(self) -> str:
         roles = ", ".join(

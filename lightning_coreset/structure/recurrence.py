@@ -154,8 +154,7 @@ class FollowedRecurrence(TorchFunctionMode):
 
     def _run_cell(self, cell: Cell, x: Tensor, state: Any, *weights: Any) -> Any:
         is_one = isinstance(state, Tensor)
-        new = cell(x, (state,) if is_one else tuple(state), Weights(*weights))
-        self._end_paths(new)
+        new = self._run_step(cell, x, (state,) if is_one else tuple(state), Weights(*weights))
         return new[0] if is_one else new
 
     def _run_layers(self, function: Any, args: tuple[Any, ...]) -> Any:
@@ -173,6 +172,7 @@ class FollowedRecurrence(TorchFunctionMode):
         engine.set_info(made[0], TensorInfo(axes, producer_paths=info.producer_paths))
         for result, each in zip(made[1:], states, strict=True):
             set_stacked(engine, result, each)
+        engine.residual.see(None, [out, *(one for each in states for one in each)], made)
         return made
 
     def _follow(self, call: _Call, cell: Cell) -> tuple[Tensor, list[list[Tensor]]]:
@@ -190,20 +190,22 @@ class FollowedRecurrence(TorchFunctionMode):
         weights, projection = call.weights[number]
         for times in (call.repeats, Fraction(0)):  # the second step reads what the first one has put out
             with self._engine.records.counting(times):
-                state = cell(x, state, weights)
-                self._end_paths(state)
+                state = self._run_step(cell, x, state, weights)
                 self._note_width(weights.states, state[-1], "hidden_size")
                 if projection is not None:
                     state = (F.linear(state[0], projection), *state[1:])
                     self._note_width(projection, state[0], "proj_size")
         return state
 
-    def _end_paths(self, state: State) -> None:
+    def _run_step(self, cell: Cell, x: Tensor, before: State, weights: Weights) -> State:
         """The sum of what inputs and states make is no residual addition, and nothing else is to be told of it."""
+        with self._engine.residual.ignored():
+            state = cell(x, before, weights)
         for each in state:
             info = self._engine.info(each)
             paths = dict.fromkeys(info.producer_paths, (Step(StepKind.RECURRENT),))
             self._engine.set_info(each, replace(info, producer_paths=paths))
+        return state
 
     def _note_width(self, weight: Tensor, made: Tensor, attribute: str) -> None:
         """All layers and directions of a module have one width."""

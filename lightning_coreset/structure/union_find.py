@@ -223,6 +223,12 @@ class ChannelUnionFind:
             few._reason[both[first] : both[first] + 2] = reason
         return few
 
+    def in_condensed(self, labels: Tensor) -> Tensor:
+        """The labels that stand for these, and for their whole dimensions, in what ``condensed`` returns."""
+        starts = torch.tensor([own.start for own in self._ranges.values()], dtype=torch.int64)
+        numbers = torch.searchsorted(starts, labels[labels != FIXED], right=True) - 1
+        return 1 + 2 * numbers.unique()
+
     def _blocked_dimensions(self) -> dict[int, int] | None:
         """Why dimensions are blocked, by their first labels; ``None`` if one is in part, or for several reasons."""
         blocked: dict[int, int] = {}

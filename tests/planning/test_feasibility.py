@@ -77,7 +77,7 @@ def test_what_holds_the_rest_and_the_ways_out_are_named():
     assert "but got 0.9" in text
     assert "of the original params stay" in text
     lines = text.splitlines()
-    assert re.fullmatch(r"  conv2 \(\d+\.\d%\), which is coupled with other layers by an addition .*", lines[1])
+    assert re.fullmatch(r"  conv2 \(\d+\.\d%\), which is coupled with other layers by a residual addition .*", lines[1])
     assert any(re.fullmatch(r"  conv1 \(\d+\.\d%\), which is down to 2 channels", line) for line in lines)
     assert any("is ignored by 'stem'" in line for line in lines) or len(lines) == 6
     for way, other in [

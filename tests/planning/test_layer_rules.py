@@ -67,7 +67,7 @@ def test_the_plan_tells_why_a_group_stays():
     assert groups == []
     assert skipped["stem"] == "is ignored by re.compile('stem')"
     assert skipped["conv1"] == "is named by no rule of only"
-    assert skipped["conv2"].startswith("is coupled with other layers by an addition")
+    assert skipped["conv2"].startswith("is coupled with other layers by a residual addition")
     assert skipped["head"] == "makes outputs of the network"
     assert prunable(model, structure, Request({"stem": 0.5}))[1]["conv1"] == "is named by no rule of pruning_ratio"
 

@@ -89,6 +89,8 @@ def contract(
     if constant and (_sources(propagation, first) or {""}) == _sources(propagation, second):
         propagation.set_info(out, TensorInfo(axes, constant=True))  # a Gram matrix, as in a penalty, is no layer
         return
+    if bias is not None and weight is not None:
+        propagation.residual.note_bias(bias, propagation.info(weight).direct or "a product", tensors, axes)
     paths = _paths(propagation, tensors, spec, weight, bias, scaled)
     summed = _summed_labels(propagation, tensors, spec) if propagation.within_heads and weight is None else ()
     terms = math.prod([first.shape[spec.operands[0].index(letter)] for letter in spec.summed])

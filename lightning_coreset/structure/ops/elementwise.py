@@ -23,6 +23,8 @@ _RANDOM = frozenset(
     "bernoulli rand_like randn_like uniform normal exponential dropout native_dropout alpha_dropout empty_like".split()
 )
 
+_SUMS = frozenset("add sub rsub lerp addcmul addcdiv".split())
+
 _UNARY = frozenset(
     """
 relu relu6 gelu silu mish sigmoid tanh hardtanh hardswish hardsigmoid leaky_relu elu celu selu softplus log_sigmoid
@@ -58,6 +60,8 @@ def follow_elementwise(propagation: Propagation, call: OpCall, step: Step | None
     reason = f"meets a tensor that cannot be cut ({call.title})"
     axes = _joined(propagation, operands, out, reason)
     propagation.hold_in_views(call, operands[0], axes)
+    if call.name in _SUMS:
+        propagation.residual.note_sum(operands, axes)
     large = [tensor for tensor in operands if tensor.dim() > 0]
     info = TensorInfo(
         axes,
