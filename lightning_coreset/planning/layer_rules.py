@@ -130,9 +130,13 @@ class RuleMatcher:
 
     Args:
         model: The network.
+
+    Attributes:
+        model: The same.
     """
 
     def __init__(self, model: nn.Module) -> None:
+        self.model = model
         self._modules = dict(model.named_modules())
 
     def named(self, rules: Sequence[Rule], group: ChannelGroup) -> Iterator[tuple[Rule, str]]:

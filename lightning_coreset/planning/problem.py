@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_coreset.layers import GroupView, NoCoresetForm, PlanState
+from lightning_coreset.planning.adapters import is_adapter_rank
 from lightning_coreset.planning.allocation import error_steps, ranked_steps, uniform_steps
 from lightning_coreset.planning.allowed_sizes import AllowedSizes
 from lightning_coreset.planning.cost_model import CostModel, ModelCost
@@ -176,6 +177,10 @@ def _prunable(
             skipped[group.name] = "is normalised over all its channels (include_residual=True prunes it)"
         elif rules is not None and not any(matcher.named(rules, group)):
             skipped[group.name] = "is named by no rule of pruning_ratio"
+        elif not (request.only or rules) and is_adapter_rank(matcher.model, structure, group):
+            skipped[group.name] = (
+                "is the rank of an adapter beside frozen layers (a rule of only that names it prunes it)"
+            )
         else:
             groups.append(group)
     return groups, skipped

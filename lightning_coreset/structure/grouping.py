@@ -194,7 +194,15 @@ class GroupBuilder:
             within,
             tuple(copy for copy in self.engine.copies if any(member.name in copy.copy_of for member in members)),
             number in self._residual,
+            self._beside(members),
         )
+
+    def _beside(self, members: tuple[Member, ...]) -> tuple[str, ...]:
+        """The weights beside whose products a branch begins with these channels."""
+        beside = [
+            self.engine.residual.beside.get(member.name, set()) for member in members if member.role == "producer"
+        ]
+        return tuple(sorted(set[str]().union(*beside))) if all(beside) else ()
 
     @cached_property
     def _within_heads(self) -> set[int]:

@@ -73,6 +73,7 @@ class Statistic:
         normalizes: Whether it may meet the channels again, as the mean of a normalisation does.
         sums: Whether it is a sum, which the network may divide by a number of channels that it keeps.
         penalty: Whether it is made of parameters alone, so that it may reach an output as a single number.
+        zero_free: Whether it is a norm of parameters, to which those that are zero add nothing.
         joins_loss: Whether it is made of activations and has only met numbers since, so that it may be added to a loss.
     """
 
@@ -82,6 +83,7 @@ class Statistic:
     sums: bool = False
     penalty: bool = False
     joins_loss: bool = False
+    zero_free: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,6 +104,7 @@ class TensorInfo:
         met: The labels that it has met where its elements are equal, by their dimensions counted from the last one. All
             that element-wise operations make of a uniform tensor share them: they have its size, and what two of them
             meet must keep one size.
+        vanishes: Whether it is made of parameters, and zero wherever they are.
     """
 
     channel_labels: tuple[ChannelLabels, ...] = ()
@@ -113,6 +116,7 @@ class TensorInfo:
     uniform: bool = False
     equal_along: frozenset[int] = frozenset()
     met: dict[tuple[int, ...], ChannelLabels] = field(default_factory=dict)
+    vanishes: bool = False
 
     def with_channel_labels(self, axes: tuple[ChannelLabels, ...]) -> TensorInfo:
         """The same with other labels."""

@@ -18,20 +18,30 @@ from lightning_coreset._compat import view_base
 from lightning_coreset.structure.labels import ChannelLabels, Statistic, TensorInfo, pin_all
 from lightning_coreset.structure.op_call import EQUAL_ELEMENTS, OpCall, written_by
 from lightning_coreset.structure.weak_map import IdentityWeakMap
+from lightning_coreset.structure.weight_products import scales_rows
 
 if TYPE_CHECKING:
     from lightning_coreset.structure.propagation import Propagation
 
 
 def take_penalty(
-    propagation: Propagation, source: Tensor, dims: Collection[int], reason: str
+    propagation: Propagation, source: Tensor, dims: Collection[int], reason: str, *, norm: bool = False
 ) -> tuple[tuple[ChannelLabels, ...], tuple[Statistic, ...]]:
-    """Reduce what is made of parameters: the axes along other dimensions, and what the result is made of."""
+    """Reduce what is made of parameters: the axes along other dimensions, and what the result is made of.
+
+    Args:
+        propagation: What is known.
+        source: What is reduced.
+        dims: The dimensions that are reduced.
+        reason: What to report if channels may not go because of it.
+        norm: Whether it is reduced to a norm.
+    """
     reduced = set(dims)
     axes = propagation.info(source).channel_labels
     gone = [axis for axis in axes if set(axis.dims) <= reduced]
     others = [axis for axis in axes if not set(axis.dims) <= reduced]
-    penalties = tuple(penalty_of(axis, reason) for axis in gone)
+    zero_free = norm and propagation.info(source).vanishes
+    penalties = tuple(replace(penalty_of(axis, reason), zero_free=zero_free) for axis in gone)
     return tuple(pin_all(others, reduced, propagation.union_find, reason)), penalties
 
 
@@ -61,8 +71,12 @@ def pass_penalties(propagation: Propagation, call: OpCall, entering: Sequence[St
     alone = all(_may_hold(propagation, tensor) for tensor in (*call.tensors, *call.results))
     if alone and not any(map(_is_shown, call.written)):
         return list(entering)
+    scales = call.name in ("mul", "div") and scales_rows(propagation, call.tensors)
     for penalty in entering:
-        hold(propagation, penalty, use_in(call))
+        if penalty.zero_free and scales:
+            propagation.normalized.append(penalty.labels)
+        else:
+            hold(propagation, penalty, use_in(call))
     return []
 
 
@@ -91,10 +105,14 @@ def _may_hold(propagation: Propagation, tensor: Tensor) -> bool:
 
 
 _ALIKE = EQUAL_ELEMENTS | {torch.ops.aten.eye}
+_COPIES = frozenset({torch.ops.aten._to_copy, torch.ops.aten.clone, torch.ops.aten.t})
 
 
 def note_alike(function: Any, tensors: Sequence[Tensor], result: Any, known: IdentityWeakMap[bool]) -> None:
-    """Note tensors that code makes alike for all rows and columns, as an identity matrix, until it writes to them."""
+    """Note tensors that code makes alike for all rows and columns, as an identity matrix, until it writes to them.
+
+    Of each, whether it is an identity matrix.
+    """
     if not hasattr(function, "overloadpacket") or function.is_view:
         return
     if written_by(function):
@@ -107,10 +125,14 @@ def note_alike(function: Any, tensors: Sequence[Tensor], result: Any, known: Ide
         return
     if tensors:
         alike = all(tensor in known and tensor.shape == result.shape for tensor in tensors)
+        identity = function.overloadpacket in _COPIES and known.get(tensors[0]) is True
     else:
         alike = function.overloadpacket in _ALIKE
+        identity = (
+            function.overloadpacket is torch.ops.aten.eye and result.dim() == 2 and result.shape[0] == result.shape[1]
+        )
     if alike:
-        known[result] = True
+        known[result] = identity
 
 
 def is_scalar(tensor: Tensor) -> bool:

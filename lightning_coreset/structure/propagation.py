@@ -40,6 +40,7 @@ from lightning_coreset.structure.union_find import NO_TENSOR, ChannelUnionFind
 from lightning_coreset.structure.untrained import Copy, mirrored_tensors
 from lightning_coreset.structure.views import SharedMemory
 from lightning_coreset.structure.weak_map import IdentityWeakMap
+from lightning_coreset.structure.weight_products import WeightProducts
 
 
 class Propagation(DispatchMode):
@@ -69,12 +70,13 @@ class Propagation(DispatchMode):
         normalized: Labels of channels that the network normalises over.
         residual: Which additions are residual.
         weight_norms: How weights are made that are no parameters themselves, by the name of the direction.
+        weight_products: Which products of weights may be weights.
         within_heads: Whether dimensions within attention heads may go, instead of whole heads.
         unequal_pieces: Whether pieces of different sizes may lose positions, each its own.
         head_dimensions: Labels of these dimensions, a row for each head (repeated for each sample).
         queries: Of every product of queries and keys, what is known of the queries.
         pieces: With ``unequal_pieces``, the labels of each piece; classes of different pieces are different groups.
-        alike: Tensors that the code has made alike for all rows and columns, as an identity matrix is.
+        alike: Tensors that the code has made alike for all rows and columns, and whether they are identity matrices.
         terms: Tensors that are made of activations in another way than as statistics over channels.
         read_terms: Statistics in numbers that the code has read, which may be losses.
         stacked: Tensors that hold states of several layers, with the number of dimensions that tell these apart.
@@ -113,6 +115,7 @@ class Propagation(DispatchMode):
         self.normalized: list[Tensor] = []
         self.residual = ResidualAdditions(self)
         self.weight_norms: dict[str, WeightNorm] = {}
+        self.weight_products = WeightProducts(self)
         self.within_heads = within_heads
         self.unequal_pieces = unequal_pieces
         self.head_dimensions: list[Tensor] = []
@@ -193,7 +196,7 @@ class Propagation(DispatchMode):
                 shape[dim] = size
                 labels = self.union_find.allocate(name, dim, size).view(shape)
                 axes.append(ChannelLabels(labels, frozenset({(name, dim)})))
-        self._known[tensor] = TensorInfo(tuple(axes), constant=True, direct=name)
+        self._known[tensor] = TensorInfo(tuple(axes), constant=True, direct=name, vanishes=True)
 
     # ---- what is known of tensors
 

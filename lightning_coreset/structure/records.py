@@ -225,6 +225,8 @@ class ChannelGroup:
         pairing: Where classes are put together of parts, as of dimensions within attention heads, how; else ``None``.
         copies: Copies of parts of the network that lose the same channels. What they have is not among the members.
         residual: Whether a residual addition couples layers that make the channels with what these layers read.
+        beside: Where the channels lie between two linear layers, as the rank of LoRA does, the weights of the layers to
+            whose products theirs is added.
     """
 
     name: str
@@ -236,6 +238,7 @@ class ChannelGroup:
     pairing: Pairing | None = None
     copies: tuple[Copy, ...] = field(default=(), repr=False)
     residual: bool = False
+    beside: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         roles = ", ".join(

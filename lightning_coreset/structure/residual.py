@@ -74,6 +74,7 @@ class _Call:
     layer: str
     depends: int
     beyond: int
+    made_by: int = 0
 
 
 class ResidualAdditions:
@@ -81,9 +82,14 @@ class ResidualAdditions:
 
     Args:
         propagation: What follows the network.
+
+    Attributes:
+        beside: For layers that begin a branch of two linear layers, as A of LoRA does, the layers that read the same
+            and to whose products this branch is added.
     """
 
     def __init__(self, propagation: Propagation) -> None:
+        self.beside: dict[str, set[str]] = {}
         self._propagation = propagation
         self._labels: dict[tuple[int, int], Tensor] = {}  # by address and size, since loops add the same ones
         self._calls: list[_Call] = []  # and inputs, whose name is empty
@@ -123,7 +129,7 @@ class ResidualAdditions:
         for origin in origins:
             depends, beyond, made = depends | origin.depends, beyond | origin.beyond, made | origin.made_by
         for layer in layers:
-            called |= self._new(_Call(layer, depends, beyond))
+            called |= self._new(_Call(layer, depends, beyond, made))
         if not called and not _is_linear(function, len(origins)):
             beyond |= made
         depends |= called
@@ -139,8 +145,13 @@ class ResidualAdditions:
             info, origin = self._propagation.info(tensor), self._known.get(tensor) or _NOWHERE
             if info.channel_labels and info.producer_paths and origin.made_by:
                 summands.append((origin.made_by, info.producer_paths.keys()))
-        if any(self._are_residual(*one, *other) for one, other in combinations(summands, 2)):
+        pairs = list(combinations(summands, 2))
+        if any(self._are_residual(*one, *other) for one, other in pairs):
             self._note(axes)
+        else:
+            for (one, _), (other, _) in pairs:
+                self._note_branches(one, other)
+                self._note_branches(other, one)
 
     def note_bias(self, bias: Tensor, layer: str, inputs: Iterable[Tensor], axes: Sequence[ChannelLabels]) -> None:
         """The same for what is added to the product of a layer that reads ``inputs``, if that was made by one."""
@@ -151,6 +162,15 @@ class ResidualAdditions:
         call = _Call(layer, depends, beyond)
         if depends & made or any(self._is_shortcut(one, call) for one in _bits(made)):
             self._note(axes)
+
+    def _note_branches(self, deep: int, short: int) -> None:
+        """Note the first of two linear layers, of which ``deep`` has the second, beside the layers of ``short``."""
+        for first in (first for number in _bits(deep) for first in _bits(self._calls[number].made_by)):
+            begin = self._calls[first]
+            for other in map(self._calls.__getitem__, _bits(short)):
+                read_the_same = (begin.beyond, begin.made_by) == (other.beyond, other.made_by)
+                if begin.layer and begin.layer != other.layer and read_the_same:
+                    self.beside.setdefault(begin.layer, set()).add(other.layer)
 
     def _origin(self, tensor: Tensor) -> Origin:
         """What is known; a tensor that no operation made, and that the network does not hold, is an input."""
@@ -171,7 +191,9 @@ class ResidualAdditions:
         if known and len(self._calls) >= _MOST_NUMBERS:
             number = known.bit_length() - 1
             before = self._calls[number]
-            self._calls[number] = _Call(call.layer, before.depends | call.depends, before.beyond | call.beyond)
+            self._calls[number] = _Call(
+                call.layer, before.depends | call.depends, before.beyond | call.beyond, before.made_by | call.made_by
+            )
         else:
             number = len(self._calls)
             self._calls.append(call)

@@ -124,6 +124,8 @@ def _spread(root: bool, mean: bool) -> Callable[..., Any]:
 def _norm(x: Tensor, keep: Tensor, dims: list[int], facts: dict[str, Any]) -> Tensor:
     order = facts.get("ord", facts.get("p", 2))
     order = 2.0 if order is None else float(order)
+    # A row of a weight that goes itself, and whose columns that go are zero: all that is left belongs to the row.
+    keep = keep | ~((x != 0) & keep).any(dims, keepdim=True)
     size = torch.where(keep, x.abs(), torch.zeros_like(x.abs()))
     if order == math.inf:
         return _shaped(size.amax(dims, keepdim=True), dims, facts)

@@ -16,6 +16,8 @@ from lightning_coreset.structure.layer_records import Paths
 from lightning_coreset.structure.propagation import Propagation
 from lightning_coreset.structure.steps import Step, StepKind
 
+_MATRICES = "nk,km->nm"
+
 FIXED_INPUT = "contracts a tensor whose size is fixed, such as the network's input"
 
 
@@ -67,7 +69,11 @@ def contract(
     """
     spec = Einsum.of(notation)
     tensors = (first, second)
+    if bias is None and notation == _MATRICES and _times_identity(propagation, first, second, out):
+        return
     weight = next((tensor for tensor in (second, first) if _is_weight(propagation.info(tensor))), None)
+    if weight is None and notation == _MATRICES:
+        weight = _product_of_weights(propagation, tensors)
     kept: list[tuple[set[int], Sequence[ChannelLabels]]] = []
     survivors = [list(propagation.info(tensor).channel_labels) for tensor in tensors]
     for letter in spec.summed:
@@ -95,7 +101,29 @@ def contract(
     summed = _summed_labels(propagation, tensors, spec) if propagation.within_heads and weight is None else ()
     terms = math.prod([first.shape[spec.operands[0].index(letter)] for letter in spec.summed])
     propagation.count_macs(weight, out.numel() * terms, (*axes, *summed))
-    propagation.set_info(out, TensorInfo(axes, constant=constant, producer_paths=paths))
+    of_weights = bias is None and weight is not None and all(map(propagation.weight_products.is_weight, tensors))
+    if of_weights and len(spec.summed) == 1:
+        other = 0 if weight is tensors[1] else 1
+        propagation.weight_products.note(paths, tensors[other], spec.operands[other].index(spec.summed))
+    propagation.set_info(out, TensorInfo(axes, constant=constant, producer_paths=paths, vanishes=of_weights))
+
+
+def _times_identity(propagation: Propagation, first: Tensor, second: Tensor, out: Tensor) -> bool:
+    """Whether one operand is an identity matrix; then the result is the other one, a weight."""
+    for one, other in ((first, second), (second, first)):
+        if propagation.alike.get(one) and _is_weight(propagation.info(other)):
+            propagation.set_info(out, propagation.info(other))
+            return True
+    return False
+
+
+def _product_of_weights(propagation: Propagation, tensors: Sequence[Tensor]) -> Tensor | None:
+    """The operand that is a product of weights where the other one is an activation, and so a weight itself."""
+    constant = [tensor for tensor in tensors if propagation.info(tensor).constant]
+    if len(constant) != 1 or not propagation.weight_products.is_weight(constant[0]):
+        return None
+    propagation.weight_products.use(constant[0])
+    return constant[0]
 
 
 def _sources(propagation: Propagation, tensor: Tensor) -> set[str]:

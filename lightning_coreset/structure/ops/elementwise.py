@@ -15,6 +15,7 @@ from lightning_coreset.structure.penalties import penalty_of
 from lightning_coreset.structure.propagation import OpCall, Propagation, Rule
 from lightning_coreset.structure.statistics import passes_statistics
 from lightning_coreset.structure.steps import Step, StepKind
+from lightning_coreset.structure.weight_products import vanishes
 
 # They leave no step: the mathematics of a coreset takes them for the identity.
 _IDENTITIES = frozenset({"dropout", "native_dropout", "alpha_dropout"})
@@ -73,6 +74,7 @@ def follow_elementwise(propagation: Propagation, call: OpCall, step: Step | None
         uniform=call.name not in _RANDOM and all(propagation.info(tensor).uniform for tensor in operands),
         equal_along=frozenset() if call.name in _RANDOM else _equal_along(propagation, operands, out),
         met=_note_met(propagation, operands, out, axes),
+        vanishes=vanishes(map(propagation.info, large), call.name) if large else False,
     )
     info = _updated(propagation, call, info)
     for result in call.results:

@@ -96,7 +96,9 @@ def set_moved(propagation: Propagation, call: OpCall, axes: Sequence[ChannelLabe
         direct, paths = info.direct if faithful else None, info.producer_paths
         if not _keeps_values(call, source, result):
             direct, paths = None, propagation.producer_paths([source], Step(call.name))
-        propagation.set_info(result, TensorInfo(own, info.constant, direct, paths, uniform=info.uniform))
+        propagation.set_info(
+            result, TensorInfo(own, info.constant, direct, paths, uniform=info.uniform, vanishes=info.vanishes)
+        )
 
 
 def _mark_single_head(source: Tensor, axis: ChannelLabels, result: Tensor, moved: ChannelLabels) -> ChannelLabels:

@@ -48,7 +48,8 @@ def reduce(propagation: Propagation, call: OpCall) -> None:
     dims = call.dims("dim", source.dim())
     reason = f"is reduced across channels ({call.title})"
     if propagation.info(source).constant:
-        axes, statistics = take_penalty(propagation, source, dims, reason)
+        norm = call.name in ("norm", "linalg_vector_norm")
+        axes, statistics = take_penalty(propagation, source, dims, reason, norm=norm)
     elif call.name in REDUCTIONS:
         axes, normalized = take_statistic(propagation, source, dims, reason)
         statistics = tuple(
