@@ -165,12 +165,14 @@ class ResidualAdditions:
 
     def _note_branches(self, deep: int, short: int) -> None:
         """Note the first of two linear layers, of which ``deep`` has the second, beside the layers of ``short``."""
-        for first in (first for number in _bits(deep) for first in _bits(self._calls[number].made_by)):
-            begin = self._calls[first]
+        firsts = 0
+        for second in map(self._calls.__getitem__, _bits(deep)):
+            firsts |= second.made_by & ~second.beyond
+        for first in map(self._calls.__getitem__, _bits(firsts)):
             for other in map(self._calls.__getitem__, _bits(short)):
-                read_the_same = (begin.beyond, begin.made_by) == (other.beyond, other.made_by)
-                if begin.layer and begin.layer != other.layer and read_the_same:
-                    self.beside.setdefault(begin.layer, set()).add(other.layer)
+                read_the_same = (first.beyond, first.made_by) == (other.beyond, other.made_by)
+                if first.layer != other.layer and read_the_same:
+                    self.beside.setdefault(first.layer, set()).add(other.layer)
 
     def _origin(self, tensor: Tensor) -> Origin:
         """What is known; a tensor that no operation made, and that the network does not hold, is an input."""
