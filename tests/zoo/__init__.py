@@ -20,6 +20,7 @@ from . import (  # noqa: F401 (each import fills the zoo)
     traps_maths,
     traps_movement,
     traps_norms,
+    traps_products,
     traps_statistics,
     traps_streams,
     traps_weights,

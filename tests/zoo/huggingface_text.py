@@ -146,6 +146,40 @@ text("mamba", "Mamba", GENERATE, {
     "vocab_size": 60, "hidden_size": 24, "num_hidden_layers": 2, "state_size": 5, "time_step_rank": 3, **SPECIAL,
 }, masked=False, expect="any", why="a scan over time")  # fmt: skip
 
+MAMBA = {"vocab_size": 60, "hidden_size": 24, "num_hidden_layers": 2, "state_size": 5, **SPECIAL}
+text("falcon-mamba", "FalconMamba", GENERATE, {**MAMBA, "time_step_rank": 3}, masked=False)
+text(
+    "mamba2",
+    "Mamba2",
+    GENERATE,
+    {**MAMBA, "num_heads": 6, "head_dim": 8, "n_groups": 2, "chunk_size": 4, "expand": 2},
+    masked=False,
+    why="one projection for gates, values, keys, queries and steps, cut into five pieces",
+)
+text("bamba", "Bamba", GENERATE, {
+    **SIZES, "num_key_value_heads": 2, "attn_layer_indices": [1], "mamba_n_heads": 6, "mamba_d_head": 8,
+    "mamba_n_groups": 2, "mamba_d_state": 5, "mamba_chunk_size": 4, "mamba_expand": 2,
+}, masked=False)  # fmt: skip
+text("jamba", "Jamba", GENERATE, {
+    **SIZES, "num_key_value_heads": 2, "mamba_d_state": 5, "mamba_dt_rank": 3, "attn_layer_period": 2,
+    "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1, "num_experts": 3,
+    "num_experts_per_tok": 2, "experts_implementation": "eager",
+}, masked=False)  # fmt: skip
+LATENT = {
+    **SIZES, "num_key_value_heads": 4, "q_lora_rank": 10, "kv_lora_rank": 12, "qk_nope_head_dim": 6,
+    "qk_rope_head_dim": 4, "v_head_dim": 8, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1,
+    "moe_intermediate_size": 20, "n_group": 1, "topk_group": 1, "experts_implementation": "eager",
+}  # fmt: skip
+text("deepseek-v2", "DeepseekV2", GENERATE, {**LATENT, "first_k_dense_replace": 1}, masked=False)
+text("deepseek-v3", "DeepseekV3", GENERATE, {**LATENT, "first_k_dense_replace": 1}, masked=False)
+text(
+    "deepseek-v3-dense",
+    "DeepseekV3",
+    GENERATE,
+    {**LATENT, "first_k_dense_replace": 2, "q_lora_rank": None},
+    masked=False,
+)
+
 T5 = {"vocab_size": 60, "d_model": 24, "d_kv": 6, "d_ff": 36, "num_layers": 2, "num_heads": 4}
 both = keywords(input_ids=tokens(60), attention_mask=mask, decoder_input_ids=tokens(60, 5))
 PAIRS: dict[str, tuple[str, str, dict[str, Any]]] = {

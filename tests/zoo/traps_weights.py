@@ -152,7 +152,7 @@ def weight_of_two_factors() -> nn.Module:
     return net
 
 
-@network(ROWS, expect="any", why="a product of two weights is taken for an activation, as one of learned queries is")
+@network(ROWS, must=("first", "middle", "up"))
 def merged_factors() -> nn.Module:
     """LoRA merged on the fly: the weight is a sum of a parameter and a product of two."""
     return Net(
