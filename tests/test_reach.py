@@ -17,8 +17,9 @@ from lightning_coreset.verification import verified
 
 HUGGING_FACE = """
 bert distilbert gpt2 llama llama-tied qwen2 qwen3 vit deit swin convnext convnextv2 t5 whisper clip segformer wav2vec2
-wav2vec2-layer-norm
+wav2vec2-layer-norm mamba falcon-mamba mamba2 bamba deepseek-v3-dense
 """.split()
+WITH_EXPERTS = ("hf/jamba", "hf/deepseek-v2", "hf/deepseek-v3")
 WRITTEN_OUT = """
 ClassTokenVit SimpleVit Twins Vit x_decoder_tied x_encoder_positions x_decoder_vector_norm x_decoder_scale_norm
 x_cross_attention
@@ -43,6 +44,17 @@ def test_nearly_all_parameters_belong_to_groups(name):
     total = sum(parameter.numel() for parameter in model.parameters())
     share = reachable(model, structure.groups) / total
     assert share >= 0.9, f"{share:.3f} of {total}; refused: {dict(structure.refused)}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WITH_EXPERTS)
+def test_most_parameters_belong_to_groups_where_experts_are_chosen(name):
+    model, inputs = made(name)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The channels of these layers are not pruned")
+        structure = verified(model, analyse(model, inputs), Example.of(inputs))
+    total = sum(parameter.numel() for parameter in model.parameters())
+    assert reachable(model, structure.groups) / total >= 0.8, dict(structure.refused)
 
 
 @networks
