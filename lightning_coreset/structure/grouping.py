@@ -195,6 +195,7 @@ class GroupBuilder:
             tuple(copy for copy in self.engine.copies if any(member.name in copy.copy_of for member in members)),
             number in self._residual,
             self._beside(members),
+            number in self._standardised,
         )
 
     def _beside(self, members: tuple[Member, ...]) -> tuple[str, ...]:
@@ -250,6 +251,12 @@ class GroupBuilder:
     def _normalized(self) -> set[int]:
         """The groups whose channels are normalised over."""
         labels = self.engine.normalized
+        return self._numbers(torch.cat(labels)) if labels else set()
+
+    @cached_property
+    def _standardised(self) -> set[int]:
+        """Those of them over which weights are normalised that read the channels."""
+        labels = self.engine.standardised
         return self._numbers(torch.cat(labels)) if labels else set()
 
     @cached_property

@@ -74,6 +74,8 @@ class Statistic:
         sums: Whether it is a sum, which the network may divide by a number of channels that it keeps.
         penalty: Whether it is made of parameters alone, so that it may reach an output as a single number.
         zero_free: Whether it is a norm of parameters, to which those that are zero add nothing.
+        of_weights: Whether it is a mean, a variance or a norm of parameters, by which they may be standardised.
+        met: Whether they have been: what it is taken over has met it.
         joins_loss: Whether it is made of activations and has only met numbers since, so that it may be added to a loss.
     """
 
@@ -84,6 +86,8 @@ class Statistic:
     penalty: bool = False
     joins_loss: bool = False
     zero_free: bool = False
+    of_weights: bool = False
+    met: bool = False
 
 
 @dataclass(frozen=True, eq=False)

@@ -76,6 +76,7 @@ def merged(groups: Sequence[ChannelGroup]) -> ChannelGroup | None:
         weight_norms=tuple(dict.fromkeys(norm for group in groups for norm in group.weight_norms)),
         copies=tuple(dict.fromkeys(copy for group in groups for copy in group.copies)),
         residual=any(group.residual for group in groups),
+        standardised=any(group.standardised for group in groups),
         pairing=Pairing(
             tuple(spans),
             any(one.heads for one in pairings),

@@ -25,7 +25,13 @@ if TYPE_CHECKING:
 
 
 def take_penalty(
-    propagation: Propagation, source: Tensor, dims: Collection[int], reason: str, *, norm: bool = False
+    propagation: Propagation,
+    source: Tensor,
+    dims: Collection[int],
+    reason: str,
+    *,
+    of_weights: bool = False,
+    norm: bool = False,
 ) -> tuple[tuple[ChannelLabels, ...], tuple[Statistic, ...]]:
     """Reduce what is made of parameters: the axes along other dimensions, and what the result is made of.
 
@@ -34,14 +40,15 @@ def take_penalty(
         source: What is reduced.
         dims: The dimensions that are reduced.
         reason: What to report if channels may not go because of it.
-        norm: Whether it is reduced to a norm.
+        of_weights: Whether the result may standardise what it is taken over, as a mean or a norm does.
+        norm: Whether it is a norm.
     """
     reduced = set(dims)
     axes = propagation.info(source).channel_labels
     gone = [axis for axis in axes if set(axis.dims) <= reduced]
     others = [axis for axis in axes if not set(axis.dims) <= reduced]
     zero_free = norm and propagation.info(source).vanishes
-    penalties = tuple(replace(penalty_of(axis, reason), zero_free=zero_free) for axis in gone)
+    penalties = tuple(replace(penalty_of(axis, reason), zero_free=zero_free, of_weights=of_weights) for axis in gone)
     return tuple(pin_all(others, reduced, propagation.union_find, reason)), penalties
 
 
@@ -70,14 +77,25 @@ def pass_penalties(propagation: Propagation, call: OpCall, entering: Sequence[St
         return []
     alone = all(_may_hold(propagation, tensor) for tensor in (*call.tensors, *call.results))
     if alone and not any(map(_is_shown, call.written)):
-        return list(entering)
+        return [_standardising(propagation, call, penalty) for penalty in entering]
     scales = call.name in ("mul", "div") and scales_rows(propagation, call.tensors)
     for penalty in entering:
-        if penalty.zero_free and scales:
+        if penalty.met or (penalty.zero_free and scales):
             propagation.normalized.append(penalty.labels)
+            propagation.standardised.append(penalty.labels)
         else:
             hold(propagation, penalty, use_in(call))
     return []
+
+
+def _standardising(propagation: Propagation, call: OpCall, penalty: Statistic) -> Statistic:
+    """The same, once a mean or the like of weights has met the weights that it was taken over."""
+    if penalty.met or not penalty.of_weights:
+        return penalty
+    roots = propagation.union_find.roots
+    own = roots(penalty.labels).unique()
+    axes = [axis for tensor in call.tensors for axis in propagation.info(tensor).channel_labels]
+    return replace(penalty, met=any(torch.equal(own, roots(axis.labels).unique()) for axis in axes))
 
 
 def hold(propagation: Propagation, statistic: Statistic, where: str) -> None:

@@ -68,6 +68,7 @@ class Propagation(DispatchMode):
         heads: Labels that number attention heads.
         counts: Labels whose classes an attribute of a module counts, with the names of both.
         normalized: Labels of channels that the network normalises over.
+        standardised: Those of them that weights are normalised over, which read the channels.
         residual: Which additions are residual.
         weight_norms: How weights are made that are no parameters themselves, by the name of the direction.
         weight_products: Which products of weights may be weights.
@@ -113,6 +114,7 @@ class Propagation(DispatchMode):
         self.heads: list[Tensor] = []
         self.counts: list[tuple[Tensor, str, str]] = []
         self.normalized: list[Tensor] = []
+        self.standardised: list[Tensor] = []
         self.residual = ResidualAdditions(self)
         self.weight_norms: dict[str, WeightNorm] = {}
         self.weight_products = WeightProducts(self)

@@ -227,6 +227,7 @@ class ChannelGroup:
         residual: Whether a residual addition couples layers that make the channels with what these layers read.
         beside: Where the channels lie between two linear layers, as the rank of LoRA does, the weights of the layers to
             whose products theirs is added.
+        standardised: Whether weights that read the channels are normalised over them.
     """
 
     name: str
@@ -239,6 +240,7 @@ class ChannelGroup:
     copies: tuple[Copy, ...] = field(default=(), repr=False)
     residual: bool = False
     beside: tuple[str, ...] = ()
+    standardised: bool = False
 
     def __repr__(self) -> str:
         roles = ", ".join(

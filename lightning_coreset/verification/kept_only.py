@@ -12,6 +12,8 @@ from lightning_coreset.structure import OpCall
 from lightning_coreset.structure.loss_terms import REDUCTIONS
 
 _NORMS = frozenset({"native_layer_norm", "_fused_rms_norm", "native_group_norm"})
+_OF_ROWS = "native_batch_norm"
+"""By which the rows of a weight may be standardised; of activations it takes no statistics over channels."""
 _PRODUCTS = {"bmm": 0, "mm": 0, "baddbmm": 1, "addmm": 1}
 """Products of matrices, each with the place of its first operand."""
 _DENSITY = 0.55
@@ -67,6 +69,11 @@ def reduced_over(call: OpCall, kept: Mapping[int, Tensor]) -> Any:
     if call.name == "_fused_rms_norm":
         _, rstd = call.function(part, [part.shape[-1]], None, call.arguments["eps"])
         return _scaled(source * rstd, call, -1), rstd
+    if call.name == _OF_ROWS:
+        dims = [dim for dim in range(source.dim()) if dim != 1]
+        variance, mean = torch.var_mean(part, dims, correction=0, keepdim=True)
+        rstd = (variance + call.arguments["eps"]).rsqrt()
+        return _scaled((source - mean) * rstd, call, 1), mean.flatten(), rstd.flatten()
     if call.name == "native_group_norm":
         variance, mean = torch.var_mean(part.flatten(1), 1, correction=0)
         rstd = (variance + call.arguments["eps"]).rsqrt()
@@ -103,6 +110,13 @@ def product_without(call: OpCall, removed: Tensor) -> Tensor:
     place = _PRODUCTS[call.name]
     first = call.args[place].masked_fill(removed, 0.0)
     return call.function(*call.args[:place], first, *call.args[place + 1 :], **call.kwargs)
+
+
+def reduced_dims(call: OpCall) -> list[int]:
+    """The dimensions of a call's first argument that it reduces, also those over which the rows of a weight are."""
+    if call.name == _OF_ROWS and call.arguments["running_mean"] is None:
+        return [dim for dim in range(call.args[0].dim()) if dim != 1]
+    return _reduced_dims(call)
 
 
 def _reduced_dims(call: OpCall) -> list[int]:

@@ -121,7 +121,21 @@ def twin_run(
         [(tensors[name], _disturbed(tensors[name], places, reading.get(name, ()))) for name, places in making.items()],
         [(tensors[name], partial(looked_up, name)) for name in reading],
         {tuple(mask.tolist()): mask for mask in layouts.values()}.values(),
+        _without_numbers(tensors, groups, removed),
     )
+
+
+def _without_numbers(
+    tensors: Mapping[str, Tensor], groups: Iterable[ChannelGroup], removed: Removed
+) -> list[tuple[Tensor, Tensor]]:
+    """Weights that may be standardised over removed columns, each with a version that has no numbers there."""
+    found: dict[str, Tensor] = {}
+    for group in groups:
+        if group.standardised:
+            for member, index in _positions(group.by_role("consumer"), removed[group.name]):
+                whole = found.setdefault(member.name, copy_of_layout(tensors[member.name]))
+                whole.index_fill_(member.dim, index.to(whole.device), float("nan"))
+    return [(tensors[name], marked) for name, marked in found.items()]
 
 
 def _positions(members: Iterable[Member], removed: Collection[int]) -> Iterator[tuple[Member, Tensor]]:

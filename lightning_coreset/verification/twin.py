@@ -7,7 +7,7 @@ are gone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from lightning_coreset.verification.kept_only import (
     reduced_over,
     removed_in_product,
 )
+from lightning_coreset.verification.standardised import StandardisedWeights
 
 
 class TwinRun(DispatchMode):
@@ -37,6 +38,7 @@ class TwinRun(DispatchMode):
         looked_up: Weights that an embedding may look up, each with a function that makes both versions for it. Where a
             head is tied, what the head multiplies with has zeros in removed channels; what is looked up has not.
         layouts: How removed channels lie along the dimensions of tensors, as masks.
+        standardised: Weights over whose columns statistics may be taken, each without numbers in removed ones.
     """
 
     def __init__(
@@ -44,8 +46,10 @@ class TwinRun(DispatchMode):
         twins: Iterable[tuple[Tensor, Tensor]],
         looked_up: Iterable[tuple[Tensor, Callable[[], tuple[Tensor, Tensor]]]],
         layouts: Iterable[Tensor] = (),
+        standardised: Iterable[tuple[Tensor, Tensor]] = (),
     ) -> None:
         super().__init__()
+        self._standardised = StandardisedWeights(standardised)
         self._layouts = tuple(layouts)
         self._twins: IdentityWeakMap[Tensor] = IdentityWeakMap()
         self._looked_up: IdentityWeakMap[Callable[[], tuple[Tensor, Tensor]]] = IdentityWeakMap()
@@ -117,8 +121,10 @@ class TwinRun(DispatchMode):
             result, other = (func(version, *args[1:], **kwargs) for version in versions())
             self._twins[result] = other
             return result
-        twins = {id(one): self.twin(one) for one in tensors_among((*args, *kwargs.values()))}
-        if not hasattr(func, "overloadpacket") or all(twin is None for twin in twins.values()):
+        tensors = tensors_among((*args, *kwargs.values()))
+        twins = {id(one): self.twin(one) for one in tensors}
+        standardised = hasattr(func, "overloadpacket") and not func.is_view and self._standardised.has(tensors)
+        if not hasattr(func, "overloadpacket") or (all(twin is None for twin in twins.values()) and not standardised):
             return func(*args, **kwargs)
         call = OpCall.read(func, args, kwargs, [], None)
         for written in call.written:
@@ -132,9 +138,35 @@ class TwinRun(DispatchMode):
             return leaf if twin is None else twin
 
         other_args, other_kwargs = tree_map(second, (args, kwargs))
-        result, other = _run_both(call, OpCall.read(func, other_args, other_kwargs, [], None), self._layouts)
+        its = OpCall.read(func, other_args, other_kwargs, [], None)
+        if standardised:
+            return self._run_standardised(call, its)
+        result, other = _run_both(call, its, self._layouts)
         self._pair(result, other)
         return result
+
+    def _run_standardised(self, call: OpCall, its: OpCall) -> Any:
+        """A call on a weight that is standardised: it makes a weight of it, takes a statistic, or uses it."""
+        known = self._standardised
+        kept = known.columns(call)
+        if kept:
+            result, other = reduced_over(call, kept), reduced_over(its, kept)
+            if tensors_among((result,))[0].shape == call.args[0].shape:  # normalised, not reduced
+                known.note_like(call.args[0], result[0])
+        elif known.makes_weights(call):
+            result, other = _run_both(call, its, ())
+            known.note(call, result)
+        else:
+            tensors = tensors_among((call.args, dict(call.kwargs)))
+            one, two = (self._used(each, tensors) for each in (call, its))
+            result, other = _run_both(one, two, self._layouts)
+        self._pair(result, other)
+        return result
+
+    def _used(self, call: OpCall, originals: Sequence[Tensor]) -> OpCall:
+        """A call with weights that are standardised as they are used."""
+        args, kwargs = self._standardised.used((call.args, dict(call.kwargs)), originals)
+        return OpCall.read(call.function, args, kwargs, [], None)
 
     def _keep(self, tensor: Tensor) -> None:
         """Copy a twin that was given before it is written into for the first time."""

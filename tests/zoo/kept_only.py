@@ -7,6 +7,7 @@ It is computed by the whole network, without cutting anything, and without any c
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -42,14 +43,15 @@ def kept_only(
         train: Whether it runs in train mode.
     """
     model = duplicate(model).double().train(train)
-    twins, versions = [], {}
+    twins, versions, marks = [], {}, []
     for name, weight in weights(model, removed).items():
         tensor = tensors(model)[name].detach()
         tensor.copy_(weight.without(0, weight.read))
         twins.append((tensor, weight.without(1, weight.read)))
         if weight.read:
             versions[key(tensor)] = weight.version
-    worlds = Lockstep(twins, versions)
+            marks += [(tensor, weight.without(0, weight.read, math.nan))] if tensor.dim() > 1 else []
+    worlds = Lockstep(twins, versions, marks)
     with torch.random.fork_rng(devices=[]), plain(), worlds, AllDouble():
         torch.manual_seed(0)
         found = results(call(model, as_double(inputs)))
@@ -63,11 +65,11 @@ class Weight:
     worlds: tuple[Tensor, Tensor]
     read: dict[int, list[int]] = field(default_factory=dict)
 
-    def without(self, world: int, dims: dict[int, list[int]]) -> Tensor:
-        """A copy with zeros at what these dimensions read of removed channels."""
+    def without(self, world: int, dims: dict[int, list[int]], value: float = 0) -> Tensor:
+        """A copy with zeros, or another value, at what these dimensions read of removed channels."""
         found = self.worlds[world].clone()
         for dim, places in dims.items():
-            found.index_fill_(dim, torch.tensor(places), 0)
+            found.index_fill_(dim, torch.tensor(places), value)
         return found
 
     def version(self, function: Any, args: tuple[Any, ...], view: Tensor, world: int) -> Tensor | None:

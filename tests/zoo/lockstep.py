@@ -7,7 +7,7 @@ but removed channels. Reductions leave removed channels out (``reductions.py``).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
+from .marked import Marks
 from .reductions import differing, kept_reduction
 
 Version = Callable[[Any, tuple[Any, ...], Tensor, int], Tensor | None]  # operation, its arguments, one of them, world
@@ -30,10 +31,17 @@ class Lockstep(TorchDispatchMode):
     Args:
         twins: The second world's weight for each weight of the first.
         versions: For a weight that both makes and reads channels, by storage: what an operation gets in each world.
+        marks: Weights that read removed channels, each with its marked version (``marked.py``).
     """
 
-    def __init__(self, twins: list[tuple[Tensor, Tensor]], versions: Mapping[int, Version] | None = None) -> None:
+    def __init__(
+        self,
+        twins: list[tuple[Tensor, Tensor]],
+        versions: Mapping[int, Version] | None = None,
+        marks: Iterable[tuple[Tensor, Tensor]] = (),
+    ) -> None:
         super().__init__()
+        self.marks = Marks(marks)
         # Both storages are kept, so that no address is used twice. What has no twin is the same in both worlds.
         self.twins = {key(a): (a.untyped_storage(), b.untyped_storage()) for a, b in twins}
         self.versions = dict(versions or {})
@@ -48,6 +56,12 @@ class Lockstep(TorchDispatchMode):
                 if key(leaf) not in self.twins:
                     self.twins[key(leaf)] = (leaf.untyped_storage(), leaf.untyped_storage().clone())
         other = self._versions(function, (args, kwargs or {}), 1)
+        if any(map(self.marks.has, leaves)) and not (function.is_view or function._schema.is_mutable):
+            made = self.marks.make(function, (args, kwargs or {}), (one, other))
+            if made is not None:
+                self.marks.put(made[0], made[2])
+                return self._register(*made[:2])
+            one, other = (self.marks.used((args, kwargs or {}), world) for world in (one, other))
         found = kept_reduction(function, one, other)
         if found is None:
             found = self._run(function, one, other, {key(leaf) for leaf in leaves})

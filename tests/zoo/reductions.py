@@ -58,6 +58,9 @@ def _named(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tupl
     return args[0], dict(zip(names, args[1:], strict=False)) | kwargs
 
 
+named_arguments = _named
+
+
 def _cast(x: Tensor, facts: dict[str, Any]) -> Tensor:
     return x.to(facts.get("dtype") or x.dtype)
 
@@ -124,8 +127,6 @@ def _spread(root: bool, mean: bool) -> Callable[..., Any]:
 def _norm(x: Tensor, keep: Tensor, dims: list[int], facts: dict[str, Any]) -> Tensor:
     order = facts.get("ord", facts.get("p", 2))
     order = 2.0 if order is None else float(order)
-    # A row of a weight that goes itself, and whose columns that go are zero: all that is left belongs to the row.
-    keep = keep | ~((x != 0) & keep).any(dims, keepdim=True)
     size = torch.where(keep, x.abs(), torch.zeros_like(x.abs()))
     if order == math.inf:
         return _shaped(size.amax(dims, keepdim=True), dims, facts)
@@ -153,6 +154,14 @@ def _group_norm(x: Tensor, keep: Tensor, dims: list[int], facts: dict[str, Any])
     return _affine(found, weight, bias), mean.squeeze(-1), scale.squeeze(-1)
 
 
+def _batch_norm(x: Tensor, keep: Tensor, dims: list[int], facts: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+    variance, mean = _moments(x, keep, dims)
+    scale = (variance + facts["eps"]).rsqrt()
+    shape = (1, -1, *[1] * (x.dim() - 2))
+    weight, bias = (None if one is None else one.view(shape) for one in _affine_of(facts))
+    return _affine((x - mean) * scale, weight, bias), mean.flatten(), scale.flatten()
+
+
 def _affine_of(facts: dict[str, Any]) -> tuple[Tensor | None, Tensor | None]:
     return facts.get("weight"), facts.get("bias")
 
@@ -176,3 +185,8 @@ RULES: dict[str, Rule] = {
     "_fused_rms_norm": (_last, _rms_norm),
     "native_group_norm": (lambda x, facts: [-1], _group_norm),
 }
+MARKED_RULES: dict[str, Rule] = {
+    **RULES,
+    "native_batch_norm": (lambda x, facts: [dim for dim in range(x.dim()) if dim != 1], _batch_norm),
+}
+"""With those of a weight whose rows are normalised by the function of a BatchNorm."""

@@ -108,9 +108,9 @@ def transposed_depthwise() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 12, 3), up, nn.ReLU(), nn.Conv2d(12, 5, 1))
 
 
-@network(SMALL)
+@network(SMALL, normalized=("0",), must=("2",))
 def weight_standardisation() -> nn.Module:
-    """A weight normalised per output channel: fewer inputs would change its statistics; its rows may go."""
+    """A weight normalised per output channel: its statistics are those of the inputs that stay."""
 
     class Standardised(nn.Conv2d):
         def forward(self, x: Tensor) -> Tensor:

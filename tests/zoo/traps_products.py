@@ -118,6 +118,26 @@ def norm_of_another_weight() -> nn.Module:
     )  # fmt: skip
 
 
+class ScaledStandardConv(nn.Conv2d):
+    """Weight standardisation by the function of a BatchNorm, as in NFNets and BiT; with a gain for every row."""
+
+    def __init__(self, *sizes: int) -> None:
+        super().__init__(*sizes)
+        self.gain = nn.Parameter(torch.full((self.out_channels, 1, 1, 1), 0.8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.weight.reshape(1, self.out_channels, -1)
+        weight = F.batch_norm(rows, None, None, weight=(self.gain * 0.3).view(-1), training=True, momentum=0.0)
+        return F.conv2d(x, weight.reshape_as(self.weight), self.bias)
+
+
+@network(SMALL, normalized=("0", "2"), must=("4",))
+def scaled_weight_standardisation() -> nn.Module:
+    convs = [nn.Conv2d(3, 12, 3), ScaledStandardConv(12, 14, 3), ScaledStandardConv(14, 10, 1)]
+    layers = [layer for conv in convs for layer in (conv, nn.ReLU())]
+    return nn.Sequential(*layers, nn.Conv2d(10, 4, 1))
+
+
 class Parts(nn.Module):
     """A convolution in several parts, as RepVGG and MobileOne train it: 3x3, 1x1, and the identity with a norm."""
 

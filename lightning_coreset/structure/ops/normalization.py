@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch import Tensor
 
 from lightning_coreset.module_specs import module_spec
-from lightning_coreset.structure.labels import ChannelLabels, TensorInfo, unite_along
+from lightning_coreset.structure.labels import ChannelLabels, Statistic, TensorInfo, unite_along
+from lightning_coreset.structure.penalties import penalty_of
 from lightning_coreset.structure.propagation import OpCall, Propagation, Rule
 from lightning_coreset.structure.statistics import note_further_results, take_statistic
 from lightning_coreset.structure.steps import Norm, Step, StepKind
@@ -15,7 +18,12 @@ def batch_norm(propagation: Propagation, call: OpCall) -> None:
     """Weight, bias and running statistics join the channels they scale."""
     source, out = call.args[0], call.results[0]
     # Statistics run over all other dimensions: a standardised weight's columns lie there.
-    axes = propagation.pin_dims(source, [dim for dim in range(source.dim()) if dim != 1], "is normalised over")
+    others = [dim for dim in range(source.dim()) if dim != 1]
+    constant, statistics = propagation.info(source).constant, ()
+    if constant and call.arguments.get("running_mean") is None:
+        axes, statistics = _standardised(propagation, source)
+    else:
+        axes = propagation.pin_dims(source, others, "is normalised over")
     channels = propagation.channel_labels(source, 1, "is normalised")
     parts = [call.arguments.get(name) for name in ("weight", "bias", "running_mean", "running_var")]
     for part in parts:
@@ -30,9 +38,17 @@ def batch_norm(propagation: Propagation, call: OpCall) -> None:
     opaque = opaque or (norm.running_mean is not None and bool(call.arguments.get("training", False)))
     step = Step(StepKind.NORMALIZATION) if opaque else Step(StepKind.BATCH_NORM, norm=norm)
     propagation.record_batch_norm(source, norm)
-    constant = propagation.info(source).constant
-    propagation.set_info(out, TensorInfo(axes, constant, producer_paths=propagation.producer_paths([source], step)))
+    paths = propagation.producer_paths([source], step)
+    propagation.set_info(out, TensorInfo(axes, constant, producer_paths=paths, statistics=statistics))
     note_further_results(propagation, call)
+
+
+def _standardised(propagation: Propagation, weight: Tensor) -> tuple[tuple[ChannelLabels, ...], tuple[Statistic, ...]]:
+    """The axes of a weight each row of which is normalised, and the statistics over those that lie within rows."""
+    axes = propagation.info(weight).channel_labels
+    within = [axis for axis in axes if 1 not in axis.dims]
+    reason = "is normalised over"
+    return axes, tuple(replace(penalty_of(axis, reason), of_weights=True, met=True) for axis in within)
 
 
 def layer_norm(propagation: Propagation, call: OpCall) -> None:

@@ -49,7 +49,9 @@ def reduce(propagation: Propagation, call: OpCall) -> None:
     reason = f"is reduced across channels ({call.title})"
     if propagation.info(source).constant:
         norm = call.name in ("norm", "linalg_vector_norm")
-        axes, statistics = take_penalty(propagation, source, dims, reason, norm=norm)
+        axes, statistics = take_penalty(
+            propagation, source, dims, reason, of_weights=call.name in REDUCTIONS, norm=norm
+        )
     elif call.name in REDUCTIONS:
         axes, normalized = take_statistic(propagation, source, dims, reason)
         statistics = tuple(
