@@ -36,13 +36,15 @@ class StandardisedWeights:
 
     def __init__(self, weights: Iterable[tuple[Tensor, Tensor]]) -> None:
         self._marked: IdentityWeakMap[Tensor] = IdentityWeakMap()
-        self._given = list(weights)
-        for weight, marked in self._given:
-            self._marked[weight] = marked
+        self._given: IdentityWeakMap[Tensor] = IdentityWeakMap()
+        self._known = False
+        for weight, marked in weights:
+            self._marked[weight] = self._given[weight] = marked
+            self._known = True
 
     def marked(self, tensor: Tensor) -> Tensor | None:
         """The version of a tensor without numbers in removed columns; ``None`` if it has none."""
-        if not self._given:
+        if not self._known:
             return None
         known = self._marked.get(tensor)
         base = view_base(tensor) if known is None else None
@@ -82,11 +84,14 @@ class StandardisedWeights:
     def used(self, arguments: Any, originals: Any) -> Any:
         """The arguments of a call that uses such weights, with zeros in removed columns.
 
+        Parameters as they are have zeros there already.
+
         Args:
             arguments: The arguments, or their twins.
             originals: The tensors among the arguments, in their order.
         """
-        marks = {id(one): self.marked(own) for one, own in zip(tensors_among(arguments), originals, strict=True)}
+        pairs = zip(tensors_among(arguments), originals, strict=True)
+        marks = {id(one): self.marked(own) for one, own in pairs if not self._is_given(own)}
 
         def filled(leaf: Any) -> Any:
             marked = marks.get(id(leaf)) if isinstance(leaf, Tensor) else None
@@ -96,7 +101,11 @@ class StandardisedWeights:
 
     def has(self, tensors: Iterable[Tensor]) -> bool:
         """Whether any of them is such a weight, or made of one."""
-        return bool(self._given) and any(self.marked(tensor) is not None for tensor in tensors)
+        return self._known and any(self.marked(tensor) is not None for tensor in tensors)
+
+    def _is_given(self, tensor: Tensor) -> bool:
+        base = view_base(tensor)
+        return (tensor if base is None else base) in self._given
 
     def _version(self, leaf: Any) -> Any:
         marked = self.marked(leaf) if isinstance(leaf, Tensor) else None

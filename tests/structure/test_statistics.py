@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -138,13 +140,35 @@ def test_a_mean_over_channels_that_is_returned_holds_them():
     )
 
 
-def test_weights_that_are_standardised_stay():
+def standardised(weight: Callable[[Tensor], Tensor]) -> nn.Module:
     class Standardised(nn.Linear):
         def forward(self, x: Tensor) -> Tensor:
-            return F.linear(x, self.weight - self.weight.mean(1, keepdim=True), self.bias)
+            return F.linear(x, weight(self.weight), self.bias)
 
-    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), Standardised(6, 5), nn.ReLU(), nn.Linear(5, 2))
-    assert [group.name for group in analyse(model, torch.randn(3, 4)).groups] == ["2"]
+    return nn.Sequential(nn.Linear(4, 6), nn.ReLU(), Standardised(6, 5), nn.ReLU(), nn.Linear(5, 2))
+
+
+def test_what_a_standardised_weight_reads_is_normalised():
+    model = standardised(lambda weight: weight - weight.mean(1, keepdim=True))
+    groups = analyse(model, torch.randn(3, 4)).groups
+    assert [(group.name, group.normalized, group.standardised) for group in groups] == [
+        ("0", True, True),
+        ("2", False, False),
+    ]
+
+
+@pytest.mark.parametrize(
+    "weight",
+    [
+        lambda weight: weight * weight.mean(0),  # over rows, which are other channels
+        lambda weight: weight - weight.amax(1, keepdim=True),
+        lambda weight: weight.abs().mean(1, keepdim=True) * torch.ones(5, 6),  # has met nothing that it is taken over
+    ],
+)
+def test_other_statistics_of_weights_hold_what_they_are_taken_over(weight):
+    model = standardised(weight)
+    names = {group.name for group in analyse(model, torch.randn(3, 4)).groups}
+    assert names < {"0", "2"}
 
 
 @pytest.mark.parametrize("used", [True, False])

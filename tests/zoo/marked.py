@@ -33,6 +33,7 @@ class Marks:
 
     def __init__(self, given: Iterable[tuple[Tensor, Tensor]]) -> None:
         self._marked = {_key(a): (a.untyped_storage(), b.untyped_storage()) for a, b in given}
+        self._given = set(self._marked)
 
     def has(self, tensor: Tensor) -> bool:
         return tensor.layout == torch.strided and _key(tensor) in self._marked
@@ -47,11 +48,14 @@ class Marks:
         )  # fmt: skip
 
     def used(self, arguments: Any, versions: Any) -> Any:
-        """The arguments of an operation in some world, with zeros at the marked places of weights."""
+        """The arguments of an operation in some world, with zeros at the marked places of what is made of weights.
+
+        Weights as they are have zeros there already, unless they are looked up.
+        """
         originals, leaves = tree_flatten(arguments)[0], tree_flatten(versions)
         filled = [
             leaf.masked_fill(self.of(original).isnan(), 0)
-            if isinstance(original, Tensor) and self.has(original)
+            if isinstance(original, Tensor) and self.has(original) and _key(original) not in self._given
             else leaf
             for original, leaf in zip(originals, leaves[0], strict=True)
         ]
