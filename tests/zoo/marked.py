@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from .reductions import MARKED_RULES, named_arguments
+from .reductions import MARKED_RULES, differing, named_arguments
 
 MAKING = frozenset(
     """
@@ -61,7 +61,7 @@ class Marks:
         ]
         return tree_unflatten(filled, leaves[1])
 
-    def make(self, function: Any, arguments: Any, worlds: Iterable[Any]) -> list[Any] | None:
+    def make(self, function: Any, arguments: Any, worlds: tuple[Any, Any]) -> list[Any] | None:
         """The results of an operation that makes a weight, in all worlds and marked; ``None`` if it does not."""
         name = function.overloadpacket.__name__
         flat, spec = tree_flatten(arguments)
@@ -71,11 +71,11 @@ class Marks:
         if name not in MARKED_RULES or not self.has(arguments[0][0]):
             return None
         dims_of, rule = MARKED_RULES[name]
-        found = []
-        for args, kwargs in (*worlds, marked):
+        found, (one, other) = [], worlds
+        for args, kwargs in (one, other, marked):
             x, facts = named_arguments(function, args, kwargs)
             dims = [dim % x.dim() for dim in dims_of(x, facts)]
-            found.append(rule(x, ~marked[0][0].isnan(), dims, facts))
+            found.append(rule(x, _kept(one[0][0], other[0][0], marked[0][0], dims), dims, facts))
         return found
 
     def put(self, made: Any, marked: Any) -> None:
@@ -83,6 +83,17 @@ class Marks:
         for one, other in zip(_tensors(made), _tensors(marked), strict=True):
             own = torch.empty_strided(one.shape, one.stride(), dtype=one.dtype).copy_(other)
             self._marked[_key(one)] = (one.untyped_storage(), own.untyped_storage())
+
+
+def _kept(one: Tensor, other: Tensor, marked: Tensor, dims: list[int]) -> Tensor:
+    """The places that a statistic takes: not the marked ones, nor those of rows that go, which differ.
+
+    Where all that is not marked differs, the statistic is of a row that goes itself.
+    """
+    gone = marked.isnan()
+    differs = differing(one, other) & ~gone
+    partial = differs.any(dims, keepdim=True) & ~(differs | gone).all(dims, keepdim=True)
+    return ~gone & ~(differs & partial)
 
 
 def _key(tensor: Tensor) -> int:
