@@ -15,6 +15,8 @@ from breadth import crossed
 from networks import NETWORKS, assert_same_random, assert_untouched, make, random_states, snapshot
 from torch import Tensor, nn
 from torch.nn import functional
+from zoo import ZOO
+from zoo.oracle import build
 
 from lightning_coreset import prune
 from lightning_coreset.structure import ChannelGroup, Example, Member, analyse, find_groups
@@ -580,3 +582,12 @@ def test_where_outputs_are_no_numbers_no_attribute_is_to_blame():
     _, failures = tried_groups(model, analyse(model, x).groups, Example.of(x))
 
     assert failures == {"a": "no output is a finite number, so that nothing can be compared"}
+
+
+@pytest.mark.parametrize("name", ["weight_standardisation", "scaled_weight_standardisation", "dora"])
+def test_weights_that_are_standardised_are_tried_with_the_statistics_of_what_stays(name):
+    entry = ZOO[f"traps/{name}"]
+    model, inputs = build(entry), entry.inputs(torch.Generator().manual_seed(0))
+    groups = analyse(model, inputs).groups
+    assert any(group.standardised for group in groups)
+    assert failing_groups(model, groups, Example.of(inputs)) == {}
