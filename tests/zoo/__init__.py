@@ -28,8 +28,8 @@ from . import (  # noqa: F401 (each import fills the zoo)
 from .entry import ZOO, Entry
 
 _TRANSFORMERS = """
-bert bit bloom convnextv2 deberta-v2 deepseek-v2 detr falcon fnet focalnet gpt-bigcode gpt2 llama mamba mixtral mpnet patchtst phi3
-t5 vilt vit xlnet
+bert bit bloom convnextv2 deberta-v2 deepseek-v2 detr falcon fnet focalnet gpt-bigcode gpt2 llama mamba mixtral mpnet
+patchtst phi3 t5 vilt vit xlnet
 """.split()
 FAST = [
     name
