@@ -134,7 +134,7 @@ def test_iterative_goes_as_far_as_the_guard_lets_it(
     assert left[0] * before < after < left[1] * before
     before, after = shown["accuracy"]
     assert after > before - 1.5 > 90
-    events = re.findall(r"^\d+ .*$", output, re.MULTILINE)
+    events = re.findall(r"^ *\d+ +\d+ .*$", output, re.MULTILINE)
     taken_back = [event for event in events if event.endswith("taken back")]
     assert tries <= len(taken_back) < len(events)
     assert all("is taken back" in line or "Training ended before" in line for line in warnings_in(output))
