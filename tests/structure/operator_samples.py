@@ -1,41 +1,37 @@
 """Whether rules tell the truth: operators on samples of torch's own tests, whole and cut.
 
-Every floating-point input is labelled, along one dimension of one input or along all of all. Of the classes that the
-engine finds and does not block one is removed: the operator on the cut inputs must give what the labels of its result
-say. What the cut channels would have added to a contraction is taken away by zeros in the weight, as in the
-definition of a consumer; a reduction over them is taken over the others, as the self-check does it.
+Inputs are labelled in all the ways of ``operator_labels.py``. Of the classes of channels that the engine finds and does
+not block some are removed: the operator on the cut inputs must give what the labels of its result say. What the cut
+channels would have added to a contraction is taken away by zeros in the weight, as in the definition of a consumer; a
+reduction over them is taken over the others, as the self-check does it.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Any
 
 import torch
+from structure.operator_labels import Labelling, labellings
+from structure.operator_sizes import with_new_sizes
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 
 from lightning_coreset.structure import plain_execution
-from lightning_coreset.structure.labels import ChannelLabels, TensorInfo
+from lightning_coreset.structure.find import _decide_grids
+from lightning_coreset.structure.labels import TensorInfo
 from lightning_coreset.structure.op_call import OpCall
 from lightning_coreset.structure.penalties import hold
 from lightning_coreset.structure.propagation import Propagation
 from lightning_coreset.structure.registry import find_rule
+from lightning_coreset.structure.trace import _WatchedAttention
 from lightning_coreset.verification.twin import TwinRun
 
-Inputs = tuple[Any, tuple[Any, ...], dict[str, Any]]
-Labelled = Sequence[tuple[Tensor, Sequence[int]]]
-
-SIZES_IN_THE_CALL = frozenset(
-    """
-broadcast_tensors broadcast_to diff expand expand_as grid_sampler_2d linalg.vander native_group_norm native_layer_norm
-nn.functional.grid_sample nn.functional.group_norm nn.functional.layer_norm nn.functional.multi_head_attention_forward
-nn.functional.rms_norm nn.functional.scaled_dot_product_attention reshape reshape_as sum_to_size unflatten view view_as
-""".split()
-)
-"""Their calls name sizes, by numbers, by a second tensor, or by dividing by one: a network computes them anew."""
+MOST_CLASSES = 3
+"""So many classes of channels are removed one by one, and then together."""
 
 
 @dataclass
@@ -45,175 +41,302 @@ class Findings:
     Attributes:
         verdicts: How often each verdict came up.
         proven: How often each of aten's operators took part in a case that agrees.
+        failed: Rules that gave up on a call for an error of their own.
         wrong: Cases that disagree, in words.
     """
 
     verdicts: Counter[str] = field(default_factory=Counter)
     proven: Counter[str] = field(default_factory=Counter)
+    failed: set[str] = field(default_factory=set)
     wrong: list[str] = field(default_factory=list)
+
+    def add(self, other: Findings) -> None:
+        """Those of other operators too."""
+        self.verdicts += other.verdicts
+        self.proven += other.proven
+        self.failed |= other.failed
+        self.wrong += other.wrong
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One call: a function, and its arguments taken apart."""
+
+    operator: str
+    function: Callable[..., Any]
+    leaves: tuple[Any, ...]
+    spec: TreeSpec
+    inplace: bool = False
+
+    @classmethod
+    def of(cls, name: str, function: Callable[..., Any], args: Any, kwargs: Any, *, inplace: bool = False) -> Sample:
+        """The sample of a call."""
+        leaves, spec = tree_flatten((list(args), dict(kwargs)))
+        leaves = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        return cls(name, function, tuple(leaves), spec, inplace)
+
+    def in_another_layout(self) -> Sample:
+        """The same numbers, in another order in memory."""
+        leaves = [
+            leaf.transpose(0, -1).contiguous().transpose(0, -1) if isinstance(leaf, Tensor) and leaf.dim() > 1 else leaf
+            for leaf in self.leaves
+        ]
+        return replace(self, leaves=tuple(leaves))
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Its tensors, each once."""
+        return list({id(leaf): leaf for leaf in self.leaves if isinstance(leaf, Tensor)}.values())
+
+    def call(self, tensors: Sequence[Tensor], result: Sequence[int] | None = None) -> list[Tensor]:
+        """The results for other tensors in the place of its own, and these themselves if it writes into them.
+
+        Args:
+            tensors: The others.
+            result: The shape that the result should have, if sizes that the call names have to follow.
+        """
+        others = {id(own): other for own, other in zip(self.tensors, tensors, strict=True)}
+        leaves = [others[id(leaf)] if isinstance(leaf, Tensor) else leaf for leaf in self.leaves]
+        args, kwargs = tree_unflatten(leaves, self.spec)
+        if result is not None:
+            args = with_new_sizes(self.operator, args, tensors[0].shape, result)
+        found = _tensors(self.function(*args, **kwargs))
+        return [*found, *tensors] if self.inplace else found
 
 
 class _Watched(Propagation):
-    """Knows which operators came up, and whether any of them has no result to compare."""
+    """Knows which operators came up, which rules failed, and whether any operator has no result to compare."""
 
     def __init__(self) -> None:
         super().__init__(nn.Module(), find_rule, {})
         self.names: set[str] = set()
+        self.failed: set[str] = set()
         self.arbitrary = False
 
     def _apply_rule(self, call: OpCall) -> None:
         self.names.add(call.name)
         super()._apply_rule(call)
 
+    def refuse(self, call: OpCall, reason: str) -> None:
+        if "cannot be followed" in reason:
+            self.failed.add(reason)
+        super().refuse(call, reason)
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.arbitrary |= torch.Tag.nondeterministic_seeded in getattr(func, "tags", ()) or "empty" in str(func)
         return super().__torch_dispatch__(func, types, args, kwargs)
 
-    def label(self, labelled: Labelled, *, constant: bool) -> None:
-        for number, (tensor, dims) in enumerate(labelled):
-            axes = []
-            for dim in dims:
-                shape = [1] * tensor.dim()
-                shape[dim] = tensor.shape[dim]
-                labels = self.union_find.allocate(_name(number), dim, tensor.shape[dim]).view(shape)
-                axes.append(ChannelLabels(labels, frozenset({(_name(number), dim)}), from_layer=not constant))
-            direct = _name(number) if constant else None
-            self._known[tensor] = TensorInfo(tuple(axes), constant=constant, direct=direct)
 
-
-def check(op: Any, most: int | None = None) -> Findings:
-    """All cases of one entry of torch's operator database, on its first ``most`` samples."""
+def check(samples: Iterator[Sample]) -> Findings:
+    """All cases of some samples."""
     findings = Findings()
     with plain_execution():
-        for number, (inputs, labelled, constant) in enumerate(_cases(op, most)):
-            verdict, names = _verdict(op, inputs, labelled, constant)
-            findings.verdicts[verdict] += 1
-            if verdict == "agrees":
-                findings.proven.update(names)
-            elif verdict not in ("blocked", "cannot be compared"):
-                shapes = [(tuple(tensor.shape), list(dims)) for tensor, dims in labelled]
-                findings.wrong.append(f"{op.full_name}, case {number}, {shapes}, constant={constant}: {verdict}")
+        for number, sample in enumerate(samples):
+            for labelling in labellings(sample.tensors):
+                _judge(sample, labelling, f"{sample.operator}{' in place' * sample.inplace}, sample {number}", findings)
     return findings
 
 
-def _cases(op: Any, most: int | None) -> Iterator[tuple[Inputs, Labelled, bool]]:
+def samples_of(op: Any, most: int | None = None) -> Iterator[Sample]:
+    """The samples of an entry of torch's database, out of place and in place, as they are and in another layout.
+
+    Args:
+        op: The entry.
+        most: How many samples of the database.
+    """
     torch.manual_seed(0)
     # Not `op.sample_inputs`, which looks through all modules for the test that calls it, at every sample.
-    for number, sample in enumerate(op.sample_inputs_func(op, "cpu", torch.float64, False)):
-        if number == most:
-            return
-        inputs = tree_map(
-            lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, (sample.input, sample.args, sample.kwargs)
-        )
-        tensors = _tensors(inputs)
-        if any(tensor.layout != torch.strided or tensor.dim() > 5 for tensor in tensors):
+    for number, one in enumerate(islice(op.sample_inputs_func(op, "cpu", torch.float64, False), most)):
+        sample = Sample.of(op.full_name, op, (one.input, *one.args), one.kwargs)
+        if any(tensor.layout != torch.strided or tensor.dim() > 5 for tensor in sample.tensors):
             continue
-        own = {id(tensor): tensor for tensor in tensors if tensor.is_floating_point() and tensor.numel()}
-        dims = [(tensor, [dim for dim, size in enumerate(tensor.shape) if size > 1]) for tensor in own.values()]
-        labelled = [(tensor, of_tensor) for tensor, of_tensor in dims if of_tensor]
-        yield from ((inputs, [(tensor, [dim])], False) for tensor, of_tensor in labelled for dim in of_tensor)
-        if labelled:
-            yield from ((inputs, labelled, constant) for constant in (False, True))
+        yield sample
+        if number < 2:
+            yield sample.in_another_layout()
+        if op.inplace_variant is not None and not one.broadcasts_input and sample.tensors:
+            function = op.inplace_variant
+            yield Sample.of(op.full_name, function, (one.input, *one.args), one.kwargs, inplace=True)
 
 
-def _verdict(op: Any, inputs: Inputs, labelled: Labelled, constant: bool) -> tuple[str, set[str]]:
-    engine = _Watched()
-    engine.label(labelled, constant=constant)
-    with engine.executor.running(), engine:
-        results = _tensors(_call(op, inputs))
+def _judge(sample: Sample, labelling: Labelling, title: str, findings: Findings) -> None:
+    engine, tensors = _Watched(), [tensor.clone() for tensor in sample.tensors]
+    labelling.apply(engine, tensors)
+    try:
+        with engine.executor.running(), _WatchedAttention(engine), engine:
+            results = sample.call(tensors)
+    except Exception as error:
+        engine.executor.close()
+        if _raises(sample):
+            return  # not by the engine
+        raise AssertionError(f"{title}, {labelling}: {error}") from error
     engine.executor.close()
+    findings.failed |= engine.failed
     if engine.arbitrary or any(one.layout != torch.strided for one in results):
-        return "cannot be compared", set()
+        findings.verdicts["cannot be compared"] += 1
+        return
     infos = [engine.info(result) for result in results]
     for penalty in (one for info in infos for one in info.statistics if one.penalty):
         hold(engine, penalty, "is used")  # as everything but a loss does
-    root = _removable(engine)
-    if root is None:
-        return "blocked", set()
-    removed = _removed(engine, labelled, root)
-    if _has_statistic(engine, infos, root):
-        expected = _over_the_others(op, inputs, labelled, removed)
-    else:
-        zeroed = {id(tensor): _zeroed(engine, number, tensor, removed) for number, (tensor, _) in enumerate(labelled)}
-        expected = _tensors(_call(op, _replaced(inputs, zeroed)))
-    cut = {id(tensor): _without(tensor, removed[number]) for number, (tensor, _) in enumerate(labelled)}
+    _decide_grids(engine)
+    choices = list(_choices(engine, labelling))
+    if not choices:
+        findings.verdicts["blocked"] += 1
+    for roots in choices:
+        gone = _gone(sample, labelling, engine, roots)
+        statistic = _has_statistic(engine, infos, roots)
+        # Nobody reduces over two dimensions at once, and a norm needs two channels.
+        if statistic and any(len(_cut_dims(one)) > 1 or not _leaves_two(one) for one in gone):
+            findings.verdicts["cannot be compared"] += 1
+            continue
+        wrong = _compare(sample, labelling, engine, infos, roots, gone, statistic)
+        findings.verdicts["wrong" if wrong else "agrees"] += 1
+        if wrong:
+            findings.wrong.append(f"{title}, {labelling}, {[tuple(one.shape) for one in tensors]}: {wrong}")
+            return
+        findings.proven.update(engine.names)
+
+
+def _raises(sample: Sample) -> bool:
     try:
-        found = _tensors(_call(op, _replaced(inputs, cut)))
-    except Exception as error:
-        named = op.name in SIZES_IN_THE_CALL
-        return ("cannot be compared" if named else f"does not run once it is cut: {error}"), set()
-    verdicts = [
-        _compared(engine, root, one, other, info) for one, other, info in zip(found, expected, infos, strict=True)
-    ]
-    wrong = next((verdict for verdict in verdicts if verdict is not None), None)
-    if wrong is not None and op.name in SIZES_IN_THE_CALL:
-        return "cannot be compared", set()
-    return wrong or "agrees", engine.names
+        sample.call([tensor.clone() for tensor in sample.tensors])
+    except Exception:
+        return True
+    return False
 
 
-def _removable(engine: Propagation) -> int | None:
-    """A class that may go and leaves something of every dimension."""
+def _choices(engine: Propagation, labelling: Labelling) -> Iterator[Tensor]:
+    """Classes that may go and leave something of every dimension: some one by one, then these together."""
     roots, blocked = engine.union_find.all_roots(), engine.union_find.blocked()
-    ranges = [roots[own.start : own.stop] for own in engine.union_find.ranges.values()]
-    for root in {int(root) for own in ranges for root in own}:
-        if not blocked[root] and all(bool((own != root).any()) for own in ranges):
-            return root
-    return None
+    names = {axis.name for axes in labelling.axes.values() for axis in axes}
+    ranges = [roots[(own := engine.union_find.ranges[name]).start : own.stop] for name in names]
+    free = [root for root in torch.cat(ranges).unique().tolist() if not blocked[root]]
+    few = [torch.tensor([root]) for root in (free[:: max(len(free) // MOST_CLASSES, 1)])[:MOST_CLASSES]]
+    for choice in [*few, torch.cat(few)] if len(few) > 1 else few:
+        if all(bool((~torch.isin(own, choice)).any()) for own in ranges):
+            yield choice
 
 
-def _removed(engine: Propagation, labelled: Labelled, root: int) -> list[dict[int, Tensor]]:
-    """For every labelled tensor and dimension a mask of the indices that go."""
+def _compare(
+    sample: Sample,
+    labelling: Labelling,
+    engine: _Watched,
+    infos: Sequence[TensorInfo],
+    choice: Tensor,
+    gone: Sequence[Tensor],
+    statistic: bool,
+) -> str | None:
+    """What is wrong with the removal of the classes with these roots."""
+    kept = [_kept(one) for one in gone]
+    if any(rows is None for rows in kept):
+        return "removes elements of an input that are no rectangle"
+    cut = [_part(tensor, rows) for tensor, rows in zip(sample.tensors, kept, strict=True)]  # type: ignore[arg-type]
+    if statistic:
+        expected = _over_the_others(sample, engine, choice, gone)
+    else:
+        expected = sample.call(_zeroed(sample, labelling, engine, choice))
+    result_gone = [_result_gone(engine, one, info, choice) for one, info in zip(expected, infos, strict=True)]
+    left = _kept(result_gone[0]) if result_gone else []
+    if left is None:
+        return "removes elements of the result that are no rectangle"
+    try:
+        found = sample.call([tensor.clone() for tensor in cut], [len(rows) for rows in left])
+    except Exception as error:
+        return f"does not run once it is cut: {error}"
+    verdicts = (
+        None if info.statistics else _compared(one, other, its)
+        for one, other, its, info in zip(found, expected, result_gone, infos, strict=True)
+    )
+    return next((verdict for verdict in verdicts if verdict is not None), None)
+
+
+def _gone(sample: Sample, labelling: Labelling, engine: Propagation, choice: Tensor) -> list[Tensor]:
+    """For every tensor which elements go."""
+    roots, masks = engine.union_find.all_roots(), []
+    for number, tensor in enumerate(sample.tensors):
+        mask = torch.zeros(tensor.shape, dtype=torch.bool)
+        for axis in labelling.axes.get(number, ()):
+            own = engine.union_find.ranges[axis.name]
+            mask = mask | axis.gone(torch.isin(roots[own.start : own.stop], choice), tensor.shape)
+        masks.append(mask)
+    return masks
+
+
+def _kept(gone: Tensor) -> list[Tensor] | None:
+    """The positions along each dimension that are left, if what is gone leaves a rectangle."""
+    rows = []
+    left = gone
+    for dim in range(gone.dim()):
+        own = (~gone.movedim(dim, 0).reshape(gone.shape[dim], -1).all(1) if gone.numel() else torch.ones(gone.shape[dim])).nonzero().flatten()
+        rows.append(own)
+        left = left.index_select(dim, own)
+    return None if bool(left.any()) else rows
+
+
+def _part(tensor: Tensor, rows: Sequence[Tensor]) -> Tensor:
+    for dim, own in enumerate(rows):
+        tensor = tensor.index_select(dim, own) if len(own) < tensor.shape[dim] else tensor
+    return tensor
+
+
+def _cut_dims(gone: Tensor) -> list[int]:
+    rows = _kept(gone)
+    return [dim for dim, own in enumerate(rows or ()) if len(own) < gone.shape[dim]]
+
+
+def _leaves_two(gone: Tensor) -> bool:
+    return all(len(own) > 1 or len(own) == size for own, size in zip(_kept(gone) or (), gone.shape, strict=True))
+
+
+def _over_the_others(sample: Sample, engine: Propagation, choice: Tensor, gone: Sequence[Tensor]) -> list[Tensor]:
+    """The results where every reduction is over what stays."""
+    copies = [tensor.clone() for tensor in sample.tensors]
+    twins = [(copy, torch.where(its, _other(copy), copy)) for copy, its in zip(copies, gone, strict=True)]
     roots, ranges = engine.union_find.all_roots(), engine.union_find.ranges
-    return [
-        {dim: roots[own.start : own.stop] == root for dim in dims if (own := ranges[_name(number), dim])}
-        for number, (_, dims) in enumerate(labelled)
-    ]
+    layouts = [torch.isin(roots[own.start : own.stop], choice) for own in ranges.values()]
+    with TwinRun([pair for pair, its in zip(twins, gone, strict=True) if its.any()], [], layouts):
+        return sample.call(copies)
 
 
-def _has_statistic(engine: Propagation, infos: Sequence[TensorInfo], root: int) -> bool:
+def _other(tensor: Tensor) -> Tensor:
+    """Other values; indices have none that are sure to be valid."""
+    if tensor.is_floating_point() or tensor.is_complex():
+        return 0.7 - 1.3 * tensor
+    return ~tensor if tensor.dtype == torch.bool else tensor
+
+
+def _zeroed(sample: Sample, labelling: Labelling, engine: Propagation, choice: Tensor) -> list[Tensor]:
+    """Copies of the inputs, of consumers with zeros in what goes."""
+    roots, copies = engine.union_find.all_roots(), []
+    for number, tensor in enumerate(sample.tensors):
+        copy = tensor.clone()
+        for axis in labelling.axes.get(number, ()):
+            if axis.name in engine.records.consumers:
+                own = engine.union_find.ranges[axis.name]
+                copy.masked_fill_(axis.gone(torch.isin(roots[own.start : own.stop], choice), tensor.shape), 0)
+        copies.append(copy)
+    return copies
+
+
+def _has_statistic(engine: Propagation, infos: Sequence[TensorInfo], choice: Tensor) -> bool:
     labels = [*engine.normalized, *(one.labels for info in infos for one in info.statistics)]
-    return any(bool((engine.union_find.roots(one) == root).any()) for one in labels)
+    return any(bool(torch.isin(engine.union_find.roots(one), choice).any()) for one in labels)
 
 
-def _over_the_others(op: Any, inputs: Inputs, labelled: Labelled, removed: list[dict[int, Tensor]]) -> list[Tensor]:
-    twins, layouts = [], []
-    for (tensor, _), masks in zip(labelled, removed, strict=True):
-        other = tensor.clone()
-        for dim, mask in masks.items():
-            index = mask.nonzero().flatten()
-            other.index_copy_(dim, index, 0.7 - 1.3 * other.index_select(dim, index))
-            layouts.append(mask)
-        if not torch.equal(other, tensor):
-            twins.append((tensor, other))
-    with TwinRun(twins, [], layouts):
-        return _tensors(_call(op, inputs))
-
-
-def _zeroed(engine: Propagation, number: int, tensor: Tensor, removed: list[dict[int, Tensor]]) -> Tensor:
-    for dim, mask in removed[number].items():
-        if (_name(number), dim) in engine.records.consumers:
-            tensor = tensor.index_fill(dim, mask.nonzero().flatten(), 0.0)
-    return tensor
-
-
-def _without(tensor: Tensor, removed: dict[int, Tensor]) -> Tensor:
-    for dim, mask in removed.items():
-        tensor = tensor.index_select(dim, (~mask).nonzero().flatten())
-    return tensor
-
-
-def _compared(engine: Propagation, root: int, found: Tensor, expected: Tensor, info: TensorInfo) -> str | None:
-    """What is wrong with a result of the cut inputs, if anything; a result that only a later use would hold is not."""
-    if info.statistics or not (expected.numel() or found.numel()):
-        return None
-    gone = torch.zeros(expected.shape, dtype=torch.bool)
+def _result_gone(engine: Propagation, result: Tensor, info: TensorInfo, choice: Tensor) -> Tensor:
+    gone = torch.zeros(result.shape, dtype=torch.bool)
     for axis in info.channel_labels:
-        gone = gone | (engine.union_find.roots(axis.labels) == root).expand(expected.shape)
-    for dim in range(expected.dim()):
-        kept = (~gone.movedim(dim, 0).reshape(expected.shape[dim], -1).all(1)).nonzero().flatten()
-        expected, gone = expected.index_select(dim, kept), gone.index_select(dim, kept)
-    if bool(gone.any()):
-        return "removed elements that are no rectangle"
+        gone = gone | torch.isin(engine.union_find.roots(axis.labels), choice).expand(result.shape)
+    return gone
+
+
+def _compared(found: Tensor, expected: Tensor, gone: Tensor) -> str | None:
+    """What is wrong with a result of the cut inputs, if anything."""
+    if not (expected.numel() or found.numel()):
+        return None
+    rows = _kept(gone)
+    if rows is None:
+        return "removes elements of the result that are no rectangle"
+    expected = _part(expected, rows)
     for dim in range(min(found.dim(), expected.dim())):  # what does not vary has no labels, whatever its size
         first = expected.narrow(dim, 0, 1)
         if found.shape[dim] != expected.shape[dim] and torch.equal(first.expand_as(expected), expected):
@@ -226,18 +349,5 @@ def _compared(engine: Propagation, root: int, found: Tensor, expected: Tensor, i
     return None if close else "has other values than the labels say"
 
 
-def _call(op: Any, inputs: Inputs) -> Any:
-    first, args, kwargs = tree_map(lambda leaf: leaf, inputs)
-    return op(first, *args, **kwargs)
-
-
-def _replaced(inputs: Inputs, tensors: dict[int, Tensor]) -> Inputs:
-    return tree_map(lambda leaf: tensors.get(id(leaf), leaf) if isinstance(leaf, Tensor) else leaf, inputs)
-
-
 def _tensors(tree: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
-
-
-def _name(number: int) -> str:
-    return f"input{number}.weight"

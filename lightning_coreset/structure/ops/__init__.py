@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from lightning_coreset.structure.ops import (
+    assigned,
     contraction,
     convolution,
     elementwise,
@@ -28,9 +29,11 @@ _FAMILIES = (
     pieces,
     joining,
     indexed,
+    assigned,
     elementwise,
     foreach,
     contraction,
+    sparse,
     convolution,
     reduction,
     normalization,

@@ -13,6 +13,7 @@ from lightning_coreset.structure.head_dimensions import Queries, note_head_dimen
 from lightning_coreset.structure.label_merging import join, varying
 from lightning_coreset.structure.labels import ChannelLabels, TensorInfo, pin_dims, unite_along
 from lightning_coreset.structure.layer_records import Paths
+from lightning_coreset.structure.penalties import penalty_of
 from lightning_coreset.structure.propagation import Propagation
 from lightning_coreset.structure.steps import Step, StepKind
 
@@ -87,7 +88,10 @@ def contract(
     axes = join(kept, out.dim(), propagation.union_find, "meets a tensor of fixed size in a product")
     constant = all(propagation.info(tensor).constant for tensor in tensors)
     if constant and (_sources(propagation, first) or {""}) == _sources(propagation, second):
-        propagation.set_info(out, TensorInfo(axes, constant=True))  # a Gram matrix, as in a penalty, is no layer
+        # A Gram matrix, as in a penalty, is no layer.
+        summed = _summed_labels(propagation, tensors, spec)
+        penalties = tuple(penalty_of(axis, "is summed over in a product of a weight with itself") for axis in summed)
+        propagation.set_info(out, TensorInfo(axes, constant=True, statistics=penalties))
         return
     paths = _paths(propagation, tensors, spec, weight, bias, scaled)
     summed = _summed_labels(propagation, tensors, spec) if propagation.within_heads and weight is None else ()
@@ -128,12 +132,11 @@ def _sum_over(
         survivors[:] = [_whole_heads(propagation, axes) for axes in survivors]
         return
     labelled = [propagation.info(tensor).along(dim) is not None for tensor, dim in zip(tensors, dims, strict=True)]
+    if propagation.scale_is_implicit and any(labelled):
+        _block_along(propagation, survivors, dims, "is multiplied with learned queries or keys, scaled by their size")
     equal = [dim not in propagation.varying(tensor, tensor.dim()) for tensor, dim in zip(tensors, dims, strict=True)]
     if not all(one or other for one, other in zip(labelled, equal, strict=True)):
-        for axes, dim in zip(survivors, dims, strict=True):
-            for axis in axes:
-                if axis.labels.shape[dim] > 1:
-                    propagation.union_find.block(axis.labels, FIXED_INPUT)
+        _block_along(propagation, survivors, dims, FIXED_INPUT)
     elif any(labelled):
         first, second = (
             propagation.size_labels(tensor, dim, FIXED_INPUT) for tensor, dim in zip(tensors, dims, strict=True)
@@ -142,6 +145,15 @@ def _sum_over(
     survivors[:] = [
         [axis for axis in axes if axis.labels.shape[dim] == 1] for axes, dim in zip(survivors, dims, strict=True)
     ]
+
+
+def _block_along(
+    propagation: Propagation, axes_of_both: Sequence[Sequence[ChannelLabels]], dims: Sequence[int], reason: str
+) -> None:
+    for axes, dim in zip(axes_of_both, dims, strict=True):
+        for axis in axes:
+            if axis.labels.shape[dim] > 1:
+                propagation.union_find.block(axis.labels, reason)
 
 
 def _sum_over_activations(

@@ -218,7 +218,7 @@ def glu(propagation: Propagation, call: OpCall) -> None:
 
 
 def _is_loss(name: str) -> bool:
-    return name.endswith("_loss")
+    return name.endswith("_loss") or name.startswith("binary_cross_entropy")
 
 
 RULES: dict[str, Rule] = {

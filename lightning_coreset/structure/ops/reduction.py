@@ -11,13 +11,14 @@ from torch import Tensor
 
 from lightning_coreset.structure.labels import ChannelLabels, Statistic, TensorInfo
 from lightning_coreset.structure.loss_terms import REDUCTIONS
+from lightning_coreset.structure.ops.elementwise import elementwise
 from lightning_coreset.structure.penalties import take_penalty
 from lightning_coreset.structure.propagation import OpCall, Propagation, Rule
 from lightning_coreset.structure.statistics import take_statistic
 from lightning_coreset.structure.steps import Step, StepKind
 
 _REDUCING = """
-mean sum nansum amax amin max min aminmax var std var_mean std_mean prod all any _is_all_true _is_any_true norm
+mean sum nansum amax amin aminmax var std var_mean std_mean prod all any _is_all_true _is_any_true norm
 linalg_vector_norm argmax argmin logsumexp median nanmedian mode kthvalue count_nonzero
 """.split()
 
@@ -79,6 +80,14 @@ def reduce(propagation: Propagation, call: OpCall) -> None:
         )
 
 
+def extremum(propagation: Propagation, call: OpCall) -> None:
+    """``max`` and ``min``: over dimensions, or of two tensors element by element."""
+    if "other" in call.arguments:
+        elementwise(propagation, call)
+    else:
+        reduce(propagation, call)
+
+
 def _without(axis: ChannelLabels, dims: list[int], result: Tensor) -> ChannelLabels:
     labels = axis.labels
     if result.dim() < labels.dim():
@@ -133,6 +142,7 @@ def _resampling(call: OpCall, count: int) -> Step | None:
 
 RULES: dict[str, Rule] = {
     **dict.fromkeys(_REDUCING, reduce),
+    **dict.fromkeys(("max", "min"), extremum),
     **dict.fromkeys(_ALONG, mix_along_dim),
     **dict.fromkeys((*_MAXIMA, *_SPATIAL), pool),
 }
