@@ -78,7 +78,7 @@ class Sample:
     def in_another_layout(self) -> Sample:
         """The same numbers, in another order in memory."""
         leaves = [
-            leaf.transpose(0, -1).contiguous().transpose(0, -1) if isinstance(leaf, Tensor) and leaf.dim() > 1 else leaf
+            _in_another_layout(leaf) if isinstance(leaf, Tensor) and leaf.dim() > 1 else leaf
             for leaf in self.leaves
         ]
         return replace(self, leaves=tuple(leaves))
@@ -273,9 +273,14 @@ def _kept(gone: Tensor) -> list[Tensor] | None:
 
 
 def _part(tensor: Tensor, rows: Sequence[Tensor]) -> Tensor:
+    part = tensor
     for dim, own in enumerate(rows):
-        tensor = tensor.index_select(dim, own) if len(own) < tensor.shape[dim] else tensor
-    return tensor
+        part = part.index_select(dim, own) if len(own) < part.shape[dim] else part
+    return part if tensor.is_contiguous() else _in_another_layout(part)
+
+
+def _in_another_layout(tensor: Tensor) -> Tensor:
+    return tensor.transpose(0, -1).contiguous().transpose(0, -1)
 
 
 def _cut_dims(gone: Tensor) -> list[int]:
