@@ -102,6 +102,8 @@ class TensorInfo:
         met: The labels that it has met where its elements are equal, by their dimensions counted from the last one. All
             that element-wise operations make of a uniform tensor share them: they have its size, and what two of them
             meet must keep one size.
+        factor: What is known of the parameter that it is a product with, element by element: summed over channels, the
+            product reads them as a layer does. Its labels have the tensor's dimensions.
     """
 
     channel_labels: tuple[ChannelLabels, ...] = ()
@@ -113,6 +115,7 @@ class TensorInfo:
     uniform: bool = False
     equal_along: frozenset[int] = frozenset()
     met: dict[tuple[int, ...], ChannelLabels] = field(default_factory=dict)
+    factor: TensorInfo | None = None
 
     def with_channel_labels(self, axes: tuple[ChannelLabels, ...]) -> TensorInfo:
         """The same with other labels."""

@@ -357,6 +357,12 @@ class Propagation(DispatchMode):
             scaled,
         )
 
+    def record_product(self, product: Tensor, dim: int) -> Paths:
+        """Record that a product with a parameter, element by element, is summed over ``dim``: it is a layer of one row."""
+        info = self.info(product)
+        assert info.factor is not None
+        return self.records.add_layer(info.factor, dim, None, info, None, 1, scaled=True)
+
     def record_batch_norm(self, inputs: Tensor, norm: Norm) -> None:
         """Record that a BatchNorm directly follows the layer that made ``inputs``, if one did."""
         self.records.add_batch_norm(self.info(inputs), norm)

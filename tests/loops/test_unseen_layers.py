@@ -149,7 +149,9 @@ def test_only_what_the_layer_could_read_stays():
     module = Spare()
     callback = CoresetPruningCallback(**AT_EPOCH_1)
 
-    with pytest.warns(UserWarning, match=r"'b' ran in no step so far, and could read or make the channels of 'net.2', by"):
+    with pytest.warns(
+        UserWarning, match=r"'b' ran in no step so far, and could read or make the channels of 'net.2', by"
+    ):
         make_trainer(callback, max_epochs=2).fit(module, make_loader(8))
 
     assert widths(module)["net.0"][1] < 24

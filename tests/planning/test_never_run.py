@@ -50,7 +50,10 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_layers_that_get_no_row_keep_their_inputs(name):
     model = Experts()
-    with pytest.warns(UserWarning, match=HELD), pytest.raises(ValueError, match=r"first, experts\.1: each could be read or made by experts\.0"):
+    with (
+        pytest.warns(UserWarning, match=HELD),
+        pytest.raises(ValueError, match=r"first, experts\.1: each could be read or made by experts\.0"),
+    ):
         FUNCTIONS[name](model, ONE)
     assert model(*ALL).shape == (8, 3)
 
@@ -86,9 +89,10 @@ class Alternatives(nn.Module):
 
 def test_layers_that_never_ran_keep_what_they_would_make():
     model, x = Alternatives(), torch.ones(4, 6)
-    with pytest.warns(UserWarning, match="'b.1' did not run on the example inputs, and could read or make the channels"):
-        with pytest.raises(ValueError, match=r"a: could be read or made by b\.1"):
-            prune(model, x, 0.1)
+    with pytest.warns(
+        UserWarning, match="'b.1' did not run on the example inputs, and could read or make the channels"
+    ), pytest.raises(ValueError, match=r"a: could be read or made by b\.1"):
+        prune(model, x, 0.1)
     assert model(x).shape == model(-x).shape == (4, 3)
     prune(model, x, 0.1, never_run=["b"])
     assert model.a.out_features == model.c.in_features < 16

@@ -83,7 +83,10 @@ def _rows() -> dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]:
         "scatter number": (lambda a, i: a.scatter(0, _spread(i, a), 2.0), (x, to)),
         "scatter_add": (lambda a, i, b: a.scatter_add(0, _spread(i, b).clone(), b), (x, to, edges)),
         **{
-            f"scatter_reduce {how}": (lambda a, i, b, how=how: a.scatter_reduce(0, _spread(i, b), b, how), (x, to, edges))
+            f"scatter_reduce {how}": (
+                lambda a, i, b, how=how: a.scatter_reduce(0, _spread(i, b), b, how),
+                (x, to, edges),
+            )
             for how in ("sum", "prod", "mean", "amax", "amin")
         },
         "index": (lambda a, i: a[i], (x, to)),
@@ -98,12 +101,18 @@ def _rows() -> dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]:
         "index_put under a mask": (lambda a, m, b: a.index_put((m,), b), (x, mask, edges[:3])),
         "index_put of a number": (lambda a, m: a.index_put((m,), torch.tensor(2.0)), (x, mask)),
         "index_put of pairs": (lambda a, i, j, b: a.index_put((i, j), b), (grid, *pairs, edges[:3])),
-        "index_put of columns": (lambda a, i, b: aten.index_put(a, [None, i], b), (grid, torch.tensor([2, 0]), grid[:, :2])),
+        "index_put of columns": (
+            lambda a, i, b: aten.index_put(a, [None, i], b),
+            (grid, torch.tensor([2, 0]), grid[:, :2]),
+        ),
         "index_put apart": (
             lambda a, i, j, b: aten.index_put(a, [i, None, j], b),
             (grid.transpose(1, 2).contiguous(), *pairs, edges[:3]),
         ),
-        "index_put of a grid": (lambda a, i, b: a.index_put((i,), b), (x, some[:2, None].repeat(1, 2), torch.rand(2, 2, WIDTH))),
+        "index_put of a grid": (
+            lambda a, i, b: a.index_put((i,), b),
+            (x, some[:2, None].repeat(1, 2), torch.rand(2, 2, WIDTH)),
+        ),
         "masked_scatter": (torch.masked_scatter, (x, mask[:, None], edges)),
         "masked_select": (lambda a, m: a.masked_select(m).view(3, -1), (x, mask[:, None])),
         "segment_reduce": (

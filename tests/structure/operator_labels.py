@@ -32,7 +32,11 @@ class Axis:
     def labels(self, ndim: int, union_find: ChannelUnionFind) -> Tensor:
         """As the engine writes them, of ``ndim`` dimensions."""
         first = union_find.ranges[self.name].start if self.name in union_find.ranges else None
-        whole = torch.arange(first, first + self.count) if first is not None else union_find.allocate(*self.name, self.count)
+        whole = (
+            torch.arange(first, first + self.count)
+            if first is not None
+            else union_find.allocate(*self.name, self.count)
+        )
         plain = torch.equal(self.channels, torch.arange(self.count))
         labels = whole if plain else torch.cat([whole, torch.full((1,), FIXED)])[self.channels]  # -1 is the last
         shape = [1] * ndim
@@ -119,7 +123,9 @@ def _alike(tensors: Sequence[Tensor], dims: dict[int, list[int]]) -> Iterator[La
         size = tensors[number].shape[dim]
         same = [(other, d) for other, d in single if tensors[other].shape[d] == size]
         places = {
-            "alike from the right": [one for one in same if one[1] - tensors[one[0]].dim() == dim - tensors[number].dim()],
+            "alike from the right": [
+                one for one in same if one[1] - tensors[one[0]].dim() == dim - tensors[number].dim()
+            ],
             "alike from the left": [one for one in same if one[1] == dim],
             "alike by size": same,
         }

@@ -78,8 +78,7 @@ class Sample:
     def in_another_layout(self) -> Sample:
         """The same numbers, in another order in memory."""
         leaves = [
-            _in_another_layout(leaf) if isinstance(leaf, Tensor) and leaf.dim() > 1 else leaf
-            for leaf in self.leaves
+            _in_another_layout(leaf) if isinstance(leaf, Tensor) and leaf.dim() > 1 else leaf for leaf in self.leaves
         ]
         return replace(self, leaves=tuple(leaves))
 
@@ -266,7 +265,11 @@ def _kept(gone: Tensor) -> list[Tensor] | None:
     rows = []
     left = gone
     for dim in range(gone.dim()):
-        own = (~gone.movedim(dim, 0).reshape(gone.shape[dim], -1).all(1) if gone.numel() else torch.ones(gone.shape[dim])).nonzero().flatten()
+        own = (
+            (~gone.movedim(dim, 0).reshape(gone.shape[dim], -1).all(1) if gone.numel() else torch.ones(gone.shape[dim]))
+            .nonzero()
+            .flatten()
+        )
         rows.append(own)
         left = left.index_select(dim, own)
     return None if bool(left.any()) else rows

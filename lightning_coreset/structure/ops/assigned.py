@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from lightning_coreset.structure.label_merging import varying
-from lightning_coreset.structure.labels import ChannelLabels
 from lightning_coreset.structure.ops.indexed import ADDING, join_in_place, paths_of_written
 from lightning_coreset.structure.propagation import OpCall, Propagation, Rule
 
@@ -30,7 +29,9 @@ def index_put(propagation: Propagation, call: OpCall) -> None:
     places: list[int | None] = [*left[:first], *[None] * made, *left[first:]]
     shift = len(places) - values.dim()
     axes = propagation.pin_dims(
-        values, [dim for dim in range(values.dim()) if places[dim + shift] is None], f"is moved by an index ({call.title})"
+        values,
+        [dim for dim in range(values.dim()) if places[dim + shift] is None],
+        f"is moved by an index ({call.title})",
     )
     moved = tuple(axis.moved(_placed(axis.labels, places[shift:], target.dim())) for axis in axes)
     own = set() if propagation.info(values).uniform else varying(values, values.dim())

@@ -69,11 +69,26 @@ def follow_elementwise(propagation: Propagation, call: OpCall, step: Step | None
         uniform=call.name not in _RANDOM and all(propagation.info(tensor).uniform for tensor in operands),
         equal_along=frozenset() if call.name in _RANDOM else _equal_along(propagation, operands, out),
         met=_note_met(propagation, operands, out, axes),
+        factor=_factor(propagation, operands, out) if call.name == "mul" else None,
     )
     info = _updated(propagation, call, info)
     for result in call.results:
         if result.shape == out.shape:
             propagation.set_info(result, info)
+
+
+def _factor(propagation: Propagation, operands: list[Tensor], out: Tensor) -> TensorInfo | None:
+    """The parameter among two operands of a product, with its labels where the result has them."""
+    infos = [propagation.info(tensor) for tensor in operands]
+    weights = [info for info in infos if info.constant and info.direct is not None]
+    if len(infos) != 2 or len(weights) != 1 or any(info.statistics for info in infos):
+        return None
+    (weight,) = weights
+    axes = [
+        axis.with_labels(axis.labels.reshape((1,) * (out.dim() - axis.labels.dim()) + axis.labels.shape))
+        for axis in weight.channel_labels
+    ]
+    return weight.with_channel_labels(tuple(axes)) if axes else None
 
 
 def _joined(propagation: Propagation, operands: list[Tensor], out: Tensor, reason: str) -> tuple[ChannelLabels, ...]:

@@ -48,6 +48,9 @@ def reduce(propagation: Propagation, call: OpCall) -> None:
     source = call.args[0]
     dims = call.dims("dim", source.dim())
     reason = f"is reduced across channels ({call.title})"
+    if call.name == "sum" and _reads_channels(propagation, source, dims):
+        _contract(propagation, call, dims)
+        return
     if propagation.info(source).constant:
         axes, statistics = take_penalty(propagation, source, dims, reason)
     elif call.name in REDUCTIONS:
@@ -86,6 +89,31 @@ def extremum(propagation: Propagation, call: OpCall) -> None:
         elementwise(propagation, call)
     else:
         reduce(propagation, call)
+
+
+def _reads_channels(propagation: Propagation, source: Tensor, dims: list[int]) -> bool:
+    """Whether a sum is over the channels of a product with a parameter, as graph attention computes its scores."""
+    info = propagation.info(source)
+    summed = [axis for axis in info.channel_labels if not set(dims).isdisjoint(axis.dims)]
+    factor = info.factor
+    return (
+        bool(summed)
+        and factor is not None
+        and all(len(axis.dims) == 1 and factor.along(axis.dims[0]) is not None for axis in summed)
+    )
+
+
+def _contract(propagation: Propagation, call: OpCall, dims: list[int]) -> None:
+    """What is summed over are columns of the parameter; the axes along other dimensions go on."""
+    source = call.args[0]
+    info = propagation.info(source)
+    kept, paths = [], {}
+    for axis in info.channel_labels:
+        if set(dims).isdisjoint(axis.dims):
+            kept.append(_without(axis, dims, call.results[0]))
+        else:
+            paths |= propagation.record_product(source, axis.dims[0])
+    propagation.set_info(call.results[0], TensorInfo(tuple(kept), producer_paths=paths))
 
 
 def _without(axis: ChannelLabels, dims: list[int], result: Tensor) -> ChannelLabels:

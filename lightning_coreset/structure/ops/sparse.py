@@ -27,7 +27,10 @@ def sparse_product(propagation: Propagation, call: OpCall) -> None:
     operands += [(propagation.varying(one, out.dim()), propagation.info(one).channel_labels) for one in added]
     joined = join(operands, out.dim(), propagation.union_find, reason)
     propagation.count_macs(None, matrix._nnz() * dense[0].numel())
-    paths = {**propagation.producer_paths(added, Step(StepKind.SUM)), **propagation.producer_paths([dense], _step(call))}
+    paths = {
+        **propagation.producer_paths(added, Step(StepKind.SUM)),
+        **propagation.producer_paths([dense], _step(call)),
+    }
     propagation.set_info(out, TensorInfo(joined, producer_paths=paths))
 
 
