@@ -78,8 +78,9 @@ def possible_readers(model: nn.Module, groups: Iterable[ChannelGroup], layers: C
         read, made = _widths(module, own, _INPUT_SIZES), _widths(module, own, _OUTPUT_SIZES)
         reads, makes = (not tree.adjoins_another(path, idle, before=before) for before in (True, False))
         for group in groups:
-            reads_it = reads and tree.can_reach(path, group) and any(_fits(size, group, size in widths) for size in read)
-            if reads_it or (makes and tree.can_replace(path, group) and any(_fits(size, group, True) for size in made)):
+            may_read = reads and any(_fits(size, group, size in widths) for size in read)
+            may_make = makes and any(_fits(size, group, True) for size in made)
+            if (may_read and tree.can_reach(path, group)) or (may_make and tree.can_replace(path, group)):
                 found.setdefault(group.name, []).append(path)
     return found
 

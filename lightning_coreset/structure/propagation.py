@@ -358,7 +358,7 @@ class Propagation(DispatchMode):
         )
 
     def record_product(self, product: Tensor, dim: int) -> Paths:
-        """Record that a product with a parameter, element by element, is summed over ``dim``: it is a layer of one row."""
+        """Record that a product with a parameter, element by element, is summed over ``dim``: a layer of one row."""
         info = self.info(product)
         assert info.factor is not None
         return self.records.add_layer(info.factor, dim, None, info, None, 1, scaled=True)

@@ -1,6 +1,6 @@
 """Samples of operators that torch's database lacks, or shows only in forms in which all channels stay.
 
-Among them are the operators that are made of others: they reach a rule where they arrive whole, as under inference mode.
+Among them are the operators that are made of others: they reach a rule where they arrive whole.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ROWS, WIDTH, EDGES = 5, 4, 7
 def foreach_samples() -> Iterator[Sample]:
     """Each operator on lists of tensors that has a rule, on two lists, three or one: as many as it takes."""
     with double_precision():
-        for name in [twin for name in foreach.RULES for twin in (name, f"{name}_")]:
+        for name in [f"{name}{end}" for name in foreach.RULES for end in ("", "_")]:
             packet = getattr(aten, name, None)
             for count in (2, 3, 1) if packet is not None else ():
                 lists = [[0.1 + 0.8 * torch.rand(3, 4), 0.1 + 0.8 * torch.rand(2)] for _ in range(count)]

@@ -21,6 +21,7 @@ from lightning_coreset.structure.ops import (
     pieces,
     quantization,
     reduction,
+    sparse,
 )
 from lightning_coreset.structure.propagation import Rule
 
