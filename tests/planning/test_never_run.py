@@ -89,9 +89,10 @@ class Alternatives(nn.Module):
 
 def test_layers_that_never_ran_keep_what_they_would_make():
     model, x = Alternatives(), torch.ones(4, 6)
-    with pytest.warns(
-        UserWarning, match="'b.1' did not run on the example inputs, and could read or make the channels"
-    ), pytest.raises(ValueError, match=r"a: could be read or made by b\.1"):
+    with (
+        pytest.warns(UserWarning, match="'b.1' did not run on the example inputs, and could read or make the channels"),
+        pytest.raises(ValueError, match=r"a: could be read or made by b\.1"),
+    ):
         prune(model, x, 0.1)
     assert model(x).shape == model(-x).shape == (4, 3)
     prune(model, x, 0.1, never_run=["b"])
