@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
+from structure.operator_forms import plain_calls, whole_calls
 from structure.operator_samples import Sample, samples_of
 from torch.utils._python_dispatch import _disable_current_modes, _get_current_dispatch_mode
 
@@ -139,6 +140,8 @@ def _rows() -> dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]:
             lambda h, a: torch.zeros(ROWS, *h.shape[1:]).index_add(0, to, h * a.exp()),
             (torch.rand(EDGES, 2, WIDTH), torch.rand(EDGES, 2, 1)),
         ),
+        "sparse edges": (lambda a: torch.sparse.mm(torch.eye(ROWS).to_sparse(), a), (x,)),
+        "the mean over sparse edges": (lambda a: torch.sparse.mm(torch.eye(ROWS).to_sparse_csr(), a, "mean"), (x,)),
         "messages": (lambda a: torch.zeros_like(a).index_add(0, to, a[source]), (x,)),
     }
 
@@ -163,8 +166,10 @@ def _others() -> dict[str, tuple[Callable[..., Any], tuple[Any, ...]]]:
 def extra_samples() -> Iterator[Sample]:
     """Rows moved by index, quantisation, and what else the database lacks."""
     with double_precision():
-        for name, (function, args) in {**_rows(), **_others()}.items():
+        for name, (function, args) in {**_rows(), **_others(), **plain_calls()}.items():
             yield Sample.of(name, function, args, {})
+        for name, (function, args) in whole_calls().items():
+            yield Sample.of(name, whole(function), args, {})
 
 
 @contextmanager

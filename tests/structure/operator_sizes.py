@@ -30,6 +30,8 @@ def with_new_sizes(name: str, args: list[Any], kept: Size, result: Size) -> list
         return [args[0], torch.empty(*result)]
     if name in OF_LAYER_NORM:
         return [args[0], tuple(kept[len(kept) - len(args[1]) :]), *args[2:]]
+    if name == "unsafe_split_with_sizes":
+        return [args[0], [result[args[2]]] * len(args[1]), args[2]]
     if name == "native_group_norm":
         return [*args[:3], kept[0], kept[1], math.prod(kept[2:]), *args[6:]]
     if name == "unflatten":

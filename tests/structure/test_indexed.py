@@ -50,6 +50,18 @@ def assigned(whole: Tensor, index: object, values: Tensor | float) -> Tensor:
     return whole
 
 
+def through_a_view(h: Tensor) -> Tensor:
+    whole = torch.zeros(h.shape)
+    whole[:].index_put_((ORDER,), h)
+    return whole
+
+
+def through_a_part(h: Tensor) -> Tensor:
+    whole = torch.zeros(h.shape)
+    whole[2:].index_put_((ORDER[:4] % 4,), h[:4])
+    return whole
+
+
 def step_by_step(h: Tensor) -> Tensor:
     state, out = torch.zeros(h.shape[1]), torch.zeros(h.shape)
     for number in range(len(h)):
@@ -111,6 +123,7 @@ FOLLOWED: dict[str, Callable[[Tensor], Tensor]] = {
     "assigned by indices apart": lambda h: (
         assigned(h.new_zeros(3, h.shape[1], 4), (ORDER // 4, slice(None), ORDER % 4), h).transpose(1, 2).flatten(0, 1)
     ),
+    "assigned through a view of all": through_a_view,
     "one row assigned to many": lambda h: assigned(h, ORDER[:4], h[5]),
     "masked_select": lambda h: h.masked_select((ORDER > 5)[:, None]).view(-1, h.shape[1]),
     "segments": lambda h: torch.segment_reduce(h, "sum", lengths=torch.tensor([5, 7])),
@@ -128,6 +141,7 @@ HELD: dict[str, Callable[[Tensor], Tensor]] = {
     ),
     "only the first channels": lambda h: nn.functional.pad(h.gather(0, spread(ORDER, h)[:, :3]), (0, WIDTH - 3)),
     "along channels": lambda h: h.gather(1, torch.arange(WIDTH).flip(0).expand(ROWS, -1)),
+    "assigned through a view of a part": through_a_part,
     "columns assigned": lambda h: assigned(h, (slice(None), torch.tensor([1, 0])), 0.5 * h[:, :2]),
     "a mask of elements": lambda h: assigned(h, torch.eye(ROWS, WIDTH).bool(), 0.0),
     "data assigned": lambda h: assigned(h, ORDER[:4], torch.rand(4, WIDTH)),

@@ -12,13 +12,18 @@ from structure.operator_database import operators
 from structure.operator_extras import extra_samples, foreach_samples, whole_samples_of
 from structure.operator_samples import Findings, Sample, check, samples_of
 
+from lightning_coreset.structure.op_call import name_of
 from lightning_coreset.structure.ops import aten_rules
 
 UNPROVEN = {
     "draws random numbers": """
-        alpha_dropout bernoulli dropout exponential native_dropout normal rand_like randn_like rrelu rrelu_with_noise
+        bernoulli dropout exponential native_dropout normal rand_like randn_like rrelu rrelu_with_noise
         uniform
     """,
+    "returns no tensor": "_assert_async equal is_nonzero sym_size",
+    "is over all elements": "_is_all_true _is_any_true",
+    "names strides": "_reshape_alias as_strided",
+    "writes what it has observed": "_fused_moving_avg_obs_fq_helper",
     "makes what nobody has written yet": "empty_like new_empty",
     "is run on other devices than CPUs": """
         cudnn_batch_norm cudnn_convolution miopen_batch_norm mkldnn_convolution mkldnn_max_pool2d
@@ -75,11 +80,12 @@ def test_every_operator_gives_what_the_labels_say(findings: Findings) -> None:
 def test_every_rule_is_proven(findings: Findings) -> None:
     """Each lets labels pass in some case that agrees: none is only right because it refuses everything."""
     unproven = {name for names in UNPROVEN.values() for name in names.split()}
-    names = {packet.__name__.removesuffix("_") for packet in aten_rules()}
+    names = {name_of(getattr(packet, packet.overloads()[0])) for packet in aten_rules()}
     assert {name for name in names if name not in findings.proven} == unproven & names
 
 
 @pytest.mark.slow
 def test_no_rule_fails_by_mistake(findings: Findings) -> None:
     """A rule that raises an error refuses a call, which is meant where it says what it cannot follow."""
-    assert findings.failed == set()
+    meant = ("aten._trilinear: a product of three", "aten.squeeze: in place", "aten.constant_pad_nd: negative padding")
+    assert not [reason for reason in findings.failed if not any(words in reason for words in meant)]

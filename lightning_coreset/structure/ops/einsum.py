@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_coreset.structure.head_dimensions import Queries, note_head_dimensions
 from lightning_coreset.structure.label_merging import join, varying
-from lightning_coreset.structure.labels import ChannelLabels, TensorInfo, pin_dims, unite_along
+from lightning_coreset.structure.labels import ChannelLabels, TensorInfo, pin_all, pin_dims, unite_along
 from lightning_coreset.structure.layer_records import Paths
 from lightning_coreset.structure.penalties import penalty_of
 from lightning_coreset.structure.propagation import Propagation
@@ -128,7 +128,7 @@ def _sum_over(
         _sum_within_heads(propagation, tensors, dims, survivors)
         return
     if weight is None:
-        _sum_over_activations(propagation, tensors, dims, survivors)
+        _sum_over_activations(propagation, dims, survivors)
         survivors[:] = [_whole_heads(propagation, axes) for axes in survivors]
         return
     labelled = [propagation.info(tensor).along(dim) is not None for tensor, dim in zip(tensors, dims, strict=True)]
@@ -156,18 +156,11 @@ def _block_along(
                 propagation.union_find.block(axis.labels, reason)
 
 
-def _sum_over_activations(
-    propagation: Propagation, tensors: Sequence[Tensor], dims: Sequence[int], survivors: list[list[ChannelLabels]]
-) -> None:
+def _sum_over_activations(propagation: Propagation, dims: Sequence[int], survivors: list[list[ChannelLabels]]) -> None:
     """Queries times keys: single positions along the summed dimension stay, whole heads may go."""
-    for number, (tensor, dim) in enumerate(zip(tensors, dims, strict=True)):
-        axis = propagation.info(tensor).along(dim)
-        if axis is None:
-            continue
-        survivors[number] = [own for own in survivors[number] if own is not axis]
-        rest = pin_dims(axis, [dim], propagation.union_find, "is summed over in a product of two activations")
-        if rest is not None:
-            survivors[number].append(rest)
+    reason = "is summed over in a product of two activations"
+    for number, dim in enumerate(dims):  # of several kinds of labels, where a view has merged two dimensions
+        survivors[number] = pin_all(survivors[number], {dim}, propagation.union_find, reason)
 
 
 def _sum_within_heads(

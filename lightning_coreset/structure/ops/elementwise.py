@@ -37,7 +37,7 @@ conj_physical angle
 _BINARY = """
 add sub rsub mul div pow maximum minimum fmax fmin eq ne lt gt le ge where masked_fill lerp addcmul addcdiv remainder
 fmod atan2 copysign xlogy xlog1py logical_and logical_or logical_xor bitwise_and bitwise_or bitwise_xor _prelu_kernel
-prelu __and__ __or__ __xor__ true_divide floor_divide hypot logaddexp heaviside rrelu rrelu_with_noise smooth_l1_loss
+__and__ __or__ __xor__ true_divide floor_divide hypot logaddexp heaviside rrelu rrelu_with_noise smooth_l1_loss
 mse_loss huber_loss binary_cross_entropy binary_cross_entropy_with_logits soft_margin_loss complex polar
 """.split()
 

@@ -202,9 +202,12 @@ def join_in_place(
     """Set what is known of a result of which ``join`` says the labels, and which may be written in place."""
     out = call.results[0]
     joined = join(operands, out.dim(), propagation.union_find, f"meets a tensor that cannot be cut ({call.title})")
-    propagation.hold_in_views(call, out, joined)
+    shown = propagation.same_views(out) if call.inplace else []
+    if shown is None:
+        propagation.hold_in_views(call, out, joined)
     constant = all(propagation.info(part).constant for part in call.tensors)
-    propagation.set_info(out, TensorInfo(joined, constant, producer_paths=paths))
+    for result in (out, *(shown or ())):
+        propagation.set_info(result, TensorInfo(joined, constant, producer_paths=paths))
 
 
 def _mask_dims(propagation: Propagation, mask: Tensor, ndim: int) -> set[int]:

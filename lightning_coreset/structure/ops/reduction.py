@@ -98,6 +98,7 @@ def _reads_channels(propagation: Propagation, source: Tensor, dims: list[int]) -
     factor = info.factor
     return (
         bool(summed)
+        and not info.constant
         and factor is not None
         and all(len(axis.dims) == 1 and factor.along(axis.dims[0]) is not None for axis in summed)
     )
