@@ -139,11 +139,16 @@ class _Tree:
     def can_replace(self, path: str, group: ChannelGroup) -> bool:
         """Whether code may run a layer instead of one that makes channels of a group.
 
-        The same module's code runs both, or they have the same place in two modules that lie side by side.
+        The same module's code runs both, or they have the same place in two modules that lie side by side, and the
+        channels leave these.
         """
         makers = {layer_of(member.name) for member in group.members if member.role == "producer"}
         own = self._place(path.rpartition(".")[0])
-        return any(own == self._place(other.rpartition(".")[0]) or _are_twins(path, other) for other in makers)
+        whole = common_module(map(layer_of, _names(group)))
+        return any(
+            own == self._place(other.rpartition(".")[0]) or not lies_in(whole, _twin_around(path, other) or whole)
+            for other in makers
+        )
 
     def _ran(self, path: str, idle: Collection[str]) -> bool:
         return any(
@@ -157,10 +162,11 @@ class _Tree:
         return path
 
 
-def _are_twins(path: str, other: str) -> bool:
-    """Whether two paths differ in one name only, as ``experts.0.up`` and ``experts.1.up``."""
-    names = path.split("."), other.split(".")
-    return len(names[0]) == len(names[1]) and sum(one != its for one, its in zip(*names, strict=True)) == 1
+def _twin_around(path: str, other: str) -> str | None:
+    """Of paths that differ in one name only, as ``experts.0.up`` and ``experts.1.up``, the second one up to there."""
+    names, its = path.split("."), other.split(".")
+    differ = [number for number, pair in enumerate(zip(names, its, strict=False)) if pair[0] != pair[1]]
+    return ".".join(its[: differ[0] + 1]) if len(names) == len(its) and len(differ) == 1 else None
 
 
 def _is_container(module: nn.Module) -> bool:

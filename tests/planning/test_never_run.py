@@ -99,6 +99,37 @@ def test_layers_that_never_ran_keep_what_they_would_make():
     assert model.a.out_features == model.c.in_features < 16
 
 
+class Blocks(nn.Module):
+    """Experts that are modules of their own, and a layer of their width that no code runs in their place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.experts = nn.ModuleList(Block() for _ in range(2))
+        self.last, self.spare = nn.Linear(12, 3), nn.ModuleDict({"block": Block()})
+
+    def forward(self, x: Tensor, number: int) -> Tensor:
+        return self.last(self.experts[number](x).relu())
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(6, 20), nn.Linear(20, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(self.up(x).relu())
+
+
+def test_layers_of_one_place_in_modules_side_by_side_stand_for_each_other():
+    model, x = Blocks(), torch.randn(4, 6)
+    with pytest.warns(UserWarning, match=r"'experts\.1\.down' did not run .* the channels of 'experts\.0\.down'"):
+        plan = prune(model, (x, 0), 0.1)
+    assert plan.skipped["experts.0.down"] == "could be read or made by experts.1.down, which has not run so far"
+    assert [group.name for group in plan.groups] == ["experts.0.up"]
+    assert model(x, 0).shape == model(x, 1).shape == (4, 3)
+
+
 def test_rows_for_all_of_them_let_all_go():
     model = Experts()
     prune(model, ALL, 0.3)

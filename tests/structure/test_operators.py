@@ -52,9 +52,9 @@ def checked(samples: Iterable[tuple[str, Iterator[Sample]]]) -> Findings:
 
 def test_operators_on_cut_inputs_give_what_the_labels_say() -> None:
     """A few of them; the others are slow."""
-    found = checked((op.full_name, samples_of(op, 1)) for op in operators()[::9])
+    found = checked((op.full_name, samples_of(op, 1)) for op in operators()[::20])
     assert not found.wrong, "\n".join(found.wrong)
-    assert found.verdicts["agrees"] > 500
+    assert found.verdicts["agrees"] > 200
 
 
 def test_rows_moved_by_index_leave_channels_in_place() -> None:
