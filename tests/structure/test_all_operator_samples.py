@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 from structure.operator_database import operators
-from structure.operator_samples import check, samples_of
+from structure.operator_samples import samples_of
+from structure.operator_trials import check
 from structure.test_operators import without_warnings
 
 SHARDS = 8

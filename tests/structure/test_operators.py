@@ -10,7 +10,8 @@ from itertools import chain
 import pytest
 from structure.operator_database import operators
 from structure.operator_extras import extra_samples, foreach_samples, whole_samples_of
-from structure.operator_samples import Findings, Sample, check, samples_of
+from structure.operator_samples import Sample, samples_of
+from structure.operator_trials import Findings, check
 
 from lightning_coreset.structure.op_call import name_of
 from lightning_coreset.structure.ops import aten_rules

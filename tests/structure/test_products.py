@@ -1,4 +1,4 @@
-"""Products in other forms than layers: sums over a product with a parameter, of a weight with itself, learned queries."""
+"""Products in other forms than layers: with a parameter, summed; of a weight with itself; with learned queries."""
 
 from __future__ import annotations
 

@@ -16,8 +16,6 @@ from lightning_coreset.structure.steps import Step, StepKind
 ADDING = Step(StepKind.POSITIONS, (None,))
 """How many rows are added up depends on the index."""
 
-_BROADCASTING = frozenset({"masked_scatter"})
-
 
 def gather(propagation: Propagation, call: OpCall) -> None:
     """``gather(x, dim, index)``: along all other dimensions each element stays in its place."""
@@ -59,22 +57,7 @@ def replace_part(propagation: Propagation, call: OpCall) -> None:
     if call.name == "select_scatter":
         part, axes = part.unsqueeze(dim), tuple(axis.moved(axis.labels.unsqueeze(dim)) for axis in axes)
     parts = [(target, propagation.info(target).channel_labels), (part, axes)]
-    _join(propagation, call, parts, {dim}, propagation.producer_paths(call.tensors))
-
-
-def masked_scatter(propagation: Propagation, call: OpCall) -> None:
-    """Rows of another tensor take the place of masked ones, if the mask is the same for all channels."""
-    target, mask, source = call.args[:3]
-    out = call.results[0]  # target and mask are broadcast
-    last = out.dim() - 1
-    if source.dim() == 0 or source.shape[-1] != out.shape[-1] or last in _mask_dims(propagation, mask, out.dim()):
-        propagation.refuse(call, f"meets a mask that differs between channels ({call.title})")
-        return
-    axes = propagation.pin_dims(source, range(source.dim() - 1), f"is written in another order ({call.title})")
-    rows = tuple(axis.moved(axis.labels.reshape((1,) * last + (-1,))) for axis in axes)
-    parts = [(target, propagation.info(target).channel_labels), (source.reshape(-1, source.shape[-1])[:1], rows)]
-    propagation.block(mask, "is a mask")
-    _join(propagation, call, parts, set(range(last)), propagation.producer_paths((target, source)))
+    join_moved(propagation, call, parts, {dim}, propagation.producer_paths(call.tensors))
 
 
 def unpool(propagation: Propagation, call: OpCall) -> None:
@@ -83,20 +66,6 @@ def unpool(propagation: Propagation, call: OpCall) -> None:
     count = 2 if "2" in call.name else 3
     dims = set(range(source.dim() - count, source.dim()))
     _follow(propagation, call, call.tensors[:2], dims, None, repeats=False)
-
-
-def select_masked(propagation: Propagation, call: OpCall) -> None:
-    """``masked_select``: all elements under the mask in one row, of each channel as many if it is the same for all."""
-    source, mask = call.args[:2]
-    propagation.block(mask, "is a mask")
-    reason = f"is moved by an index ({call.title})"
-    if torch.broadcast_shapes(source.shape, mask.shape) != source.shape:
-        propagation.refuse(call, reason)
-        return
-    axes = propagation.pin_dims(source, _mask_dims(propagation, mask, source.dim()), reason)
-    moved = [axis.with_labels(axis.labels.expand(source.shape).masked_select(mask.cpu())) for axis in axes]
-    info = propagation.info(source)
-    propagation.set_info(call.results[0], TensorInfo(tuple(moved), info.constant, producer_paths=info.producer_paths))
 
 
 def distances(propagation: Propagation, call: OpCall) -> None:
@@ -159,7 +128,7 @@ def _follow(
     With ``repeats``, an index that is equal for all channels counts as made for as many as there are.
     """
     parts = [(operand, propagation.info(operand).channel_labels) for operand in operands]
-    _join(propagation, call, parts, dims, paths_of_written(propagation, call, operands, step), repeats=repeats)
+    join_moved(propagation, call, parts, dims, paths_of_written(propagation, call, operands, step), repeats=repeats)
 
 
 def paths_of_written(propagation: Propagation, call: OpCall, operands: Sequence[Tensor], step: Step | None) -> Paths:
@@ -170,7 +139,7 @@ def paths_of_written(propagation: Propagation, call: OpCall, operands: Sequence[
     return propagation.producer_paths(operands, step)
 
 
-def _join(
+def join_moved(
     propagation: Propagation,
     call: OpCall,
     parts: Sequence[tuple[Tensor, Collection[ChannelLabels]]],
@@ -178,17 +147,22 @@ def _join(
     paths: Paths,
     *,
     repeats: bool = True,
+    broadcasts: bool = False,
 ) -> None:
+    """Join the labels of tensors that lie over each other in the result, but for ``dims``, where an index moves them.
+
+    With ``broadcasts``, tensors of size 1 are repeated; else an index of size 1 names the first position only.
+    """
     ndim = call.results[0].dim()
-    # An index may be shorter than what it moves: it names the first positions then. Values that are put are broadcast.
+    # An index may be shorter than what it moves: it names the first positions then.
     sizes = [(1,) * (ndim - part.dim()) + tuple(part.shape) for part, _ in parts]
-    broadcast = {1} if call.name in _BROADCASTING else set()
+    broadcast = {1} if broadcasts else set()
     fixed = dims | {dim for dim in range(ndim) if len({size[dim] for size in sizes} - broadcast) > 1}
     pinned = []
     for part, axes in parts:
         shift = ndim - part.dim()
         left = propagation.pin_axes(axes, {dim - shift for dim in fixed}, f"is moved by an index ({call.title})")
-        own = set() if propagation.info(part).uniform else _own(part, ndim) if repeats else varying(part, ndim)
+        own = set() if propagation.info(part).uniform else own_dims(part, ndim) if repeats else varying(part, ndim)
         pinned.append((own - fixed, left))
     join_in_place(propagation, call, pinned, paths)
 
@@ -210,13 +184,7 @@ def join_in_place(
         propagation.set_info(result, TensorInfo(joined, constant, producer_paths=paths))
 
 
-def _mask_dims(propagation: Propagation, mask: Tensor, ndim: int) -> set[int]:
-    """The dimensions of a result along which a mask varies, or would for other values of what it is made of."""
-    shift = ndim - mask.dim()
-    return _own(mask, ndim) | {dim + shift for axis in propagation.info(mask).channel_labels for dim in axis.dims}
-
-
-def _own(tensor: Tensor, ndim: int) -> set[int]:
+def own_dims(tensor: Tensor, ndim: int) -> set[int]:
     """The dimensions along which a tensor has elements of its own; an index that repeats itself has none there."""
     own = varying(tensor, ndim)
     if tensor.is_floating_point() or tensor.is_complex():
@@ -229,11 +197,9 @@ RULES: dict[str, Rule] = {
     "gather": gather,
     **dict.fromkeys(("scatter", "scatter_add", "scatter_reduce"), scatter),
     **dict.fromkeys(("slice_scatter", "select_scatter"), replace_part),
-    "masked_scatter": masked_scatter,
     **dict.fromkeys(("max_unpool2d", "max_unpool3d"), unpool),
     **dict.fromkeys(("index_add", "index_copy", "index_fill", "index_reduce"), indexed),
     "segment_reduce": reduce_segments,
-    "masked_select": select_masked,
     **dict.fromkeys(("_cdist_forward", "_euclidean_dist"), distances),
     "_pack_padded_sequence": pack,
     **dict.fromkeys(("_fft_r2c", "_fft_c2r", "_fft_c2c"), transform),
