@@ -1,4 +1,4 @@
-"""Layers that nothing has run, and the groups of channels that they could read or make, by their widths and places."""
+"""Layers that nothing has run, and the groups of channels that they could read or write, by their widths and places."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _OUTPUT_SIZES = ("out_features", "out_channels", "hidden_size", "proj_size", "em
 
 
 def layers_that_never_ran(model: nn.Module, structure: Structure, rules: Sequence[Rule] = ()) -> list[str]:
-    """Layers with tensors of their own of which none was used, where one may read or make channels all the same.
+    """Layers with tensors of their own of which none was used, where one may read or write channels all the same.
 
     Torch's own losses are left out, copies, and layers that read indices.
 
@@ -55,7 +55,7 @@ def layers_that_never_ran(model: nn.Module, structure: Structure, rules: Sequenc
 
 
 def possible_readers(model: nn.Module, groups: Iterable[ChannelGroup], layers: Collection[str]) -> dict[str, list[str]]:
-    """For each group, the layers that never ran and could read or make its channels; groups without any are left out.
+    """For each group, the layers that never ran and could read or write its channels; groups without any are left out.
 
     A layer could read channels that are as many as it takes, and lie where code that runs it may get at them: the code
     of the module that it belongs to, of one around that, or of one that this module calls. It could make some in the
@@ -186,7 +186,7 @@ def unread_groups(
 
 
 def without_unread(model: nn.Module, structure: Structure, request: Request, never_run: Sequence[Rule]) -> Structure:
-    """The structure without groups that a layer could read or make which the example inputs do not run, with a warning.
+    """The structure without groups that a layer could read or write which the example inputs do not run, with a warning.
 
     Args:
         model: The network.
@@ -216,13 +216,13 @@ def _describe(readers: Mapping[str, Sequence[str]]) -> str:
     """A warning that names the layers that example inputs do not run, and the groups that stay because of them."""
     layers, groups = names_of(readers)
     return (
-        f"{layers} did not run on the example inputs, and could read or make the channels of {groups}, by width and "
+        f"{layers} did not run on the example inputs, and could read or write the channels of {groups}, by width and "
         "place: these stay. Give example inputs that run them, or say never_run=[...]."
     )
 
 
 def _may_be_read(layers: Sequence[str]) -> str:
-    reason = f"could be read or made by {layers[0]}, which has not run so far"
+    reason = f"could be read or written by {layers[0]}, which has not run so far"
     return reason
 
 

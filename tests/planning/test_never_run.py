@@ -1,4 +1,4 @@
-"""Without a Trainer: layers that the example inputs do not run keep the channels that they could read or make."""
+"""Without a Trainer: layers that the example inputs do not run keep the channels that they could read or write."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lightning_coreset import plan_pruning, prune, sensitivity_scan
 
 HELD = (
-    r"'experts\.\d', .* did not run on the example inputs, and could read or make the channels of "
+    r"'experts\.\d', .* did not run on the example inputs, and could read or write the channels of "
     r"'first', 'experts\.1', by width and place: these stay\. Give example inputs that run them, or say "
     r"never_run=\[\.\.\.\]\."
 )
@@ -52,7 +52,7 @@ def test_layers_that_get_no_row_keep_their_inputs(name):
     model = Experts()
     with (
         pytest.warns(UserWarning, match=HELD),
-        pytest.raises(ValueError, match=r"first, experts\.1: each could be read or made by experts\.0"),
+        pytest.raises(ValueError, match=r"first, experts\.1: each could be read or written by experts\.0"),
     ):
         FUNCTIONS[name](model, ONE)
     assert model(*ALL).shape == (8, 3)
@@ -90,8 +90,10 @@ class Alternatives(nn.Module):
 def test_layers_that_never_ran_keep_what_they_would_make():
     model, x = Alternatives(), torch.ones(4, 6)
     with (
-        pytest.warns(UserWarning, match="'b.1' did not run on the example inputs, and could read or make the channels"),
-        pytest.raises(ValueError, match=r"a: could be read or made by b\.1"),
+        pytest.warns(
+            UserWarning, match="'b.1' did not run on the example inputs, and could read or write the channels"
+        ),
+        pytest.raises(ValueError, match=r"a: could be read or written by b\.1"),
     ):
         prune(model, x, 0.1)
     assert model(x).shape == model(-x).shape == (4, 3)
@@ -125,7 +127,7 @@ def test_layers_of_one_place_in_modules_side_by_side_stand_for_each_other():
     model, x = Blocks(), torch.randn(4, 6)
     with pytest.warns(UserWarning, match=r"'experts\.1\.down' did not run .* the channels of 'experts\.0\.down'"):
         plan = prune(model, (x, 0), 0.1)
-    assert plan.skipped["experts.0.down"] == "could be read or made by experts.1.down, which has not run so far"
+    assert plan.skipped["experts.0.down"] == "could be read or written by experts.1.down, which has not run so far"
     assert [group.name for group in plan.groups] == ["experts.0.up"]
     assert model(x, 0).shape == model(x, 1).shape == (4, 3)
 
