@@ -186,7 +186,7 @@ def unread_groups(
 
 
 def without_unread(model: nn.Module, structure: Structure, request: Request, never_run: Sequence[Rule]) -> Structure:
-    """The structure without groups that a layer could read or write which the example inputs do not run, with a warning.
+    """The structure without groups that a layer could read or write which no example input runs, with a warning.
 
     Args:
         model: The network.
