@@ -20,12 +20,12 @@ from torch import Tensor, nn
 
 from lightning_coreset.structure import plain_execution
 from lightning_coreset.structure.find import _decide_grids
+from lightning_coreset.structure.function_calls import FollowedCalls
 from lightning_coreset.structure.labels import TensorInfo
 from lightning_coreset.structure.op_call import OpCall
 from lightning_coreset.structure.penalties import hold
 from lightning_coreset.structure.propagation import Propagation
 from lightning_coreset.structure.registry import find_rule
-from lightning_coreset.structure.trace import _WatchedAttention
 from lightning_coreset.verification.twin import TwinRun
 
 MOST_CLASSES = 3
@@ -93,7 +93,7 @@ def _judge(sample: Sample, labelling: Labelling, title: str, findings: Findings)
     engine, tensors = _Watched(), [tensor.clone() for tensor in sample.tensors]
     labelling.apply(engine, tensors)
     try:
-        with engine.executor.running(), _WatchedAttention(engine), engine:
+        with engine.executor.running(), FollowedCalls(engine), engine:
             results = sample.call(tensors)
     except Exception as error:
         engine.executor.close()
