@@ -99,7 +99,7 @@ class CoresetPruningCallback(Callback):
             compiled regular expressions, or module types.
         only: The layers whose output channels may be removed, likewise; all by default.
         never_run: Modules that nothing ever runs, such as a spare head: rules as for ``ignore``. Channels that other
-            layers could read which have not run before an event stay, with a warning.
+            layers could read or write which have not run before an event stay, with a warning.
         include_residual: Whether channels that are coupled by residual additions or normalised by LayerNorm, RMSNorm
             and the like, such as the width of a transformer, may be removed as well.
         heads: What attention loses: ``"whole"`` heads, or dimensions ``"within"`` all of them.

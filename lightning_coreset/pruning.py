@@ -167,7 +167,7 @@ def prune(model: nn.Module, **arguments: Any) -> PruningPlan:  # noqa: D417 -- t
         ignore: Rules for layers that keep all their output channels; they take precedence over all other rules.
         only: Rules for the layers that may lose output channels; all others keep theirs.
         never_run: Rules for modules that nothing ever runs, such as a spare head. Channels that other layers could read
-            which the example inputs do not run, such as experts that get no row, stay, with a warning.
+            or make which the example inputs do not run, such as experts that get no row, stay, with a warning.
         include_residual: Whether to prune channels, too, that are coupled by residual additions or normalised by
             LayerNorm, RMSNorm and the like, such as the width of a transformer. Statistics are then taken over the
             channels that stay. The paper only prunes inside blocks.

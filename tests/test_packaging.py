@@ -28,13 +28,14 @@ RUNTIME = {"torch", "lightning", "torchmetrics", "tensorboard"}
 # For the pictures drawn for TensorBoard; and what is used if it is there.
 DRAWING = {"numpy", "PIL"}
 OPTIONAL = {"console.py": {"rich"}, "history.py": {"pandas"}}
-CLIENTS = ("clients-adapters", "clients-forecasting", "clients-science", "clients-vision")
+CLIENTS = ("clients-adapters", "clients-forecasting", "clients-graphs", "clients-science", "clients-vision")
 EXTRAS = {
     "benchmarks",
     "cli",
     "clients",
     "clients-adapters",
     "clients-forecasting",
+    "clients-graphs",
     "clients-science",
     "clients-vision",
     "dev",

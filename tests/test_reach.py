@@ -1,4 +1,4 @@
-"""How much of transformers and their kin is in groups that can shrink, and that most of it can go."""
+"""How much of transformers, of networks on graphs and on points is in groups that can shrink, and that most can go."""
 
 from __future__ import annotations
 
@@ -24,8 +24,11 @@ WRITTEN_OUT = """
 ClassTokenVit SimpleVit Twins Vit x_decoder_tied x_encoder_positions x_decoder_vector_norm x_decoder_scale_norm
 x_cross_attention
 """.split()
-NAMED = [f"hf/{name}" for name in HUGGING_FACE] + [f"classic/{name}" for name in WRITTEN_OUT]
-FAST = ("hf/bert", "hf/llama", "hf/convnextv2", "classic/ClassTokenVit", "classic/x_decoder_tied")
+ON_GRAPHS_AND_POINTS = """
+gcn graph_sage_mean graph_sage_max gat gatv2 gin sparse_adjacency dgcnn pointnet2 segnet unet_unpooling
+""".split()
+NAMED = [f"hf/{name}" for name in HUGGING_FACE] + [f"classic/{name}" for name in WRITTEN_OUT + ON_GRAPHS_AND_POINTS]
+FAST = ("hf/bert", "hf/llama", "hf/convnextv2", "classic/ClassTokenVit", "classic/x_decoder_tied", "classic/gat")
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
 networks = pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Layers that nothing has run, and the groups of channels that they could read, by their widths and their place."""
+"""Layers that nothing has run, and the groups of channels that they could read or write, by their widths and places."""
 
 from __future__ import annotations
 
@@ -21,10 +21,12 @@ _INPUT_SIZES = (
     *("input_size", "embed_dim", "kdim", "vdim", "nx"),
 )
 """Names under which layers of any type keep how wide their inputs are."""
+_OUTPUT_SIZES = ("out_features", "out_channels", "hidden_size", "proj_size", "embed_dim", "nf")
+"""The same for what they make."""
 
 
 def layers_that_never_ran(model: nn.Module, structure: Structure, rules: Sequence[Rule] = ()) -> list[str]:
-    """Layers with tensors of their own of which none was used, where one may read channels all the same.
+    """Layers with tensors of their own of which none was used, where one may read or write channels all the same.
 
     Torch's own losses are left out, copies, and layers that read indices.
 
@@ -53,10 +55,11 @@ def layers_that_never_ran(model: nn.Module, structure: Structure, rules: Sequenc
 
 
 def possible_readers(model: nn.Module, groups: Iterable[ChannelGroup], layers: Collection[str]) -> dict[str, list[str]]:
-    """For each group, the layers that never ran and could read its channels; groups without any are left out.
+    """For each group, the layers that never ran and could read or write its channels; groups without any are left out.
 
     A layer could read channels that are as many as it takes, and lie where code that runs it may get at them: the code
-    of the module that it belongs to, of one around that, or of one that this module calls.
+    of the module that it belongs to, of one around that, or of one that this module calls. It could make some in the
+    place of a layer that ran, such as an expert that no row was sent to in the place of another.
 
     Args:
         model: The network.
@@ -71,11 +74,13 @@ def possible_readers(model: nn.Module, groups: Iterable[ChannelGroup], layers: C
     }
     found: dict[str, list[str]] = {}
     for path in layers:
-        if tree.follows_another(path, idle):
-            continue
-        sizes = _read_widths(tree.modules[path], tensors[path].values())
+        module, own = tree.modules[path], tensors[path].values()
+        read, made = _widths(module, own, _INPUT_SIZES), _widths(module, own, _OUTPUT_SIZES)
+        reads, makes = (not tree.adjoins_another(path, idle, before=before) for before in (True, False))
         for group in groups:
-            if tree.can_reach(path, group) and any(_fits(size, group, size in widths) for size in sizes):
+            may_read = reads and any(_fits(size, group, size in widths) for size in read)
+            may_make = makes and any(_fits(size, group, True) for size in made)
+            if (may_read and tree.can_reach(path, group)) or (may_make and tree.can_replace(path, group)):
                 found.setdefault(group.name, []).append(path)
     return found
 
@@ -91,9 +96,9 @@ def layers_with_tensors(model: nn.Module) -> dict[str, dict[str, Tensor]]:
     return found
 
 
-def _read_widths(module: nn.Module, tensors: Iterable[Tensor]) -> set[int]:
-    """How wide inputs may be that a module takes: what it says itself, or any size of its tensors."""
-    told = {value for name in _INPUT_SIZES if isinstance(value := getattr(module, name, None), int)}
+def _widths(module: nn.Module, tensors: Iterable[Tensor], names: Iterable[str]) -> set[int]:
+    """How wide a module's inputs or outputs may be: what it says itself, or any size of its tensors."""
+    told = {value for name in names if isinstance(value := getattr(module, name, None), int)}
     sizes = told or {size for tensor in tensors for size in tensor.shape}
     return {size for size in sizes if size > 1}
 
@@ -111,17 +116,18 @@ class _Tree:
     def __init__(self, model: nn.Module) -> None:
         self.modules = dict(model.named_modules(remove_duplicate=False))
 
-    def follows_another(self, path: str, idle: Collection[str]) -> bool:
-        """Whether a layer that never ran stands behind another one in an ``nn.Sequential`` of such layers."""
+    def adjoins_another(self, path: str, idle: Collection[str], *, before: bool) -> bool:
+        """Whether a layer that never ran has another one before or behind it in an ``nn.Sequential`` of such layers."""
         around = path
         while around:
             inner, around = around, around.rpartition(".")[0]
             module = self.modules[around]
             if isinstance(module, nn.Sequential) and not self._ran(around, idle):
-                before = f"{around}." if around else ""
-                children = [f"{before}{name}" for name, _ in module.named_children()]
-                earlier = children[: children.index(inner)] if inner in children else []
-                if any(lies_in(other, child) for child in earlier for other in idle):
+                prefix = f"{around}." if around else ""
+                children = [f"{prefix}{name}" for name, _ in module.named_children()]
+                place = children.index(inner) if inner in children else None
+                beside = [] if place is None else children[:place] if before else children[place + 1 :]
+                if any(lies_in(other, child) for child in beside for other in idle):
                     return True
         return False
 
@@ -129,6 +135,20 @@ class _Tree:
         """Whether code that runs a layer may get at the channels of a group."""
         own, place = self._place(path.rpartition(".")[0]), self._place(common_module(map(layer_of, _names(group))))
         return lies_in(own, place) or (place != "" and self._place(place.rpartition(".")[0]) == own)
+
+    def can_replace(self, path: str, group: ChannelGroup) -> bool:
+        """Whether code may run a layer instead of one that makes channels of a group.
+
+        The same module's code runs both, or they have the same place in two modules that lie side by side, and the
+        channels leave these.
+        """
+        makers = {layer_of(member.name) for member in group.members if member.role == "producer"}
+        own = self._place(path.rpartition(".")[0])
+        whole = common_module(map(layer_of, _names(group)))
+        return any(
+            own == self._place(other.rpartition(".")[0]) or not lies_in(whole, _twin_around(path, other) or whole)
+            for other in makers
+        )
 
     def _ran(self, path: str, idle: Collection[str]) -> bool:
         return any(
@@ -140,6 +160,13 @@ class _Tree:
         while path and _is_container(self.modules[path]):
             path = path.rpartition(".")[0]
         return path
+
+
+def _twin_around(path: str, other: str) -> str | None:
+    """Of paths that differ in one name only, as ``experts.0.up`` and ``experts.1.up``, the second one up to there."""
+    names, its = path.split("."), other.split(".")
+    differ = [number for number, pair in enumerate(zip(names, its, strict=False)) if pair[0] != pair[1]]
+    return ".".join(its[: differ[0] + 1]) if len(names) == len(its) and len(differ) == 1 else None
 
 
 def _is_container(module: nn.Module) -> bool:
@@ -159,7 +186,7 @@ def unread_groups(
 
 
 def without_unread(model: nn.Module, structure: Structure, request: Request, never_run: Sequence[Rule]) -> Structure:
-    """The structure without groups that a layer could read which the example inputs do not run, with a warning.
+    """The structure without groups that a layer could read or write which no example input runs, with a warning.
 
     Args:
         model: The network.
@@ -189,13 +216,13 @@ def _describe(readers: Mapping[str, Sequence[str]]) -> str:
     """A warning that names the layers that example inputs do not run, and the groups that stay because of them."""
     layers, groups = names_of(readers)
     return (
-        f"{layers} did not run on the example inputs, and could read the channels of {groups}, by width and place: "
-        "these stay. Give example inputs that run them, or say never_run=[...]."
+        f"{layers} did not run on the example inputs, and could read or write the channels of {groups}, by width and "
+        "place: these stay. Give example inputs that run them, or say never_run=[...]."
     )
 
 
 def _may_be_read(layers: Sequence[str]) -> str:
-    reason = f"could be read by {layers[0]}, which has not run so far"
+    reason = f"could be read or written by {layers[0]}, which has not run so far"
     return reason
 
 

@@ -107,7 +107,7 @@ class Example:
         return cls(inputs, batch_size=batch)
 
     def other(self, generator: torch.Generator) -> Example:
-        """An example of the same shapes with other floating values; whole numbers (tokens, targets) stay.
+        """An example of the same shapes with other floating values; whole numbers (tokens, targets) and edges stay.
 
         Those that are all 0, or another number above 1, become 0 and this number (1): of equal tokens, attention is the
         same whatever it computes.
@@ -115,6 +115,8 @@ class Example:
 
         def redraw(tensor: Tensor) -> Tensor:
             if tensor.numel() < 2 or tensor.is_complex() or tensor.dtype == torch.bool:
+                return tensor
+            if tensor.layout is not torch.strided:  # the edges of a graph
                 return tensor
             if not tensor.is_floating_point():
                 value = int(tensor.reshape(-1)[0])

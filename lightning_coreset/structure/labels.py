@@ -109,6 +109,8 @@ class TensorInfo:
             that element-wise operations make of a uniform tensor share them: they have its size, and what two of them
             meet must keep one size.
         vanishes: Whether it is made of parameters, and zero wherever they are.
+        factor: What is known of the parameter that it is a product with, element by element: summed over channels, the
+            product reads them as a layer does. Its labels have the tensor's dimensions.
     """
 
     channel_labels: tuple[ChannelLabels, ...] = ()
@@ -121,6 +123,7 @@ class TensorInfo:
     equal_along: frozenset[int] = frozenset()
     met: dict[tuple[int, ...], ChannelLabels] = field(default_factory=dict)
     vanishes: bool = False
+    factor: TensorInfo | None = None
 
     def with_channel_labels(self, axes: tuple[ChannelLabels, ...]) -> TensorInfo:
         """The same with other labels."""

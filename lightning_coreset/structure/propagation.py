@@ -223,6 +223,13 @@ class Propagation(DispatchMode):
         """Whether a tensor is no view and nothing else is known to show its memory."""
         return view_base(tensor) is None and not self._shared_memory.others(tensor)
 
+    def same_views(self, tensor: Tensor) -> list[Tensor] | None:
+        """The other tensors that show a tensor's memory; ``None`` if one of them shows another part, or otherwise."""
+        base = view_base(tensor)
+        others = [*self._shared_memory.others(tensor), *([] if base is None else [base])]
+        form = (tensor.shape, tensor.stride(), tensor.storage_offset())
+        return others if all((one.shape, one.stride(), one.storage_offset()) == form for one in others) else None
+
     def hold_in_views(self, call: OpCall, written: Tensor, axes: Collection[ChannelLabels]) -> None:
         """Block labels along new dimensions of a view that is written in place: its base would not get them."""
         dims = {axis.dims for axis in self.info(written).channel_labels}
@@ -367,6 +374,12 @@ class Propagation(DispatchMode):
         for layer in made:
             self.residual.begin_call(layer)
         return made
+
+    def record_product(self, product: Tensor, dim: int) -> Paths:
+        """Record that a product with a parameter, element by element, is summed over ``dim``: a layer of one row."""
+        info = self.info(product)
+        assert info.factor is not None
+        return self.records.add_layer(info.factor, dim, None, info, None, 1, scaled=True)
 
     def record_batch_norm(self, inputs: Tensor, norm: Norm) -> None:
         """Record that a BatchNorm directly follows the layer that made ``inputs``, if one did."""

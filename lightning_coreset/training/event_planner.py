@@ -55,11 +55,11 @@ class EventPlanner:
         certify: Whether to compute certificates.
         change_attributes: Whether that test may complete groups by numbers that modules remember.
         untrained: Finds what of the module nothing trains.
-        never_run: Rules for modules that nothing ever runs; the channels that others could read stay.
+        never_run: Rules for modules that nothing ever runs; the channels that others could read or write stay.
         verbose: Whether to show a progress bar while layers are timed.
 
     Attributes:
-        waits: Whether the last event has nothing to prune until layers have run that could read channels.
+        waits: Whether the last event has nothing to prune until layers have run that could read or write channels.
         offered: How many groups may lose channels, and the layers that stay, each with the reason; as ``begin`` found.
 
     Raises:

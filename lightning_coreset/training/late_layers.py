@@ -32,7 +32,7 @@ class LateLayers:
 
     Args:
         request: What is requested at the end of the schedule.
-        never_run: Rules for modules that nothing ever runs; the channels that others could read stay.
+        never_run: Rules for modules that nothing ever runs; the channels that others could read or write stay.
 
     Raises:
         ValueError: If ``never_run`` is no sequence of rules.
@@ -50,7 +50,7 @@ class LateLayers:
         check_matches(pl_module, self._never_run, "never_run")
 
     def without_unread(self, pl_module: pl.LightningModule, structure: Structure) -> Structure:
-        """The structure without groups whose channels such a layer could read."""
+        """The structure without groups whose channels such a layer could read or write."""
         readers = unread_groups(pl_module, structure, self._request, self._exempt)
         self._missing = names_of(readers)[0] if readers else ""
         new = {group: own for group, own in readers.items() if group not in self._told}
@@ -96,8 +96,8 @@ class LateLayers:
 def _describe(readers: Mapping[str, Sequence[str]]) -> str:
     layers, groups = names_of(readers)
     return (
-        f"{layers} ran in no step so far, and could read the channels of {groups}, by width and place: these stay. Let "
-        "a step or forward run them before the event, give example_inputs that do, or say "
+        f"{layers} ran in no step so far, and could read or write the channels of {groups}, by width and place: these "
+        "stay. Let a step or forward run them before the event, give example_inputs that do, or say "
         "CoresetPruningCallback(never_run=[...])."
     )
 

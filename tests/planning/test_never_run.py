@@ -1,4 +1,4 @@
-"""Without a Trainer: layers that the example inputs do not run keep the channels that they could read."""
+"""Without a Trainer: layers that the example inputs do not run keep the channels that they could read or write."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from lightning_coreset import plan_pruning, prune, sensitivity_scan
 
 HELD = (
-    r"'experts\.\d', .* did not run on the example inputs, and could read the channels of 'first', by width and place: "
-    r"these stay\. Give example inputs that run them, or say never_run=\[\.\.\.\]\."
+    r"'experts\.\d', .* did not run on the example inputs, and could read or write the channels of "
+    r"'first', 'experts\.1', by width and place: these stay\. Give example inputs that run them, or say "
+    r"never_run=\[\.\.\.\]\."
 )
 
 
@@ -28,7 +29,7 @@ class Experts(nn.Module):
 
     def forward(self, x: Tensor, tasks: Tensor) -> Tensor:
         hidden = torch.relu(self.first(x))
-        out = hidden.new_zeros(len(x), 12)
+        out = hidden.new_zeros(len(x), self.last.in_features)
         for number, expert in enumerate(self.experts):
             rows = (tasks == number).nonzero().flatten()
             if len(rows):
@@ -49,7 +50,10 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_layers_that_get_no_row_keep_their_inputs(name):
     model = Experts()
-    with pytest.warns(UserWarning, match=HELD), pytest.raises(ValueError, match=r"first: could be read by experts\.0"):
+    with (
+        pytest.warns(UserWarning, match=HELD),
+        pytest.raises(ValueError, match=r"first, experts\.1: each could be read or written by experts\.0"),
+    ):
         FUNCTIONS[name](model, ONE)
     assert model(*ALL).shape == (8, 3)
 
@@ -69,6 +73,63 @@ def test_rules_are_checked_before_the_model_is_run(name):
         FUNCTIONS[name](Experts(), None, never_run="experts.1")
     with pytest.raises(ValueError, match="never_run"):
         FUNCTIONS[name](Experts(), ONE[0], never_run=["expert.*"])
+
+
+class Alternatives(nn.Module):
+    """One of two layers runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.c = nn.Linear(6, 16), nn.Sequential(nn.Linear(6, 12), nn.Linear(12, 16)), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c((self.a(x) if x.sum() > 0 else self.b(x)).relu())
+
+
+def test_layers_that_never_ran_keep_what_they_would_make():
+    model, x = Alternatives(), torch.ones(4, 6)
+    with (
+        pytest.warns(
+            UserWarning, match="'b.1' did not run on the example inputs, and could read or write the channels"
+        ),
+        pytest.raises(ValueError, match=r"a: could be read or written by b\.1"),
+    ):
+        prune(model, x, 0.1)
+    assert model(x).shape == model(-x).shape == (4, 3)
+    prune(model, x, 0.1, never_run=["b"])
+    assert model.a.out_features == model.c.in_features < 16
+
+
+class Blocks(nn.Module):
+    """Experts that are modules of their own, and a layer of their width that no code runs in their place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.experts = nn.ModuleList(Block() for _ in range(2))
+        self.last, self.spare = nn.Linear(12, 3), nn.ModuleDict({"block": Block()})
+
+    def forward(self, x: Tensor, number: int) -> Tensor:
+        return self.last(self.experts[number](x).relu())
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(6, 20), nn.Linear(20, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(self.up(x).relu())
+
+
+def test_layers_of_one_place_in_modules_side_by_side_stand_for_each_other():
+    model, x = Blocks(), torch.randn(4, 6)
+    with pytest.warns(UserWarning, match=r"'experts\.1\.down' did not run .* the channels of 'experts\.0\.down'"):
+        plan = prune(model, (x, 0), 0.1)
+    assert plan.skipped["experts.0.down"] == "could be read or written by experts.1.down, which has not run so far"
+    assert [group.name for group in plan.groups] == ["experts.0.up"]
+    assert model(x, 0).shape == model(x, 1).shape == (4, 3)
 
 
 def test_rows_for_all_of_them_let_all_go():

@@ -13,12 +13,19 @@ from torch import Tensor, nn
 from lightning_coreset.structure import find_groups
 from lightning_coreset.surgery import apply_changes, named_tensors, slice_members
 
-pytestmark = pytest.mark.usefixtures("double_precision")
+pytestmark = [
+    pytest.mark.usefixtures("double_precision"),
+    pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta:UserWarning"),
+    pytest.mark.filterwarnings("ignore:index_reduce.. is in beta:UserWarning"),
+    pytest.mark.filterwarnings("ignore:Sparse invariant checks are implicitly disabled:UserWarning"),
+]
 
 ROWS, WIDTH = 12, 8
 GENERATOR = torch.Generator().manual_seed(0)
 TO, FROM = torch.randint(0, ROWS, (2, 40), generator=GENERATOR)
 ORDER = torch.randperm(ROWS, generator=GENERATOR)
+EDGES = torch.sparse_coo_tensor(torch.stack([TO, FROM]), torch.rand(40).double(), (ROWS, ROWS), check_invariants=True)
+EDGES = EDGES.coalesce()
 
 
 class Net(nn.Module):
@@ -35,6 +42,24 @@ class Net(nn.Module):
 
 def spread(index: Tensor, h: Tensor) -> Tensor:
     return index[:, None].expand(-1, h.shape[1])
+
+
+def assigned(whole: Tensor, index: object, values: Tensor | float) -> Tensor:
+    whole = whole.clone()
+    whole[index] = values  # type: ignore[index]
+    return whole
+
+
+def through_a_view(h: Tensor) -> Tensor:
+    whole = torch.zeros(h.shape)
+    whole[:].index_put_((ORDER,), h)
+    return whole
+
+
+def through_a_part(h: Tensor) -> Tensor:
+    whole = torch.zeros(h.shape)
+    whole[2:].index_put_((ORDER[:4] % 4,), h[:4])
+    return whole
 
 
 def step_by_step(h: Tensor) -> Tensor:
@@ -81,6 +106,33 @@ FOLLOWED: dict[str, Callable[[Tensor], Tensor]] = {
     "zeros joined": lambda h: torch.cat([h, torch.zeros(2, h.shape[1])]),
     "zeros stacked": lambda h: torch.stack([h, torch.zeros(h.shape)]).sum(0),
     "step by step": step_by_step,
+    "rows added": lambda h: torch.zeros_like(h).index_add(0, TO, h[FROM]),
+    "rows added in place": lambda h: h.new_zeros(ROWS, h.shape[1]).index_add_(0, TO, h[FROM], alpha=2.0),
+    "rows copied": lambda h: h.index_copy(0, ORDER[:4], h[4:8]),
+    "rows filled": lambda h: h.index_fill(0, ORDER[:4], 2.0),
+    "the largest of rows": lambda h: torch.zeros_like(h).index_reduce(0, TO, h[FROM], "amax"),
+    "rows assigned": lambda h: torch.zeros_like(h).index_put((ORDER,), h),
+    "rows assigned in place": lambda h: assigned(h, ORDER[:4], h[4:8]),
+    "rows assigned under a mask": lambda h: assigned(h, ORDER > 5, 2 * h[ORDER > 5]),
+    "a number under a mask": lambda h: assigned(h, ORDER > 5, 0.0),
+    "rows accumulated": lambda h: torch.zeros_like(h).index_put((TO,), h[FROM], accumulate=True),
+    "columns of the transposed assigned": lambda h: assigned(h.t(), (slice(None), ORDER[:4]), h[4:8].t()).t(),
+    "assigned by two indices": lambda h: assigned(h.new_zeros(3, 4, h.shape[1]), (ORDER // 4, ORDER % 4), h).flatten(
+        0, 1
+    ),
+    "assigned by indices apart": lambda h: (
+        assigned(h.new_zeros(3, h.shape[1], 4), (ORDER // 4, slice(None), ORDER % 4), h).transpose(1, 2).flatten(0, 1)
+    ),
+    "assigned through a view of all": through_a_view,
+    "one row assigned to many": lambda h: assigned(h, ORDER[:4], h[5]),
+    "masked_select": lambda h: h.masked_select((ORDER > 5)[:, None]).view(-1, h.shape[1]),
+    "segments": lambda h: torch.segment_reduce(h, "sum", lengths=torch.tensor([5, 7])),
+    "rows repeated": lambda h: h.repeat_interleave(ORDER % 3, 0),
+    "sparse edges": lambda h: EDGES @ h,
+    "sparse edges by rows": lambda h: EDGES.to_sparse_csr() @ h,
+    "torch.sparse.mm": lambda h: torch.sparse.mm(EDGES, h),
+    "sparse edges and the node": lambda h: torch.sparse.addmm(h, EDGES, h),
+    "the mean over sparse edges": lambda h: torch.sparse.mm(EDGES.to_sparse_csr(), h, "mean"),
     "tril of rows": lambda h: torch.einsum("nm,mc->nc", torch.ones(ROWS, ROWS).tril(), h),
 }
 HELD: dict[str, Callable[[Tensor], Tensor]] = {
@@ -89,8 +141,12 @@ HELD: dict[str, Callable[[Tensor], Tensor]] = {
     ),
     "only the first channels": lambda h: nn.functional.pad(h.gather(0, spread(ORDER, h)[:, :3]), (0, WIDTH - 3)),
     "along channels": lambda h: h.gather(1, torch.arange(WIDTH).flip(0).expand(ROWS, -1)),
-    "rows added": lambda h: torch.zeros_like(h).index_add(0, TO, h[FROM]),
-    "rows assigned": lambda h: torch.zeros_like(h).index_put((ORDER,), h),
+    "assigned through a view of a part": through_a_part,
+    "columns assigned": lambda h: assigned(h, (slice(None), torch.tensor([1, 0])), 0.5 * h[:, :2]),
+    "a mask of elements": lambda h: assigned(h, torch.eye(ROWS, WIDTH).bool(), 0.0),
+    "data assigned": lambda h: assigned(h, ORDER[:4], torch.rand(4, WIDTH)),
+    "sparse from the right": lambda h: (h.t() @ EDGES).t(),
+    "a position chosen by the channels": lambda h: h[h.sum(0).argsort()[:3] % ROWS],
     "added along channels": lambda h: torch.zeros_like(h).index_add(1, torch.arange(WIDTH) // 2, h),
     "a mask of its own for each channel": lambda h: h.masked_scatter(torch.eye(ROWS, WIDTH).bool(), h),
     "the same, broadcast": lambda h: (
@@ -99,6 +155,7 @@ HELD: dict[str, Callable[[Tensor], Tensor]] = {
         .t()
     ),
     "distances": lambda h: torch.cdist(h, h)[:, :WIDTH],
+    "distances of many": lambda h: torch.cdist(h.repeat(3, 1), h)[:, :WIDTH],
     "fft along channels": lambda h: torch.fft.fft(h, dim=1).real,
     "data in the zeros": lambda h: torch.zeros(ROWS, WIDTH).copy_(torch.arange(ROWS * WIDTH).view(ROWS, WIDTH)) + h,
     "zeros that met columns": lambda h: h * (torch.zeros(ROWS, 1, WIDTH) + torch.arange(WIDTH).cos())[:, 0],

@@ -9,17 +9,20 @@ from typing import Any
 import torch
 
 from lightning_coreset.structure.ops import (
+    assigned,
     contraction,
     convolution,
     elementwise,
     foreach,
     indexed,
     joining,
+    masked,
     movement,
     normalization,
     pieces,
     quantization,
     reduction,
+    sparse,
 )
 from lightning_coreset.structure.propagation import Rule
 
@@ -28,9 +31,12 @@ _FAMILIES = (
     pieces,
     joining,
     indexed,
+    assigned,
+    masked,
     elementwise,
     foreach,
     contraction,
+    sparse,
     convolution,
     reduction,
     normalization,

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from lightning_coreset.structure.labels import ChannelLabels, TensorInfo
 from lightning_coreset.structure.ops.einsum import FIXED_INPUT, contract
+from lightning_coreset.structure.ops.sparse import is_sparse, sparse_product
 from lightning_coreset.structure.propagation import OpCall, Propagation, Rule
 
 _NOTATIONS = {(1, 1): "k,k->", (1, 2): "k,km->m", (2, 1): "nk,k->n", (2, 2): "nk,km->nm", (3, 3): "bnk,bkm->bnm"}
@@ -14,6 +15,9 @@ _NOTATIONS = {(1, 1): "k,k->", (1, 2): "k,km->m", (2, 1): "nk,k->n", (2, 2): "nk
 
 def product(propagation: Propagation, call: OpCall) -> None:
     """``mm``, ``bmm``, ``addmm`` and their like."""
+    if any(map(is_sparse, call.tensors)):
+        sparse_product(propagation, call)
+        return
     arguments = list(call.args)
     bias = arguments.pop(0) if call.name in ("addmm", "baddbmm", "addmv") else None
     first, second = arguments[:2]

@@ -20,7 +20,7 @@ def convolution(propagation: Propagation, call: OpCall) -> None:
     transposed = bool(call.arguments.get("transposed", False))
     out = call.results[0]
     propagation.pin_dims(weight, range(2, weight.dim()), "is a kernel position")
-    propagation.pin_dims(inputs, range(2, inputs.dim()), "is moved over by a convolution")
+    axes = propagation.pin_dims(inputs, range(2, inputs.dim()), "is moved over by a convolution")
     propagation.count_macs(weight, (inputs if transposed else out).numel() * math.prod(weight.shape[1:]))
     if groups > 1 and groups == inputs.shape[1]:
         labels = _depthwise(propagation, inputs, weight, transposed)
@@ -33,7 +33,7 @@ def convolution(propagation: Propagation, call: OpCall) -> None:
     shape[1] = out.shape[1]
     if bias is not None:
         propagation.unite(propagation.channel_labels(bias, 0, "is a bias"), labels, "has a bias that cannot be cut")
-    of_samples = [axis for axis in propagation.info(inputs).channel_labels if axis.dims == (0,)]
+    of_samples = [axis for axis in axes if axis.dims == (0,)]
     propagation.set_info(
         out, TensorInfo((*of_samples, ChannelLabels(labels.reshape(shape), from_layer=True)), producer_paths=paths)
     )

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from lightning_coreset.structure.head_dimensions import Queries, note_head_dimensions
 from lightning_coreset.structure.label_merging import join, varying
-from lightning_coreset.structure.labels import ChannelLabels, TensorInfo, pin_dims, unite_along
+from lightning_coreset.structure.labels import ChannelLabels, TensorInfo, pin_all, pin_dims, unite_along
 from lightning_coreset.structure.layer_records import Paths
+from lightning_coreset.structure.penalties import penalty_of
 from lightning_coreset.structure.propagation import Propagation
 from lightning_coreset.structure.steps import Step, StepKind
 
@@ -93,7 +94,10 @@ def contract(
     axes = join(kept, out.dim(), propagation.union_find, "meets a tensor of fixed size in a product")
     constant = all(propagation.info(tensor).constant for tensor in tensors)
     if constant and (_sources(propagation, first) or {""}) == _sources(propagation, second):
-        propagation.set_info(out, TensorInfo(axes, constant=True))  # a Gram matrix, as in a penalty, is no layer
+        # A Gram matrix, as in a penalty, is no layer.
+        summed = _summed_labels(propagation, tensors, spec)
+        penalties = tuple(penalty_of(axis, "is summed over in a product of a weight with itself") for axis in summed)
+        propagation.set_info(out, TensorInfo(axes, constant=True, statistics=penalties))
         return
     if bias is not None and weight is not None:
         propagation.residual.note_bias(bias, propagation.info(weight).direct or "a product", tensors, axes)
@@ -154,16 +158,15 @@ def _sum_over(
         _sum_within_heads(propagation, tensors, dims, survivors)
         return
     if weight is None:
-        _sum_over_activations(propagation, tensors, dims, survivors)
+        _sum_over_activations(propagation, dims, survivors)
         survivors[:] = [_whole_heads(propagation, axes) for axes in survivors]
         return
     labelled = [propagation.info(tensor).along(dim) is not None for tensor, dim in zip(tensors, dims, strict=True)]
+    if propagation.scale_is_implicit and any(labelled):
+        _block_along(propagation, survivors, dims, "is multiplied with learned queries or keys, scaled by their size")
     equal = [dim not in propagation.varying(tensor, tensor.dim()) for tensor, dim in zip(tensors, dims, strict=True)]
     if not all(one or other for one, other in zip(labelled, equal, strict=True)):
-        for axes, dim in zip(survivors, dims, strict=True):
-            for axis in axes:
-                if axis.labels.shape[dim] > 1:
-                    propagation.union_find.block(axis.labels, FIXED_INPUT)
+        _block_along(propagation, survivors, dims, FIXED_INPUT)
     elif any(labelled):
         first, second = (
             propagation.size_labels(tensor, dim, FIXED_INPUT) for tensor, dim in zip(tensors, dims, strict=True)
@@ -174,18 +177,20 @@ def _sum_over(
     ]
 
 
-def _sum_over_activations(
-    propagation: Propagation, tensors: Sequence[Tensor], dims: Sequence[int], survivors: list[list[ChannelLabels]]
+def _block_along(
+    propagation: Propagation, axes_of_both: Sequence[Sequence[ChannelLabels]], dims: Sequence[int], reason: str
 ) -> None:
+    for axes, dim in zip(axes_of_both, dims, strict=True):
+        for axis in axes:
+            if axis.labels.shape[dim] > 1:
+                propagation.union_find.block(axis.labels, reason)
+
+
+def _sum_over_activations(propagation: Propagation, dims: Sequence[int], survivors: list[list[ChannelLabels]]) -> None:
     """Queries times keys: single positions along the summed dimension stay, whole heads may go."""
-    for number, (tensor, dim) in enumerate(zip(tensors, dims, strict=True)):
-        axis = propagation.info(tensor).along(dim)
-        if axis is None:
-            continue
-        survivors[number] = [own for own in survivors[number] if own is not axis]
-        rest = pin_dims(axis, [dim], propagation.union_find, "is summed over in a product of two activations")
-        if rest is not None:
-            survivors[number].append(rest)
+    reason = "is summed over in a product of two activations"
+    for number, dim in enumerate(dims):  # of several kinds of labels, where a view has merged two dimensions
+        survivors[number] = pin_all(survivors[number], {dim}, propagation.union_find, reason)
 
 
 def _sum_within_heads(

@@ -40,7 +40,7 @@ conj_physical angle
 _BINARY = """
 add sub rsub mul div pow maximum minimum fmax fmin eq ne lt gt le ge where masked_fill lerp addcmul addcdiv remainder
 fmod atan2 copysign xlogy xlog1py logical_and logical_or logical_xor bitwise_and bitwise_or bitwise_xor _prelu_kernel
-prelu __and__ __or__ __xor__ true_divide floor_divide hypot logaddexp heaviside rrelu rrelu_with_noise smooth_l1_loss
+__and__ __or__ __xor__ true_divide floor_divide hypot logaddexp heaviside rrelu rrelu_with_noise smooth_l1_loss
 mse_loss huber_loss binary_cross_entropy binary_cross_entropy_with_logits soft_margin_loss complex polar
 """.split()
 
@@ -75,11 +75,26 @@ def follow_elementwise(propagation: Propagation, call: OpCall, step: Step | None
         equal_along=frozenset() if call.name in _RANDOM else _equal_along(propagation, operands, out),
         met=_note_met(propagation, operands, out, axes),
         vanishes=vanishes(map(propagation.info, large), call.name) if large else False,
+        factor=_factor(propagation, operands, out) if call.name == "mul" else None,
     )
     info = _updated(propagation, call, info)
     for result in call.results:
         if result.shape == out.shape:
             propagation.set_info(result, info)
+
+
+def _factor(propagation: Propagation, operands: list[Tensor], out: Tensor) -> TensorInfo | None:
+    """The parameter among two operands of a product, with its labels where the result has them."""
+    infos = [propagation.info(tensor) for tensor in operands]
+    weights = [info for info in infos if info.constant and info.direct is not None]
+    if len(infos) != 2 or len(weights) != 1 or any(info.statistics for info in infos):
+        return None
+    (weight,) = weights
+    axes = [
+        axis.with_labels(axis.labels.reshape((1,) * (out.dim() - axis.labels.dim()) + axis.labels.shape))
+        for axis in weight.channel_labels
+    ]
+    return weight.with_channel_labels(tuple(axes)) if axes else None
 
 
 def _joined(propagation: Propagation, operands: list[Tensor], out: Tensor, reason: str) -> tuple[ChannelLabels, ...]:
@@ -224,7 +239,7 @@ def glu(propagation: Propagation, call: OpCall) -> None:
 
 
 def _is_loss(name: str) -> bool:
-    return name.endswith("_loss")
+    return name.endswith("_loss") or name.startswith("binary_cross_entropy")
 
 
 RULES: dict[str, Rule] = {

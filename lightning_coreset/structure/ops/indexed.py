@@ -1,8 +1,4 @@
-"""Rows moved by index: nodes, points and pixels are gathered, scattered and added up, while channels stay in place.
-
-``index_add`` and ``index_put`` have no rule on purpose. Code that routes rows to experts writes their results by these,
-and an expert that no row of the example reaches would keep its width.
-"""
+"""Rows moved by index: nodes, points and pixels are gathered, scattered and added up, while channels stay in place."""
 
 from __future__ import annotations
 
@@ -13,13 +9,12 @@ from torch import Tensor
 
 from lightning_coreset.structure.label_merging import join, varying
 from lightning_coreset.structure.labels import ChannelLabels, TensorInfo
+from lightning_coreset.structure.layer_records import Paths
 from lightning_coreset.structure.propagation import OpCall, Propagation, Rule
 from lightning_coreset.structure.steps import Step, StepKind
 
-_ADDING = Step(StepKind.POSITIONS, (None,))
+ADDING = Step(StepKind.POSITIONS, (None,))
 """How many rows are added up depends on the index."""
-
-_BROADCASTING = frozenset({"masked_scatter"})
 
 
 def gather(propagation: Propagation, call: OpCall) -> None:
@@ -35,6 +30,25 @@ def scatter(propagation: Propagation, call: OpCall) -> None:
     _follow(propagation, call, operands, {int(call.arguments["dim"]) % max(target.dim(), 1)}, _scatter_step(call))
 
 
+def indexed(propagation: Propagation, call: OpCall) -> None:
+    """``index_add(x, dim, index, source)`` and its like: the index has one dimension and names whole rows."""
+    target = call.args[0]
+    propagation.block(call.arguments["index"], f"says what is written ({call.title})")
+    operands = (target, *_tensors(call, "source", "value"))
+    _follow(propagation, call, operands, {int(call.arguments["dim"]) % max(target.dim(), 1)}, _scatter_step(call))
+
+
+def reduce_segments(propagation: Propagation, call: OpCall) -> None:
+    """``segment_reduce``: one row for each segment of rows."""
+    source = call.args[0]
+    for name in ("lengths", "indices", "offsets"):
+        if call.arguments[name] is not None:
+            propagation.block(call.arguments[name], f"says what is reduced ({call.title})")
+    axis = int(call.arguments["axis"]) % source.dim()
+    dims = set(range(axis + 1))  # lengths may differ between what lies in front of the axis
+    _follow(propagation, call, (source,), dims, _scatter_step(call))
+
+
 def replace_part(propagation: Propagation, call: OpCall) -> None:
     """``slice_scatter`` and ``select_scatter``: a part along ``dim`` has other values."""
     target, part = call.args[0], call.args[1]
@@ -43,22 +57,7 @@ def replace_part(propagation: Propagation, call: OpCall) -> None:
     if call.name == "select_scatter":
         part, axes = part.unsqueeze(dim), tuple(axis.moved(axis.labels.unsqueeze(dim)) for axis in axes)
     parts = [(target, propagation.info(target).channel_labels), (part, axes)]
-    _join(propagation, call, parts, {dim}, propagation.producer_paths(call.tensors))
-
-
-def masked_scatter(propagation: Propagation, call: OpCall) -> None:
-    """Rows of another tensor take the place of masked ones, if the mask is the same for all channels."""
-    target, mask, source = call.args[:3]
-    out = call.results[0]  # target and mask are broadcast
-    last = out.dim() - 1
-    if source.dim() == 0 or source.shape[-1] != out.shape[-1] or last in _own(mask, out.dim()):
-        propagation.refuse(call, f"meets a mask that differs between channels ({call.title})")
-        return
-    axes = propagation.pin_dims(source, range(source.dim() - 1), f"is written in another order ({call.title})")
-    rows = tuple(axis.moved(axis.labels.reshape((1,) * last + (-1,))) for axis in axes)
-    parts = [(target, propagation.info(target).channel_labels), (source.reshape(-1, source.shape[-1])[:1], rows)]
-    propagation.block(mask, "is a mask")
-    _join(propagation, call, parts, set(range(last)), propagation.producer_paths((target, source)))
+    join_moved(propagation, call, parts, {dim}, propagation.producer_paths(call.tensors))
 
 
 def unpool(propagation: Propagation, call: OpCall) -> None:
@@ -103,12 +102,12 @@ def pack(propagation: Propagation, call: OpCall) -> None:
 
 def _scatter_step(call: OpCall) -> Step | None:
     how = call.arguments.get("reduce")
-    if how in ("amax", "amin"):
-        return Step(StepKind.MAX_POOL if how == "amax" else call.name)
-    if how in ("prod", "multiply"):
+    if how in ("amax", "max"):
+        return Step(StepKind.MAX_POOL)
+    if how in ("amin", "min", "prod", "multiply"):
         return Step(call.name, (how,))
     adds = how is not None or call.name.endswith("add")
-    return _ADDING if adds else None
+    return ADDING if adds else None
 
 
 def _tensors(call: OpCall, *names: str) -> list[Tensor]:
@@ -129,37 +128,63 @@ def _follow(
     With ``repeats``, an index that is equal for all channels counts as made for as many as there are.
     """
     parts = [(operand, propagation.info(operand).channel_labels) for operand in operands]
-    _join(propagation, call, parts, dims, propagation.producer_paths(operands, step), repeats=repeats)
+    join_moved(propagation, call, parts, dims, paths_of_written(propagation, call, operands, step), repeats=repeats)
 
 
-def _join(
+def paths_of_written(propagation: Propagation, call: OpCall, operands: Sequence[Tensor], step: Step | None) -> Paths:
+    """The paths of a tensor in which others were written; with a step for values that no producer made."""
+    foreign = any(one.is_floating_point() and not propagation.info(one).producer_paths for one in operands)
+    if step is None and (foreign or "value" in call.arguments):
+        step = Step(call.name)
+    return propagation.producer_paths(operands, step)
+
+
+def join_moved(
     propagation: Propagation,
     call: OpCall,
     parts: Sequence[tuple[Tensor, Collection[ChannelLabels]]],
     dims: set[int],
-    paths: dict[str, tuple[Step, ...]],
+    paths: Paths,
     *,
     repeats: bool = True,
+    broadcasts: bool = False,
 ) -> None:
-    out = call.results[0]
-    ndim = out.dim()
-    # An index may be shorter than what it moves: it names the first positions then. Values that are put are broadcast.
+    """Join the labels of tensors that lie over each other in the result, but for ``dims``, where an index moves them.
+
+    With ``broadcasts``, tensors of size 1 are repeated; else an index of size 1 names the first position only.
+    """
+    ndim = call.results[0].dim()
+    # An index may be shorter than what it moves: it names the first positions then.
     sizes = [(1,) * (ndim - part.dim()) + tuple(part.shape) for part, _ in parts]
-    broadcast = {1} if call.name in _BROADCASTING else set()
+    broadcast = {1} if broadcasts else set()
     fixed = dims | {dim for dim in range(ndim) if len({size[dim] for size in sizes} - broadcast) > 1}
     pinned = []
     for part, axes in parts:
         shift = ndim - part.dim()
         left = propagation.pin_axes(axes, {dim - shift for dim in fixed}, f"is moved by an index ({call.title})")
-        own = set() if propagation.info(part).uniform else _own(part, ndim) if repeats else varying(part, ndim)
+        own = set() if propagation.info(part).uniform else own_dims(part, ndim) if repeats else varying(part, ndim)
         pinned.append((own - fixed, left))
-    joined = join(pinned, ndim, propagation.union_find, f"meets a tensor that cannot be cut ({call.title})")
-    propagation.hold_in_views(call, out, joined)
+    join_in_place(propagation, call, pinned, paths)
+
+
+def join_in_place(
+    propagation: Propagation,
+    call: OpCall,
+    operands: Sequence[tuple[set[int], Sequence[ChannelLabels]]],
+    paths: Paths,
+) -> None:
+    """Set what is known of a result of which ``join`` says the labels, and which may be written in place."""
+    out = call.results[0]
+    joined = join(operands, out.dim(), propagation.union_find, f"meets a tensor that cannot be cut ({call.title})")
+    shown = propagation.same_views(out) if call.inplace else []
+    if shown is None:
+        propagation.hold_in_views(call, out, joined)
     constant = all(propagation.info(part).constant for part in call.tensors)
-    propagation.set_info(out, TensorInfo(joined, constant, producer_paths=paths))
+    for result in (out, *(shown or ())):
+        propagation.set_info(result, TensorInfo(joined, constant, producer_paths=paths))
 
 
-def _own(tensor: Tensor, ndim: int) -> set[int]:
+def own_dims(tensor: Tensor, ndim: int) -> set[int]:
     """The dimensions along which a tensor has elements of its own; an index that repeats itself has none there."""
     own = varying(tensor, ndim)
     if tensor.is_floating_point() or tensor.is_complex():
@@ -172,9 +197,10 @@ RULES: dict[str, Rule] = {
     "gather": gather,
     **dict.fromkeys(("scatter", "scatter_add", "scatter_reduce"), scatter),
     **dict.fromkeys(("slice_scatter", "select_scatter"), replace_part),
-    "masked_scatter": masked_scatter,
     **dict.fromkeys(("max_unpool2d", "max_unpool3d"), unpool),
-    "_cdist_forward": distances,
+    **dict.fromkeys(("index_add", "index_copy", "index_fill", "index_reduce"), indexed),
+    "segment_reduce": reduce_segments,
+    **dict.fromkeys(("_cdist_forward", "_euclidean_dist"), distances),
     "_pack_padded_sequence": pack,
     **dict.fromkeys(("_fft_r2c", "_fft_c2r", "_fft_c2c"), transform),
 }

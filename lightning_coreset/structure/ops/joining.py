@@ -131,7 +131,8 @@ def write(propagation: Propagation, call: OpCall) -> None:
     that is written as a whole carries the labels of its new values, if no other one shows them.
     """
     target, source = call.args[0], call.args[1]
-    if target.shape == source.shape and all(propagation.info(one).constant for one in (target, source)):
+    whole = target.shape == source.shape and all(propagation.info(one).constant for one in (target, source))
+    if whole or not call.inplace:
         follow_elementwise(propagation, call, None)
         return
     if not propagation.info(target).channel_labels and not propagation.info(source).channel_labels:

@@ -128,6 +128,8 @@ def rearrange(propagation: Propagation, call: OpCall) -> None:
 def pin_dim(propagation: Propagation, call: OpCall) -> None:
     """Operations that name positions along ``dim``: no single index along it may go."""
     source = call.args[0]
+    for index in call.tensors[1:]:
+        propagation.block(index, f"says what is taken ({call.title})")
     names = [name for name in ("dim", "dim0", "dim1", "dim2", "dimension", "dims") if name in call.arguments]
     dims = [dim for name in names for dim in call.dims(name, source.dim())]
     set_moved(
@@ -136,11 +138,15 @@ def pin_dim(propagation: Propagation, call: OpCall) -> None:
 
 
 def select(propagation: Propagation, call: OpCall) -> None:
-    """One position along ``dim``: no single index may go, unless nothing uses what is there."""
+    """One position along ``dim``: no single index may go, unless nothing uses what is there.
+
+    The first and the last one, at least, are there whatever goes.
+    """
     source = call.args[0]
     dim, info = int(call.arguments["dim"]) % source.dim(), propagation.info(source)
     reason = f"is taken apart at fixed positions ({call.title})"
-    named = [axis for axis in info.channel_labels if axis.dims == (dim,) and not info.constant]
+    stays = call.arguments["index"] in (0, -1)
+    named = [axis for axis in info.channel_labels if stays and axis.dims == (dim,) and not info.constant]
     others = [axis for axis in info.channel_labels if all(axis is not one for one in named)]
     set_moved(propagation, call, pin_all(others, {dim}, propagation.union_find, reason))
     unused = tuple(Statistic(axis.flat, reason, normalizes=False) for axis in named)
@@ -200,5 +206,5 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("tril", "triu"), pin_triangle),
     "view_as_complex": pin_parts,
     **dict.fromkeys(("_local_scalar_dense", "is_nonzero", "equal", "sym_size", "_assert_async"), ignore),
-    "index": index,
+    **dict.fromkeys(("index", "_unsafe_index"), index),
 }

@@ -11,13 +11,14 @@ from torch import Tensor
 
 from lightning_coreset.structure.labels import ChannelLabels, Statistic, TensorInfo
 from lightning_coreset.structure.loss_terms import REDUCTIONS
+from lightning_coreset.structure.ops.elementwise import elementwise
 from lightning_coreset.structure.penalties import take_penalty
 from lightning_coreset.structure.propagation import OpCall, Propagation, Rule
 from lightning_coreset.structure.statistics import take_statistic
 from lightning_coreset.structure.steps import Step, StepKind
 
 _REDUCING = """
-mean sum nansum amax amin max min aminmax var std var_mean std_mean prod all any _is_all_true _is_any_true norm
+mean sum nansum amax amin aminmax var std var_mean std_mean prod all any _is_all_true _is_any_true norm
 linalg_vector_norm argmax argmin logsumexp median nanmedian mode kthvalue count_nonzero
 """.split()
 
@@ -47,6 +48,9 @@ def reduce(propagation: Propagation, call: OpCall) -> None:
     source = call.args[0]
     dims = call.dims("dim", source.dim())
     reason = f"is reduced across channels ({call.title})"
+    if call.name == "sum" and _reads_channels(propagation, source, dims):
+        _contract(propagation, call, dims)
+        return
     if propagation.info(source).constant:
         norm = call.name in ("norm", "linalg_vector_norm")
         axes, statistics = take_penalty(
@@ -80,6 +84,40 @@ def reduce(propagation: Propagation, call: OpCall) -> None:
                 statistics=statistics,
             ),
         )
+
+
+def extremum(propagation: Propagation, call: OpCall) -> None:
+    """``max`` and ``min``: over dimensions, or of two tensors element by element."""
+    if "other" in call.arguments:
+        elementwise(propagation, call)
+    else:
+        reduce(propagation, call)
+
+
+def _reads_channels(propagation: Propagation, source: Tensor, dims: list[int]) -> bool:
+    """Whether a sum is over the channels of a product with a parameter, as graph attention computes its scores."""
+    info = propagation.info(source)
+    summed = [axis for axis in info.channel_labels if not set(dims).isdisjoint(axis.dims)]
+    factor = info.factor
+    return (
+        bool(summed)
+        and not info.constant
+        and factor is not None
+        and all(len(axis.dims) == 1 and factor.along(axis.dims[0]) is not None for axis in summed)
+    )
+
+
+def _contract(propagation: Propagation, call: OpCall, dims: list[int]) -> None:
+    """What is summed over are columns of the parameter; the axes along other dimensions go on."""
+    source = call.args[0]
+    info = propagation.info(source)
+    kept, paths = [], {}
+    for axis in info.channel_labels:
+        if set(dims).isdisjoint(axis.dims):
+            kept.append(_without(axis, dims, call.results[0]))
+        else:
+            paths |= propagation.record_product(source, axis.dims[0])
+    propagation.set_info(call.results[0], TensorInfo(tuple(kept), producer_paths=paths))
 
 
 def _without(axis: ChannelLabels, dims: list[int], result: Tensor) -> ChannelLabels:
@@ -136,6 +174,7 @@ def _resampling(call: OpCall, count: int) -> Step | None:
 
 RULES: dict[str, Rule] = {
     **dict.fromkeys(_REDUCING, reduce),
+    **dict.fromkeys(("max", "min"), extremum),
     **dict.fromkeys(_ALONG, mix_along_dim),
     **dict.fromkeys((*_MAXIMA, *_SPATIAL), pool),
 }

@@ -63,9 +63,9 @@ def not_read_later(call: Call, later: Sequence[Call]) -> dict[Path, Tensor]:
 
 
 def storage(tensor: Tensor) -> int:
-    """The address of a tensor's memory, which its views share."""
-    return tensor.untyped_storage().data_ptr()
+    """The address of a tensor's memory, which its views share; of a sparse tensor what tells it from others."""
+    return tensor.untyped_storage().data_ptr() if tensor.layout is torch.strided else id(tensor)
 
 
 def _identity(tensor: Tensor) -> tuple[int, torch.Size]:
-    return tensor.data_ptr(), tensor.shape
+    return tensor.data_ptr() if tensor.layout is torch.strided else id(tensor), tensor.shape
