@@ -1,4 +1,4 @@
-"""Layers that nothing has run, and the groups of channels that they could read, by their widths and their place."""
+"""Layers that nothing has run, and the groups of channels that they could read or write, by widths and places."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ _INPUT_SIZES = (
     *("input_size", "embed_dim", "kdim", "vdim", "nx"),
 )
 """Names under which layers of any type keep how wide their inputs are."""
+_OUTPUT_SIZES = ("out_features", "out_channels", "hidden_size", "embed_dim", "nf")
 
 
 def layers_that_never_ran(model: nn.Module, structure: Structure, rules: Sequence[Rule] = ()) -> list[str]:
@@ -53,10 +54,11 @@ def layers_that_never_ran(model: nn.Module, structure: Structure, rules: Sequenc
 
 
 def possible_readers(model: nn.Module, groups: Iterable[ChannelGroup], layers: Collection[str]) -> dict[str, list[str]]:
-    """For each group, the layers that never ran and could read its channels; groups without any are left out.
+    """For each group, the layers that never ran and could read or write its channels; groups without any are left out.
 
     A layer could read channels that are as many as it takes, and lie where code that runs it may get at them: the code
-    of the module that it belongs to, of one around that, or of one that this module calls.
+    of the module that it belongs to, of one around that, or of one that this module calls. It could write channels in
+    the same way where the network writes them by an index, as experts do that get no row.
 
     Args:
         model: The network.
@@ -71,11 +73,12 @@ def possible_readers(model: nn.Module, groups: Iterable[ChannelGroup], layers: C
     }
     found: dict[str, list[str]] = {}
     for path in layers:
-        if tree.follows_another(path, idle):
-            continue
-        sizes = _read_widths(tree.modules[path], tensors[path].values())
+        module, own = tree.modules[path], tensors[path].values()
+        read = set() if tree.follows_another(path, idle) else _widths(module, own, _INPUT_SIZES)
+        written = _widths(module, own, _OUTPUT_SIZES)
         for group in groups:
-            if tree.can_reach(path, group) and any(_fits(size, group, size in widths) for size in sizes):
+            sizes = read | written if group.routed else read
+            if any(_fits(size, group, size in widths) for size in sizes) and tree.can_reach(path, group):
                 found.setdefault(group.name, []).append(path)
     return found
 
@@ -91,9 +94,9 @@ def layers_with_tensors(model: nn.Module) -> dict[str, dict[str, Tensor]]:
     return found
 
 
-def _read_widths(module: nn.Module, tensors: Iterable[Tensor]) -> set[int]:
-    """How wide inputs may be that a module takes: what it says itself, or any size of its tensors."""
-    told = {value for name in _INPUT_SIZES if isinstance(value := getattr(module, name, None), int)}
+def _widths(module: nn.Module, tensors: Iterable[Tensor], names: Collection[str]) -> set[int]:
+    """How wide inputs or outputs of a module may be: what it says itself under a name, or any size of its tensors."""
+    told = {value for name in names if isinstance(value := getattr(module, name, None), int)}
     sizes = told or {size for tensor in tensors for size in tensor.shape}
     return {size for size in sizes if size > 1}
 
@@ -189,13 +192,13 @@ def _describe(readers: Mapping[str, Sequence[str]]) -> str:
     """A warning that names the layers that example inputs do not run, and the groups that stay because of them."""
     layers, groups = names_of(readers)
     return (
-        f"{layers} did not run on the example inputs, and could read the channels of {groups}, by width and place: "
-        "these stay. Give example inputs that run them, or say never_run=[...]."
+        f"{layers} did not run on the example inputs, and could read or write the channels of {groups}, by width and "
+        "place: these stay. Give example inputs that run them, or say never_run=[...]."
     )
 
 
 def _may_be_read(layers: Sequence[str]) -> str:
-    reason = f"could be read by {layers[0]}, which has not run so far"
+    reason = f"could be read or written by {layers[0]}, which has not run so far"
     return reason
 
 

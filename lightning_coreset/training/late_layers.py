@@ -96,8 +96,8 @@ class LateLayers:
 def _describe(readers: Mapping[str, Sequence[str]]) -> str:
     layers, groups = names_of(readers)
     return (
-        f"{layers} ran in no step so far, and could read the channels of {groups}, by width and place: these stay. Let "
-        "a step or forward run them before the event, give example_inputs that do, or say "
+        f"{layers} ran in no step so far, and could read or write the channels of {groups}, by width and place: these "
+        "stay. Let a step or forward run them before the event, give example_inputs that do, or say "
         "CoresetPruningCallback(never_run=[...])."
     )
 

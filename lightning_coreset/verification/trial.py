@@ -29,6 +29,7 @@ from lightning_coreset.structure import (
 from lightning_coreset.surgery import Snapshot, apply_changes, named_tensors, scale_counts, slice_members
 from lightning_coreset.verification.choices import MadeChoices
 from lightning_coreset.verification.expectations import Expectations, WithoutQuantization
+from lightning_coreset.verification.grouped_products import GroupedProducts
 from lightning_coreset.verification.penalties import ConstantPenalties
 from lightning_coreset.verification.randomised import noise, randomise_, seed_everything
 from lightning_coreset.verification.reference import (
@@ -322,7 +323,7 @@ class Trial:
                 torch.set_grad_enabled(gradients),
                 ExitStack() as stack,
             ):
-                for mode in (WithoutQuantization(), *expectations, *modes, *own):
+                for mode in (GroupedProducts(), WithoutQuantization(), *expectations, *modes, *own):
                     stack.enter_context(mode)
                 set_mode(model, run.mode)
                 seed_everything(model)

@@ -149,12 +149,14 @@ def test_only_what_the_layer_could_read_stays():
     module = Spare()
     callback = CoresetPruningCallback(**AT_EPOCH_1)
 
-    with pytest.warns(UserWarning, match=r"'b' ran in no step so far, and could read the channels of 'net.2', by"):
+    with pytest.warns(
+        UserWarning, match=r"'b' ran in no step so far, and could read or write the channels of 'net.2', by"
+    ):
         make_trainer(callback, max_epochs=2).fit(module, make_loader(8))
 
     assert widths(module)["net.0"][1] < 24
     assert widths(module)["net.2"][1] == 16
-    assert callback.plans[0].skipped["net.2"] == "could be read by b, which has not run so far"
+    assert callback.plans[0].skipped["net.2"] == "could be read or written by b, which has not run so far"
 
 
 class NarrowSpare(Spare):

@@ -1,4 +1,4 @@
-"""Without a Trainer: layers that the example inputs do not run keep the channels that they could read."""
+"""Without a Trainer: layers that the example inputs do not run keep the channels that they could read or write."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from lightning_coreset import plan_pruning, prune, sensitivity_scan
 
 HELD = (
-    r"'experts\.\d', .* did not run on the example inputs, and could read the channels of 'first', by width and place: "
-    r"these stay\. Give example inputs that run them, or say never_run=\[\.\.\.\]\."
+    r"'experts\.\d', .* did not run on the example inputs, and could read or write the channels of 'first', "
+    r"'experts\.1', by width and place: these stay\. Give example inputs that run them, or say never_run=\[\.\.\.\]\."
 )
 
 
@@ -28,7 +28,7 @@ class Experts(nn.Module):
 
     def forward(self, x: Tensor, tasks: Tensor) -> Tensor:
         hidden = torch.relu(self.first(x))
-        out = hidden.new_zeros(len(x), 12)
+        out = hidden.new_zeros(len(x), self.last.in_features)
         for number, expert in enumerate(self.experts):
             rows = (tasks == number).nonzero().flatten()
             if len(rows):
@@ -49,7 +49,10 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_layers_that_get_no_row_keep_their_inputs(name):
     model = Experts()
-    with pytest.warns(UserWarning, match=HELD), pytest.raises(ValueError, match=r"first: could be read by experts\.0"):
+    with (
+        pytest.warns(UserWarning, match=HELD),
+        pytest.raises(ValueError, match=r"first, experts\.1: each could be read or written by experts\.0"),
+    ):
         FUNCTIONS[name](model, ONE)
     assert model(*ALL).shape == (8, 3)
 
@@ -75,5 +78,40 @@ def test_rows_for_all_of_them_let_all_go():
     model = Experts()
     prune(model, ALL, 0.3)
     assert {expert.in_features for expert in model.experts} == {model.first.out_features}
+    assert {expert.out_features for expert in model.experts} == {model.last.in_features}
     assert model.first.out_features < 16
+    assert model.last.in_features < 12
     assert model(*ALL).shape == (8, 3)
+
+
+class Leaving(nn.Module):
+    """Experts that read the input, which stays, and of which only the last layer is as wide as what they write."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.last = nn.Linear(12, 3)
+        self.experts = nn.ModuleList(nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 12)) for _ in range(3))
+
+    def forward(self, x: Tensor, tasks: Tensor) -> Tensor:
+        out = x.new_zeros(len(x), self.last.in_features)
+        for number, expert in enumerate(self.experts):
+            rows = tasks == number
+            if rows.any():
+                out[rows] = expert(x[rows])
+        return self.last(out)
+
+
+def test_what_a_layer_without_rows_could_write_stays():
+    model = Leaving()
+    with pytest.warns(UserWarning, match=r"read or write the channels of 'experts\.1\.2', by width"):
+        plan = prune(model, ONE, 0.1)
+    assert plan.skipped["experts.1.2"] == "could be read or written by experts.0.2, which has not run so far"
+    assert model.experts[1][0].out_features < 9 == model.experts[0][0].out_features
+    assert model(*ALL).shape == (8, 3)
+
+
+def test_experts_that_all_get_rows_write_fewer_channels():
+    model = Leaving()
+    prune(model, (ALL[0], ALL[1] % 3), {"experts.0.2": 0.5})
+    assert {expert[2].out_features for expert in model.experts} == {model.last.in_features} == {6}

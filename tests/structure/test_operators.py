@@ -70,7 +70,6 @@ REFUSED = {
     "has a result whose size depends on values": "nonzero",
     "compares all rows over all channels": "_pdist_forward",
     "makes other sizes of the same memory": "resize",
-    "writes what experts made of some rows": "index_put",
 }
 """The core operators without a rule: what enters them stays, by the reason that no rule can say more."""
 

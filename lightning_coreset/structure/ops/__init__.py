@@ -13,6 +13,7 @@ from lightning_coreset.structure.ops import (
     convolution,
     elementwise,
     foreach,
+    grouped,
     indexed,
     joining,
     movement,
@@ -20,6 +21,7 @@ from lightning_coreset.structure.ops import (
     pieces,
     quantization,
     reduction,
+    routed,
 )
 from lightning_coreset.structure.propagation import Rule
 
@@ -28,9 +30,11 @@ _FAMILIES = (
     pieces,
     joining,
     indexed,
+    routed,
     elementwise,
     foreach,
     contraction,
+    grouped,
     convolution,
     reduction,
     normalization,
@@ -58,4 +62,9 @@ def aten_movements() -> frozenset[Any]:
     return frozenset(packet for name in names if (packet := getattr(torch.ops.aten, name, None)) is not None)
 
 
-__all__ = ["aten_movements", "aten_rules"]
+def foreign_rule(function: Any) -> Rule | None:
+    """The rule of an overload of a well-known operator that is not torch's."""
+    return grouped.FOREIGN_RULES.get(function.name())
+
+
+__all__ = ["aten_movements", "aten_rules", "foreign_rule"]

@@ -1,8 +1,4 @@
-"""Rows moved by index: nodes, points and pixels are gathered, scattered and added up, while channels stay in place.
-
-``index_add`` and ``index_put`` have no rule on purpose. Code that routes rows to experts writes their results by these,
-and an expert that no row of the example reaches would keep its width.
-"""
+"""Rows moved by index: nodes, points and pixels are gathered, scattered and added up, while channels stay in place."""
 
 from __future__ import annotations
 
