@@ -184,7 +184,7 @@ def _over_the_others(op: Any, inputs: Inputs, labelled: Labelled, removed: list[
             other.index_copy_(dim, index, 0.7 - 1.3 * other.index_select(dim, index))
             layouts.append(mask)
         if not torch.equal(other, tensor):
-            twins.append((tensor, other))
+            twins.append((tensor, other.clone))
     with TwinRun(twins, [], layouts):
         return _tensors(_call(op, inputs))
 
