@@ -51,12 +51,12 @@ def yolo12n(tiny: bool) -> Built:
     """YOLO12n for 80 classes, and two images."""
     from ultralytics.nn.tasks import DetectionModel
 
-    size = 64 if tiny else 320
+    size = 64 if tiny else 160
     return DetectionModel("yolo12n.yaml", verbose=False), torch.randn(2, 3, size, size)
 
 
 def llama(tiny: bool) -> Built:
-    """The shape of TinyLlama (arXiv 2401.02385), and two sequences of 16 tokens."""
+    """The shape of TinyLlama (arXiv 2401.02385), and two sequences of 8 tokens."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     whole = {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22, "num_attention_heads": 32}
@@ -68,15 +68,15 @@ def llama(tiny: bool) -> Built:
         model = LlamaForCausalLM(config)
     finally:
         torch.set_default_dtype(before)
-    return model, {"input_ids": torch.randint(0, 32000, (2, 16))}
+    return model, {"input_ids": torch.randint(0, 32000, (2, 8))}
 
 
 NETWORKS: dict[str, tuple[str, Callable[[bool], Built]]] = {
-    "yolo12n": ("YOLO12n, images of 320", yolo12n),
-    "mobileone": ("MobileOne-S0, images of 224", lambda tiny: of_timm("mobileone_s0", 224, tiny)),
-    "efficientnet": ("EfficientNet-B4, images of 320", lambda tiny: of_timm("efficientnet_b4", 320, tiny)),
+    "yolo12n": ("YOLO12n, images of 160", yolo12n),
+    "mobileone": ("MobileOne-S0, images of 128", lambda tiny: of_timm("mobileone_s0", 128, tiny)),
+    "efficientnet": ("EfficientNet-B4, images of 128", lambda tiny: of_timm("efficientnet_b4", 128, tiny)),
     "swin": ("Swin-B, images of 224", lambda tiny: of_timm("swin_base_patch4_window7_224", 224, tiny)),
-    "llama": ("Llama of 1.1B in bfloat16, 16 tokens", llama),
+    "llama": ("Llama of 1.1B in bfloat16, sequences of 8", llama),
 }
 
 

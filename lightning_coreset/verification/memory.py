@@ -10,8 +10,8 @@ from torch import nn
 
 PRECISIONS = (torch.float64, torch.float32)
 """Those in which a network may be tried, the preferred one first."""
-_COPIES = 1.5
-"""What a trial takes of memory, in copies of the network: one, and parts of another."""
+_COPIES = 2.0
+"""What a trial takes of memory, in copies of the network: one, and what is left of another without some channels."""
 
 
 def precisions_that_fit(model: nn.Module) -> tuple[torch.dtype, ...]:

@@ -373,7 +373,7 @@ class Trial:
         return None
 
     def _influential(self, groups: Sequence[ChannelGroup]) -> set[str]:
-        """The consumers that some output depends on, by its gradient; those of one run after the other are asked for."""
+        """The consumers that some output depends on, by its gradient in one run after the other."""
         consumers = {member.name for group in groups for member in readers(group)}
         parameters = {
             name: tensor.requires_grad_(True)
