@@ -59,8 +59,18 @@ def llama(tiny: bool) -> Built:
     """The shape of TinyLlama (arXiv 2401.02385), and two sequences of 8 tokens."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    whole = {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 22, "num_attention_heads": 32}
-    small = {"hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3, "num_attention_heads": 8}
+    whole: dict[str, Any] = {
+        "hidden_size": 2048,
+        "intermediate_size": 5632,
+        "num_hidden_layers": 22,
+        "num_attention_heads": 32,
+    }
+    small: dict[str, Any] = {
+        "hidden_size": 64,
+        "intermediate_size": 160,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 8,
+    }
     config = LlamaConfig(vocab_size=32000, num_key_value_heads=4, use_cache=False, **(small if tiny else whole))
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
