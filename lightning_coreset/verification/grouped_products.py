@@ -7,9 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_coreset._compat import DispatchMode
+from lightning_coreset._compat import GROUPED_PRODUCT, DispatchMode
 
-_GROUPED = getattr(torch.ops.aten, "_grouped_mm", None)
 _NUMBERS = 4
 """Of single precision, in the 16 bytes that strides are multiples of."""
 
@@ -23,7 +22,7 @@ class GroupedProducts(DispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operation."""
         kwargs = kwargs or {}
-        if getattr(func, "overloadpacket", None) is not _GROUPED or args[0].dtype != torch.float64:
+        if func.name() != GROUPED_PRODUCT or args[0].dtype != torch.float64:
             return func(*args, **kwargs)
         first, second, ends = args[0], args[1], kwargs.get("offs", args[2] if len(args) > 2 else None)
         for operand in (first, second):
