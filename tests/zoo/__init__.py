@@ -31,7 +31,7 @@ from .entry import ZOO, Entry
 
 _TRANSFORMERS = """
 bert bit bloom convnextv2 deberta-v2 deepseek-v2 detr falcon fnet focalnet gpt-bigcode gpt2 llama mamba mixtral mpnet
-patchtst phi3 t5 vilt vit xlnet
+patchtst phi-moe phi3 t5 vilt vit xlnet
 """.split()
 FAST = [
     name
