@@ -40,7 +40,7 @@ PARTS = ("structure", "self-check", "pruning")
 
 def of_timm(name: str, size: int, tiny: bool) -> Built:
     """A network of timm, and two images."""
-    import timm
+    import timm  # pyright: ignore[reportMissingImports]
 
     small = {"img_size": 64} if tiny and name.startswith("swin") else {}
     size = 64 if tiny else size
@@ -49,7 +49,7 @@ def of_timm(name: str, size: int, tiny: bool) -> Built:
 
 def yolo12n(tiny: bool) -> Built:
     """YOLO12n for 80 classes, and two images."""
-    from ultralytics.nn.tasks import DetectionModel
+    from ultralytics.nn.tasks import DetectionModel  # pyright: ignore[reportMissingImports]
 
     size = 64 if tiny else 160
     return DetectionModel("yolo12n.yaml", verbose=False), torch.randn(2, 3, size, size)
