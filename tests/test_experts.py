@@ -19,7 +19,9 @@ from lightning_coreset.verification import verified
 
 OWN = "mixture_of_networks switch stack_by_loop stack_by_linear stack_interleaved stack_of_all stack_by_einsum"
 CLASSIC = [f"classic/{name}" for name in f"{OWN} stack_grouped soft_mixture".split()]
-MODELS = "mixtral gpt-oss olmoe qwen2-moe qwen3-moe granite-moe granite-moe-shared phi-moe deepseek-v2 deepseek-v3"
+MODELS = (
+    "mixtral gpt-oss olmoe qwen2-moe qwen3-moe granite-moe granite-moe-shared phi-moe deepseek-v2-moe deepseek-v3-moe"
+)
 NAMES = [f"hf/{name}{end}" for name in MODELS.split() for end in ("", "-batched", "-loop")]
 networks = pytest.mark.parametrize("name", [*CLASSIC, *NAMES])
 

@@ -27,8 +27,8 @@ EXPERTS: dict[str, tuple[str, dict[str, Any]]] = {
     "granite-moe": ("GraniteMoe", {**BASE, "num_local_experts": 4}),
     "granite-moe-shared": ("GraniteMoeShared", {**BASE, "num_local_experts": 4, "shared_intermediate_size": 28}),
     "phi-moe": ("Phimoe", {**BASE, "num_local_experts": 4}),
-    "deepseek-v2": ("DeepseekV2", {**LATENT, "n_group": 1, "topk_method": "greedy"}),
-    "deepseek-v3": ("DeepseekV3", {**LATENT, "n_group": 2}),
+    "deepseek-v2-moe": ("DeepseekV2", {**LATENT, "n_group": 1, "topk_method": "greedy"}),
+    "deepseek-v3-moe": ("DeepseekV3", {**LATENT, "n_group": 2}),
 }  # fmt: skip
 WAYS = {"": "grouped_mm", "-batched": "batched_mm", "-loop": "eager"}
 """How the experts are run, by the end of the name; torch's grouped product is what transformers takes by itself."""
