@@ -667,3 +667,7 @@ def classes_of_auto_class(auto: Any, config: Any) -> tuple[type[nn.Module], ...]
     except (AttributeError, KeyError, TypeError):
         return ()
     return found if isinstance(found, tuple) else (found,)
+
+
+GROUPED_PRODUCT = "aten::_grouped_mm"
+"""What ``torch.nn.functional.grouped_mm`` calls, by its qualified name; torch 2.8 and older have none on the CPU."""

@@ -137,6 +137,22 @@ def test_event_cost_prints_a_row_for_every_network_and_method(load, monkeypatch)
     assert "thread" in text.splitlines()[0]
 
 
+@pytest.mark.slow
+def test_big_networks_prints_seconds_and_memory_of_every_part(load, monkeypatch):
+    pytest.importorskip("transformers")
+    big_networks = load("big_networks")
+    if not Path("/proc/self/clear_refs").exists():
+        pytest.skip("memory is read from Linux")
+    monkeypatch.setattr(
+        big_networks, "in_fresh_process", lambda script, *arguments: big_networks.measured("llama", tiny=True)
+    )
+    ((row,),), text = printed(big_networks, "--tiny", "--model", "llama")
+    assert row["groups proven"] == "7 of 7"
+    assert all(float(row[part].partition(" ")[0]) > 0 for part in ("structure", "self-check", "pruning"))
+    assert all(row[f"memory: {part}"] for part in ("structure", "self-check", "pruning"))
+    assert "thread" in text.splitlines()[0]
+
+
 def test_other_shapes_are_no_comparison(load, monkeypatch):
     event_cost = load("event_cost")
     shapes = iter([[[1]], [[2]]])

@@ -17,12 +17,13 @@ from lightning_coreset.verification import verified
 
 HUGGING_FACE = """
 bert distilbert gpt2 llama llama-tied qwen2 qwen3 vit deit swin convnext convnextv2 t5 whisper clip segformer wav2vec2
-wav2vec2-layer-norm mamba falcon-mamba mamba2 bamba deepseek-v3-dense
+wav2vec2-layer-norm mamba falcon-mamba mamba2 bamba deepseek-v3-dense mixtral gpt-oss olmoe qwen2-moe qwen3-moe
+granite-moe phi-moe
 """.split()
 WITH_EXPERTS = ("hf/jamba", "hf/deepseek-v2", "hf/deepseek-v3")
 WRITTEN_OUT = """
 ClassTokenVit SimpleVit Twins Vit x_decoder_tied x_encoder_positions x_decoder_vector_norm x_decoder_scale_norm
-x_cross_attention
+x_cross_attention mixture_of_networks stack_interleaved stack_by_einsum stack_grouped soft_mixture
 """.split()
 ON_GRAPHS_AND_POINTS = """
 gcn graph_sage_mean graph_sage_max gat gatv2 gin sparse_adjacency dgcnn pointnet2 segnet unet_unpooling

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lightning_coreset.layers.norms import class_norms, largest_class_norms
 from lightning_coreset.layers.plan_state import PlanState
-from lightning_coreset.structure import ChannelGroup
+from lightning_coreset.structure import ChannelGroup, Member
 
 
 class NoCoresetForm(Exception):  # noqa: N818 - a finding, not an error
@@ -66,7 +66,22 @@ class GroupView:
         consumers = self.group.by_role("consumer")
         if not consumers:
             return torch.ones(self.size, dtype=torch.float64)
-        return torch.stack([largest_class_norms(self.tensors[member.name], member) for member in consumers]).amax(dim=0)
+        largest = [
+            largest_class_norms(self.tensors[member.name], member, self._output_dims(member)) for member in consumers
+        ]
+        return torch.stack(largest).amax(dim=0)
+
+    def _output_dims(self, member: Member) -> tuple[int, ...]:
+        """The dimensions of a consumer of which every index is an output.
+
+        In a stack of matrices, such as one for each expert, every matrix has outputs of its own.
+        """
+        layers = (path.consumer for path in self.group.paths)
+        made = {layer.out_dim for layer in layers if (layer.weight, layer.in_dim) == (member.name, member.dim)}
+        if len(made) == 1:
+            (out,) = made
+            return (*range(min(out, member.dim)), out)
+        return (1 - member.dim,) if member.dim < 2 else tuple(range(member.dim))
 
     def total_consumer_norms(self) -> Tensor:
         """The norm of all weights together that read each channel, of all consumers, float64 (N,)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -69,12 +69,18 @@ def class_norms(tensor: Tensor, member: Member, p: int = 2) -> Tensor:
     return torch.linalg.vector_norm(member.by_class(row_norms(rows.reshape(len(rows), -1), p)), p, dim=1)
 
 
-def largest_class_norms(tensor: Tensor, member: Member) -> Tensor:
-    """The largest norm over the outputs of every class's part of a tensor that reads the classes, float64 (N,)."""
+def largest_class_norms(tensor: Tensor, member: Member, outputs: Sequence[int]) -> Tensor:
+    """The largest norm over the outputs of every class's part of a tensor that reads the classes, float64 (N,).
+
+    Args:
+        tensor: A weight.
+        member: Where the classes lie.
+        outputs: The dimensions of which every index is an output; what lies along others, as a kernel does, is all of
+            one output's.
+    """
     if tensor.dim() == 1:
         return class_norms(tensor, member)
-    outputs = 1 - member.dim if member.dim < 2 else 0
-    slices = tensor.movedim((outputs, member.dim), (0, 1))
+    slices = tensor.movedim((*outputs, member.dim), tuple(range(len(outputs) + 1))).flatten(0, len(outputs) - 1)
     return largest_slice_norms(slices.reshape(*slices.shape[:2], -1), member)
 
 

@@ -24,8 +24,8 @@ class AllowedSizes:
         group: The group's name.
         original: Classes in the original model.
         sizes: In classes, the present size first, then every smaller one that is allowed.
-        multiple: How many classes are removed at a time.
-        is_even: Whether the sizes are all multiples of this number, from one to the other.
+        multiple: How many classes are removed at a time, but for the first step.
+        is_even: Whether all sizes but the first are so many apart.
         channels_of_a_class: The fewest channels that one class is in a layer that computes it.
     """
 
@@ -39,13 +39,16 @@ class AllowedSizes:
     @classmethod
     def of(cls, group: ChannelGroup, request: Request, original: int) -> AllowedSizes:
         """The sizes of a group as it is now that had ``original`` classes."""
-        multiple, narrowest = _multiple(group, request.round_to), _narrowest(group)
+        rounded, narrowest = _multiple(group, request.round_to), _narrowest(group)
+        multiple = math.lcm(rounded, group.multiple)
         fewest = max(
             math.ceil(request.min_channels / narrowest),
             math.ceil(original * (1 - request.max_layer_ratio) - _ROUNDING),
             LEAST_NORMALIZED if group.normalized else 1,
         )
-        lower = range(multiple * ((group.size - 1) // multiple), fewest - 1, -multiple)
+        possible = range(group.size - 1, max(group.size - 1 - multiple, 0), -1)
+        first = next((n for n in possible if n % rounded == 0 and (group.size - n) % group.multiple == 0), 0)
+        lower = range(first, fewest - 1, -multiple)
         return cls(group.name, original, (group.size, *lower), multiple, channels_of_a_class=narrowest)
 
     @property

@@ -59,7 +59,8 @@ def possible_readers(model: nn.Module, groups: Iterable[ChannelGroup], layers: C
 
     A layer could read channels that are as many as it takes, and lie where code that runs it may get at them: the code
     of the module that it belongs to, of one around that, or of one that this module calls. It could make some in the
-    place of a layer that ran, such as an expert that no row was sent to in the place of another.
+    place of a layer that ran, such as an expert that no row was sent to in the place of another, or anywhere within
+    reach where the network writes them by an index.
 
     Args:
         model: The network.
@@ -80,7 +81,8 @@ def possible_readers(model: nn.Module, groups: Iterable[ChannelGroup], layers: C
         for group in groups:
             may_read = reads and any(_fits(size, group, size in widths) for size in read)
             may_make = makes and any(_fits(size, group, True) for size in made)
-            if (may_read and tree.can_reach(path, group)) or (may_make and tree.can_replace(path, group)):
+            may_write = may_make and (tree.can_replace(path, group) or (group.routed and tree.can_reach(path, group)))
+            if may_write or (may_read and tree.can_reach(path, group)):
                 found.setdefault(group.name, []).append(path)
     return found
 

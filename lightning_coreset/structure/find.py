@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal, TypeAlias
 
@@ -86,7 +87,10 @@ def analyse(
     engine.records = engine.records.without(engine.mirrored, untrained.uncounted)
     blocks = HeadBlocks.of(engine.head_dimensions, engine.union_find) if engine.head_dimensions else None
     _decide_grids(engine)
-    by_label = (engine.pieces, engine.heads, engine.counts, engine.normalized, engine.records.products, engine.as_many)
+    by_label = (
+        *(engine.pieces, engine.heads, engine.counts, engine.normalized, engine.routed, engine.multiples),
+        *(engine.records.products, engine.as_many),
+    )
     looked_up = blocks is not None or any(by_label)
     union_find = engine.union_find if looked_up else engine.union_find.condensed()
     _block_whole_dimensions(union_find)
@@ -101,7 +105,17 @@ def analyse(
     refused = classes.refused(groups)
     uncounted = tuple(sorted(engine.records.uncounted))
     found = Structure(groups, refused, macs, products, untrained, used, followed, showed, engine.has_outputs, uncounted)
-    return _of_one_width(found.without(frozen), classes)
+    return _of_one_width(found.without(frozen | _too_small(groups)), classes)
+
+
+def _too_small(groups: Sequence[ChannelGroup]) -> dict[str, str]:
+    """Groups that would have to lose more channels at a time than they have, with the reason."""
+    reasons = {}
+    for group in groups:
+        if group.multiple >= group.size:
+            reason = f"has {group.size} channels, of which only multiples of {group.multiple} could go at a time"
+            reasons[group.name] = reason
+    return reasons
 
 
 def _of_one_width(structure: Structure, classes: GroupBuilder) -> Structure:

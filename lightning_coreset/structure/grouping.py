@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping
 from functools import cached_property
@@ -37,6 +38,7 @@ class GroupBuilder:
         self._reasons = union_find.reasons()  # by root
         self.group_of = self._partition()
         self._names: dict[int, str] = {}
+        self._sizes: dict[int, int] = {}
         layers = {name: contraction.layer for name, contraction in engine.records.layers.items()}
         paths = dict.fromkeys(engine.records.paths)  # each once, in the order of execution
         self.paths = [Path(layers[producer], steps, layers[consumer]) for producer, steps, consumer in paths]
@@ -70,6 +72,7 @@ class GroupBuilder:
             class_of[own] = torch.arange(len(own), dtype=class_of.dtype)
             sizes[number] = len(own)
         places.number(class_of)
+        self._sizes = dict(enumerate(sizes))
         return [self._group(number, sizes[number], dims[number], places) for number in ranked]
 
     def of_one_width(self) -> list[tuple[str, str, list[str], str]]:
@@ -196,6 +199,8 @@ class GroupBuilder:
             number in self._residual,
             self._beside(members),
             number in self._standardised,
+            number in self._routed,
+            self._multiples.get(number, 1),
         )
 
     def _beside(self, members: tuple[Member, ...]) -> tuple[str, ...]:
@@ -267,6 +272,25 @@ class GroupBuilder:
         labels = torch.cat(self.engine.residual.labels)
         condensed = self.union_find is not self.engine.union_find
         return self._numbers(self.engine.union_find.in_condensed(labels) if condensed else labels)
+
+    @cached_property
+    def _routed(self) -> set[int]:
+        """The groups whose channels are written where an index says."""
+        labels = [one.reshape(-1) for one in self.engine.routed]
+        return self._numbers(torch.cat(labels)) if labels else set()
+
+    @cached_property
+    def _multiples(self) -> dict[int, int]:
+        """How many classes of each group have to go at a time, where that is more than one."""
+        found: dict[int, int] = {}
+        for labels, multiple in self.engine.multiples:
+            groups, counts = self.group_of[self.roots[labels]].unique(return_counts=True)
+            for number, count in zip(groups.tolist(), counts.tolist(), strict=True):
+                size = self._sizes.get(number, 0)
+                if size:  # every class has as many positions there, or none may go
+                    own = multiple // math.gcd(multiple, count // size) if count % size == 0 else size
+                    found[number] = math.lcm(found.get(number, 1), own)
+        return {number: multiple for number, multiple in found.items() if multiple > 1}
 
     @cached_property
     def _counted(self) -> list[tuple[str, str, dict[int, tuple[int, int]]]]:

@@ -77,6 +77,8 @@ def merged(groups: Sequence[ChannelGroup]) -> ChannelGroup | None:
         copies=tuple(dict.fromkeys(copy for group in groups for copy in group.copies)),
         residual=any(group.residual for group in groups),
         standardised=any(group.standardised for group in groups),
+        routed=any(group.routed for group in groups),
+        multiple=math.lcm(*(group.multiple // math.gcd(group.multiple, group.size // size) for group in groups)),
         pairing=Pairing(
             tuple(spans),
             any(one.heads for one in pairings),

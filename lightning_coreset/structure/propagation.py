@@ -70,6 +70,8 @@ class Propagation(DispatchMode):
         normalized: Labels of channels that the network normalises over.
         standardised: Those of them that weights are normalised over, which read the channels.
         residual: Which additions are residual.
+        routed: Labels of channels that are written where an index says, as experts write what they make of some rows.
+        multiples: Labels along dimensions whose size has to be a multiple of a number, with this number.
         weight_norms: How weights are made that are no parameters themselves, by the name of the direction.
         weight_products: Which products of weights may be weights.
         within_heads: Whether dimensions within attention heads may go, instead of whole heads.
@@ -116,6 +118,8 @@ class Propagation(DispatchMode):
         self.normalized: list[Tensor] = []
         self.standardised: list[Tensor] = []
         self.residual = ResidualAdditions(self)
+        self.routed: list[Tensor] = []
+        self.multiples: list[tuple[Tensor, int]] = []
         self.weight_norms: dict[str, WeightNorm] = {}
         self.weight_products = WeightProducts(self)
         self.within_heads = within_heads

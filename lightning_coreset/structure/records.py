@@ -228,6 +228,8 @@ class ChannelGroup:
         beside: Where the channels lie between two linear layers, as the rank of LoRA does, the weights of the layers to
             whose products theirs is added.
         standardised: Whether weights that read the channels are normalised over them.
+        routed: Whether the channels are written where an index says, as experts write what they make of some rows.
+        multiple: How many classes have to go at a time: an operator demands sizes that are multiples of a number.
     """
 
     name: str
@@ -241,6 +243,8 @@ class ChannelGroup:
     residual: bool = False
     beside: tuple[str, ...] = ()
     standardised: bool = False
+    routed: bool = False
+    multiple: int = 1
 
     def __repr__(self) -> str:
         roles = ", ".join(

@@ -7,7 +7,7 @@ from functools import cache
 from typing import Any
 
 from lightning_coreset._registration import Registration
-from lightning_coreset.structure.ops import aten_rules
+from lightning_coreset.structure.ops import aten_rules, foreign_rule
 from lightning_coreset.structure.propagation import Rule
 
 
@@ -92,7 +92,7 @@ def find_rule(function: Any) -> Rule | None:
     for entry in reversed(_REGISTERED):
         if entry.op is function or entry.op is packet:
             return entry.rule
-    return aten_rules().get(packet)
+    return aten_rules().get(packet) or foreign_rule(function)
 
 
 def packet_of(op: Any) -> Any:

@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 _COUNTED_BY_RULES = frozenset(
     """
 mm bmm addmm baddbmm mv addmv dot linear convolution _convolution mkldnn_convolution cudnn_convolution _trilinear
-_sparse_addmm _sparse_mm_reduce_impl
+_sparse_addmm _sparse_mm_reduce_impl _grouped_mm
 """.split()
 )
 _NOT_COUNTED = frozenset(
     """
 mkldnn_rnn_layer _cudnn_rnn miopen_rnn _thnn_fused_lstm_cell _thnn_fused_gru_cell addbmm addr ger _cdist_forward
-_euclidean_dist sspaddmm hspmm _sparse_sparse_matmul _grouped_mm _scaled_grouped_mm _int_mm _weight_int8pack_mm
+_euclidean_dist sspaddmm hspmm _sparse_sparse_matmul _scaled_grouped_mm _int_mm _weight_int8pack_mm
 _weight_int4pack_mm _fft_r2c _fft_c2r _fft_c2c linalg_qr _linalg_svd _linalg_eigh _linalg_eigvals linalg_lu
 linalg_lu_factor_ex linalg_cholesky_ex linalg_inv_ex _linalg_solve_ex linalg_solve_triangular linalg_matrix_exp
 triangular_solve lu_unpack ormqr householder_product

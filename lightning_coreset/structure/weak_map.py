@@ -14,11 +14,16 @@ class IdentityWeakMap(Generic[Known]):
     """A mapping from tensors to what is known of them.
 
     As torch's ``WeakTensorKeyDictionary``, in a tenth of its time: only asked of tensors that somebody holds, it can do
-    with plain weak references. What was known of a tensor that is gone stays until the mapping goes.
+    with plain weak references.
+
+    Args:
+        forgets: Whether what is known of a tensor goes with it, as it must where that is large; else it stays until the
+            mapping goes, which takes less time.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, forgets: bool = False) -> None:
         self._entries: dict[int, tuple[weakref.ref[Tensor], Known]] = {}
+        self._forgets = forgets
 
     def get(self, tensor: Tensor) -> Known | None:
         """What is known of a tensor, if anything."""
@@ -30,7 +35,21 @@ class IdentityWeakMap(Generic[Known]):
         return self.get(tensor) is not None
 
     def __setitem__(self, tensor: Tensor, info: Known) -> None:
-        self._entries[id(tensor)] = weakref.ref(tensor), info
+        if not self._forgets:
+            self._entries[id(tensor)] = weakref.ref(tensor), info
+            return
+        entries, number = self._entries, id(tensor)
+
+        def forget(gone: weakref.ref[Tensor]) -> None:
+            entry = entries.get(number)
+            if entry is not None and entry[0] is gone:
+                del entries[number]
+
+        entries[number] = weakref.ref(tensor, forget), info
+
+    def clear(self) -> None:
+        """Know nothing of any tensor any more."""
+        self._entries.clear()
 
     def forget(self, tensor: Tensor) -> None:
         """Know nothing of a tensor any more."""

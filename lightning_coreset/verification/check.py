@@ -149,7 +149,7 @@ def _tried(
     if reason is None:
         return groups, {}
     search = Search(trial.model, trial.attempt, trial.run)
-    alike = completed_alike(groups, search, trial.attempt, partial(_completed, trial, search))
+    alike = completed_alike(groups, search, trial.attempt, trial.failing, partial(_completed, trial, search))
     if alike is not None:
         return alike, {}
     failures = trial.failing(groups, reason)

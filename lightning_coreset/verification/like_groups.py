@@ -20,9 +20,12 @@ Complete: TypeAlias = Callable[
 ]
 """From groups, and those that fail with the reasons, to completed groups and those that still fail."""
 
+Failing: TypeAlias = Callable[[Sequence[ChannelGroup]], dict[str, str]]
+"""From groups to those that fail, each with the reason."""
+
 
 def completed_alike(
-    groups: Sequence[ChannelGroup], search: Search, attempt: Attempt, complete: Complete
+    groups: Sequence[ChannelGroup], search: Search, attempt: Attempt, failing: Failing, complete: Complete
 ) -> tuple[ChannelGroup, ...] | None:
     """The groups with what has to change with them, found out for one group of each kind.
 
@@ -30,6 +33,7 @@ def completed_alike(
         groups: Groups that fail together.
         search: Knows the numbers of the network.
         attempt: Tries groups.
+        failing: Finds the groups that fail among several, of which most succeed.
         complete: Completes groups that fail, one by one.
 
     Returns:
@@ -41,7 +45,7 @@ def completed_alike(
     if 2 * len(kinds) > len(groups):
         return None
     first = tuple(members[0] for members in kinds.values())
-    failures = {group.name: reason for group in first if (reason := attempt([group])) is not None}
+    failures = failing(first)
     if not failures:
         return None
     found, left = complete(first, failures)

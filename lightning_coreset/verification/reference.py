@@ -55,15 +55,32 @@ def readers(group: ChannelGroup) -> tuple[Member, ...]:
 
 
 @contextmanager
-def kept_weights(tensors: Mapping[str, Tensor], members: Iterable[Member]) -> Iterator[None]:
-    """Put the weights that members lie in back in the end."""
-    before = {member.name: copy_of_layout(tensors[member.name]) for member in members}
+def kept_weights(
+    tensors: Mapping[str, Tensor], groups: Iterable[ChannelGroup], removed: Removed
+) -> Iterator[Callable[[str], Tensor]]:
+    """Put what reads removed classes back in the end.
+
+    Yields:
+        Makes a copy of a weight as it was. Only what may change is kept: all weights of a network take much memory.
+    """
+    parts: dict[str, list[tuple[int, Tensor, Tensor]]] = {}
+    for group in groups:
+        for member, index in _positions(readers(group), removed[group.name]):
+            tensor = tensors[member.name].detach()
+            index = index.to(tensor.device)
+            parts.setdefault(member.name, []).append((member.dim, index, tensor.index_select(member.dim, index)))
+
+    @torch.no_grad()
+    def put_back(name: str, tensor: Tensor) -> Tensor:
+        for dim, index, content in parts.get(name, ()):
+            tensor.index_copy_(dim, index, content)
+        return tensor
+
     try:
-        yield
+        yield lambda name: put_back(name, copy_of_layout(tensors[name].detach()))
     finally:
-        with torch.no_grad():
-            for name, content in before.items():
-                tensors[name].copy_(content)
+        for name in parts:
+            put_back(name, tensors[name])
 
 
 def zero_consumers_(tensors: Mapping[str, Tensor], groups: Iterable[ChannelGroup], removed: Removed) -> None:
@@ -80,15 +97,9 @@ def zero_(tensors: Mapping[str, Tensor], members: Iterable[Member], removed: Col
         tensor.index_fill_(member.dim, index.to(tensor.device), 0.0)
 
 
-def tables(tensors: Mapping[str, Tensor], groups: Iterable[ChannelGroup]) -> dict[str, Tensor]:
-    """Copies of the weights among the consumers that an embedding may look up, before they are set to zero."""
-    names = {member.name for group in groups for member in group.by_role("consumer")}
-    return {name: copy_of_layout(tensors[name]) for name in names if tensors[name].dim() == 2}
-
-
 def twin_run(
     tensors: Mapping[str, Tensor],
-    before: Mapping[str, Tensor],
+    before: Callable[[str], Tensor],
     groups: Sequence[ChannelGroup],
     removed: Removed,
     reduced: bool = False,
@@ -97,7 +108,7 @@ def twin_run(
 
     Args:
         tensors: Those of the network whose consumers were set to zero.
-        before: The :func:`tables` of the network before that.
+        before: Makes a copy of a weight as it was before that.
         groups: The groups.
         removed: What goes of them.
         reduced: Whether the network may reduce over channels that it does not normalise, as a penalty does.
@@ -115,11 +126,15 @@ def twin_run(
             of_role.setdefault(member.name, []).append((member, index))
 
     def looked_up(name: str) -> tuple[Tensor, Tensor]:
-        return before[name], _disturbed(before[name], reading[name])
+        found = before(name)
+        return found, _disturbed(found, reading[name])
 
     return TwinRun(
-        [(tensors[name], _disturbed(tensors[name], places, reading.get(name, ()))) for name, places in making.items()],
-        [(tensors[name], partial(looked_up, name)) for name in reading],
+        [
+            (tensors[name], partial(_disturbed, tensors[name], places, reading.get(name, ())))
+            for name, places in making.items()
+        ],
+        [(tensors[name], partial(looked_up, name)) for name in reading if tensors[name].dim() == 2],
         {tuple(mask.tolist()): mask for mask in layouts.values()}.values(),
         _without_numbers(tensors, groups, removed),
     )

@@ -16,7 +16,8 @@ def removed_classes(groups: Sequence[ChannelGroup], *, unlike: bool | None = Non
     """Around a third of the classes of each group, of every group another fraction as far as possible.
 
     Groups that have to lose as many as another one, such as where the code views both by one width, would go unnoticed
-    if all lost the same. At least one class goes, and half of them stay.
+    if all lost the same. At least one class goes, and half of them stay, or as many as
+    have to go at a time.
 
     Args:
         groups: The groups.
@@ -25,7 +26,8 @@ def removed_classes(groups: Sequence[ChannelGroup], *, unlike: bool | None = Non
     used: dict[Fraction, int] = {}
     removed = {}
     for group in groups:
-        counts = sorted(range(1, max(group.size // 2, 1) + 1), key=lambda count: abs(count - _FRACTION * group.size))
+        possible = range(group.multiple, max(group.size // 2, group.multiple) + 1, group.multiple)
+        counts = sorted(possible, key=lambda count: abs(count - _FRACTION * group.size))
         count = min(counts, key=lambda count: used.get(Fraction(count, group.size), 0))  # the first of the least used
         fraction = Fraction(count, group.size)
         used[fraction] = used.get(fraction, 0) + 1

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ from lightning_coreset.structure import (
 from lightning_coreset.surgery import Snapshot, apply_changes, named_tensors, scale_counts, slice_members
 from lightning_coreset.verification.choices import MadeChoices
 from lightning_coreset.verification.expectations import Expectations, WithoutQuantization
+from lightning_coreset.verification.grouped_products import GroupedProducts
 from lightning_coreset.verification.penalties import ConstantPenalties
 from lightning_coreset.verification.randomised import noise, randomise_, seed_everything
 from lightning_coreset.verification.reference import (
@@ -36,12 +38,12 @@ from lightning_coreset.verification.reference import (
     Removed,
     kept_weights,
     readers,
-    tables,
     twin_run,
     zero_,
     zero_consumers_,
 )
 from lightning_coreset.verification.removed import removed_classes, unlike_classes
+from lightning_coreset.verification.suspects import raised_in, suspects_of
 from lightning_coreset.verification.ways import ParametersUsed
 
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
@@ -101,6 +103,7 @@ class Trial:
         self.model = model.eval()
         self._watch: list[AbstractContextManager[Any]] = [] if untouched is None else [untouched]
         self._generator = torch.Generator().manual_seed(0)
+        self._raised_in: str | None = None  # where the last attempt raised an error
         randomise_(self.model, self._generator)
         for number, dtype in enumerate(dtypes, 1):
             self.dtype = dtype
@@ -162,7 +165,12 @@ class Trial:
             return {}
         if len(groups) == 1:
             return {groups[0].name: reason}
-        found = self.failing_in_halves(groups)
+        suspects = suspects_of(groups, self._raised_in) if self._raised_in else []
+        if suspects:
+            others = [group for group in groups if group not in suspects]
+            found = self.failing(others) | self.failing(suspects)
+        else:
+            found = self.failing_in_halves(groups)
         return found or {group.name: f"together with others, {reason}" for group in groups}
 
     def failing_in_halves(self, groups: Sequence[ChannelGroup]) -> dict[str, str]:
@@ -192,8 +200,9 @@ class Trial:
         silent = []
         for group in idle:  # the gradient may have been disabled, or really be zero
             fixed = FixedWeights(named_tensors(self.model), [group])
-            with kept_weights(fixed.tensors, readers(group)):
-                zero_(fixed.tensors, readers(group), removed_classes([group])[group.name])
+            removed = removed_classes([group])
+            with kept_weights(fixed.tensors, [group], removed):
+                zero_(fixed.tensors, readers(group), removed[group.name])
                 if self._difference(self.run(modes=[fixed]), expected) is None:
                     silent.append(group.name)
         reason = "its removal cannot be tried, since it has no influence on the outputs of the example inputs"
@@ -228,6 +237,7 @@ class Trial:
 
     def _attempt(self, groups: Sequence[ChannelGroup], removed: Removed) -> str | None:
         choices = MadeChoices()
+        self._raised_in = None
         try:
             expected, disturbed = self._reference(groups, removed, choices)
         except Exception as error:
@@ -250,6 +260,7 @@ class Trial:
         except Exception as error:
             if ran_out_of_memory(error):
                 raise
+            self._raised_in = raised_in(error, self.model)
             return (
                 f"without some of its channels the network does not run ({type(error).__name__}: {first_line(error)}); "
                 "a width may be written as a number in its code, or kept in an attribute (see register_module)"
@@ -276,13 +287,12 @@ class Trial:
             The outputs, and the outputs where the producers of removed channels have other weights.
         """
         fixed = FixedWeights(named_tensors(self.model), groups)
-        consumers = [member for group in groups for member in group.by_role("consumer")]
-        with kept_weights(fixed.tensors, consumers):
-            before = tables(fixed.tensors, groups)
+        with kept_weights(fixed.tensors, groups, removed) as before:
             zero_consumers_(fixed.tensors, groups, removed)
             twins = twin_run(fixed.tensors, before, groups, removed, reduced=self._runs_steps)
             outputs = self.run(modes=[fixed, twins, choices])
         disturbed = [twins.twin(tensor) for tensor in outputs]
+        twins.close()
         return outputs, [tensor if twin is None else twin for tensor, twin in zip(outputs, disturbed, strict=True)]
 
     def run(
@@ -312,6 +322,8 @@ class Trial:
         """The same for some runs. Each begins with the state that the model has now, and leaves it."""
         model = self.model if model is None else model
         outputs = []
+        # Every mode makes every operation slower; only matrices in a stack are multiplied by groups.
+        grouped = [GroupedProducts()] if any(one.dim() > 2 for one in model.parameters() if one.dim() != 4) else []
         for run in runs:
             means = run.mode == "training" or self._leaves_nothing_to_chance
             expectations = [Expectations()] if means else []
@@ -322,7 +334,7 @@ class Trial:
                 torch.set_grad_enabled(gradients),
                 ExitStack() as stack,
             ):
-                for mode in (WithoutQuantization(), *expectations, *modes, *own):
+                for mode in (*grouped, WithoutQuantization(), *expectations, *modes, *own):
                     stack.enter_context(mode)
                 set_mode(model, run.mode)
                 seed_everything(model)
@@ -363,23 +375,49 @@ class Trial:
         return None
 
     def _influential(self, groups: Sequence[ChannelGroup]) -> set[str]:
-        """The consumers that some output depends on, by its gradient."""
+        """The consumers that some output depends on, by its gradient in one run after the other."""
         consumers = {member.name for group in groups for member in readers(group)}
         parameters = {
             name: tensor.requires_grad_(True)
             for name, tensor in named_tensors(self.model).items()
             if name in consumers and tensor.is_floating_point()
         }
-        outputs = [tensor for tensor in self.run(gradients=True) if tensor.requires_grad]
-        if not outputs or not parameters:
-            return set()
-        generator = torch.Generator().manual_seed(0)
+        found: set[str] = set()
+        for run in self._runs:
+            outputs = [tensor for tensor in self._outputs([run], gradients=True) if tensor.requires_grad]
+            left = {name: tensor for name, tensor in parameters.items() if name not in found}
+            if outputs and left:
+                found |= _with_gradients(outputs, left)
+        return found
+
+
+def _with_gradients(outputs: Sequence[Tensor], parameters: Mapping[str, Tensor]) -> set[str]:
+    """The names of the parameters whose gradient is not zero; each is let go of as soon as it is known."""
+    found: set[str] = set()
+
+    def see(name: str, tensor: Tensor) -> None:
+        if tensor.grad is not None and bool(tensor.grad.any()):
+            found.add(name)
+        tensor.grad = None
+
+    before = {name: tensor.grad for name, tensor in parameters.items()}
+    handles = []
+    for name, tensor in parameters.items():
+        tensor.grad = None
+        handles.append(tensor.register_post_accumulate_grad_hook(partial(see, name)))
+    generator = torch.Generator().manual_seed(0)
+    try:
         # What a checkpointed part computes again has to be computed in the same way.
         with plain_execution(), torch.enable_grad(), local_collectives():
             # Random weights, since plain sums cancel, as behind a softmax.
             weighted = [(output * noise(output, generator)).nansum().cpu() for output in outputs]
-            gradients = torch.autograd.grad(torch.stack(weighted).sum(), list(parameters.values()), allow_unused=True)
-        return {name for name, grad in zip(parameters, gradients, strict=True) if grad is not None and grad.any()}
+            torch.autograd.backward(torch.stack(weighted).sum(), inputs=list(parameters.values()))
+    finally:
+        for handle in handles:
+            handle.remove()
+        for name, tensor in parameters.items():
+            tensor.grad = before[name]
+    return found
 
 
 def first_line(error: Exception) -> str:

@@ -34,7 +34,8 @@ class TwinRun(DispatchMode):
     The code of the network sees the results of the first run only.
 
     Args:
-        twins: Parameters, each with its second version, of the same layout.
+        twins: Parameters, each with a function that makes its second version, of the same layout. It is made whenever
+            the parameter is used, and not kept: those of a whole network would take its memory once more.
         looked_up: Weights that an embedding may look up, each with a function that makes both versions for it. Where a
             head is tied, what the head multiplies with has zeros in removed channels; what is looked up has not.
         layouts: How removed channels lie along the dimensions of tensors, as masks.
@@ -43,7 +44,7 @@ class TwinRun(DispatchMode):
 
     def __init__(
         self,
-        twins: Iterable[tuple[Tensor, Tensor]],
+        twins: Iterable[tuple[Tensor, Callable[[], Tensor]]],
         looked_up: Iterable[tuple[Tensor, Callable[[], tuple[Tensor, Tensor]]]],
         layouts: Iterable[Tensor] = (),
         standardised: Iterable[tuple[Tensor, Tensor]] = (),
@@ -51,15 +52,14 @@ class TwinRun(DispatchMode):
         super().__init__()
         self._standardised = StandardisedWeights(standardised)
         self._layouts = tuple(layouts)
-        self._twins: IdentityWeakMap[Tensor] = IdentityWeakMap()
+        self._twins: IdentityWeakMap[Tensor] = IdentityWeakMap(forgets=True)
         self._looked_up: IdentityWeakMap[Callable[[], tuple[Tensor, Tensor]]] = IdentityWeakMap()
-        self._given: dict[int, Tensor] = {}
-        for tensor, twin in twins:
-            self._twins[tensor] = twin
-            self._given[id(twin)] = twin
-        self._new: list[Tensor] = []  # tensors that got a twin when they were written into
-        self._before: list[tuple[Tensor, Tensor]] = []  # twins that were given and written into, and their copies
-        self._assigned: list[tuple[Tensor, Tensor | None]] = []  # tensors whose data was replaced, with their twins
+        self._makers: IdentityWeakMap[Callable[[], Tensor]] = IdentityWeakMap()
+        for tensor, make in twins:
+            self._makers[tensor] = make
+        self._new: list[Tensor] = []  # tensors that got a twin to keep when they were written into
+        self._assigned: list[tuple[Tensor, Tensor | None]] = []  # tensors whose data was replaced, with kept twins
+        self._alike: set[int] = set()  # of these, those that have no second version any more
         self._data = SharedData(self)
         for tensor, versions in looked_up:
             self._looked_up[tensor] = versions
@@ -68,8 +68,6 @@ class TwinRun(DispatchMode):
         """Begin a run: what the network wrote in the one before it has forgotten, and so must the twins."""
         for tensor in self._new:
             self._twins.forget(tensor)
-        for twin, content in self._before:
-            twin.copy_(content)
         for tensor, twin in reversed(self._assigned):
             if twin is None:
                 self._twins.forget(tensor)
@@ -77,26 +75,38 @@ class TwinRun(DispatchMode):
                 self._twins[tensor] = twin
         self._new.clear()
         self._assigned.clear()
+        self._alike.clear()
         super().__enter__()
         self._data.__enter__()
         return self
 
+    def close(self) -> None:
+        """Let go of all twins, which the modes of torch would keep as long as this one is in a cycle of references."""
+        for held in (self._twins, self._makers, self._looked_up, self._new, self._assigned):
+            held.clear()
+
     def twin(self, tensor: Tensor) -> Tensor | None:
         """The tensor in the second run; ``None`` where the runs do not differ."""
-        known = self._twins.get(tensor)
+        known = self._own(tensor)
         base = view_base(tensor) if known is None else None
-        twin = self._twins.get(base) if base is not None else None
+        twin = self._own(base) if base is not None else None
         if base is None or twin is None:
             return known
         # A view that is older than the twin of what it shows.
         offset = tensor.storage_offset() - base.storage_offset() + twin.storage_offset()
         return twin.as_strided(tensor.shape, tensor.stride(), offset)
 
+    def _own(self, tensor: Tensor) -> Tensor | None:
+        """The twin of a tensor itself: kept, or made now."""
+        known = self._twins.get(tensor)
+        make = self._makers.get(tensor) if known is None and id(tensor) not in self._alike else None
+        return known if make is None else make()
+
     def share_data(self, data: Tensor, tensor: Tensor) -> None:
         """What ``tensor.data`` gave has the data of the tensor's twin for its twin."""
+        self._keep(tensor)  # it may be written into
         twin = self.twin(tensor)
         if twin is not None:
-            self._keep(tensor)  # it may be written into
             self._twins[data] = twin.data
 
     def assign_data(self, tensor: Tensor, data: Tensor) -> None:
@@ -105,6 +115,7 @@ class TwinRun(DispatchMode):
         twin = self.twin(data)
         if twin is None:
             self._twins.forget(tensor)
+            self._alike.add(id(tensor))
         else:
             self._twins[tensor] = twin
 
@@ -132,6 +143,7 @@ class TwinRun(DispatchMode):
                 twins[id(written)] = self._new_twin(written)
             else:
                 self._keep(written)
+                twins[id(written)] = self.twin(written)
 
         def second(leaf: Any) -> Any:
             twin = twins.get(id(leaf)) if isinstance(leaf, Tensor) else None
@@ -169,11 +181,13 @@ class TwinRun(DispatchMode):
         return OpCall.read(call.function, args, kwargs, [], None)
 
     def _keep(self, tensor: Tensor) -> None:
-        """Copy a twin that was given before it is written into for the first time."""
+        """Keep a twin that is made anew for every use, for this run: it is about to be written into."""
         base = view_base(tensor)
-        twin = self._twins.get(tensor if base is None else base)
-        if twin is not None and self._given.pop(id(twin), None) is not None:
-            self._before.append((twin, twin.clone()))
+        whole = tensor if base is None else base
+        twin = self._own(whole)
+        if twin is not None and whole not in self._twins:
+            self._twins[whole] = twin
+            self._new.append(whole)
 
     def _new_twin(self, tensor: Tensor) -> Tensor:
         """A twin for a tensor that is about to be written into, and with it for all that it is a view of."""

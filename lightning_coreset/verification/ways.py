@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lightning_coreset._compat import DispatchMode, outside_of_modes, storage_number
 from lightning_coreset.state import duplicate, restored, stand_ins
+from lightning_coreset.verification.memory import PRECISIONS, precisions_that_fit
 
 
 @dataclass(frozen=True)
@@ -31,22 +32,21 @@ class Usable:
 
 Way: TypeAlias = Callable[[nn.Module], AbstractContextManager[Usable]]
 
-_PRECISIONS = (torch.float64, torch.float32)
-
 
 @contextmanager
 def on_a_copy(model: nn.Module) -> Iterator[Usable]:
     """A copy. What it shares with the original is put back."""
+    precisions = precisions_that_fit(model)
     with restored(model):
-        yield Usable(duplicate(model), _PRECISIONS, ParametersUsed(model.parameters()))
+        yield Usable(duplicate(model), precisions, ParametersUsed(model.parameters()))
 
 
 @contextmanager
 def with_other_parameters(model: nn.Module) -> Iterator[Usable]:
     """The network itself with copies of its parameters, for code that knows it by name: a closure, a global."""
-    own = ParametersUsed(model.parameters())
+    own, precisions = ParametersUsed(model.parameters()), precisions_that_fit(model)
     with restored(model), stand_ins(model):
-        yield Usable(model, _PRECISIONS, own)
+        yield Usable(model, precisions, own)
 
 
 @contextmanager
@@ -58,7 +58,7 @@ def in_its_memory(model: nn.Module) -> Iterator[Usable]:
     """
     own = ParametersUsed(model.parameters(), same_memory=True)
     dtypes = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
-    if len(dtypes) != 1 or not dtypes <= {*_PRECISIONS}:
+    if len(dtypes) != 1 or not dtypes <= {*PRECISIONS}:
         names = ", ".join(sorted(map(str, dtypes)))
         raise RuntimeError(f"expected parameters of one precision, float32 or float64, but got {names}")
     # Outside: what looks at writes would keep copies on the device.

@@ -65,4 +65,14 @@ def test_classes(index, shape, dim, p):
     torch.testing.assert_close(class_norms(tensor, member(index, dim), p), expected)
     if tensor.dim() > 1:
         expected = slices(tensor.detach().movedim((1 - dim, dim), (0, 1)), index).amax(dim=0)
-        torch.testing.assert_close(largest_class_norms(tensor, member(index, dim)), expected)
+        torch.testing.assert_close(largest_class_norms(tensor, member(index, dim), [1 - dim]), expected)
+
+
+@pytest.mark.parametrize(("order", "dim", "outputs"), [((0, 2, 1), 2, (0, 1)), ((0, 1, 2), 1, (0, 2))])
+def test_every_matrix_of_a_stack_has_outputs_of_its_own(order, dim, outputs):
+    """(experts, in, out) or (experts, out, in): as the matrices one below the other."""
+    matrices = torch.randn(3, 6, 5, dtype=torch.float64)
+    below = matrices.transpose(1, 2).reshape(15, 6)
+    expected = largest_class_norms(below, member(SEVERAL, 1), [0])
+    stack = matrices.permute(order)
+    torch.testing.assert_close(largest_class_norms(stack, member(SEVERAL, dim), outputs), expected)

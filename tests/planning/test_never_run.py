@@ -136,5 +136,40 @@ def test_rows_for_all_of_them_let_all_go():
     model = Experts()
     prune(model, ALL, 0.3)
     assert {expert.in_features for expert in model.experts} == {model.first.out_features}
+    assert {expert.out_features for expert in model.experts} == {model.last.in_features}
     assert model.first.out_features < 16
+    assert model.last.in_features < 12
     assert model(*ALL).shape == (8, 3)
+
+
+class Leaving(nn.Module):
+    """Experts that read the input, which stays, and of which only the last layer is as wide as what they write."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.last = nn.Linear(12, 3)
+        self.experts = nn.ModuleList(nn.Sequential(nn.Linear(6, 9), nn.ReLU(), nn.Linear(9, 12)) for _ in range(3))
+
+    def forward(self, x: Tensor, tasks: Tensor) -> Tensor:
+        out = x.new_zeros(len(x), self.last.in_features)
+        for number, expert in enumerate(self.experts):
+            rows = tasks == number
+            if rows.any():
+                out[rows] = expert(x[rows])
+        return self.last(out)
+
+
+def test_what_a_layer_without_rows_could_write_stays():
+    model = Leaving()
+    with pytest.warns(UserWarning, match=r"read or write the channels of 'experts\.1\.2', by width"):
+        plan = prune(model, ONE, 0.1)
+    assert plan.skipped["experts.1.2"] == "could be read or written by experts.0.2, which has not run so far"
+    assert model.experts[1][0].out_features < 9 == model.experts[0][0].out_features
+    assert model(*ALL).shape == (8, 3)
+
+
+def test_experts_that_all_get_rows_write_fewer_channels():
+    model = Leaving()
+    prune(model, (ALL[0], ALL[1] % 3), {"experts.0.2": 0.5})
+    assert {expert[2].out_features for expert in model.experts} == {model.last.in_features} == {6}

@@ -226,7 +226,7 @@ def _leaves_two(gone: Tensor) -> bool:
 def _over_the_others(sample: Sample, engine: Propagation, choice: Tensor, gone: Sequence[Tensor]) -> list[Tensor]:
     """The results where every reduction is over what stays."""
     copies = [tensor.clone() for tensor in sample.tensors]
-    twins = [(copy, torch.where(its, _other(copy), copy)) for copy, its in zip(copies, gone, strict=True)]
+    twins = [(copy, torch.where(its, _other(copy), copy).clone) for copy, its in zip(copies, gone, strict=True)]
     roots, ranges = engine.union_find.all_roots(), engine.union_find.ranges
     layouts = [torch.isin(roots[own.start : own.stop], choice) for own in ranges.values()]
     with TwinRun([pair for pair, its in zip(twins, gone, strict=True) if its.any()], [], layouts):

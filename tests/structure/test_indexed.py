@@ -93,6 +93,10 @@ FOLLOWED: dict[str, Callable[[Tensor], Tensor]] = {
     ).sum(0),
     "slice_scatter": lambda h: h.slice_scatter(h[:4] * 2, 0, 4, 8),
     "select_scatter": lambda h: h.select_scatter(h[3] * 2, 0, 5),
+    "rows added to zeros": lambda h: h.new_zeros(ROWS + 2, h.shape[1]).index_add(0, TO, h[FROM], alpha=0.5),
+    "rows copied to where others go": lambda h: (h * 2).index_copy(0, TO.unique(), h[: len(TO.unique())]),
+    "one row added to several": lambda h: (h * 2).index_put((ORDER[:3],), h[0], accumulate=True),
+    "a number assigned to rows": lambda h: (h * 2).index_put((ORDER > 5,), torch.tensor(0.5)),
     "fft along rows": lambda h: torch.fft.fft(h, dim=0).real,
     "rfft along rows and back": lambda h: torch.fft.irfft(torch.fft.rfft(h, dim=0) * 0.5, n=ROWS, dim=0),
     "spectrum times complex weights": lambda h: torch.fft.ifft(torch.fft.fft(h, dim=0) * (1 + 2j), dim=0).real,
@@ -148,6 +152,7 @@ HELD: dict[str, Callable[[Tensor], Tensor]] = {
     "sparse from the right": lambda h: (h.t() @ EDGES).t(),
     "a position chosen by the channels": lambda h: h[h.sum(0).argsort()[:3] % ROWS],
     "added along channels": lambda h: torch.zeros_like(h).index_add(1, torch.arange(WIDTH) // 2, h),
+    "columns assigned by a grid": lambda h: h.index_put((ORDER[:, None], torch.arange(WIDTH)), h),
     "a mask of its own for each channel": lambda h: h.masked_scatter(torch.eye(ROWS, WIDTH).bool(), h),
     "the same, broadcast": lambda h: (
         h.t()

@@ -5,6 +5,7 @@ from . import (  # noqa: F401 (each import fills the zoo)
     classic_blocks,
     classic_cnn,
     classic_dense,
+    classic_experts,
     classic_graphs,
     classic_misc,
     classic_mobile,
@@ -13,6 +14,7 @@ from . import (  # noqa: F401 (each import fills the zoo)
     classic_vit_pytorch,
     classic_vocoders,
     classic_x_transformers,
+    huggingface_experts,
     huggingface_text,
     huggingface_vision,
     traps_concat,
@@ -31,7 +33,7 @@ from .entry import ZOO, Entry
 
 _TRANSFORMERS = """
 bert bit bloom convnextv2 deberta-v2 deepseek-v2 detr falcon fnet focalnet gpt-bigcode gpt2 llama mamba mixtral mpnet
-patchtst phi3 t5 vilt vit xlnet
+patchtst phi-moe phi3 t5 vilt vit xlnet
 """.split()
 FAST = [
     name

@@ -21,10 +21,17 @@ from lightning_coreset.structure import ChannelGroup
 from .entry import Inputs
 from .inspection import tensors
 from .lockstep import Lockstep, key
-from .running import AllDouble, as_double, call, duplicate, results
+from .running import AllDouble, GroupedInDouble, as_double, call, duplicate, results
 
 LOOK_UPS = {"embedding", "index_select", "index", "gather", "embedding_bag", "_embedding_bag"}
-PRODUCTS = {"mm": (1, 0), "addmm": (None, 1, 0), "bmm": (2, 1), "baddbmm": (None, 2, 1), "mv": (1, 0)}
+PRODUCTS = {
+    "mm": (1, 0),
+    "addmm": (None, 1, 0),
+    "bmm": (2, 1),
+    "baddbmm": (None, 2, 1),
+    "mv": (1, 0),
+    "_grouped_mm": (1, 1),
+}
 
 Removed = Sequence[tuple[ChannelGroup, Sequence[int]]]
 
@@ -52,7 +59,7 @@ def kept_only(
             versions[key(tensor)] = weight.version
             marks += [(tensor, weight.without(0, weight.read, math.nan))] if tensor.dim() > 1 else []
     worlds = Lockstep(twins, versions, marks)
-    with torch.random.fork_rng(devices=[]), plain(), worlds, AllDouble():
+    with torch.random.fork_rng(devices=[]), plain(), GroupedInDouble(), worlds, AllDouble():
         torch.manual_seed(0)
         found = results(call(model, as_double(inputs)))
     return found, [worlds.twin(one) for one in found]
@@ -78,10 +85,10 @@ class Weight:
         Channels are read where a product sums over them, else made: nothing is zero there.
         """
         name = function.overloadpacket.__name__
-        if name in LOOK_UPS:
-            dims = {}
+        if name in LOOK_UPS:  # rows of a table; a matrix out of several is multiplied with later
+            dims = {} if self.worlds[0].dim() < 3 else self.read
         elif name in PRODUCTS:
-            summed = [at for at, one in zip(PRODUCTS[name], args, strict=True) if one is view and at is not None]
+            summed = [at for at, one in zip(PRODUCTS[name], args, strict=False) if one is view and at is not None]
             shape, stride = self.worlds[0].shape, self.worlds[0].stride()
             dims = {
                 dim: places

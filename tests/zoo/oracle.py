@@ -137,7 +137,7 @@ def judge(model: nn.Module, inputs: Sequence[Inputs], group: ChannelGroup, *, tr
     whole = [evaluate(model, *run) for run in runs]
     changed = False
     for seed in range(3):
-        removed = choose(group.size, seed)
+        removed = choose(group, seed)
         expected, fault = reference(with_plain_weights(model), [(group, removed)], runs)
         if fault:
             return Verdict(group.name, *fault)
@@ -161,7 +161,7 @@ def judge(model: nn.Module, inputs: Sequence[Inputs], group: ChannelGroup, *, tr
 
 def judge_together(model: nn.Module, inputs: Sequence[Inputs], groups: Sequence[ChannelGroup]) -> Verdict:
     """Compares the removal of 30% of every group at once, as a pruning step does it."""
-    removed = [(group, choose(group.size, 0)) for group in groups]
+    removed = [(group, choose(group, 0)) for group in groups]
     kept = [(group, [i for i in range(group.size) if i not in gone]) for group, gone in removed]
     runs = [(one, False) for one in inputs]
     expected, fault = reference(with_plain_weights(model), removed, runs)
@@ -201,10 +201,11 @@ def reference(
     return expected, None
 
 
-def choose(size: int, seed: int) -> list[int]:
-    """About 30% of the classes, at least one; at least one stays."""
-    count = min(max(1, round(0.3 * size)), size - 1)
-    return sorted(random.Random(seed).sample(range(size), count))
+def choose(group: ChannelGroup, seed: int) -> list[int]:
+    """About 30% of the classes, at least one, or as many as have to go at a time; at least one stays."""
+    at_a_time = group.multiple
+    count = min(max(at_a_time, round(0.3 * group.size / at_a_time) * at_a_time), group.size - 1)
+    return sorted(random.Random(seed).sample(range(group.size), count))
 
 
 def zero_consumers(model: nn.Module, group: ChannelGroup, removed: Sequence[int]) -> None:

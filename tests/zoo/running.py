@@ -63,7 +63,7 @@ def randomise_weights(model: nn.Module, generator: Generator) -> None:
 def evaluate(model: nn.Module, inputs: Inputs, train: bool = False) -> list[Tensor]:
     """The outputs in double precision, on a copy, so that no statistics are kept."""
     model = duplicate(model).double().train(train)
-    with torch.no_grad(), torch.random.fork_rng(devices=[]), AllDouble():
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), GroupedInDouble(), AllDouble():
         torch.manual_seed(0)
         return results(call(model, as_double(inputs)))
 
@@ -94,6 +94,18 @@ class AllDouble(TorchDispatchMode):
         found = function(*args, **kwargs)
         is_new = function.overloadpacket is torch.ops.aten.lift_fresh  # made of Python's numbers
         return found.to(self.WIDER[found.dtype]) if is_new and found.dtype in self.WIDER else found
+
+
+class GroupedInDouble(TorchDispatchMode):
+    """Grouped products in double precision, which torch does not have: one matrix after the other."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function.overloadpacket.__name__ != "_grouped_mm" or args[0].dtype != torch.float64:
+            return function(*args, **(kwargs or {}))
+        rows, matrices, *rest = args
+        ends = (rest[0] if rest else kwargs["offs"]).tolist()
+        starts = [0, *ends[:-1]]
+        return torch.cat([rows[a:b] @ one for a, b, one in zip(starts, ends, matrices, strict=True)])
 
 
 def call(model: nn.Module, inputs: Inputs) -> Any:

@@ -14,6 +14,7 @@ from lightning_coreset.structure.ops import (
     convolution,
     elementwise,
     foreach,
+    grouped,
     indexed,
     joining,
     masked,
@@ -36,6 +37,7 @@ _FAMILIES = (
     elementwise,
     foreach,
     contraction,
+    grouped,
     sparse,
     convolution,
     reduction,
@@ -64,4 +66,9 @@ def aten_movements() -> frozenset[Any]:
     return frozenset(packet for name in names if (packet := getattr(torch.ops.aten, name, None)) is not None)
 
 
-__all__ = ["aten_movements", "aten_rules"]
+def foreign_rule(function: Any) -> Rule | None:
+    """The rule of an overload of a well-known operator that is not torch's."""
+    return grouped.FOREIGN_RULES.get(function.name())
+
+
+__all__ = ["aten_movements", "aten_rules", "foreign_rule"]

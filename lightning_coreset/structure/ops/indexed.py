@@ -176,6 +176,7 @@ def join_in_place(
     """Set what is known of a result of which ``join`` says the labels, and which may be written in place."""
     out = call.results[0]
     joined = join(operands, out.dim(), propagation.union_find, f"meets a tensor that cannot be cut ({call.title})")
+    propagation.routed += [axis.labels for axis in joined]
     shown = propagation.same_views(out) if call.inplace else []
     if shown is None:
         propagation.hold_in_views(call, out, joined)

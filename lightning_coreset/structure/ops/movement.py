@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_coreset._compat import tree_map
+from lightning_coreset._compat import tree_map, view_base
 from lightning_coreset.structure.labels import ChannelLabels, Statistic, TensorInfo, compress, pin_all
-from lightning_coreset.structure.ops.views import reshape_labels, splits_heads
+from lightning_coreset.structure.ops.views import dimension_runs, reshape_labels, splits_heads
 from lightning_coreset.structure.penalties import take_penalty
 from lightning_coreset.structure.propagation import OpCall, Propagation, Rule
 from lightning_coreset.structure.statistics import passes_statistics
@@ -55,7 +55,29 @@ def _moved(call: OpCall, axis: ChannelLabels, source: Tensor) -> list[ChannelLab
     if call.name == "expand":
         new = (1,) * (call.results[0].dim() - source.dim())
         return [axis.moved(axis.labels.reshape(new + axis.labels.shape)) if new else axis]
-    return [axis.with_labels(labels) for labels in move_labels(call.function, axis.labels.expand(source.shape), call)]
+    moved = move_labels(call.function, axis.labels.expand(source.shape), call)
+    if source.numel() and not all(labels.numel() for labels in moved):
+        moved = _as_of_one_row(call, axis.labels.expand(source.shape)) or moved
+    return [axis.with_labels(labels) for labels in moved]
+
+
+def _as_of_one_row(call: OpCall, labels: Tensor) -> list[Tensor] | None:
+    """The labels of a result without elements, such as the rows of an expert that gets none: as if it had one row."""
+    if call.name == "slice":
+        return [labels.narrow(int(call.arguments["dim"]), 0, 1)]
+    if call.name not in ("index", "index_select"):
+        return None
+
+    def first(index: object) -> object:
+        if not isinstance(index, Tensor):
+            return index
+        one = torch.zeros([max(size, 1) for size in index.shape], dtype=index.dtype)
+        if index.dtype in (torch.bool, torch.uint8):
+            one.view(-1)[0] = 1  # a mask
+        return one
+
+    rest, named = tree_map(first, (call.args[1:], dict(call.kwargs)))
+    return [call.function(labels, *rest, **named)]
 
 
 def _moved_in_place(call: OpCall, labels: Tensor) -> Tensor:
@@ -84,8 +106,11 @@ def _to_cpu(value: object) -> object:
 def set_moved(propagation: Propagation, call: OpCall, axes: Sequence[ChannelLabels]) -> None:
     """Give the results of a movement the labels ``axes`` of its first argument, moved along."""
     source, info = call.args[0], propagation.info(call.args[0])
+    is_weight = info.constant and not info.producer_paths
+    if call.name in _VIEWS and is_weight and len(axes) > 1:
+        axes = _innermost(propagation, axes, source.shape, call.results[0].shape)
     moved = [[compress(one, propagation.union_find) for one in _moved(call, axis, source)] for axis in axes]
-    if call.name in _RESHAPING and len(call.results) == 1:
+    if call.name in _RESHAPING and len(call.results) == 1 and not is_weight:
         moved = [
             [_mark_single_head(source, axis, call.results[0], one) for one in ones]
             for axis, ones in zip(axes, moved, strict=True)
@@ -99,6 +124,23 @@ def set_moved(propagation: Propagation, call: OpCall, axes: Sequence[ChannelLabe
         propagation.set_info(
             result, TensorInfo(own, info.constant, direct, paths, uniform=info.uniform, vanishes=info.vanishes)
         )
+
+
+def _innermost(
+    propagation: Propagation, axes: Sequence[ChannelLabels], old: torch.Size, new: torch.Size
+) -> list[ChannelLabels]:
+    """The axes of a weight without those that a view puts into one dimension with others that lie further in.
+
+    So ``einsum`` makes one matrix of the matrices of several experts, or heads: what lies within each of them may go.
+    """
+    left = []
+    for axis in axes:
+        run = next((before for before, _ in dimension_runs(old, new) if axis.dims and axis.dims[0] in before), range(0))
+        if any(other is not axis and other.dims > axis.dims and other.dims[0] in run for other in axes if other.dims):
+            propagation.union_find.block(axis.labels, "shares a dimension with other channels")
+        else:
+            left.append(axis)
+    return left
 
 
 def _mark_single_head(source: Tensor, axis: ChannelLabels, result: Tensor, moved: ChannelLabels) -> ChannelLabels:
@@ -157,6 +199,9 @@ def pin_parts(propagation: Propagation, call: OpCall) -> None:
     """``view_as_complex``: the last dimension holds real and imaginary parts."""
     source = call.args[0]
     reason = f"is a part of a complex number ({call.title})"
+    base = view_base(source)
+    if base is not None and base.dim():  # whose rows must be of an even length, as a complex number has two places
+        propagation.multiples.append((propagation.channel_labels(base, base.dim() - 1, reason), 2))
     set_moved(propagation, call, propagation.pin_dims(source, [source.dim() - 1], reason))
 
 

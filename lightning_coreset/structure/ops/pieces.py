@@ -15,7 +15,7 @@ UNEQUAL_PIECES = "is cut into unequal pieces"
 
 
 def equal_chunks(propagation: Propagation, call: OpCall) -> None:
-    """Chunks and slices: equal pieces lose the same positions; unequal ones cannot lose any.
+    """Chunks and slices: equal pieces lose the same positions, also where they are interleaved; unequal ones none.
 
     Unless sizes and positions of pieces are taken to change with them (``unequal_pieces``), which has to be tried.
     """
@@ -32,6 +32,8 @@ def equal_chunks(propagation: Propagation, call: OpCall) -> None:
         return
     elif size and whole % size == 0 and start % size == 0:
         axes = unite_pieces(propagation, source, dim, size, reason)
+    elif _is_comb(call, source, dim, start):
+        axes = unite_runs(propagation, source, dim, int(call.arguments["step"]), reason)
     else:
         axes = propagation.pin_dims(source, [dim], reason)
     set_moved(propagation, call, axes)
@@ -56,6 +58,26 @@ def unite_pieces(
         if axis.labels.shape[dim] > 1:
             pieces = axis.labels.unflatten(dim, (-1, size))
             unite_along(ChannelLabels(pieces), [dim], propagation.union_find, reason)
+    return axes
+
+
+def _is_comb(call: OpCall, source: Tensor, dim: int, start: int) -> bool:
+    """Whether a slice takes one position out of each run of as many as its step, as ``gate_up[..., ::2]`` does."""
+    if call.name != "slice":
+        return False
+    step, whole = int(call.arguments["step"]), source.shape[dim]
+    return step > 1 and whole % step == 0 and start < step and call.results[0].shape[dim] == whole // step
+
+
+def unite_runs(
+    propagation: Propagation, source: Tensor, dim: int, length: int, reason: str
+) -> tuple[ChannelLabels, ...]:
+    """Let each run of ``length`` positions along ``dim`` go as a whole; returns the labels of ``source``."""
+    axes = propagation.info(source).channel_labels
+    for axis in axes:
+        if axis.labels.shape[dim] > 1:
+            runs = axis.labels.unflatten(dim, (-1, length))
+            unite_along(ChannelLabels(runs), [dim + 1], propagation.union_find, reason)
     return axes
 
 

@@ -12,14 +12,14 @@ def reshape_labels(labels: Tensor, old: torch.Size, new: torch.Size) -> Tensor:
     """Compressed labels in a new shape; only runs of dimensions in which they vary are written out."""
     written: list[int] = []
     shape: list[int] = []
-    for before, after in _runs(old, new):
+    for before, after in dimension_runs(old, new):
         varies = any(labels.shape[dim] > 1 for dim in before)
         written += [old[dim] if varies else 1 for dim in before]
         shape += [new[dim] if varies else 1 for dim in after]
     return labels.expand(written).reshape(shape)
 
 
-def _runs(old: torch.Size, new: torch.Size) -> list[tuple[range, range]]:
+def dimension_runs(old: torch.Size, new: torch.Size) -> list[tuple[range, range]]:
     """The shortest runs of dimensions that a view turns into one another, as in (2, 12, 197, 64) -> (24, 197, 64)."""
     runs = []
     i = j = 0
@@ -45,6 +45,6 @@ def splits_heads(source: Tensor, before: ChannelLabels, result: Tensor, after: C
     size = source.shape[old]
     alone = old > 0 and result.shape[new] == size and result.shape[new - 1] == 1 != source.shape[old - 1]
     # By the view itself: sizes may agree by chance, as where there are as many tokens as positions in a head.
-    split = (range(old, old + 1), range(new - 1, new + 1)) in _runs(source.shape, result.shape)
+    split = (range(old, old + 1), range(new - 1, new + 1)) in dimension_runs(source.shape, result.shape)
     # Heads that were only merged with the batch repeat their labels; channels of several heads have their own.
     return alone or (split and len(before.labels.unique()) > result.shape[new])
