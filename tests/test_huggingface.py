@@ -31,7 +31,7 @@ FAST = ("bert", "qwen3", "vit", "t5")
 NAMES = (
     *FAST,
     *"distilbert gpt2 llama gemma swin convnext whisper clip wav2vec2 wav2vec2-layer-norm".split(),
-    *"mixtral gpt-oss olmoe qwen2-moe deepseek-v3".split(),
+    *"mixtral gpt-oss olmoe qwen2-moe deepseek-v3-moe".split(),
 )
 GENERATING = ("gpt2", "llama", "qwen3", "gemma", "t5")
 

@@ -65,12 +65,13 @@ def test_most_parameters_belong_to_groups_where_experts_are_chosen(name):
 def test_seven_tenths_can_go(name):
     model, inputs = made(name)
     before = [tuple(one.shape) for one in outputs(model, inputs)]
+    in_multiples = any(group.multiple > 1 for group in analyse(model, inputs).groups)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The channels of these layers are not pruned")
         plan = prune(model, inputs, 0.7, include_residual=True)
     assert plan.params_after == sum(parameter.numel() for parameter in model.parameters())
-    # To the nearest channel, which is one of few here.
-    assert plan.params_after / plan.params_before == pytest.approx(0.3, abs=0.05)
+    # To the nearest channel, which is one of few here, or to the nearest 8 that grouped products take.
+    assert plan.params_after / plan.params_before == pytest.approx(0.3, abs=0.1 if in_multiples else 0.05)
     assert [tuple(one.shape) for one in outputs(model, inputs)] == before
     assert all(one.isfinite().all() for one in outputs(model, inputs) if one.is_floating_point())
 

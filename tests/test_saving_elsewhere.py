@@ -691,6 +691,7 @@ REFUSED = (
     *("classic/x_decoder_scale_norm", "classic/x_cross_attention", "traps/cosine_heads"),  # heads
     *("classic/ghostnet", "traps/width_of_attribute", "traps/stream_remembered_shape"),  # widths in attributes
     *("classic/conv_lstm", "classic/conv_gru"),
+    *("classic/dgcnn", "classic/pointnet2"),  # numbers of neighbours and of chosen points
     *("traps/instance_norm", "traps/stream_LayerNorm_without_weights", "traps/stream_RMSNorm_without_weights"),
     # Numbers that pruning leaves alone, but that might have counted channels: paddings, channels of zeros.
     *("classic/resnet_option_a", "classic/resnet_option_b", "classic/tcn"),

@@ -20,6 +20,7 @@ from lightning_coreset.structure.result import Structure
 from lightning_coreset.structure.trace import OnFailure, raise_or_warn, trace
 from lightning_coreset.structure.union_find import ChannelUnionFind
 from lightning_coreset.structure.untrained import NOTHING_UNTRAINED, Untrained
+from lightning_coreset.structure.unused_vectors import with_unused_vectors
 
 Heads: TypeAlias = Literal["whole", "within"]
 
@@ -95,7 +96,8 @@ def analyse(
     union_find = engine.union_find if looked_up else engine.union_find.condensed()
     _block_whole_dimensions(union_find)
     classes = GroupBuilder(engine, union_find, blocks)
-    groups = tuple(classes.groups())
+    modules = dict(model.named_modules())
+    groups = tuple(with_unused_vectors(modules, group, engine.used) for group in classes.groups())
     samples = engine.records.samples
     macs = {name: count // samples for name, count in engine.records.macs.items()}
     products = {name: count / samples for name, count in classes.product_macs().items()}

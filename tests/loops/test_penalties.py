@@ -11,7 +11,7 @@ from fitting import Classifier, make_loader, make_trainer, widths
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightning_coreset import CoresetPruningCallback
+from lightning_coreset import CoresetPruningCallback, plan_pruning
 from lightning_coreset.structure import Example, StepOutputs, Structure, analyse
 from lightning_coreset.verification import failing_groups, tried_groups
 
@@ -151,13 +151,14 @@ class Normed(nn.Module):
         return self.second(torch.relu(x @ (self.first.weight / norm).T)), norm
 
 
-def test_a_norm_by_which_a_weight_is_divided_holds_it():
-    structure = analyse(Normed(), torch.randn(5, 4))
-    assert structure.groups == ()
-    (reason,) = {reason for name, reason in structure.refused.items() if name.startswith("first")}
-    assert reason.startswith(
-        "is reduced across channels (aten.linalg_vector_norm), and the result enters another computation (aten."
-    )
+def test_a_norm_by_which_a_weight_is_divided_is_that_of_the_rows_that_stay():
+    """So its channels are normalised, and stay by default."""
+    (group,) = analyse(Normed(), torch.randn(5, 4)).groups
+    assert group.normalized
+    plan = plan_pruning(Normed(), torch.randn(5, 4), {"*": 0.5}, include_residual=True)
+    assert [one.channels_after for one in plan.groups] == [6]
+    with pytest.raises(ValueError, match="is normalised over all its channels"):
+        plan_pruning(Normed(), torch.randn(5, 4), 0.5)
 
 
 def test_a_norm_that_scales_activations_holds_the_weight():

@@ -167,8 +167,16 @@ LATENT = {
     "qk_rope_head_dim": 4, "v_head_dim": 8, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1,
     "moe_intermediate_size": 20, "n_group": 1, "topk_group": 1, "experts_implementation": "eager",
 }  # fmt: skip
-text("deepseek-v2", "DeepseekV2", GENERATE, {**LATENT, "first_k_dense_replace": 1}, masked=False)
-text("deepseek-v3", "DeepseekV3", GENERATE, {**LATENT, "first_k_dense_replace": 1}, masked=False)
+for name, family in (("deepseek-v2", "DeepseekV2"), ("deepseek-v3", "DeepseekV3")):
+    text(
+        name,
+        family,
+        GENERATE,
+        {**LATENT, "first_k_dense_replace": 1},
+        masked=False,
+        hard=("model.embed_tokens",),
+        why="the router keeps the width of the stream",
+    )
 text(
     "deepseek-v3-dense",
     "DeepseekV3",

@@ -95,7 +95,7 @@ vision("resnet-basic", "ResNet", 32, {**RESNET, "layer_type": "basic"})
 vision("regnet-x", "RegNet", 32, {**RESNET, "layer_type": "x", "groups_width": 4})
 vision("regnet-y", "RegNet", 32, {**RESNET, "layer_type": "y", "groups_width": 4})
 vision("bit", "Bit", 32, {"embedding_size": 12, "hidden_sizes": [24, 32], "depths": [1, 2], "num_groups": 2,
-                          "layer_type": "preactivation"}, expect="none", why="GroupNorm over all widths")  # fmt: skip
+                          "layer_type": "preactivation"})  # fmt: skip
 vision("mobilenet-v1", "MobileNetV1", 32, {"image_size": 32, "depth_multiplier": 0.25, "min_depth": 8})
 vision("mobilenet-v2", "MobileNetV2", 32, {"image_size": 32, "depth_multiplier": 0.25, "min_depth": 8})
 vision("mobilenet-v2-segmentation", "MobileNetV2", 32, {"image_size": 32, "depth_multiplier": 0.25, "min_depth": 8},

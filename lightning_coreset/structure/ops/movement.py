@@ -136,7 +136,9 @@ def _innermost(
     left = []
     for axis in axes:
         run = next((before for before, _ in dimension_runs(old, new) if axis.dims and axis.dims[0] in before), range(0))
-        if any(other is not axis and other.dims > axis.dims and other.dims[0] in run for other in axes if other.dims):
+        stacks = 0 in run and len(run) < len(old)  # neither columns and positions of a kernel, nor all of a weight
+        further_in = (other for other in axes if other is not axis and other.dims > axis.dims)
+        if stacks and any(other.dims[0] in run for other in further_in):
             propagation.union_find.block(axis.labels, "shares a dimension with other channels")
         else:
             left.append(axis)
