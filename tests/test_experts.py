@@ -52,7 +52,8 @@ def test_half_of_them_can_go_and_the_rest_trains(name):
     plan = prune(model, inputs, 0.5, include_residual=True)
     # To the nearest step, of which there are few where several channels go at a time.
     assert plan.params_after / plan.params_before == pytest.approx(0.5, abs=0.06)
-    assert count_macs(model, inputs) == pytest.approx(plan.macs_after)
+    # The pruned router sends some rows to other experts, of which each may have been pruned otherwise.
+    assert count_macs(model, inputs) == pytest.approx(plan.macs_after, rel=0.05)
     assert plan.macs_after < 0.65 * macs
     outputs = [one for one in results(call(model.train(), inputs)) if one.is_floating_point()]
     sum(one.square().sum() for one in outputs).backward()
