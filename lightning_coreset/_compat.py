@@ -305,6 +305,12 @@ def view_base(tensor: Tensor) -> Tensor | None:
     return getattr(tensor, "_base", None)
 
 
+def stored_elements(matrix: Tensor) -> int:
+    """How many elements a sparse matrix stores."""
+    count = getattr(matrix, "_nnz", None)
+    return int(count()) if count is not None else matrix.to_sparse_coo().coalesce().values().numel()
+
+
 def without_transforms(tensor: Tensor) -> Tensor:
     """The tensor that the transforms of ``torch.func`` have wrapped; itself where none has, or that cannot be seen."""
     functions = getattr(torch._C, "_functorch", None)

@@ -579,6 +579,7 @@ class Translator(nn.Module):
 
 
 @pytest.mark.parametrize("options", [{"batch_first": True}, {"norm_first": True}, {"bias": False}], ids=str)
+@pytest.mark.slow
 def test_a_transformer_loses_its_width_and_heads(options):
     model = randomised(Translator(**options)).eval()
     source, target = (TEXT, TEXT[:, :5]) if options.get("batch_first") else (TEXT.T, TEXT.T[:5])
@@ -629,6 +630,7 @@ def test_torch_export():
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.slow
 def test_onnx():
     pytest.importorskip("onnxscript")
     runtime = pytest.importorskip("onnxruntime")

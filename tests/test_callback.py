@@ -68,6 +68,7 @@ class StopAfter(pl.Callback):
         pytest.param(convnet(), (1, 6, 6), 12 * 9 + 1 + 2 + 4 * 3, id="convolutions with BatchNorm"),
     ],
 )
+@pytest.mark.slow
 def test_a_network_shrinks_while_it_learns(net, shape, channel):
     module = Classifier(copy.deepcopy(net))
     original, before = count_params(module), widths(module)
@@ -129,6 +130,7 @@ def test_schedules_count_against_the_original(arguments, expected):
 
 
 @pytest.mark.parametrize("unit", ["params", "macs", "channels"])
+@pytest.mark.slow
 def test_the_ratio_counts_its_unit(unit):
     module = Classifier(convnet())
     example = torch.randn(1, 1, 6, 6)
@@ -628,6 +630,7 @@ def pickled(callback):
 
 
 @pytest.mark.parametrize(("duplicate", "used"), crossed([copy.deepcopy, pickled], [False, True]))
+@pytest.mark.slow
 def test_copies_work_as_the_original_does(duplicate, used):
     callback = CoresetPruningCallback(0.4, example_inputs=torch.randn(2, 8), seed=3, verbose=False)
     if used:

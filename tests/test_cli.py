@@ -505,6 +505,7 @@ def test_the_page_builds_a_module_that_keeps_its_callback() -> None:
 
 
 @pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.slow
 def test_a_callback_may_be_an_argument_of_the_module(keep: bool, tmp_path: Path) -> None:
     module = Keeper(CoresetPruningCallback(0.5, schedule=curve, verbose=False), keep=keep)
     copies = CopiesInTraining(module.pruning)

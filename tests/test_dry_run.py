@@ -28,6 +28,7 @@ def untouched(module, before):
 
 
 @pytest.mark.parametrize(("order", "unit"), crossed(["together", "bottom_up"], ["params", "macs", "channels"]))
+@pytest.mark.slow
 def test_it_shows_the_sizes_that_training_will_have(order, unit):
     module = WithExample()
     before = copy.deepcopy(module.state_dict())
@@ -107,6 +108,7 @@ def test_it_raises_what_training_would(options, trainer, error, message):
     assert widths(module) == before
 
 
+@pytest.mark.slow
 def test_steps():
     callback = CoresetPruningCallback(0.5, interval="step", schedule="linear", start=2, end=10, every=4, verbose=False)
     trainer, module = make_trainer(callback, max_steps=12), WithExample()

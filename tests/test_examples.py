@@ -289,6 +289,7 @@ def test_huggingface_takes_the_users_model_and_texts(tmp_path: Path, monkeypatch
 
 
 @pytest.mark.filterwarnings("ignore")  # those of transformers
+@pytest.mark.slow
 def test_from_pretrained_refuses_a_pruned_model_and_make_resizable_takes_it(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     config = transformers.DistilBertConfig(vocab_size=60, dim=24, n_layers=2, n_heads=4, hidden_dim=36)

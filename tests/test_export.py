@@ -148,6 +148,7 @@ def test_inductor_compiles_a_pruned_model() -> None:
 # ---- models as they are, and plain ones
 
 
+@pytest.mark.slow
 def test_lightnings_own_export_to_onnx(folder: Path) -> None:
     module, x = pruned_in_fit()
     (recipe,) = (block for block in PAGE if block.section == "ONNX" and is_elsewhere(block))
@@ -165,6 +166,7 @@ def pickled(model: nn.Module) -> bytes:
     return file.getvalue()
 
 
+@pytest.mark.slow
 def test_without_make_plain_a_pickled_model_needs_the_package(folder: Path) -> None:
     model, x = pruned_by_hand("classic/vgg_bn")
     torch.save(model, "model.pt")

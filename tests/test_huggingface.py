@@ -120,6 +120,7 @@ def test_what_is_saved_comes_back(name, heads, tmp_path):
 
 
 @pytest.mark.parametrize("name", some_of(NAMES, "bert"))
+@pytest.mark.slow
 def test_a_loaded_model_is_pruned_saved_and_loaded_again(name, tmp_path):
     model, inputs = pruned(name, 0.3)
     update_config(model, inputs).save_pretrained(tmp_path / "first")
@@ -137,6 +138,7 @@ def test_a_loaded_model_is_pruned_saved_and_loaded_again(name, tmp_path):
     some_of([{"use_cache": True}, {"cache_implementation": "static"}], {"cache_implementation": "static"}),
     ids=str,
 )
+@pytest.mark.slow
 def test_a_loaded_model_generates_with_its_caches(name, options, tmp_path):
     model, inputs = pruned(name)
     update_config(model, inputs).save_pretrained(tmp_path)
@@ -178,6 +180,7 @@ def test_dimensions_within_heads_keep_their_scale_and_angles(tmp_path):
     assert loads_alone(model, tmp_path) is None
 
 
+@pytest.mark.slow
 def test_the_code_of_the_page_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     names = {"__name__": "__main__"}
@@ -189,6 +192,7 @@ def test_the_code_of_the_page_runs(tmp_path, monkeypatch, capsys):
 # ---- what configs tell
 
 
+@pytest.mark.slow
 def test_a_config_that_can_tell_everything_is_enough(tmp_path):
     model, inputs = pruned("qwen3")
     update_config(model, inputs).save_pretrained(tmp_path)
@@ -234,6 +238,7 @@ def test_a_config_that_would_give_another_model_does_not_tell_everything(tmp_pat
     assert loads_alone(model, tmp_path) is None
 
 
+@pytest.mark.slow
 def test_elements_of_lists_are_told():
     model, inputs = pruned("swin", {"*.layers.0.*.q_proj": 0.5})
     sizes = [layer.blocks[0].attention.num_attention_heads for layer in model.swin.encoder.layers]
@@ -241,6 +246,7 @@ def test_elements_of_lists_are_told():
     assert model.config.num_heads == sizes == [1, 4]
 
 
+@pytest.mark.slow
 def test_objects_of_others_are_not_changed():
     model, inputs = made("t5")
     config, before = model.config, copy.deepcopy(model.config.to_dict())
@@ -262,6 +268,7 @@ def test_the_global_random_state_stays():
     assert torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.mark.slow
 def test_a_second_call_changes_nothing():
     model, inputs = pruned("qwen3")
     update_config(model, inputs)
@@ -297,6 +304,7 @@ class Counting(nn.Module):
 # ---- whole modules, models that are not pruned, and errors
 
 
+@pytest.mark.slow
 def test_the_module_that_was_pruned_knows_of_its_parts(tmp_path):
     network, inputs = made("qwen3")
     whole = Whole(network)
@@ -390,6 +398,7 @@ def test_a_state_dict_of_another_pruning_is_what_is_saved(tmp_path):
 @pytest.mark.parametrize(
     "package", [pytest.param("lightning.pytorch"), pytest.param("pytorch_lightning", marks=pytest.mark.slow)]
 )
+@pytest.mark.slow
 def test_the_callback_leaves_what_save_pretrained_writes(package, tmp_path):
     pl = importlib.import_module(package)
 
@@ -432,6 +441,7 @@ def test_the_callback_leaves_what_save_pretrained_writes(package, tmp_path):
 
 @pytest.mark.parametrize("cls", [transformers.BertModel, transformers.AutoModel])
 @pytest.mark.parametrize("told", some_of([False, True], True))
+@pytest.mark.slow
 def test_the_model_without_its_head(cls, told, tmp_path):
     model, inputs = pruned("bert")
     (update_config(model, inputs) if told else model).save_pretrained(tmp_path / "head")
@@ -452,6 +462,7 @@ def test_a_part_that_is_saved_alone(tmp_path):
 @pytest.mark.parametrize(
     "cls", [transformers.BertForMaskedLM, transformers.AutoModelForMaskedLM, transformers.GPT2Model]
 )
+@pytest.mark.slow
 def test_another_class_is_rejected(cls, tmp_path):
     model, _ = pruned("bert")
     model.save_pretrained(tmp_path)
@@ -473,6 +484,7 @@ WRONG_RECORDS = {
 
 
 @pytest.mark.parametrize("wrong", some_of(WRONG_RECORDS, "shape below zero", "no heads", "unknown field"))
+@pytest.mark.slow
 def test_a_record_of_something_else_is_rejected(wrong, pruned_bert):
     model, folder = pruned_bert
     file = folder / "config.json"
@@ -511,12 +523,14 @@ def test_the_record_of_version_0_1_is_read(pruned_bert):
         (transformers.BertModel, {"config": 3}, "Expected no `config` for a pruned model"),
     ],
 )
+@pytest.mark.slow
 def test_wrong_arguments(cls, options, message, pruned_bert):
     with pytest.raises(ValueError, match=message):
         load_pretrained(cls, pruned_bert[1], **options)
 
 
 @pytest.mark.parametrize("text", some_of(["{", "[]", '{"class": "A"}', 3], '{"class": "A"}'))
+@pytest.mark.slow
 def test_a_damaged_record_is_rejected(text, tmp_path):
     model, inputs = pruned("qwen3")
     update_config(model, inputs).save_pretrained(tmp_path)

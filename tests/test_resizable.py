@@ -76,6 +76,7 @@ def trained() -> Forecaster:
 
 
 @pytest.mark.parametrize("part", ["", "_network"])
+@pytest.mark.slow
 def test_a_framework_loads_what_it_saved(trained, part, tmp_path):
     path, x = tmp_path / "saved.ckpt", torch.randn(5, 8)
     getattr(trained, f"save{part}")(path)
@@ -263,6 +264,7 @@ def test_another_library_that_wraps_the_method_within_a_block():
 
 
 @pytest.mark.parametrize("saves", ["network", "module"])
+@pytest.mark.slow
 def test_a_network_within_a_module_says_itself_how_it_was_pruned(saves):
     """As scvi-tools saves it: the LightningModule is one of the framework's own, which nobody keeps."""
 

@@ -111,6 +111,7 @@ def test_lightning_alone_resumes_bit_for_bit(whole, tmp_path, at, saved, saving)
     check(whole, tmp_path, at, saved, saving=saving)
 
 
+@pytest.mark.slow
 def test_pruned_runs_are_pruned(whole):
     """Steps 8, 16 and 20 are the first of the epochs with an event."""
     folder = whole(pruning=EVENTS) / "whole"
@@ -150,6 +151,7 @@ def test_from_the_last_step_of_an_epoch(whole, tmp_path, at, interval):
 
 
 @pytest.mark.parametrize("at", some_of([5, 6, 7, 13, 15, 17], 7))
+@pytest.mark.slow
 def test_events_by_steps(whole, tmp_path, at):
     check(whole, tmp_path, at, at, pruning=EVENTS_BY["step"], saving=STEPWISE)
 
@@ -316,6 +318,7 @@ class Mixed(PrunedCheckpointMixin, Model):
 
 
 @pytest.mark.parametrize("epoch", [0, 3, 7])
+@pytest.mark.slow
 def test_without_a_trainer(epochs, epoch):
     state = content(epochs[epoch])["state_dict"]
     for model in (load_pruned(Model, epochs[epoch]), Mixed.load_from_checkpoint(epochs[epoch])):

@@ -141,16 +141,31 @@ class _Tree:
     def can_replace(self, path: str, group: ChannelGroup) -> bool:
         """Whether code may run a layer instead of one that makes channels of a group.
 
-        The same module's code runs both, or they have the same place in two modules that lie side by side, and the
-        channels leave these.
+        The same module's code runs both, and the channels leave the sequence that makes them; or they have the same
+        place in two modules that lie side by side, and the channels leave these.
         """
         makers = {layer_of(member.name) for member in group.members if member.role == "producer"}
         own = self._place(path.rpartition(".")[0])
         whole = common_module(map(layer_of, _names(group)))
-        return any(
-            own == self._place(other.rpartition(".")[0]) or not lies_in(whole, _twin_around(path, other) or whole)
-            for other in makers
-        )
+
+        def leaves(around: str | None) -> bool:
+            return around is not None and not lies_in(whole, around)
+
+        for other in makers:
+            sequence, twin = self._sequence(other, path), _twin_around(path, other)
+            is_near = own == self._place(other.rpartition(".")[0])
+            if leaves(twin) or (is_near and (sequence is None or leaves(sequence))):
+                return True
+        return False
+
+    def _sequence(self, path: str, other: str) -> str | None:
+        """The largest ``nn.Sequential`` around a layer, and not around another one; code runs it as a whole."""
+        found, around = None, path.rpartition(".")[0]
+        while around and not lies_in(other, around):
+            if isinstance(self.modules[around], nn.Sequential):
+                found = around
+            around = around.rpartition(".")[0]
+        return found
 
     def _ran(self, path: str, idle: Collection[str]) -> bool:
         return any(

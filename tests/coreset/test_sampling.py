@@ -83,6 +83,7 @@ def test_distinct_does_not_wait_for_channels_of_probability_near_zero():
 
 
 @pytest.mark.parametrize("draws", [1, 7, 40])
+@pytest.mark.slow
 def test_fixed_has_the_multinomial_law(draws):
     probability, generator, runs = SCORES / SCORES.sum(), _generator(3), 3000
     counts = torch.zeros(runs, len(SCORES), dtype=torch.float64)

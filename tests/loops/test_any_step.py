@@ -43,6 +43,7 @@ class Auxiliary(Validated):
 
 
 @pytest.mark.parametrize("example_inputs", [None, torch.randn(2, 8)], ids=["its own step", "given"])
+@pytest.mark.slow
 def test_a_step_that_works_in_training_mode_only(example_inputs):
     module, loader = Auxiliary(), make_loader(8)
     callback = CoresetPruningCallback(0.5, example_inputs=example_inputs, **AT_ONCE)
@@ -87,6 +88,7 @@ class Detects(Classifier):
         return sum(self.net(*batch).values())
 
 
+@pytest.mark.slow
 def test_losses_in_training_and_findings_in_evaluation():
     module = Detects()
 
@@ -105,6 +107,7 @@ class NeedsWhatComesLater(Classifier):
         return F.cross_entropy(self.net(batch[0]) / self.temperature, batch[1])
 
 
+@pytest.mark.slow
 def test_a_step_that_cannot_be_run_before_its_time_is_recorded():
     module, watcher = NeedsWhatComesLater(), Sizes()
 
@@ -122,6 +125,7 @@ class SkipsTheFirst(Classifier):
 
 
 @pytest.mark.filterwarnings("ignore:`training_step` returned `None`")
+@pytest.mark.slow
 def test_a_first_step_that_returns_none():
     module, watcher = SkipsTheFirst(), Sizes()
 
@@ -168,6 +172,7 @@ class WithForward(FunctionalByHand):
         return self.functional(x)
 
 
+@pytest.mark.slow
 def test_a_step_that_calls_no_module_is_followed_or_refused():
     module = Functional()
     make_trainer(CoresetPruningCallback(0.5, **AT_ONCE), max_epochs=1).fit(module, make_loader(8))
@@ -206,6 +211,7 @@ class Alternates(Classifier):
         return self.a(self.net(x))
 
 
+@pytest.mark.slow
 def test_a_step_is_run_again_as_it_was():
     module = Alternates()
     options = {name: value for name, value in AT_ONCE.items() if name != "start"}
@@ -226,6 +232,7 @@ DRAWS = {
 
 
 @pytest.mark.parametrize("name", thinned(list(DRAWS), 3))
+@pytest.mark.slow
 def test_random_numbers_of_the_hidden_width_hold_nothing(name):
     """Also in evaluation mode; others are drawn once channels are gone, so that their means are compared."""
 
@@ -238,6 +245,7 @@ def test_random_numbers_of_the_hidden_width_hold_nothing(name):
     assert widths(module) == SMALLER
 
 
+@pytest.mark.slow
 def test_random_numbers_do_not_hide_what_is_wrong():
     """A width that the code remembers, beside noise."""
 
@@ -256,6 +264,7 @@ def test_random_numbers_do_not_hide_what_is_wrong():
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning", "ignore:Found .* in eval mode at the start")
 @pytest.mark.parametrize("self_check", [True, False])
+@pytest.mark.slow
 def test_torchscript_modules_are_left_alone(self_check):
     class Taught(Classifier):
         def __init__(self):

@@ -163,6 +163,7 @@ def sliced(module: pl.LightningModule, callback: Keep) -> None:
 
 
 @pytest.mark.parametrize("kind", thinned([Byol, NotRun, OfAPart, Averaged, OfItself, Foreach, Replaced], 3))
+@pytest.mark.slow
 def test_a_copy_loses_the_channels_of_its_original(kind):
     module = kind()
     callback = Keep(**{**Pruning.keywords, "method": "magnitude"})
@@ -184,6 +185,7 @@ def test_batchnorms_of_a_copy_are_cut_as_well():
 
 
 @pytest.mark.parametrize("kind", [Byol, NotRun, OfAPart])
+@pytest.mark.slow
 def test_a_copy_that_equals_its_original_equals_the_pruned_one(kind):
     """Though the plan reweights the original."""
     module, checked = kind(rate=1.0), []
@@ -388,6 +390,7 @@ def test_a_failed_event_leaves_copies_as_they_were():
 
 
 @pytest.mark.filterwarnings("ignore:Training (has|ended)")
+@pytest.mark.slow
 def test_a_run_with_a_copy_resumes_as_it_was(tmp_path):
     def callback() -> CoresetPruningCallback:
         return CoresetPruningCallback(0.5, schedule={1: 0.2, 3: 0.5}, verbose=False, eval_batches=0)

@@ -40,6 +40,7 @@ def pruning(ratio, **options):
         4,
     ),
 )
+@pytest.mark.slow
 def test_a_run_in_between_without_the_callback(tmp_path, name, unit, order):
     loader = make_loader(*SHAPES[name])
     first = make_trainer(pruning(0.4, schedule={1: 0.4}, unit=unit), max_epochs=2)
@@ -60,6 +61,7 @@ def test_a_run_in_between_without_the_callback(tmp_path, name, unit, order):
         assert 1 - count_params(module) / whole == pytest.approx(0.7, abs=0.05)
 
 
+@pytest.mark.slow
 def test_a_new_run_counts_from_the_model_as_it_is():
     loader, module = make_loader(8), build("mlp")
     make_trainer(pruning(0.5, schedule={1: 0.5}), max_epochs=2).fit(module, loader)

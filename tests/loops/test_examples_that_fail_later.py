@@ -136,6 +136,7 @@ def test_a_step_that_never_runs_again_is_recorded(monkeypatch):
 
 
 @pytest.mark.parametrize("fails_from", [0, 2])
+@pytest.mark.slow
 def test_a_validation_step_that_is_lost_is_told(fails_from):
     """Of the layer that only it runs nothing is lost: it still takes what it is given."""
 

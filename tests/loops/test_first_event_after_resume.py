@@ -83,6 +83,7 @@ def compare(tmp_path, kind, at, *others, **options):
 
 
 @pytest.mark.parametrize(("kind", "at"), crossed([Plain, ByHand, OnlyValidated], [0, 3]))
+@pytest.mark.slow
 def test_the_hook_is_that_of_the_uninterrupted_run(tmp_path, kind, at):
     state = compare(tmp_path, kind, at)
 
@@ -91,12 +92,14 @@ def test_the_hook_is_that_of_the_uninterrupted_run(tmp_path, kind, at):
         assert any("validation_step" in one["run"] for one in state["examples"])
 
 
+@pytest.mark.slow
 def test_weight_averaging_sees_the_same_model(tmp_path):
     averaging = lambda: StochasticWeightAveraging(1e-3, swa_epoch_start=3, device=None)  # noqa: E731
 
     compare(tmp_path, Plain, 3, averaging)
 
 
+@pytest.mark.slow
 def test_certificates_repeat(tmp_path):
     compare(tmp_path, Plain, 3, certify=True)
 
@@ -113,6 +116,7 @@ def test_checkpoints_hold_samples_only_until_the_last_event(tmp_path):
     assert len(inputs) == len(targets) == 8
 
 
+@pytest.mark.slow
 def test_nothing_of_a_batch_is_saved_if_that_is_not_wanted(tmp_path):
     whole, callback, seen = run(tmp_path / "whole", Plain, saves=False)
     path = tmp_path / "whole" / "epoch=3.ckpt"
@@ -148,6 +152,7 @@ class Wide(Plain):
 
 
 @pytest.mark.parametrize("kind", [Wrapped, Wide])
+@pytest.mark.slow
 def test_other_batches_are_not_saved(tmp_path, kind):
     whole, callback, _ = run(tmp_path / "whole", kind)
     path = tmp_path / "whole" / "epoch=3.ckpt"

@@ -89,6 +89,7 @@ def long_run(groups: int, channels: int, events: int) -> Progress:
 
 
 @pytest.mark.parametrize("groups", [1, 10])
+@pytest.mark.slow
 def test_a_thousand_events_on_forty_thousand_channels_take_less_than_a_megabyte(groups):
     progress = long_run(groups, 40_000, 1000)
     file = io.BytesIO()

@@ -119,6 +119,7 @@ HEADS = "attention.num_heads"
 """No shape tells it, so that another possible number cannot be told from the right one."""
 
 
+@pytest.mark.slow
 def test_a_record_that_is_wrong_anywhere_is_an_error_or_does_not_matter():
     source = pruned()
     state, right = source.state_dict(), everything(source)

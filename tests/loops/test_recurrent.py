@@ -43,6 +43,7 @@ def pruning(**options: Any) -> CoresetPruningCallback:
     return CoresetPruningCallback(**({"schedule": SCHEDULE, "verbose": False, "ignore": ["net.*"]} | options))
 
 
+@pytest.mark.slow
 def test_units_go_and_training_goes_on() -> None:
     module, callback = Tagger(), pruning()
     trainer = make_trainer(callback, max_epochs=4)

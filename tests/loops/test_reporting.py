@@ -68,6 +68,7 @@ class Failing(io.TextIOBase):
     ),
     ids=lambda error: type(error).__name__,
 )
+@pytest.mark.slow
 def test_a_console_that_fails(monkeypatch, error):
     monkeypatch.setattr(sys, "stdout", Failing(error))
     _, told = fit(Bar(), enable_progress_bar=True)
@@ -85,6 +86,7 @@ class OneLine(io.StringIO):
 
 
 @pytest.mark.parametrize("bar", [Bar, TQDMProgressBar])
+@pytest.mark.slow
 def test_lines_go_one_by_one(monkeypatch, bar):
     stream = OneLine()
     monkeypatch.setattr(sys, "stdout", stream)

@@ -166,6 +166,7 @@ def watch(method: str = "magnitude", **options: Any) -> Watch:
 
 
 @pytest.mark.parametrize("kind", thinned(list(KINDS), 3))
+@pytest.mark.slow
 def test_shadows_of_a_module_are_cut_with_the_weights(kind):
     module, callback = Shadowed(*KINDS[kind]), watch()
     callback.shadow = partial(module.shadow, module)
@@ -191,6 +192,7 @@ def test_shadows_of_a_callback_are_cut_with_the_weights(kind):
 
 
 @pytest.mark.parametrize("kind", ["list", "module of buffers", "hidden module"])
+@pytest.mark.slow
 def test_shadows_move_with_the_weights(kind):
     """What the plan adds to the weights is added to their average."""
     module, callback = Shadowed(*KINDS[kind]), watch("reconstruction")
@@ -251,6 +253,7 @@ def test_a_frozen_layer_is_no_shadow_of_a_trained_one():
 
 
 @pytest.mark.parametrize("kind", ["list", "buffers", "hidden module"])
+@pytest.mark.slow
 def test_a_failed_event_leaves_shadows_as_they_were(kind):
     module, callback = Shadowed(*KINDS[kind]), watch()
     callback.shadow, callback.failing = partial(module.shadow, module), True
@@ -264,6 +267,7 @@ def test_a_failed_event_leaves_shadows_as_they_were(kind):
 
 @pytest.mark.filterwarnings("ignore:The pruning event of")
 @pytest.mark.parametrize("kind", ["list", "hidden module", "callback"])
+@pytest.mark.slow
 def test_an_event_that_is_taken_back_takes_shadows_back(kind):
     if kind == "callback":
         module, average = Classifier(mlp(8, 16, 12, 3)), Average(*IN_CALLBACKS["network"])
@@ -290,6 +294,7 @@ def test_an_event_that_is_taken_back_takes_shadows_back(kind):
 
 @pytest.mark.filterwarnings("ignore:Training (has|ended)")
 @pytest.mark.parametrize("kind", ["list", "hidden module", "buffers"])
+@pytest.mark.slow
 def test_a_resumed_run_has_shadows_of_the_right_size(kind, tmp_path):
     """A list is in no checkpoint: it starts anew, as it would in the unpruned run."""
     first = Shadowed(*KINDS[kind])

@@ -92,6 +92,7 @@ def test_checkpoints_resume_and_load_into_fresh_models(tmp_path: Path):
     assert [type(one) for one in attentions(resumed)] == [NarrowAttention] * 2
 
 
+@pytest.mark.slow
 def test_a_rollback_makes_it_torchs_again():
     class Back(pl.Callback):
         def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -108,6 +109,7 @@ def test_a_rollback_makes_it_torchs_again():
 
 
 @pytest.mark.skipif(not hasattr(callbacks, "EMAWeightAveraging"), reason="came with Lightning 2.6")
+@pytest.mark.slow
 def test_averaged_copies_follow():
     module, averaging = Attentive(), callbacks.EMAWeightAveraging(decay=0.5)
     copies: list[nn.Module] = []
@@ -125,6 +127,7 @@ def test_averaged_copies_follow():
     assert [type(one) for one in attentions(module)] == [NarrowAttention] * 2
 
 
+@pytest.mark.slow
 def test_the_training_step_is_enough():
     """Without example inputs, and with a guard that measures accuracy."""
     module, pruning = Attentive(), Pruning(schedule={1: 0.5}, max_drop=0.5)

@@ -268,6 +268,7 @@ def test_averages_follow_to_the_end(kind, name, order):
     assert sum(module.losses[-4:]) < 0.7 * sum(module.losses[:4])
 
 
+@pytest.mark.slow
 def test_no_event_comes_in_the_epoch_that_swa_adds_for_batch_statistics():
     class Epochs(Pruning.func):  # type: ignore[name-defined]
         def on_prune(self, plan, trainer, pl_module):
@@ -359,6 +360,7 @@ class Heads(nn.Module):
     ("name", "order"), crossed([name for name in ("EMA", "SWA") if name in AVERAGING], ORDERS.values())
 )
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+@pytest.mark.slow
 def test_a_resumed_average_has_the_heads_that_are_left(name, order, tmp_path):
     """EMA writes its average as a plain dict, without the metadata in which the model tells of them."""
     run = partial(run_and_save, Heads, (8,), name, order, tmp_path)

@@ -88,6 +88,7 @@ def test_other_units_have_their_own_half():
 
 @pytest.mark.filterwarnings("ignore:No pruning_ratio was given")
 @pytest.mark.parametrize("order", ["together", "bottom_up"])
+@pytest.mark.slow
 def test_a_resumed_run_goes_on_towards_the_same(order, tmp_path):
     path = str(tmp_path / "second.ckpt")
     torch.manual_seed(0)
@@ -102,6 +103,7 @@ def test_a_resumed_run_goes_on_towards_the_same(order, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:No pruning_ratio was given")
+@pytest.mark.slow
 def test_a_second_run_of_a_callback_begins_with_half_again():
     callback = default()
     fitted(Classifier(Residual()), callback)

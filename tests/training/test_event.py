@@ -228,6 +228,7 @@ def undisturbed_run():
 
 
 @pytest.mark.parametrize("point", some_of(POINTS, "plan", "second optimizer cut"))
+@pytest.mark.slow
 def test_who_catches_it_can_train_on_and_the_event_is_made_up_for(monkeypatch, undisturbed_run, point):
     """At the next batch; then all is as if nothing had happened, to the last bit."""
     arm = Arm(Fault(monkeypatch, *POINTS[point]))
@@ -267,6 +268,7 @@ class Starving(Fault):
 
 
 @pytest.mark.parametrize("operation", some_of([1, 2, 10, 25, 50, 100, 150], 1, 50, 150))
+@pytest.mark.slow
 def test_out_of_memory_in_whichever_operation_of_surgery(monkeypatch, operation):
     arm = Arm(Starving(monkeypatch, "training.event._apply", operation))
     module, _, trainer = run(arm)
@@ -277,6 +279,7 @@ def test_out_of_memory_in_whichever_operation_of_surgery(monkeypatch, operation)
     assert_everything_same(everything(trainer, module), arm.before)
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_an_event(monkeypatch):
     monkeypatch.setattr(signal, "signal", lambda *_: None)  # Lightning would ignore all further ones
     arm = Arm(Fault(monkeypatch, "training.event.slice_optimizer_state", 1, True, KeyboardInterrupt()))
@@ -324,6 +327,7 @@ class SaveOnException(pl.Callback):
         trainer.save_checkpoint(self.path)
 
 
+@pytest.mark.slow
 def test_an_event_is_kept_and_saved_if_its_report_is_interrupted(tmp_path, monkeypatch, undisturbed_run):
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     module, pruning, trainer = run(SaveOnException(tmp_path / "saved.ckpt"), Arm(None), logger=InterruptedLogger())

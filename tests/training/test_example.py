@@ -365,6 +365,7 @@ def run_busy(kind, *callbacks, epochs=2):
 
 
 @pytest.mark.parametrize("kind", [Busy, BusyByHand, BusyWithExample])
+@pytest.mark.slow
 def test_without_an_event_everything_is_as_without_the_callback(kind):
     weights, rows, kept = run_busy(kind)
 
@@ -378,6 +379,7 @@ def test_without_an_event_everything_is_as_without_the_callback(kind):
 
 
 @pytest.mark.parametrize("kind", [Busy, BusyByHand, BusyWithExample])
+@pytest.mark.slow
 def test_an_event_that_removes_nothing_changes_nothing(kind):
     weights, rows, kept = run_busy(kind)
     callback = CoresetPruningCallback(1e-6, schedule="one_shot", start=1, verbose=False)
@@ -392,6 +394,7 @@ def test_an_event_that_removes_nothing_changes_nothing(kind):
     assert kept == pruned_kept
 
 
+@pytest.mark.slow
 def test_before_the_first_event_everything_is_as_without_the_callback():
     weights, _, _ = run_busy(Busy)
 

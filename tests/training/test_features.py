@@ -131,6 +131,7 @@ def deterministic_afterwards_no_more():
 
 @pytest.mark.parametrize("name", ["resnet", "mobilenet"])
 @pytest.mark.usefixtures("deterministic_afterwards_no_more")
+@pytest.mark.slow
 def test_deterministic(name):
     network, example = make(name, torch.float32)
     module, callback = Classifier(network.train()), Pruning(0.3)
@@ -230,6 +231,7 @@ class Backboned(Validated):
 
 
 @pytest.mark.parametrize(("epoch", "first"), crossed([1, 3, 5], [True, False]))
+@pytest.mark.slow
 def test_a_backbone_that_is_unfrozen_between_events(epoch, first):
     """Frozen, it is cut along; then its group joins the optimizer with the sizes that it has by then."""
 
@@ -297,6 +299,7 @@ def in_folder(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("name", "first"), crossed(FINDERS, [True, False]))
 @pytest.mark.usefixtures("in_folder")
+@pytest.mark.slow
 def test_nothing_is_pruned_while_a_finder_runs_and_then_all_is_as_planned(name, first):
     module, trials, callback = Tunable(), Trials(), Pruning(0.5)
     finder = FINDERS[name]()
@@ -355,6 +358,7 @@ def test_a_tuner_before_fit():
 
 
 @pytest.mark.parametrize("interval", ["epoch", "step"])
+@pytest.mark.slow
 def test_a_second_fit_on_a_fresh_model_starts_anew(interval):
     callback = Pruning(schedule={0: 0.2, 1: 0.5}, interval=interval)
     fit(Classifier(), callback, max_epochs=2)

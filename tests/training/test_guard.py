@@ -305,6 +305,7 @@ def test_stop_prunes_no_more(make_trainer):
 
 
 @pytest.mark.parametrize("enough", some_of([12, 9, 7, 5], 9))
+@pytest.mark.slow
 def test_halving_finds_what_the_model_can_bear(make_trainer, enough):
     module, callback = ByWidth(enough), pruning(schedule={2: 0.75}, on_failure="halve", unit="channels")
 
@@ -369,6 +370,7 @@ def saving(path, **options):
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* is not empty")
 @pytest.mark.parametrize("resumed_at", [2, 3])
+@pytest.mark.slow
 def test_a_resumed_run_can_take_an_event_back(make_trainer, tmp_path, resumed_at):
     """Resumed in the middle of the window, and between the verdict and the way back."""
     values = [HIGH, HIGH, LOW, LOW, HIGH]
@@ -523,6 +525,7 @@ def test_a_guard_that_is_off_copies_nothing(make_trainer, monkeypatch):
 
 @pytest.mark.filterwarnings("ignore:The number of training batches", "ignore:.*is taken back", "ignore:Pruning stops")
 @pytest.mark.filterwarnings("ignore:Training ended before")
+@pytest.mark.slow
 def test_the_page_of_documentation_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     names: dict = {}

@@ -97,6 +97,7 @@ def test_another_unit_has_nothing_of_it(fit):
 
 
 @pytest.mark.parametrize("at", some_of([0, 1, 2], 1))
+@pytest.mark.slow
 def test_a_resumed_run_is_the_uninterrupted_one(fit, tmp_path, at):
     whole = CoresetPruningCallback(latency=stairs, **EVENTS)
     first = fit(whole, Saver(tmp_path))
@@ -134,6 +135,7 @@ def test_times_are_measured_once_and_kept_in_checkpoints(fit, tmp_path, monkeypa
 
 
 @pytest.mark.usefixtures("told_times")
+@pytest.mark.slow
 def test_the_original_is_measured_beside_the_pruned_module(fit, monkeypatch):
     widths = []
 
@@ -157,6 +159,7 @@ def test_the_original_is_measured_beside_the_pruned_module(fit, monkeypatch):
 
 
 @pytest.mark.usefixtures("told_times")
+@pytest.mark.slow
 def test_a_measurement_that_fails_does_not_end_training(fit, monkeypatch):
     def fail(*_: Any) -> None:
         raise RuntimeError("not enough memory")
@@ -183,6 +186,7 @@ def test_a_table_of_another_network_is_refused_before_training(fit):
         fit(CoresetPruningCallback(latency=table, **EVENTS))
 
 
+@pytest.mark.slow
 def test_a_dry_run_has_the_sizes_of_training(fit, make_trainer):
     callback = CoresetPruningCallback(latency=stairs, **EVENTS)
     planned = callback.dry_run(make_trainer(callback, max_epochs=EPOCHS), Shown(), next(iter(make_loader(8))))

@@ -68,6 +68,7 @@ def pruning(**options: object) -> CoresetPruningCallback:
     return CoresetPruningCallback(**{"schedule": EVENTS, "verbose": False} | options)
 
 
+@pytest.mark.slow
 def test_every_event_changes_them(make_trainer):
     seen, callback = Seen(), pruning()
     make_trainer(callback, seen, max_epochs=4).fit(module(), make_loader(8))
@@ -90,6 +91,7 @@ class Pieces(nn.Module):
         return self.b(first) + self.c(second)
 
 
+@pytest.mark.slow
 def test_unequal_pieces_change_at_every_event(make_trainer):
     seen: list[list[int]] = []
 
@@ -119,6 +121,7 @@ class Saver(pl.Callback):
         trainer.save_checkpoint(self.directory / f"{trainer.current_epoch}.ckpt")
 
 
+@pytest.mark.slow
 def test_a_resumed_run_goes_on_as_if_nothing_had_happened(make_trainer, tmp_path):
     loader, watcher = make_loader(8), Watcher()
     whole = module()
@@ -131,6 +134,7 @@ def test_a_resumed_run_goes_on_as_if_nothing_had_happened(make_trainer, tmp_path
 
 
 @pytest.mark.parametrize("averaging", [False, True])
+@pytest.mark.slow
 def test_a_rollback_takes_them_back(make_trainer, averaging):
     class Scored(Classifier):
         def validation_step(self, batch, batch_idx) -> None:
@@ -145,6 +149,7 @@ def test_a_rollback_takes_them_back(make_trainer, averaging):
     assert numbers(model) == (32, [12, 12])
 
 
+@pytest.mark.slow
 def test_an_event_that_fails_leaves_them(make_trainer):
     class Failing(CoresetPruningCallback):
         def on_prune(self, *_: object) -> None:

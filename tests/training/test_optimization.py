@@ -310,6 +310,7 @@ SCHEDULERS = {
 
 
 @pytest.mark.parametrize(("make", "interval"), thinned(SCHEDULERS, 3))
+@pytest.mark.slow
 def test_learning_rates_are_those_of_the_unpruned_run(make, interval):
     dense, pruned = Watcher(), Watcher()
     fit(Scheduled(make, interval), dense, max_epochs=6)

@@ -49,6 +49,7 @@ def test_a_callback_of_both_packages():
     assert pickle.loads(pickle.dumps(CoresetPruningCallback)) is CoresetPruningCallback
 
 
+@pytest.mark.slow
 def test_both_trainers_do_the_same(twin, tmp_path):
     seen = []
     for fits, package in ((fitting, pl), (twin, other)):

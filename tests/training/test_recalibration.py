@@ -60,6 +60,7 @@ def statistics(net):
 
 
 @pytest.mark.parametrize(("module", "batches"), crossed([Classifier, ByHand, Spoiling], [1, 3, 9]))
+@pytest.mark.slow
 def test_the_numbers_are_those_of_update_bn(make_trainer, module, batches):
     callback = Pruning(batches)
 
@@ -158,6 +159,7 @@ class Noisy(Classifier):
 
 
 @pytest.mark.parametrize("accumulate", some_of([1, 3], 3))
+@pytest.mark.slow
 def test_nothing_else_is_disturbed(make_trainer, accumulate):
     """Running statistics have no part in training: all else is the same with and without."""
     runs = []
@@ -175,6 +177,7 @@ def test_nothing_else_is_disturbed(make_trainer, accumulate):
 
 
 @pytest.mark.parametrize("module", [Classifier, ByHand])
+@pytest.mark.slow
 def test_it_is_undone_with_the_event(make_trainer, module):
     class Failing(Pruning):
         def on_prune(self, plan, trainer, pl_module):

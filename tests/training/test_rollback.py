@@ -87,6 +87,7 @@ class Any(pl.LightningModule):
 
 
 @pytest.mark.parametrize("name", thinned(["resnet", "mobilenet", "grouped", "normed", "attention", "gated"], 3))
+@pytest.mark.slow
 def test_any_network_grows_back(make_trainer, name):
     """Depthwise and grouped convolutions and heads have sizes that shapes do not tell."""
     net, example = make(name, torch.float32)
@@ -152,6 +153,7 @@ class Scaled(TwoOptimizers):
 
 
 @pytest.mark.parametrize("kind", [TwoOptimizers, Unfreezing, Scaled])
+@pytest.mark.slow
 def test_optimizers_go_back(make_trainer, kind):
     options = {}
     if kind is Scaled:

@@ -122,6 +122,7 @@ def test_several_events(name):
 
 
 @pytest.mark.parametrize("name", some_of(OPTIMIZERS, "AdamW"))
+@pytest.mark.slow
 def test_state_is_sliced(name):
     """What the optimizer knew of the channels that stay, it knows afterwards."""
     module = Images(optimizer=OPTIMIZERS[name])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightning_coreset._compat import stored_elements
 from lightning_coreset.structure.label_merging import join
 from lightning_coreset.structure.labels import TensorInfo
 from lightning_coreset.structure.propagation import OpCall, Propagation, Rule
@@ -26,7 +27,7 @@ def sparse_product(propagation: Propagation, call: OpCall) -> None:
     operands = [(propagation.varying(dense, out.dim()) - {0}, axes)]
     operands += [(propagation.varying(one, out.dim()), propagation.info(one).channel_labels) for one in added]
     joined = join(operands, out.dim(), propagation.union_find, reason)
-    propagation.count_macs(None, matrix._nnz() * dense[0].numel())
+    propagation.count_macs(None, stored_elements(matrix) * dense[0].numel())
     paths = {
         **propagation.producer_paths(added, Step(StepKind.SUM)),
         **propagation.producer_paths([dense], _step(call)),

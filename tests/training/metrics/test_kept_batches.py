@@ -171,6 +171,7 @@ def test_a_step_that_fetches_its_batch_itself(make_trainer):
     [lambda batch, loader: loader == 1, lambda batch, loader: batch % 2, lambda batch, loader: batch > 1],
     ids=["a loader", "every other", "all but the first"],
 )
+@pytest.mark.slow
 def test_steps_that_call_no_network(make_trainer, idle):
     fit(make_trainer, Idle(idle), [loader(0, 9), loader(100, 9)])
 
@@ -180,6 +181,7 @@ def test_steps_that_call_no_network(make_trainer, idle):
     [(None, 90 + 2 * (KEPT + 1)), ("score", 3 * (KEPT + 1))],
     ids=["all of the first validation, which shows what steps do", "score"],
 )
+@pytest.mark.slow
 def test_other_batches_are_not_copied(make_trainer, monkeypatch, monitor, expected):
     copies = copies_made_by(monkeypatch, recorder, logged)
 
@@ -197,6 +199,7 @@ def test_a_step_that_calls_no_network_for_the_first_time(make_trainer):
 
 
 @pytest.mark.parametrize("monitor", [None, "loss"])
+@pytest.mark.slow
 def test_training_batches_where_there_is_no_validation(make_trainer, monitor):
     class Trained(Validated):
         def training_step(self, batch, batch_idx):

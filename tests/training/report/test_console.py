@@ -112,6 +112,7 @@ def reports(text):
     return [line.partition(" at ")[2][:8] for line in text.splitlines() if "Pruned at" in line]
 
 
+@pytest.mark.slow
 def test_without_a_progress_bar_events_are_logged(fit, caplog):
     pruning = fit()
 
@@ -120,6 +121,7 @@ def test_without_a_progress_bar_events_are_logged(fit, caplog):
 
 
 @pytest.mark.parametrize("bar", [TQDMProgressBar, RichProgressBar])
+@pytest.mark.slow
 def test_with_a_progress_bar_events_are_printed_above_it(fit, bar, caplog, capsys):
     if bar is RichProgressBar:
         pytest.importorskip("rich")
@@ -138,6 +140,7 @@ def test_not_verbose_says_nothing(fit, bar, caplog, capsys):
     assert not re.search("prun", caplog.text + capsys.readouterr().out, re.I)
 
 
+@pytest.mark.slow
 def test_a_higher_level_of_lightnings_logger_hides_events(fit, capsys, monkeypatch):
     monkeypatch.setattr(logging.getLogger("lightning.pytorch"), "level", logging.WARNING)
     logging.getLogger("lightning.pytorch").manager._clear_cache()
@@ -148,6 +151,7 @@ def test_a_higher_level_of_lightnings_logger_hides_events(fit, capsys, monkeypat
     assert "Pruned" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_rich_is_no_dependency(fit, monkeypatch, caplog):
     real = builtins.__import__
 

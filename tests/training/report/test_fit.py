@@ -31,6 +31,7 @@ def said(make_trainer, caplog):
     return run
 
 
+@pytest.mark.slow
 def test_it_says_at_the_start_what_will_be_pruned_and_in_the_end_what_was(said):
     callback = CoresetPruningCallback(schedule={1: 0.3, 2: 0.5}, self_check=False)
 
@@ -53,12 +54,14 @@ def test_it_says_at_the_start_what_will_be_pruned_and_in_the_end_what_was(said):
     assert "s of this fit" in seconds
 
 
+@pytest.mark.slow
 def test_what_the_first_event_finds_anew_is_said_only_if_it_differs(said):
     said_lines = said(CoresetPruningCallback(0.5, self_check=False), max_epochs=6)
 
     assert sum(line.startswith("Coreset pruning") for line in said_lines) == 1
 
 
+@pytest.mark.slow
 def test_a_run_that_resumes_says_where_it_goes_on(said, tmp_path, make_trainer):
     class Save(Callback):
         def on_train_epoch_end(self, trainer, pl_module):
@@ -121,6 +124,7 @@ def test_a_network_of_which_nothing_can_go_gets_no_outlook(said):
 
 
 @pytest.mark.parametrize("bar", [TQDMProgressBar, RichProgressBar])
+@pytest.mark.slow
 def test_the_end_is_printed_though_the_bar_is_closed(said, bar, capsys):
     if bar is RichProgressBar:
         pytest.importorskip("rich")
@@ -130,6 +134,7 @@ def test_the_end_is_printed_though_the_bar_is_closed(said, bar, capsys):
     assert capsys.readouterr().out.count("Pruning is over") == 1
 
 
+@pytest.mark.slow
 def test_a_notebook_gets_one_line_for_an_event(said, monkeypatch):
     shell = SimpleNamespace(kernel=object())
     monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
@@ -209,6 +214,7 @@ def test_the_end_of_a_run_whose_events_were_all_taken_back(make_record):
     assert str(outcome) == "Pruning is over: 1 event, taken back; the model is the original one."
 
 
+@pytest.mark.slow
 def test_a_method_that_chooses_sizes_has_no_ratio(said):
     start, *_ = said(
         CoresetPruningCallback(method=Sensitivity(epsilon=1e9), schedule="one_shot", start=1, self_check=False)

@@ -19,6 +19,7 @@ TERMINAL = "In the terminal"
 
 
 @pytest.mark.parametrize("block", thinned({one.section: one for one in CODE if one.section != TERMINAL}, 4))
+@pytest.mark.slow
 def test_code_runs(block, make_trainer, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
 
@@ -60,6 +61,7 @@ def masked(line: str) -> str:
     return " ".join(re.sub(r"(\(\d+\)|blocks\.11\.0)(.*)  [\d.]+%$", r"\1\2 #", line).split())
 
 
+@pytest.mark.slow
 def test_every_tag_is_documented(make_trainer):
     logger, pruning = MemoryLogger(), CoresetPruningCallback(certify=True, verbose=False, self_check=False)
     make_trainer(pruning, max_epochs=3, logger=logger).fit(Validated(), make_loader(8), make_loader(8))

@@ -76,6 +76,7 @@ def test_summary_prints_and_to_csv_writes(fit, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("bar", [TQDMProgressBar, RichProgressBar, None])
+@pytest.mark.slow
 def test_sparsity_is_in_the_progress_bar_from_the_first_batch_on(fit, bar):
     if bar is RichProgressBar:
         pytest.importorskip("rich")
@@ -181,6 +182,7 @@ def test_progress_of_a_long_plan_is_printed(fit, caplog, monkeypatch):
     ]
 
 
+@pytest.mark.slow
 def test_the_global_random_state_is_left_alone(fit, tmp_path):
     """With all pages on, training sees the same random numbers as with none."""
     drawn = []

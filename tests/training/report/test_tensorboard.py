@@ -66,6 +66,7 @@ def layout(events):
     return Layout.FromString(last.tensor_proto.string_val[0])
 
 
+@pytest.mark.slow
 def test_pictures_of_every_event_and_of_the_end(fit):
     _, events = fit()
 
@@ -79,6 +80,7 @@ def test_pictures_of_every_event_and_of_the_end(fit):
     assert widths[0].encoded_image_string != widths[1].encoded_image_string
 
 
+@pytest.mark.slow
 def test_the_plans_table_is_markdown(fit):
     callback, events = fit()
 
@@ -97,6 +99,7 @@ def test_the_plans_table_is_markdown(fit):
 
 
 @pytest.mark.parametrize("certify", [False, True])
+@pytest.mark.slow
 def test_every_chart_of_the_layout_finds_its_curves(fit, certify):
     _, events = fit(pruning={"certify": certify}, prefix="mine")
 
@@ -150,6 +153,7 @@ class WithoutArguments(Validated):
         self.save_hyperparameters()
 
 
+@pytest.mark.slow
 def test_settings_are_written_where_the_trainer_writes_an_empty_set(fit):
     _, events = fit(WithoutArguments())
 
@@ -166,6 +170,7 @@ class Fails(Callback):
 
 
 @pytest.mark.parametrize("module", [Validated, WithoutArguments, WithHyperparameters])
+@pytest.mark.slow
 def test_settings_of_a_run_that_an_exception_ended(tmp_path, make_trainer, module):
     board = TensorBoardLogger(tmp_path)
     callback = CoresetPruningCallback(schedule=SCHEDULE, verbose=False, self_check=False)
@@ -187,6 +192,7 @@ def test_settings_of_a_run_that_an_exception_ended(tmp_path, make_trainer, modul
         ),
     ],
 )
+@pytest.mark.slow
 def test_settings_are_written_where_the_trainer_writes_nothing(fit, module, logger, users):
     _, events = fit(module(), prefix="mine", **logger)
 
@@ -211,6 +217,7 @@ def test_hyperparameters_that_the_user_writes_by_hand_come_first(fit):
     ("broken", "kind"),
     [("add_image", "log pictures"), ("add_text", "log tables"), ("add_custom_scalars", "arrange charts")],
 )
+@pytest.mark.slow
 def test_a_page_that_fails_warns_once_and_the_others_are_written(fit, monkeypatch, broken, kind):
     def fail(*arguments, **options):
         raise OSError("the disk is full")
