@@ -192,7 +192,6 @@ def stack_by_einsum() -> nn.Module:
     return Mixture(Experts(last_first=True))
 
 
-@network(ROWS)
 def stack_grouped() -> nn.Module:
     """Rows sorted by expert, and torch's grouped product."""
 
@@ -208,6 +207,10 @@ def stack_grouped() -> nn.Module:
             return torch.zeros_like(x).index_add(0, rows, made * shares.reshape(-1)[order, None])
 
     return Mixture(Experts())
+
+
+if hasattr(torch, "_grouped_mm"):  # since torch 2.8
+    network(ROWS)(stack_grouped)
 
 
 @network(floats((2, 9, D)))
