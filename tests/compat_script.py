@@ -22,6 +22,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.flop_counter import flop_registry  # noqa: F401 - its module too takes a name when it is imported
 from torch.utils.tensorboard.summary import hparams  # noqa: F401 - so that it is imported before the fork
 
 # torch and Lightning look these up when they run. This package does so when it is imported, and finds them missing.
