@@ -150,7 +150,7 @@ def test_from_the_last_step_of_an_epoch(whole, tmp_path, at, interval):
     check(whole, tmp_path, at, at, pruning=EVENTS_BY[interval], saving=STEPWISE, validate=False)
 
 
-@pytest.mark.parametrize("at", some_of([5, 6, 7, 13, 15, 17], 7))
+@pytest.mark.parametrize("at", [5, 6, 7, 13, 15, 17])
 @pytest.mark.slow
 def test_events_by_steps(whole, tmp_path, at):
     check(whole, tmp_path, at, at, pruning=EVENTS_BY["step"], saving=STEPWISE)
@@ -165,16 +165,13 @@ def test_from_any_step(whole, tmp_path, at, interval):
 
 @pytest.mark.parametrize(
     "options",
-    some_of(
-        [
-            {"order": "bottom_up"},
-            {"method": "sensitivity"},
-            {"method": "random"},
-            {"schedule": "cubic"},
-            {"unit": "macs"},
-        ],
-        *({"order": "bottom_up"}, {"method": "random"}),
-    ),
+    [
+        {"order": "bottom_up"},
+        {"method": "sensitivity"},
+        {"method": "random"},
+        {"schedule": "cubic"},
+        {"unit": "macs"},
+    ],
     ids=str,
 )
 @pytest.mark.slow
@@ -194,7 +191,7 @@ def test_twice(whole, tmp_path):
     resume_and_compare(whole, tmp_path, 18, **arguments)
 
 
-@pytest.mark.parametrize("weights_only", some_of([True, None], True))
+@pytest.mark.parametrize("weights_only", [True, None])
 @pytest.mark.slow
 def test_with_and_without_unpickling(whole, tmp_path, weights_only):
     if "weights_only" not in inspect.signature(pl.Trainer.fit).parameters:
@@ -349,7 +346,7 @@ class SelfAttention(nn.Module):
 
 
 @pytest.mark.filterwarnings("ignore:.*WeightAveraging callback, but loading a checkpoint outside the 'fit' stage")
-@pytest.mark.parametrize("first", some_of(["pruning", "averaging"], "averaging"))
+@pytest.mark.parametrize("first", ["pruning", "averaging"])
 @pytest.mark.slow
 def test_averages_of_models_with_heads(tmp_path, first):
     """Lightning saves averages as a plain dict of tensors."""

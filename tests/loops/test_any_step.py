@@ -232,7 +232,6 @@ DRAWS = {
 
 
 @pytest.mark.parametrize("name", thinned(list(DRAWS), 3))
-@pytest.mark.slow
 def test_random_numbers_of_the_hidden_width_hold_nothing(name):
     """Also in evaluation mode; others are drawn once channels are gone, so that their means are compared."""
 

@@ -104,7 +104,6 @@ class OfAnyBatch(Classifier):
 
 
 @pytest.mark.parametrize("kind", thinned(KINDS, 3))
-@pytest.mark.slow
 def test_any_batch(kind):
     module = OfAnyBatch()
     loader = DataLoader(make_loader(8).dataset, batch_size=16, collate_fn=lambda rows: kind(*default_collate(rows)))

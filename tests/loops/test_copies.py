@@ -163,7 +163,6 @@ def sliced(module: pl.LightningModule, callback: Keep) -> None:
 
 
 @pytest.mark.parametrize("kind", thinned([Byol, NotRun, OfAPart, Averaged, OfItself, Foreach, Replaced], 3))
-@pytest.mark.slow
 def test_a_copy_loses_the_channels_of_its_original(kind):
     module = kind()
     callback = Keep(**{**Pruning.keywords, "method": "magnitude"})

@@ -40,7 +40,6 @@ def pruning(ratio, **options):
         4,
     ),
 )
-@pytest.mark.slow
 def test_a_run_in_between_without_the_callback(tmp_path, name, unit, order):
     loader = make_loader(*SHAPES[name])
     first = make_trainer(pruning(0.4, schedule={1: 0.4}, unit=unit), max_epochs=2)

@@ -68,7 +68,6 @@ class Failing(io.TextIOBase):
     ),
     ids=lambda error: type(error).__name__,
 )
-@pytest.mark.slow
 def test_a_console_that_fails(monkeypatch, error):
     monkeypatch.setattr(sys, "stdout", Failing(error))
     _, told = fit(Bar(), enable_progress_bar=True)

@@ -102,7 +102,6 @@ def pruned(module: pl.LightningModule, *, loaders: int = 1, **options: Any) -> L
     ),
 )
 @pytest.mark.parametrize("self_check", some_of([True, False], True))
-@pytest.mark.slow
 def test_what_any_step_couples_loses_the_same(when, self_check):
     module = Rewired(when)
     callback = pruned(module, loaders=2 if when == "by the second loader" else 1, self_check=self_check)

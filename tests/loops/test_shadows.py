@@ -166,7 +166,6 @@ def watch(method: str = "magnitude", **options: Any) -> Watch:
 
 
 @pytest.mark.parametrize("kind", thinned(list(KINDS), 3))
-@pytest.mark.slow
 def test_shadows_of_a_module_are_cut_with_the_weights(kind):
     module, callback = Shadowed(*KINDS[kind]), watch()
     callback.shadow = partial(module.shadow, module)

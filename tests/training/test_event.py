@@ -228,7 +228,6 @@ def undisturbed_run():
 
 
 @pytest.mark.parametrize("point", some_of(POINTS, "plan", "second optimizer cut"))
-@pytest.mark.slow
 def test_who_catches_it_can_train_on_and_the_event_is_made_up_for(monkeypatch, undisturbed_run, point):
     """At the next batch; then all is as if nothing had happened, to the last bit."""
     arm = Arm(Fault(monkeypatch, *POINTS[point]))
@@ -268,7 +267,6 @@ class Starving(Fault):
 
 
 @pytest.mark.parametrize("operation", some_of([1, 2, 10, 25, 50, 100, 150], 1, 50, 150))
-@pytest.mark.slow
 def test_out_of_memory_in_whichever_operation_of_surgery(monkeypatch, operation):
     arm = Arm(Starving(monkeypatch, "training.event._apply", operation))
     module, _, trainer = run(arm)

@@ -97,7 +97,6 @@ def test_another_unit_has_nothing_of_it(fit):
 
 
 @pytest.mark.parametrize("at", some_of([0, 1, 2], 1))
-@pytest.mark.slow
 def test_a_resumed_run_is_the_uninterrupted_one(fit, tmp_path, at):
     whole = CoresetPruningCallback(latency=stairs, **EVENTS)
     first = fit(whole, Saver(tmp_path))

@@ -159,7 +159,6 @@ class Noisy(Classifier):
 
 
 @pytest.mark.parametrize("accumulate", some_of([1, 3], 3))
-@pytest.mark.slow
 def test_nothing_else_is_disturbed(make_trainer, accumulate):
     """Running statistics have no part in training: all else is the same with and without."""
     runs = []

@@ -87,7 +87,6 @@ class Any(pl.LightningModule):
 
 
 @pytest.mark.parametrize("name", thinned(["resnet", "mobilenet", "grouped", "normed", "attention", "gated"], 3))
-@pytest.mark.slow
 def test_any_network_grows_back(make_trainer, name):
     """Depthwise and grouped convolutions and heads have sizes that shapes do not tell."""
     net, example = make(name, torch.float32)
