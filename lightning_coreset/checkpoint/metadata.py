@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_coreset.plain_data import as_type
+from lightning_coreset.qualified_names import lies_in
 from lightning_coreset.surgery import ModelShapes, recorded_shapes
 
 KEY = "lightning_coreset"
@@ -47,13 +48,12 @@ class PruningMetadata:
         Raises:
             ValueError: If it is something else.
         """
-        prefix = f"{path}." if path else ""
         named = {name: local[KEY] for name, local in by_module.items() if KEY in local}
-        within = sorted((name for name in named if name == path or name.startswith(prefix)), key=len)
+        within = sorted((name for name in named if lies_in(name, path)), key=len)
         found: PruningMetadata | None = None
         told: list[str] = []
         for name in within:
-            if any(name == whole or not whole or name.startswith(f"{whole}.") for whole in told):
+            if any(lies_in(name, whole) for whole in told):
                 continue
             told.append(name)
             part = cls.from_dict(named[name]).with_prefix(name.removeprefix(path).removeprefix("."))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 import torch
@@ -255,14 +255,12 @@ class GroupBuilder:
     @cached_property
     def _normalized(self) -> set[int]:
         """The groups whose channels are normalised over."""
-        labels = self.engine.normalized
-        return self._numbers(torch.cat(labels)) if labels else set()
+        return self._numbers_of(self.engine.normalized)
 
     @cached_property
     def _standardised(self) -> set[int]:
         """Those of them over which weights are normalised that read the channels."""
-        labels = self.engine.standardised
-        return self._numbers(torch.cat(labels)) if labels else set()
+        return self._numbers_of(self.engine.standardised)
 
     @cached_property
     def _residual(self) -> set[int]:
@@ -276,8 +274,7 @@ class GroupBuilder:
     @cached_property
     def _routed(self) -> set[int]:
         """The groups whose channels are written where an index says."""
-        labels = [one.reshape(-1) for one in self.engine.routed]
-        return self._numbers(torch.cat(labels)) if labels else set()
+        return self._numbers_of(self.engine.routed)
 
     @cached_property
     def _multiples(self) -> dict[int, int]:
@@ -301,6 +298,9 @@ class GroupBuilder:
             own = {number: (count, len(labels)) for number, count in zip(groups.tolist(), counts.tolist(), strict=True)}
             counted.append((module, name, own))
         return counted
+
+    def _numbers_of(self, labels: Sequence[Tensor]) -> set[int]:
+        return self._numbers(torch.cat([one.flatten() for one in labels])) if labels else set()
 
     def _numbers(self, labels: Tensor) -> set[int]:
         return set(self.group_of[self.roots[labels]].unique().tolist())

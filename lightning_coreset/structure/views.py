@@ -10,6 +10,12 @@ from torch import Tensor
 from lightning_coreset.structure.references import address_of
 
 
+def same_view(view: Tensor, base: Tensor, other: Tensor) -> Tensor:
+    """Of another tensor of the layout of ``base`` what a view of ``base`` shows."""
+    offset = view.storage_offset() - base.storage_offset() + other.storage_offset()
+    return other.as_strided(view.shape, view.stride(), offset)
+
+
 class SharedMemory:
     """Tensors and their views, without keeping them alive."""
 

@@ -297,11 +297,11 @@ class EventPlanner:
         self._told = request.target
         for message in idle_rules(pl_module, structure, request):
             rank_zero_warn(message)
-        thin = why_thin(pl_module, structure, request, original=original)
+        final = final_sizes(pl_module, structure, request, original) if self.order == "bottom_up" else {}
+        thin = why_thin(pl_module, structure, request, original=original, sizes=final or None)
         if thin is not None and thin != self._told_thin:
             rank_zero_warn(thin)
         self._told_thin = thin
-        final = final_sizes(pl_module, structure, request, original) if self.order == "bottom_up" else {}
         return original, dict(final), request.target if request.by_default else None
 
     def _check_reachable(

@@ -16,6 +16,7 @@ from torch import Tensor
 from lightning_coreset._compat import tree_map, view_base
 from lightning_coreset.structure import OpCall
 from lightning_coreset.structure.op_call import tensors_among
+from lightning_coreset.structure.views import same_view
 from lightning_coreset.structure.weak_map import IdentityWeakMap
 from lightning_coreset.verification.kept_only import reduced_dims
 
@@ -49,10 +50,7 @@ class StandardisedWeights:
         known = self._marked.get(tensor)
         base = view_base(tensor) if known is None else None
         marked = self._marked.get(base) if base is not None else None
-        if base is None or marked is None:
-            return known
-        offset = tensor.storage_offset() - base.storage_offset() + marked.storage_offset()
-        return marked.as_strided(tensor.shape, tensor.stride(), offset)
+        return known if base is None or marked is None else same_view(tensor, base, marked)
 
     def columns(self, call: OpCall) -> Mapping[int, Tensor]:
         """Of a call that reduces such a weight, the positions that stay, by reduced dimension."""

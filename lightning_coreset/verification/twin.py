@@ -16,6 +16,7 @@ from torch import Tensor
 from lightning_coreset._compat import DispatchMode, tree_map, view_base
 from lightning_coreset.structure import OpCall
 from lightning_coreset.structure.op_call import tensors_among
+from lightning_coreset.structure.views import same_view
 from lightning_coreset.structure.weak_map import IdentityWeakMap
 from lightning_coreset.verification.choices import differ_by_rounding, is_choice
 from lightning_coreset.verification.data_attribute import SharedData
@@ -90,11 +91,8 @@ class TwinRun(DispatchMode):
         known = self._own(tensor)
         base = view_base(tensor) if known is None else None
         twin = self._own(base) if base is not None else None
-        if base is None or twin is None:
-            return known
-        # A view that is older than the twin of what it shows.
-        offset = tensor.storage_offset() - base.storage_offset() + twin.storage_offset()
-        return twin.as_strided(tensor.shape, tensor.stride(), offset)
+        # A view may be older than the twin of what it shows.
+        return known if base is None or twin is None else same_view(tensor, base, twin)
 
     def _own(self, tensor: Tensor) -> Tensor | None:
         """The twin of a tensor itself: kept, or made now."""

@@ -33,7 +33,7 @@ def equal_chunks(propagation: Propagation, call: OpCall) -> None:
     elif size and whole % size == 0 and start % size == 0:
         axes = unite_pieces(propagation, source, dim, size, reason)
     elif _is_comb(call, source, dim, start):
-        axes = unite_runs(propagation, source, dim, int(call.arguments["step"]), reason)
+        axes = unite_pieces(propagation, source, dim, int(call.arguments["step"]), reason, as_wholes=True)
     else:
         axes = propagation.pin_dims(source, [dim], reason)
     set_moved(propagation, call, axes)
@@ -50,14 +50,18 @@ def _piece(call: OpCall, source: Tensor, dim: int) -> tuple[int, int]:
 
 
 def unite_pieces(
-    propagation: Propagation, source: Tensor, dim: int, size: int, reason: str
+    propagation: Propagation, source: Tensor, dim: int, size: int, reason: str, *, as_wholes: bool = False
 ) -> tuple[ChannelLabels, ...]:
-    """Let all pieces of ``size`` along ``dim`` lose the same positions; returns the labels of ``source``."""
+    """Let all pieces of ``size`` along ``dim`` lose the same positions, or each go as a whole.
+
+    Returns:
+        The labels of ``source``.
+    """
     axes = propagation.info(source).channel_labels
     for axis in axes:
         if axis.labels.shape[dim] > 1:
             pieces = axis.labels.unflatten(dim, (-1, size))
-            unite_along(ChannelLabels(pieces), [dim], propagation.union_find, reason)
+            unite_along(ChannelLabels(pieces), [dim + as_wholes], propagation.union_find, reason)
     return axes
 
 
@@ -67,18 +71,6 @@ def _is_comb(call: OpCall, source: Tensor, dim: int, start: int) -> bool:
         return False
     step, whole = int(call.arguments["step"]), source.shape[dim]
     return step > 1 and whole % step == 0 and start < step and call.results[0].shape[dim] == whole // step
-
-
-def unite_runs(
-    propagation: Propagation, source: Tensor, dim: int, length: int, reason: str
-) -> tuple[ChannelLabels, ...]:
-    """Let each run of ``length`` positions along ``dim`` go as a whole; returns the labels of ``source``."""
-    axes = propagation.info(source).channel_labels
-    for axis in axes:
-        if axis.labels.shape[dim] > 1:
-            runs = axis.labels.unflatten(dim, (-1, length))
-            unite_along(ChannelLabels(runs), [dim + 1], propagation.union_find, reason)
-    return axes
 
 
 def channel_shuffle(propagation: Propagation, call: OpCall) -> None:
