@@ -78,7 +78,7 @@ def test_no_event_leaves_anything_behind(name):
         prune(model, inputs, 0.06, include_residual=True)
         gc.collect()
         held = gc.get_objects()
-        tensors.append(sum(isinstance(one, Tensor) for one in held))
+        tensors.append(sum(issubclass(type(one), Tensor) for one in held))  # isinstance would follow dead proxies
         objects.append(len(held))
         del held
     assert len(set(tensors[1:])) == 1, tensors
@@ -102,5 +102,5 @@ def test_a_trial_is_let_go_of_without_a_garbage_collection():
 
 
 def _numbers_of_double_precision() -> int:
-    held = [one for one in gc.get_objects() if isinstance(one, Tensor) and one.dtype == torch.float64]
+    held = [one for one in gc.get_objects() if issubclass(type(one), Tensor) and one.dtype == torch.float64]
     return sum(one.numel() for one in held)
