@@ -375,6 +375,7 @@ class CoresetPruningCallback(Callback):
         if not self._waits_for_shapes(trainer, pl_module) and self._source.see_batch(pl_module, batch, batch_idx):
             self._run.begin(trainer, pl_module)
         self._recalibration.see_batch(pl_module, batch, batch_idx)
+        self._planner.moments.see_batch(batch, batch_idx)
         self._run.take_back(trainer, pl_module)
         self._run.prune_if_due(trainer, pl_module, self.on_prune)
         self._reporter.batch_start(trainer, self.history)
@@ -485,6 +486,7 @@ class CoresetPruningCallback(Callback):
         """Remove all hooks from the module."""
         self._monitor.stop()
         self._recalibration.stop()
+        self._planner.moments.stop()
         self._source.end()
         self._run.checkpoints.end()
         self._run.others = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,12 +23,14 @@ from lightning_coreset.planning import (
     Rule,
     Unit,
     as_rules,
+    check_data,
     check_flags,
     check_matches,
     goes_less_far,
     idle_rules,
     make_plan,
     measure_input_norms,
+    measuring_runs,
     prunable,
     sensible,
     why_less,
@@ -60,6 +62,7 @@ def plan_pruning(
     include_residual: bool = False,
     heads: Heads = "whole",
     method: MethodLike = "reconstruction",
+    data: Iterable[Any] | None = None,
     seed: int = 0,
     self_check: bool = True,
     change_attributes: bool = True,
@@ -96,6 +99,7 @@ def plan_pruning(
     check_is_module(model)
     check_flags(self_check=self_check, change_attributes=change_attributes, certify=certify, verbose=verbose)
     request.check_trial(self_check)
+    check_data(request.method, data)
     example = Example.of(example_inputs)
     # Cheap, so before the model is run.
     request.check_rules(model)
@@ -112,7 +116,8 @@ def plan_pruning(
     if goes_less_far(request):
         warnings.warn(why_less(model, structure, request), stacklevel=level_of_caller())
     inputs = measure_input_norms(model, example) if certify else None
-    plan = make_plan(model, structure, request, inputs=inputs)
+    runs = measuring_runs(model, structure, request.method.measures, [example], data=data, seed=request.seed)
+    plan = make_plan(model, structure, request, inputs=inputs, runs=runs)
     sizes = {group.name: group.channels_after for group in plan.groups}
     thin = why_thin(model, structure, request, sizes=sizes)
     if thin is not None:
@@ -179,6 +184,8 @@ def prune(model: nn.Module, **arguments: Any) -> PruningPlan:  # noqa: D417 -- t
             (baselines), an instance such as ``Sensitivity(sampler="pps")``, or a function that scores channels, as for
             :class:`Importance`. The first two apply to groups whose next layer is a sum over the activated channels of
             one layer; other groups are ranked by norms, and the plan says so.
+        data: For ``method=Reconstruction(moments="batches")``: an iterable of batches, each as ``example_inputs``, such
+            as ``(images for images, _ in loader)``. It is read until there are ``samples`` samples.
         seed: Seed of the random choices. The global generator is not used.
         self_check: Whether to test on a copy with random parameters that removing channels of a group has the same
             effect as zeroing the weights that read them. Groups that fail, for example because their width is

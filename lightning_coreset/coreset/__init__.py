@@ -10,7 +10,8 @@ from lightning_coreset.coreset.activation_registry import register_activation
 from lightning_coreset.coreset.activation_table import find_activation
 from lightning_coreset.coreset.activations import Activation, PiecewiseLinear, largest_magnitude, value_range
 from lightning_coreset.coreset.certificate import Certificate, certify, largest_found_error, output_radius
-from lightning_coreset.coreset.elimination import compress_rows, eliminate, elimination_curve
+from lightning_coreset.coreset.elimination import eliminate, elimination_curve
+from lightning_coreset.coreset.elimination_state import compress_rows
 from lightning_coreset.coreset.gaussian_moments import (
     Gaussian,
     Moments,
@@ -27,6 +28,8 @@ from lightning_coreset.coreset.least_squares import (
     reconstruct,
     variance_ratios,
 )
+from lightning_coreset.coreset.refinement import Refinement, refine_producers
+from lightning_coreset.coreset.sample_fit import SampleFit, fit_samples, position_correlation, sample_moments
 from lightning_coreset.coreset.sampling import Sample, draw_distinct, draw_fixed, draw_pps, inclusion_probabilities
 from lightning_coreset.coreset.sampling_bounds import (
     error_bound,
@@ -44,7 +47,9 @@ __all__ = [
     "LeastSquaresFit",
     "Moments",
     "PiecewiseLinear",
+    "Refinement",
     "Sample",
+    "SampleFit",
     "activation_moments",
     "batchnorm_preactivations",
     "certify",
@@ -57,6 +62,7 @@ __all__ = [
     "error_bound",
     "expected_error",
     "find_activation",
+    "fit_samples",
     "gauss_hermite",
     "hermite_coefficients",
     "inclusion_probabilities",
@@ -68,8 +74,11 @@ __all__ = [
     "output_radius",
     "paper_error_bound",
     "paper_sample_size",
+    "position_correlation",
     "reconstruct",
+    "refine_producers",
     "register_activation",
+    "sample_moments",
     "sample_size",
     "sampling_complexity",
     "sensitivities",

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_coreset.coreset.elimination import compress_rows, eliminate, regularisation
+from lightning_coreset.coreset.elimination import eliminate, regularisation
+from lightning_coreset.coreset.elimination_state import compress_rows
 
 
 @dataclass(frozen=True, eq=False)

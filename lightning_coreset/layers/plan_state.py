@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from lightning_coreset.moments import MeasuringRuns
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,8 +40,12 @@ class PlanState:
         input_moments: The moments of the inputs of layers, by the name of their weight, as far as they are known.
         filter_norms: Norms of the filters of layers, by the name of their weight, where they are known without another
             look at it: float64 (rows,).
+        runs: The network with inputs to measure it on; ``None`` where nothing is measured.
+        prepared: What a method found out about groups before it was asked for the first, by group name.
     """
 
     generator: torch.Generator = field(default_factory=_seeded)
     input_moments: dict[str, ActivationMoments] = field(default_factory=dict)
     filter_norms: dict[str, Tensor] = field(default_factory=dict)
+    runs: MeasuringRuns | None = None
+    prepared: dict[str, Any] = field(default_factory=dict)

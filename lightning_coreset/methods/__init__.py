@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lightning_coreset.methods.importance import Importance, Score
 from lightning_coreset.methods.magnitude import Magnitude
+from lightning_coreset.methods.measures import Measures, MomentsKind
 from lightning_coreset.methods.method import Method
 from lightning_coreset.methods.random import Random
 from lightning_coreset.methods.ranking import RankingMethod
@@ -15,9 +16,11 @@ from lightning_coreset.methods.sensitivity import Sensitivity
 __all__ = [
     "Importance",
     "Magnitude",
+    "Measures",
     "Method",
     "MethodLike",
     "MethodName",
+    "MomentsKind",
     "Random",
     "RankingMethod",
     "Reconstruction",

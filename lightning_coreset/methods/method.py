@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_coreset import coreset
 from lightning_coreset.layers import GroupView, consumer_sets, main_set
+from lightning_coreset.methods.measures import Measures
 from lightning_coreset.methods.selection import Selection
 
 
@@ -54,6 +55,11 @@ class Method(ABC):
         return False
 
     @property
+    def measures(self) -> Measures | None:
+        """What :meth:`prepare` has to be told of the network by running it; ``None`` for nothing."""
+        return None
+
+    @property
     def label(self) -> str:
         """The name under which plans report the method."""
         return type(self).__name__.lower()
@@ -69,6 +75,14 @@ class Method(ABC):
 
         Returns:
             The channels that stay and the weights that make up for the others.
+        """
+
+    def prepare(self, groups: Sequence[GroupView], sizes: Mapping[str, int]) -> None:  # noqa: B027 - most need nothing
+        """Look at all groups of a plan before the first is chosen; results go into their ``state.prepared``.
+
+        Args:
+            groups: In network order, with the network's tensors as they are.
+            sizes: How many channels each is to keep.
         """
 
     def scores(self, group: GroupView) -> Tensor:

@@ -1,35 +1,71 @@
-"""The closed-form coreset: the channels that best replace the others, with new weights by least squares."""
+"""The coreset by least squares: the channels that best replace the others, and the weights with which they do."""
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, get_args
 
 from torch import Tensor
 
 from lightning_coreset import coreset
 from lightning_coreset._arguments import is_number, is_whole_number
+from lightning_coreset._calls import level_of_caller
 from lightning_coreset.layers import ConsumerSet, GroupView, NoCoresetForm, consumer_sets, main_set, write_updates
+from lightning_coreset.methods import measured
+from lightning_coreset.methods.measures import Measures, MomentsKind
 from lightning_coreset.methods.method import Method, expected_error_curve
 from lightning_coreset.methods.ranking import rank_by_norms
 from lightning_coreset.methods.selection import Selection
+from lightning_coreset.moments import Unmeasurable
+
+_MOST_REFINED = 1024
+"""Producers of groups with more channels stay as they are: refining them takes minutes."""
 
 
 @dataclass(frozen=True)
 class Reconstruction(Method):
-    """The channels that best replace the others, and the weights with which they do, in closed form.
+    """The channels that best replace the others, and the weights with which they do, by least squares.
 
-    Deterministic and without data: the expected squared error of the next layer's outputs is minimised under a
-    Gaussian distribution of the pre-activations, which BatchNorms give or which is carried from layer to layer. Groups
-    without a coreset form are ranked by norms.
+    Deterministic. The mean squared error of the next layers' outputs is minimised under a distribution of the channels:
+    its second moments are all that counts. They are derived from the weights, or measured where layers read the
+    channels, which needs no data either if the network is run on synthetic probes.
 
     Attributes:
         rounds: Rounds of the backward elimination. With 16 the error is within 1% of dropping one channel at a time.
         ridge: Regularisation, as a part of the mean diagonal of the moments. From 1e-8 to 1e-2 it makes no difference;
             1e-3 keeps the new weights small.
+        moments: How moments are found.
+
+            - ``"closed_form"`` derives them for Gaussian pre-activations, which BatchNorms give or which are carried
+              from layer to layer. Only for groups of one layer, one activation and the layers that read it; others are
+              ranked by norms.
+            - ``"synthetic"`` measures them on probes (:mod:`lightning_coreset.probes`), for all groups whose consumers
+              are linear, whatever stands in between. Right for networks with BatchNorms, which take the statistics of
+              the probes meanwhile, and for vectors. Other networks may lose more than by ``"closed_form"``.
+            - ``"batches"`` measures them on data: the training batches that pass by in a Trainer, or ``data=``.
+            - ``"auto"`` is ``"synthetic"`` for networks with BatchNorms or whose inputs are vectors, else
+              ``"closed_form"``: without data in any case.
+        samples: How many samples layers are measured on. Fewer than 256 cost accuracy; more gain little.
+        refine: Whether the filters that stay may move within the span of all filters, to where the expected error is
+            least. Of chains with at most 1024 channels, where moments are measured.
+        sequential: Whether every group is fitted to what the layers read in the network as pruned so far, at the cost
+            of one or two more runs for each group. By default with ``"batches"``; on probes it gains nothing.
+        probes: A function ``(example_inputs, generator) -> inputs`` that makes the probes of ``"synthetic"``, instead
+            of those by the kind of the inputs.
+
+    Raises:
+        ValueError: If an option is of another kind or out of its range.
     """
 
     rounds: int = 16
     ridge: float = 1e-3
+    moments: MomentsKind = "closed_form"
+    samples: int = 256
+    refine: bool = True
+    sequential: bool | None = None
+    probes: Callable[[Any, Any], Any] | None = None
     reads_full_width = True
 
     def __post_init__(self) -> None:
@@ -37,14 +73,70 @@ class Reconstruction(Method):
             raise ValueError(f"Expected rounds to be an integer of at least 1 but got {self.rounds!r}.")
         if not is_number(self.ridge) or self.ridge <= 0:
             raise ValueError(f"Expected ridge to be a positive number but got {self.ridge!r}.")
+        if self.moments not in get_args(MomentsKind):
+            names = ", ".join(map(repr, get_args(MomentsKind)))
+            raise ValueError(f"Expected moments to be one of {names} but got {self.moments!r}.")
+        if not is_whole_number(self.samples) or self.samples < 2:
+            raise ValueError(f"Expected samples to be an integer of at least 2 but got {self.samples!r}.")
+        if not isinstance(self.refine, bool) or not (self.sequential is None or isinstance(self.sequential, bool)):
+            raise ValueError(
+                f"Expected refine to be True or False, and sequential too or None, but got {self.refine!r} and "
+                f"{self.sequential!r}."
+            )
+        if self.probes is not None and not callable(self.probes):
+            raise ValueError(
+                f"Expected probes to be a function of the example inputs and a generator but got {self.probes!r}."
+            )
+
+    @property
+    def measures(self) -> Measures | None:
+        """On what the inputs of layers are measured; ``None`` if moments are derived."""
+        return None if self.moments == "closed_form" else Measures(self.moments, self.samples, self.probes)
+
+    def prepare(self, groups: Sequence[GroupView], sizes: Mapping[str, int]) -> None:
+        """Measure what the consumers of all groups read, and choose the channels, unless moments are derived."""
+        if not groups or groups[0].state.runs is None:
+            return
+        state = groups[0].state
+        losing = [group for group in groups if sizes[group.name] < group.size]
+        try:
+            state.prepared |= measured.prepare(losing, sizes, state.runs, self._settings)
+        except Unmeasurable as reason:
+            warnings.warn(_why_derived(reason), stacklevel=level_of_caller())
 
     def select(self, group: GroupView, size: int) -> Selection:
-        """Backward elimination on the consumers with most of the signal; every consumer gets weights of its own."""
+        """Backward elimination on the consumers' summed error; every consumer gets weights of its own."""
+        prepared = group.state.prepared.get(group.name)
+        if prepared is not None and size < group.size:
+            try:
+                return measured.reconstructed(group, prepared, size, self._settings, self._measured_label(group))
+            except NoCoresetForm as reason:
+                return self._derived(group, size, reason)
+            except Unmeasurable as reason:
+                group.state.prepared.clear()
+                warnings.warn(_why_derived(reason), stacklevel=level_of_caller())
+        return self._derived(group, size)
+
+    def error_curve(self, group: GroupView) -> Tensor:
+        """With this method's ridge."""
+        return expected_error_curve(group, self.ridge)
+
+    @property
+    def _settings(self) -> measured.Settings:
+        sequential = self.moments == "batches" if self.sequential is None else self.sequential
+        return measured.Settings(self.rounds, self.ridge, _MOST_REFINED if self.refine else 0, sequential)
+
+    def _measured_label(self, group: GroupView) -> str:
+        assert group.state.runs is not None
+        return f"{self.label} ({group.state.runs.source})"
+
+    def _derived(self, group: GroupView, size: int, reason: NoCoresetForm | None = None) -> Selection:
+        """By moments in closed form, else by norms."""
         try:
             sets = consumer_sets(group)  # also of a group that stays whole: later ones need its moments
             return Selection.whole(group.size) if size >= group.size else self._reconstruct(sets, size)
-        except NoCoresetForm as reason:
-            return rank_by_norms(group, size, reason)
+        except NoCoresetForm as form:
+            return rank_by_norms(group, size, reason or form)
 
     def _reconstruct(self, sets: list[ConsumerSet], size: int) -> Selection:
         main = main_set(sets)
@@ -56,6 +148,9 @@ class Reconstruction(Method):
         error = fit.error / fit.energy if fit.energy > 0 else 0.0
         return Selection(fit.kept, self.label, updates, error)
 
-    def error_curve(self, group: GroupView) -> Tensor:
-        """With this method's ridge."""
-        return expected_error_curve(group, self.ridge)
+
+def _why_derived(reason: Unmeasurable) -> str:
+    return (
+        f"Moments are derived in closed form instead of measured: {reason}. Groups without such a form are ranked by "
+        "norms."
+    )

@@ -7,6 +7,7 @@ from lightning_coreset.planning.default_ratio import goes_less_far, sensible, wh
 from lightning_coreset.planning.feasibility import check_reachable, idle_rules, most_that_can_go, why_nothing_goes
 from lightning_coreset.planning.input_norms import InputNorms, measure_input_norms
 from lightning_coreset.planning.layer_rules import Rule, RuleMatcher, as_rules, check_matches
+from lightning_coreset.planning.measuring import check_data, measuring_runs, moments_kind
 from lightning_coreset.planning.never_run import (
     layers_that_never_ran,
     layers_with_tensors,
@@ -43,6 +44,7 @@ __all__ = [
     "Unit",
     "as_rules",
     "bottom_up_sizes",
+    "check_data",
     "check_flags",
     "check_matches",
     "check_reachable",
@@ -56,6 +58,8 @@ __all__ = [
     "measure",
     "measure_input_norms",
     "measure_original",
+    "measuring_runs",
+    "moments_kind",
     "most_that_can_go",
     "names_of",
     "prunable",

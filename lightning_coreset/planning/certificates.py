@@ -7,6 +7,9 @@ itself; the output of a convolution adds as many coordinates as its kernel has p
 so that its error is at most that number times the coordinate's. A constant that went into the consumer's bias, or out
 of the running mean behind it, is shared equally among the coordinates of its output.
 
+Where producers move, the sum is over both sets of rows: those of all channels as they were, and those that stay as they
+will be.
+
 A certificate does not cover several layers together, fine-tuning, and the rescaled running variance of a BatchNorm
 behind the consumer, which rescales its output. A sum over positions (``x.sum((2, 3))``) multiplies errors by their
 number, which is that of the example. Averages and interpolation do no harm; where positions are added up with weights
@@ -20,6 +23,7 @@ Shapes as in ``layers.group_view``; J coordinates.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -97,7 +101,7 @@ class Certifier:
             return GroupCertificate(None, None, None, f"none: {reason}")
         if source != "measured":
             for pair in pairs:
-                self._propagate(pair, selection.kept, radius)
+                self._propagate(_moved(pair, {**view.tensors, **selection.updates}) or pair, selection.kept, radius)
         brackets = [(0.0, 0.0)]
         if len(selection.kept) < view.size:
             brackets = [change.bracket(radius, self.rows, self.seed) for change in changes]
@@ -144,7 +148,7 @@ class _Change:
         change: Old weights minus new ones, BatchNorms behind the activation included, (J, N).
         constant: Old constants minus new ones, (J,).
         at_padding: The same where padding takes the place of the channels, (J,).
-        producers: The rows that make the channels, (N, d + 1).
+        producers: The rows that make the channels, (N, d + 1); with those that moved behind them, if any did.
         activation: What stands between.
         pooled: Whether a max pooling stands between, too.
     """
@@ -162,18 +166,25 @@ class _Change:
         # In the dtype of the model: the certificate is about the weights that it will have.
         new = reweighted_consumers(view.group, selection, tensors)
         rounded = {name: value.to(tensors[name].dtype) for name, value in new.items()}
+        moved = _moved(pair, {**tensors, **rounded})
         after = pair.with_tensors({**tensors, **rounded})
         kept = torch.zeros(view.size, dtype=torch.float64).index_fill_(0, selection.kept, 1.0)
-        difference = (pair.consumers - after.consumers * kept[:, None, None]).permute(0, 2, 3, 1)  # (O, q, k, N)
-        scale, offset = pair.affine_behind
-        share = (_constants(pair) - _constants(after)) / math.prod(difference.shape[1:3])
-        at_padding = share[:, None, None].expand(difference.shape[:3])
+        before, left = _coordinates(pair), _coordinates(after) * kept
+        share = (_constants(pair) - _constants(after)) / math.prod(before.shape[1:3])
+        at_padding = share[:, None, None].expand(before.shape[:3])
+        if moved is None:
+            scale, offset = pair.affine_behind
+            difference, producers = before - left, pair.producers
+        else:  # all neurons as they were, and beside them those that stay as they will be, with opposite signs
+            scale, offset = (torch.cat([part, part[selection.kept]]) for part in pair.affine_behind)
+            difference = torch.cat([before, -left[..., selection.kept]], dim=3)
+            producers = torch.cat([pair.producers, moved.producers[selection.kept]])
         constant = difference @ offset + at_padding
         return cls(
             (difference * scale).flatten(0, 2),
             constant.flatten(),
             at_padding.flatten(),
-            pair.producers,
+            producers,
             pair.activation,
             pair.max_pooled,
         )
@@ -218,6 +229,20 @@ class _Change:
         generator = torch.Generator().manual_seed(seed)
         found = largest_found_error(change, producers, self.activation, input_radius=radius, generator=generator)
         return float(found.max())
+
+
+def _moved(pair: LayerPair, after: Mapping[str, Tensor]) -> LayerPair | None:
+    """The pair with the rows that a plan gives its producers; ``None`` if it leaves them as they are."""
+    made = [member.name for member in pair.view.group.members if member.role != "consumer"]
+    if all(after[name] is pair.view.tensors[name] for name in made):
+        return None
+    others = single_channel_pairs(pair.view.with_tensors(after))
+    return next(one for one in others if one.path is pair.path)
+
+
+def _coordinates(pair: LayerPair) -> Tensor:
+    """The weights that read the channels, (O, q, k, N)."""
+    return pair.consumers.permute(0, 2, 3, 1)
 
 
 def _value(activation: Activation, at: float) -> float:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lightning_coreset._calls import level_of_caller
 from lightning_coreset.layers import GroupView, PlanState
 from lightning_coreset.methods import Method, Selection
+from lightning_coreset.moments import MeasuringRuns
 from lightning_coreset.plan import GroupPlan, ParameterChange, PruningPlan
 from lightning_coreset.planning.certificates import Certifier, GroupCertificate
 from lightning_coreset.planning.copies import changes_of_copies
@@ -55,6 +56,7 @@ def make_plan(
     original: ModelCost | None = None,
     sizes: Mapping[str, int] | None = None,
     inputs: InputNorms | None = None,
+    runs: MeasuringRuns | None = None,
     strict: bool = True,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> PruningPlan:
@@ -69,6 +71,7 @@ def make_plan(
             whole.
         inputs: What ``measure_input_norms`` measured: every group gets a certificate, and the plan is the same
             otherwise.
+        runs: The network with inputs to measure it on, for methods that do.
         strict: Whether to refuse what :func:`check_reachable` refuses. An event in the middle of a schedule goes as far
             as it can.
         progress: Called at every group with its name, its number from 1, and how many there are.
@@ -85,7 +88,7 @@ def make_plan(
     if sizes is None:
         sizes = dict.fromkeys(problem.smallest(), 1) if request.method.chooses_sizes else problem.sizes()
     certifier = None if inputs is None else Certifier(inputs, request.input_radius, request.seed)
-    choices, changes = _choose(problem, sizes, certifier, progress)
+    choices, changes = _choose(problem, sizes, certifier, runs, progress)
     changes = (*changes, *changes_of_copies(changes, structure.untrained.copies, problem.tensors))
     kept = [(choice.group, choice.selection.kept.tolist()) for choice in choices]
     before = problem.cost_model.totals()
@@ -172,12 +175,15 @@ def _choose(
     problem: PruningProblem,
     sizes: Mapping[str, int],
     certifier: Certifier | None,
+    runs: MeasuringRuns | None,
     progress: Callable[[str, int, int], None] | None,
 ) -> tuple[list[_Choice], tuple[ParameterChange, ...]]:
     """Select bottom to top on working copies, in which removed columns are gone and kept ones reweighted."""
     method, count = problem.request.method, len(problem.groups)
-    working = WorkingWeights(problem.weights, problem.groups, cut=True)
-    state = PlanState(torch.Generator().manual_seed(problem.request.seed))
+    working = WorkingWeights(problem.weights, problem.groups, cut=runs is None)
+    state = PlanState(torch.Generator().manual_seed(problem.request.seed), runs=runs)
+    wanted = {group.name: sizes.get(group.name, group.size) for group in problem.groups}
+    method.prepare([GroupView(group, problem.weights, state) for group in problem.groups], wanted)
     choices = []
     for position, group in enumerate(problem.groups, start=1):
         if progress is not None:

@@ -9,6 +9,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_warn
 
+from lightning_coreset.moments import MeasuringRuns
 from lightning_coreset.plan import PruningPlan
 from lightning_coreset.planning import (
     DEFAULT_RATIO,
@@ -35,6 +36,7 @@ from lightning_coreset.structure import NOTHING_UNTRAINED, Completion, Structure
 from lightning_coreset.training.examples import ExampleSource
 from lightning_coreset.training.late_layers import LateLayers
 from lightning_coreset.training.latency_count import LatencyCount
+from lightning_coreset.training.moment_runs import MomentRuns
 from lightning_coreset.training.other_ranks import OtherRanks
 from lightning_coreset.training.progress import Progress
 from lightning_coreset.training.requirements import check_not_captured
@@ -87,6 +89,7 @@ class EventPlanner:
         self.untrained = untrained or UntrainedFinder()
         self.late = LateLayers(request, never_run)
         self.latency = LatencyCount(source, verbose=verbose)
+        self.moments = MomentRuns(request, source)
         self._others = OtherRanks()
         self.waits = False
         self.offered: tuple[int, Mapping[str, str]] = 0, {}
@@ -236,7 +239,7 @@ class EventPlanner:
         request = self.request.scaled(fraction, seed=self.request.seed + len(progress.done))
         sizes = bottom_up_sizes(progress.final_sizes, fraction) or None
 
-        def plan_as_dict() -> dict[str, Any] | None:
+        def plan_as_dict(runs: MeasuringRuns | None = None) -> dict[str, Any] | None:
             if not prunable(pl_module, offered, self.request)[0]:
                 return None
             plan = make_plan(
@@ -246,12 +249,19 @@ class EventPlanner:
                 original=progress.original,
                 sizes=sizes,
                 inputs=inputs,
+                runs=runs,
                 strict=False,
                 progress=on_progress,
             )
             return plan.to_dict()
 
-        plan = from_rank_zero(trainer, plan_as_dict)
+        if self.moments.may_measure:
+            # On every rank, since each measures on what it has.
+            with self.moments.at_event(trainer, pl_module, offered, request.seed) as runs:
+                found = run_on_all_ranks(trainer, lambda: plan_as_dict(runs))
+            plan = from_rank_zero(trainer, lambda: found)
+        else:
+            plan = from_rank_zero(trainer, plan_as_dict)
         self.waits = from_rank_zero(trainer, lambda: plan is None and len(offered.groups) < len(structure.groups))
         return None if plan is None else PruningPlan.from_dict(plan)
 

@@ -1,0 +1,134 @@
+r"""Least squares on samples of what consumers read: moments, correlations of positions, new weights.
+
+Shapes: R samples, N channels, T positions at which a consumer reads a channel, M inputs of the new consumer, O outputs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_coreset.coreset.elimination import regularisation
+from lightning_coreset.coreset.gaussian_moments import matrix_dtype
+
+
+@dataclass(frozen=True, eq=False)
+class SampleFit:
+    """New weights by least squares, and how near they come.
+
+    Attributes:
+        weights: float64 ``(O, M)``.
+        constant: What is added to the outputs, float64 ``(O,)``; zero where none may be.
+        error: The mean squared error of the outputs, added up over them.
+        energy: Their mean square, around their mean where a constant may be added.
+        variance_ratios: The variance of the new outputs over that of the old ones, float64 ``(O,)``.
+    """
+
+    weights: Tensor
+    constant: Tensor
+    error: float
+    energy: float
+    variance_ratios: Tensor
+
+
+def fit_samples(
+    inputs: Tensor, targets: Tensor, start: Tensor, *, intercept: bool = True, ridge: float = 1e-3
+) -> SampleFit:
+    r"""Weights with which the inputs come nearest to the targets.
+
+    .. math:: \min_U \; \tfrac1R \sum_r \|y_r - U x_r - c\|^2 + \lambda \|U - U_0\|^2
+
+    The ridge pulls to a start, the old weights of what is kept, not to zero: where the samples say nothing, a weight
+    stays as it was.
+
+    Args:
+        inputs: What the new consumer reads, ``(R, M)``.
+        targets: What the old consumer made of all channels, ``(R, O)``.
+        start: The weights :math:`U_0`, ``(O, M)``.
+        intercept: Whether a constant may be added.
+        ridge: :math:`\lambda` as a part of the mean diagonal of the inputs' moments.
+
+    Returns:
+        The fit; the error is that on the samples.
+
+    Example:
+        >>> inputs = torch.tensor([[1.0], [2.0], [3.0]])
+        >>> fit = fit_samples(inputs, 2 * inputs + 1, torch.zeros(1, 1), ridge=1e-9)
+        >>> fit.weights.round(decimals=4), fit.constant.round(decimals=4)
+        (tensor([[2.0000]], dtype=torch.float64), tensor([1.0000], dtype=torch.float64))
+
+    """
+    samples = len(inputs)
+    mean, wanted = inputs.mean(dim=0).double(), targets.mean(dim=0).double()
+    if not intercept:
+        mean, wanted = torch.zeros_like(mean), torch.zeros_like(wanted)
+    centred, rest = inputs - mean.to(inputs), targets - wanted.to(targets)
+    moment = (centred.T @ centred).double() / samples
+    lacking = rest - centred @ start.T.to(centred)
+    across = (lacking.T @ centred).double() / samples
+    shifted = moment.clone()
+    shifted.diagonal().add_(regularisation(moment, ridge))
+    weights = start.double() + torch.cholesky_solve(across.T, torch.linalg.cholesky(shifted)).T
+    left = rest - centred @ weights.T.to(centred)
+    before, after = _variances(rest), _variances(centred @ weights.T.to(centred))
+    return SampleFit(
+        weights=weights,
+        constant=wanted - weights @ mean,
+        error=_mean_square(left),
+        energy=_mean_square(rest),
+        variance_ratios=torch.where(before > 0, after / before.clamp_min(torch.finfo(torch.float64).tiny), 1.0),
+    )
+
+
+def sample_moments(samples: Tensor, *, centred: bool) -> tuple[Tensor, Tensor]:
+    """The mean and the second moments of samples, around the mean or not.
+
+    Args:
+        samples: ``(R, N)``.
+        centred: Whether the moments are those around the mean.
+
+    Returns:
+        ``(mean, moment)``, float64 ``(N,)`` and ``(N, N)``, the latter in float32 above 2048 channels.
+
+    Example:
+        >>> sample_moments(torch.tensor([[1.0], [3.0]]), centred=True)
+        (tensor([2.], dtype=torch.float64), tensor([[1.]], dtype=torch.float64))
+
+    """
+    mean = samples.mean(dim=0, dtype=torch.float64)
+    around = samples - mean.to(samples) if centred else samples
+    moment = (around.T @ around).to(matrix_dtype(samples.shape[1])) / len(samples)
+    return mean, moment
+
+
+def position_correlation(samples: Tensor) -> Tensor:
+    """How what a channel is at one position goes with what it is at another, over all channels.
+
+    Args:
+        samples: ``(R, N, T)``.
+
+    Returns:
+        Correlations, float64 ``(T, T)``, positive semi-definite.
+
+    Example:
+        >>> position_correlation(torch.tensor([[[1.0, 1.0]], [[2.0, 2.0]]]))
+        tensor([[1., 1.],
+                [1., 1.]], dtype=torch.float64)
+
+    """
+    flat = (samples - samples.mean(dim=0)).flatten(0, 1)
+    covariance = (flat.T @ flat).double()
+    scale = covariance.diagonal().clamp_min(torch.finfo(torch.float64).tiny).sqrt()
+    correlation = covariance / scale[:, None] / scale
+    correlation.fill_diagonal_(1.0)
+    return correlation
+
+
+def _variances(values: Tensor) -> Tensor:
+    return values.double().var(dim=0, unbiased=False)
+
+
+def _mean_square(values: Tensor) -> float:
+    return float(values.square().sum(dim=1, dtype=torch.float64).mean())

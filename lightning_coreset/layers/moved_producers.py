@@ -1,0 +1,139 @@
+"""Producers that move: new rows for the channels that stay, in the weights, biases and BatchNorms that make them.
+
+Shapes: N channels, m kept, d inputs of a producer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_coreset.coreset import Refinement
+from lightning_coreset.layers.group_view import GroupView, NoCoresetForm
+from lightning_coreset.layers.layer_pair import LayerPair, to_cpu_float64
+from lightning_coreset.layers.pairing import single_channel_pairs
+
+_EPSILON = 1e-8
+
+
+def can_move(view: GroupView) -> LayerPair:
+    """The pair that makes a group's channels, if its rows may become combinations of each other.
+
+    Raises:
+        NoCoresetForm: With the reason why not.
+    """
+    pairs = single_channel_pairs(view)
+    pair = pairs[0]
+    if len({one.activation for one in pairs}) > 1:
+        raise NoCoresetForm("consumers see its channels through different activations")
+    if any(one.whole_input is None for one in pairs):
+        raise NoCoresetForm("a consumer reads other channels as well")
+    if view.group.weight_norms:
+        raise NoCoresetForm("its weights are normalised")
+    makers = {pair.path.producer.weight, pair.path.producer.bias, *_norm_tensors(pair)}
+    others = [one for one in view.group.members if one.role != "consumer" and one.name not in makers]
+    if others:
+        raise NoCoresetForm(f"{others[0].name} stands between")
+    if pair.before is None and pair.path.producer.bias is None:
+        raise NoCoresetForm("its producer has no bias")
+    if pair.before is not None and (pair.before.weight is None or pair.before.bias is None):
+        raise NoCoresetForm("its BatchNorm has no weight and bias")
+    return pair
+
+
+def _norm_tensors(pair: LayerPair) -> tuple[str | None, ...]:
+    norm = pair.before
+    return () if norm is None else (norm.weight, norm.bias, norm.running_mean, norm.running_var)
+
+
+@dataclass(frozen=True, eq=False)
+class MovedProducers:
+    """The rows that a refinement makes of a producer's rows as they are now.
+
+    Attributes:
+        pair: The pair, with the tensors as they are now.
+        rows: New values by tensor name: for the m channels that stay, along the dimension that holds them.
+    """
+
+    pair: LayerPair
+    rows: Mapping[str, Tensor]
+
+    @classmethod
+    def of(cls, pair: LayerPair, refinement: Refinement, mean: Tensor, covariance: Tensor) -> MovedProducers:
+        """Combine the rows of a producer.
+
+        Args:
+            pair: The pair.
+            refinement: How.
+            mean: Of the pre-activations, (N,).
+            covariance: (N, N).
+        """
+        producer, norm, B = pair.path.producer, pair.before, refinement.combination
+        rows = B @ pair.rows[:, 0]  # (m, d + 1), BatchNorms folded in
+        weight = pair.view.tensors[producer.weight]
+        moved = weight.movedim(producer.out_dim, 0)
+        filters = rows[:, :-1].reshape(len(B), *moved.shape[1:]).movedim(0, producer.out_dim)
+        constant = rows[:, -1] + refinement.shift
+        if norm is None:
+            assert producer.bias is not None
+            return cls(pair, {producer.weight: filters, producer.bias: constant})
+        assert norm.weight is not None and norm.bias is not None  # noqa: PT018 - what `can_move` checked
+        assert norm.running_mean is not None and norm.running_var is not None  # noqa: PT018
+        shift = B @ mean.double() + refinement.shift
+        variance = ((B @ covariance.double()) * B).sum(dim=1).clamp_min(_EPSILON)
+        values = {
+            producer.weight: filters,
+            norm.bias: shift,
+            norm.running_mean: shift - constant,
+            norm.running_var: (variance - norm.eps).clamp_min(_EPSILON),
+        }
+        values[norm.weight] = (values[norm.running_var] + norm.eps).sqrt()
+        if producer.bias is not None:
+            values[producer.bias] = torch.zeros_like(constant)
+        return cls(pair, values)
+
+    def in_place_of(self, kept: Tensor) -> dict[str, Tensor]:
+        """New contents of whole tensors, in which the channels that stay have their new rows."""
+        updates = {}
+        for name, values in self.rows.items():
+            dim, positions = self._at(name)
+            updates[name] = to_cpu_float64(self.pair.view.tensors[name]).index_copy(dim, positions[kept], values)
+        return updates
+
+    def beside(self) -> dict[str, Tensor]:
+        """Tensors of a network that makes both: all channels as they are, and behind them those that moved."""
+        tensors, wide = self.pair.view.tensors, {}
+        for name, values in self.rows.items():
+            dim, _ = self._at(name)
+            wide[name] = torch.cat([tensors[name].detach(), values.to(tensors[name])], dim=dim)
+        return wide
+
+    def unread(self, pairs: Sequence[LayerPair], so_far: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The consumers' tensors in that network: they read nothing of what is behind.
+
+        Args:
+            pairs: The consumers.
+            so_far: Tensors of that network, as other groups made them.
+        """
+        wide = {}
+        for pair in pairs:
+            consumer, places = pair.path.consumer, pair.whole_input
+            assert consumer.in_dim is not None and places is not None  # noqa: PT018
+            tensor = so_far.get(consumer.weight, pair.view.tensors[consumer.weight].detach())
+            shape = list(tensor.shape)
+            shape[consumer.in_dim] = places.shape[1] * len(
+                self.rows[self.pair.path.producer.weight].movedim(self.pair.path.producer.out_dim, 0)
+            )
+            wide[consumer.weight] = torch.cat([tensor, tensor.new_zeros(shape)], dim=consumer.in_dim)
+        return wide
+
+    def _at(self, name: str) -> tuple[int, Tensor]:
+        """The dimension of a tensor that holds the channels, and their positions (N,)."""
+        producer = self.pair.path.producer
+        dim = producer.out_dim if name == producer.weight else 0
+        member = self.pair.view.group.member_at(name, dim)
+        assert member is not None
+        return dim, member.positions[:, 0]

@@ -1,0 +1,8 @@
+"""What layers read, measured: a network is run on probes or batches, and samples of the layers' inputs are taken."""
+
+from __future__ import annotations
+
+from lightning_coreset.moments.inputs import LayerInput, MeasuredInputs
+from lightning_coreset.moments.runs import MeasuringRuns, Unmeasurable
+
+__all__ = ["LayerInput", "MeasuredInputs", "MeasuringRuns", "Unmeasurable"]

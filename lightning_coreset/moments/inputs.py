@@ -1,0 +1,41 @@
+"""Samples of what layers read and of what BatchNorms make, as plain data.
+
+Shapes: R sampled rows (for a convolution: patches at random positions), I inputs of a layer, k kernel positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class LayerInput:
+    """What one weight reads.
+
+    Attributes:
+        rows: float32 on the CPU, (R, I, k). Of a transposed convolution k is 1.
+        groups: Convolution groups; the inputs I are those of all groups.
+        transposed: Whether it is a transposed convolution, of which every row meets all kernel positions.
+        bias: Qualified name of the bias that is added, if it is a parameter.
+    """
+
+    rows: Tensor
+    groups: int = 1
+    transposed: bool = False
+    bias: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class MeasuredInputs:
+    """What a run showed.
+
+    Attributes:
+        layers: By the qualified name of the weight.
+        normed: Outputs of BatchNorms by the name of their running mean, float32 (R, C).
+    """
+
+    layers: Mapping[str, LayerInput] = field(default_factory=dict)
+    normed: Mapping[str, Tensor] = field(default_factory=dict)

@@ -1,0 +1,184 @@
+"""Runs a network on probes or batches, with tensors of one's own in place of its own, and takes samples.
+
+Nothing that a user can see is disturbed: modes, buffers, gradients and random states are as before, dropout is off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from lightning_coreset.moments.inputs import LayerInput, MeasuredInputs
+from lightning_coreset.moments.watch import BatchNormOutputs, WeightReads
+from lightning_coreset.structure import Example, plain_execution, preserved, run_with_derivatives, set_mode
+from lightning_coreset.surgery import named_tensors
+
+
+class Unmeasurable(Exception):  # noqa: N818 - a finding, not an error
+    """A network cannot be measured on these inputs; the message says why, in words for a user."""
+
+
+@dataclass(frozen=True, eq=False)
+class MeasuringRuns:
+    """A network with inputs to run it on.
+
+    Attributes:
+        model: The network, which is left as it is.
+        examples: The inputs: one list of runs for each way of running the network. Later ways are only run for weights
+            that none before has shown.
+        by_batch: Whether BatchNorms use the statistics of the batch: for probes, which are unlike what the network's
+            running statistics were taken of.
+        source: What the inputs are, in words: ``"probes"`` or ``"batches"``.
+        gather: Where several ranks measure, each on inputs of its own, returns what all of them found, in their order.
+        ranks: How many there are.
+    """
+
+    model: nn.Module
+    examples: Sequence[Sequence[Example]]
+    by_batch: bool
+    source: str
+    gather: Callable[[MeasuredInputs | Unmeasurable], Sequence[MeasuredInputs | Unmeasurable]] | None = None
+    ranks: int = 1
+
+    def measure(
+        self,
+        weights: Mapping[str, tuple[int, int]],
+        norms: Mapping[str, int] | None = None,
+        tensors: Mapping[str, Tensor] | None = None,
+    ) -> MeasuredInputs:
+        """Run the network, and sample what layers read.
+
+        Args:
+            weights: For weights by name, the dimension that is contracted, and how many rows to sample of all runs.
+            norms: For running means of BatchNorms by name, how many rows to sample of what these make.
+            tensors: Parameters and buffers for the run, by name; those of the network by default.
+
+        Raises:
+            Unmeasurable: If a run fails, or shows NaN or infinity, on any rank.
+        """
+        if self.gather is None:
+            return self._measured(weights, norms or {}, tensors)
+        own: MeasuredInputs | Unmeasurable
+        try:
+            own = self._measured(weights, norms or {}, tensors)
+        except Unmeasurable as reason:
+            own = reason  # told to all ranks, which would wait for this one
+        return joined(self.gather(own))
+
+    def _measured(
+        self, weights: Mapping[str, tuple[int, int]], norms: Mapping[str, int], tensors: Mapping[str, Tensor] | None
+    ) -> MeasuredInputs:
+        found = MeasuredInputs()
+        tensors = None if tensors is None else self._like_own(tensors)
+        with preserved(self.model), plain_execution():
+            for runs in self.examples:
+                left = {name: wanted for name, wanted in weights.items() if name not in found.layers}
+                left_norms = {name: rows for name, rows in norms.items() if name not in found.normed}
+                if left or left_norms:
+                    seen = self._seen(runs, left, left_norms, tensors)
+                    found = MeasuredInputs({**found.layers, **seen.layers}, {**found.normed, **seen.normed})
+        self._check(found)
+        return found
+
+    def _seen(
+        self,
+        runs: Sequence[Example],
+        weights: Mapping[str, tuple[int, int]],
+        norms: Mapping[str, int],
+        tensors: Mapping[str, Tensor] | None,
+    ) -> MeasuredInputs:
+        """What one way of running the network shows."""
+        parts = len(runs) * self.ranks
+        share = {name: (dim, -(-rows // parts)) for name, (dim, rows) in weights.items()}
+        norm_share = {name: -(-rows // parts) for name, rows in norms.items()}
+        calls: dict[str, list[LayerInput]] = {}
+        normed: dict[str, list[Tensor]] = {}
+        for example in runs:
+            set_mode(self.model, example.modes[0])
+            own = {**named_tensors(self.model), **(tensors or {})}
+            reads = WeightReads(own, share)
+            outputs = BatchNormOutputs(own, norm_share, by_batch=self.by_batch)
+            self._run(example, tensors, reads, outputs)
+            for name, found in reads.found.items():
+                calls.setdefault(name, []).extend(found)
+            for name, made in outputs.found.items():
+                normed.setdefault(name, []).extend(made)
+        return MeasuredInputs(_of_all_calls(calls), {name: torch.cat(rows) for name, rows in normed.items()})
+
+    def _like_own(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors in the precision and on the device of the network's own; others of its tensors are left out."""
+        own = named_tensors(self.model)
+        return {name: tensor.to(own[name]) for name, tensor in tensors.items() if name in own}
+
+    def _run(self, example: Example, tensors: Mapping[str, Tensor] | None, *modes: AbstractContextManager[Any]) -> None:
+        with ExitStack() as stack:
+            # Autocast would multiply with copies of weights; samples are compared with the weights themselves.
+            stack.enter_context(torch.autocast(self._device, enabled=False))
+            for mode in modes:
+                stack.enter_context(mode)
+            try:
+                if tensors is None:
+                    run_with_derivatives(self.model, example)
+                else:
+                    names = {f"model.{name}": tensor for name, tensor in tensors.items()}
+                    functional_call(_Runner(self.model, example), names, ())
+            except Exception as error:
+                raise Unmeasurable(f"it cannot be run on {self.source}: {type(error).__name__}: {error}") from error
+
+    @property
+    def _device(self) -> str:
+        return next((one.device.type for one in named_tensors(self.model).values()), "cpu")
+
+    def _check(self, measured: MeasuredInputs) -> None:
+        for name, read in measured.layers.items():
+            if not bool(read.rows.isfinite().all()):
+                raise Unmeasurable(f"the {self.source} make NaN or infinity where {name} reads")
+        for name, rows in measured.normed.items():
+            if not bool(rows.isfinite().all()):
+                raise Unmeasurable(f"the {self.source} make NaN or infinity where {name} is")
+
+
+class _Runner(nn.Module):
+    """The network and an example as one module, whose tensors ``functional_call`` can replace."""
+
+    def __init__(self, model: nn.Module, example: Example) -> None:
+        super().__init__()
+        self.model = model
+        self.training = model.training
+        self._example = (example,)
+
+    def forward(self) -> Any:
+        return run_with_derivatives(self.model, self._example[0])
+
+
+def _of_all_calls(calls: Mapping[str, Sequence[LayerInput]]) -> dict[str, LayerInput]:
+    """All samples of each weight together; layers that read one tensor share memory."""
+    together: dict[tuple[int, ...], Tensor] = {}
+    joined = {}
+    for name, parts in calls.items():
+        key = tuple(id(part.rows) for part in parts)
+        if key not in together:
+            together[key] = parts[0].rows if len(parts) == 1 else torch.cat([part.rows for part in parts])
+        joined[name] = replace(parts[0], rows=together[key])
+    return joined
+
+
+def joined(parts: Sequence[MeasuredInputs | Unmeasurable]) -> MeasuredInputs:
+    """What several ranks found, as if one had.
+
+    Raises:
+        Unmeasurable: If one of them could not measure.
+    """
+    for part in parts:
+        if isinstance(part, Unmeasurable):
+            raise part
+    found = [part for part in parts if isinstance(part, MeasuredInputs)]
+    calls = {name: [part.layers[name] for part in found if name in part.layers] for name in found[0].layers}
+    normed = {name: [part.normed[name] for part in found if name in part.normed] for name in found[0].normed}
+    return MeasuredInputs(_of_all_calls(calls), {name: torch.cat(rows) for name, rows in normed.items()})

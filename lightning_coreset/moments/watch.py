@@ -1,0 +1,188 @@
+"""Watches a run: which operators multiply which weights with what."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lightning_coreset.moments.inputs import LayerInput
+from lightning_coreset.moments.sampling import channels_last, patches_of, rows_of
+
+aten = torch.ops.aten
+
+_MOST_CALLS = 4
+"""A weight that runs more often in one run, as in a loop over time, is sampled as often as this."""
+
+
+class WeightReads(TorchDispatchMode):
+    """Samples what some weights are multiplied with.
+
+    Args:
+        tensors: Parameters and buffers of the run by name.
+        wanted: For weights by name, the dimension that is contracted, and how many rows a run is to give.
+
+    Attributes:
+        found: For every weight that was seen, a sample for each call.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, int]]) -> None:
+        super().__init__()
+        self.found: dict[str, list[LayerInput]] = {}
+        self._wanted = wanted
+        self._weights = {_address(tensors[name]): (name, tensors[name]) for name in wanted if name in tensors}
+        self._vectors = {_address(tensor): name for name, tensor in tensors.items() if tensor.dim() == 1}
+        self._equal: dict[tuple[int, ...], list[Tensor]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        look = _OPERATORS.get(func)
+        if look is not None:
+            look(self, *args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+    def see_product(self, left: Tensor, right: Tensor, bias: Tensor | None = None) -> None:
+        """A product of matrices, ``left @ right``."""
+        if left.dim() == 3:  # a batch of one, as of an einsum
+            if len(left) != 1 or len(right) != 1:
+                return
+            left, right = left[0], right[0]
+        for inputs, weight, contracted in ((left, right, 0), (right.T, left, 1)):
+            name = self._name(weight, contracted)
+            if name is not None:
+                self._add(name, lambda wanted, call, inputs=inputs: rows_of(inputs, wanted, call)[:, :, None], bias)
+
+    def see_linear(self, inputs: Tensor, weight: Tensor, bias: Tensor | None = None) -> None:
+        """A linear layer that is one operator."""
+        name = self._name(weight, 1)
+        if name is not None:
+            flat = inputs.reshape(-1, inputs.shape[-1])
+            self._add(name, lambda wanted, call: rows_of(flat, wanted, call)[:, :, None], bias)
+
+    def see_convolution(
+        self,
+        inputs: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        stride: list[int],
+        padding: list[int],
+        dilation: list[int],
+        transposed: bool,
+        output_padding: list[int],
+        groups: int,
+    ) -> None:
+        """A convolution, transposed or not."""
+        name, known = self._weights.get(_address(weight), (None, None))
+        if name is None or known is None or weight.shape != known.shape or inputs.dim() != weight.dim():
+            return
+        spatial = weight.dim() - 2
+        stride, padding, dilation = (list(one) * (spatial // len(one)) for one in (stride, padding, dilation))
+
+        def sample(wanted: int, call: int) -> Tensor:
+            if transposed:
+                return rows_of(channels_last(inputs), wanted, call)[:, :, None]
+            return patches_of(inputs, weight.shape[2:], stride, padding, dilation, wanted, call)
+
+        self._add(name, sample, bias, groups=groups, transposed=transposed)
+
+    def _add(
+        self,
+        name: str,
+        sample: Callable[[int, int], Tensor],
+        bias: Tensor | None,
+        groups: int = 1,
+        transposed: bool = False,
+    ) -> None:
+        calls = self.found.setdefault(name, [])
+        if len(calls) >= _MOST_CALLS:
+            return
+        rows = self._shared(sample(self._wanted[name][1], len(calls)))
+        added = None if bias is None else self._vectors.get(_address(bias))
+        calls.append(LayerInput(rows, groups, transposed, added))
+
+    def _shared(self, rows: Tensor) -> Tensor:
+        """The same memory for layers that read one tensor."""
+        alike = self._equal.setdefault(tuple(rows.shape), [])
+        known = next((one for one in alike if torch.equal(one, rows)), None)
+        if known is None:
+            alike.append(rows)
+            return rows
+        return known
+
+    def _name(self, weight: Tensor, contracted: int) -> str | None:
+        """The weight that a matrix is or is a view of, all of whose inputs the product adds up along one dimension."""
+        name, known = self._weights.get(_address(weight), (None, None))
+        if name is None or known is None:
+            return None
+        dim = self._wanted[name][0]
+        length, step = known.shape[dim], known.stride(dim)
+        if weight.shape[contracted] != length or (length > 1 and weight.stride(contracted) != step):
+            return None
+        ahead = int(weight.storage_offset()) - int(known.storage_offset())
+        return name if (ahead // max(int(step), 1)) % length == 0 else None
+
+
+def _address(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+_OPERATORS: Mapping[Any, Callable[..., None]] = {
+    aten.mm.default: lambda watch, left, right: watch.see_product(left, right),
+    aten.bmm.default: lambda watch, left, right: watch.see_product(left, right),
+    aten.addmm.default: lambda watch, bias, left, right, **_: watch.see_product(left, right, bias),
+    aten.linear.default: WeightReads.see_linear,
+    aten.convolution.default: WeightReads.see_convolution,
+}
+
+
+class BatchNormOutputs(TorchFunctionMode):
+    """Lets BatchNorms use the statistics of the batch, if asked to, and samples what some of them make.
+
+    Their buffers are neither read nor written then.
+
+    Args:
+        tensors: Parameters and buffers of the run by name.
+        wanted: For running means by name, how many rows a run is to give.
+        by_batch: Whether to normalise by the batch.
+
+    Attributes:
+        found: Samples of the outputs, (R, C), by the name of the running mean, one for each call.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], wanted: Mapping[str, int], *, by_batch: bool) -> None:
+        super().__init__()
+        self.found: dict[str, list[Tensor]] = {}
+        self._wanted = wanted
+        self._by_batch = by_batch
+        self._means = {_address(tensors[name]): name for name in wanted if name in tensors}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is F.batch_norm:
+            return self._batch_norm(*args, **kwargs)
+        return func(*args, **kwargs)
+
+    def _batch_norm(
+        self,
+        input: Tensor,
+        running_mean: Tensor | None,
+        running_var: Tensor | None,
+        weight: Tensor | None = None,
+        bias: Tensor | None = None,
+        training: bool = False,
+        momentum: float = 0.1,
+        eps: float = 1e-5,
+    ) -> Tensor:
+        if self._by_batch:
+            made = F.batch_norm(input, None, None, weight, bias, True, 0.0, eps)
+        else:
+            made = F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+        name = None if running_mean is None else self._means.get(_address(running_mean))
+        if name is not None:
+            calls = self.found.setdefault(name, [])
+            calls.append(rows_of(channels_last(made), self._wanted[name], len(calls)))
+        return made

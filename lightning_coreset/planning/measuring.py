@@ -1,0 +1,148 @@
+"""The runs in which a method measures what layers read: on probes, or on batches of a user's."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from itertools import islice
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from lightning_coreset._calls import level_of_caller
+from lightning_coreset.methods import Measures, Method
+from lightning_coreset.moments import MeasuringRuns
+from lightning_coreset.nested import tensors_in
+from lightning_coreset.probes import ProbesUnavailable, synthetic_inputs
+from lightning_coreset.structure import Example, StepKind, Structure
+
+_SAMPLES_A_RUN = 64
+"""BatchNorms take their statistics over so many at a time, and activations of no more are in memory at once."""
+_ELEMENTS_A_RUN = 2**22
+"""Of the inputs of one run: larger images go in smaller runs."""
+_FEWEST_A_RUN = 8
+
+
+def measuring_runs(
+    model: nn.Module,
+    structure: Structure,
+    measures: Measures | None,
+    examples: Sequence[Example],
+    *,
+    data: Iterable[Any] | None = None,
+    seed: int = 0,
+) -> MeasuringRuns | None:
+    """The runs that a method asks for; ``None`` if it measures nothing.
+
+    Args:
+        model: The network.
+        structure: What was found in it.
+        measures: What the method asks for.
+        examples: How the network is run.
+        data: Batches, each of them as example inputs, for ``moments="batches"``.
+        seed: Of the probes.
+
+    Raises:
+        ValueError: If there are no batches in ``data``, or a user's probes do not fit.
+    """
+    kind = moments_kind(measures, structure, examples)
+    if measures is None or kind == "closed_form":
+        return None
+    if data is not None:
+        batches = _batches(data, examples[0], measures.samples)
+        return MeasuringRuns(model, [batches], by_batch=False, source="batches")
+    generator = torch.Generator().manual_seed(seed)
+    try:
+        runs = [list(_probes(model, example, measures, generator)) for example in examples]
+    except ProbesUnavailable as reason:
+        if measures.moments == "synthetic":  # asked for, not chosen by us
+            warnings.warn(_no_probes(reason), stacklevel=level_of_caller())
+        return None
+    return MeasuringRuns(model, runs, by_batch=True, source="probes")
+
+
+def moments_kind(
+    measures: Measures | None, structure: Structure, examples: Sequence[Example]
+) -> Literal["closed_form", "synthetic", "batches"]:
+    """How a method finds moments in this network."""
+    if measures is None:
+        return "closed_form"
+    if measures.moments != "auto":
+        return measures.moments
+    return "synthetic" if has_batch_norms(structure) or _reads_vectors(examples) else "closed_form"
+
+
+def check_data(method: Method, data: Iterable[Any] | None) -> None:
+    """Refuse batches that the method does not read, and their absence where it does.
+
+    Raises:
+        ValueError: If one of the two is so, or ``data`` cannot be iterated over.
+    """
+    wanted = method.measures is not None and method.measures.moments == "batches"
+    if wanted != (data is not None):
+        raise ValueError(_misfit(method, data))
+    if data is not None and (isinstance(data, (torch.Tensor, str, Mapping)) or not isinstance(data, Iterable)):
+        raise ValueError(
+            "Expected data to be an iterable of batches, each as example_inputs, such as [images[:64], images[64:128]] "
+            f"or (images for images, _ in loader), but got {type(data).__name__}."
+        )
+
+
+def has_batch_norms(structure: Structure) -> bool:
+    """Whether BatchNorms stand behind or before the layers that make channels, so that probes are put to scale."""
+    paths = [path for group in structure.groups for path in group.paths]
+    return any(
+        path.consumer.norm is not None or any(step.op == StepKind.BATCH_NORM for step in path.steps) for path in paths
+    )
+
+
+def _reads_vectors(examples: Sequence[Example]) -> bool:
+    """Whether all inputs are vectors, of which the closed form assumes what probes are: independent Gaussians."""
+    floating = [one for example in examples for one in tensors_in(example.inputs) if one.is_floating_point()]
+    return bool(floating) and all(one.dim() == 2 for one in floating)
+
+
+def _probes(model: nn.Module, example: Example, measures: Measures, generator: torch.Generator) -> Iterable[Example]:
+    largest = max((one[0].numel() for one in tensors_in(example.inputs) if one.dim() > 0), default=1)
+    at_once = max(min(_SAMPLES_A_RUN, _ELEMENTS_A_RUN // max(largest, 1)), _FEWEST_A_RUN)
+    made = 0
+    while made < measures.samples:
+        one = synthetic_inputs(model, example, min(at_once, measures.samples - made), generator)
+        made += max(one.batch_size, 1)
+        yield one
+
+
+def _batches(data: Iterable[Any], example: Example, samples: int) -> list[Example]:
+    """The first batches, until there are samples enough."""
+    found: list[Example] = []
+    count = 0
+    for batch in islice(data, samples):
+        one = Example.of(batch)
+        found.append(replace(example, inputs=one.inputs, batch_size=one.batch_size))
+        count += one.batch_size
+        if count >= samples:
+            break
+    if not found:
+        raise ValueError(
+            "Expected data to give at least one batch for moments='batches' but it is empty. Give a loader that has "
+            "some, or leave moments to its default, which needs no data."
+        )
+    return found
+
+
+def _misfit(method: Method, data: Iterable[Any] | None) -> str:
+    if data is None:
+        return (
+            "Expected data=, an iterable of batches as the model takes them, with moments='batches' but got none. Give "
+            "some hundred samples, or leave moments to its default, which needs no data."
+        )
+    return f"Expected method=Reconstruction(moments='batches') with data= but got {method!r}, which does not read data."
+
+
+def _no_probes(reason: ProbesUnavailable) -> str:
+    return (
+        f"Moments are derived in closed form instead of measured, since no probes can be made up: {reason}. Groups "
+        "without such a form are ranked by norms."
+    )
