@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from lightning_coreset.nested import map_tensors
-from lightning_coreset.probes.leaf import Leaf
+from lightning_coreset.probes.leaf import IdRange, Leaf
 from lightning_coreset.structure import Example
 
 
@@ -27,7 +27,8 @@ def has_fixed_size(example: Example, leaves: Sequence[Leaf]) -> bool:
 def unbatched(make: Callable[[Leaf, int, Generator], Tensor], leaf: Leaf, generator: Generator) -> Tensor:
     """Make a single sample, which has no batch dimension."""
     uses = [replace(use, dims=tuple(None if dim is None else dim + 1 for dim in use.dims)) for use in leaf.uses]
-    return make(replace(leaf, value=leaf.value[None], uses=tuple(uses)), 1, generator)[0]
+    ids = None if leaf.ids is None else IdRange(leaf.ids.end[None], leaf.ids.padding[None])
+    return make(replace(leaf, value=leaf.value[None], uses=tuple(uses), ids=ids), 1, generator)[0]
 
 
 def _counts_rows(leaf: Leaf) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, TypeAlias
 
@@ -64,7 +64,9 @@ def _batch_size_of(inputs: Any, example: Example) -> int:
         ValueError: If they have not.
     """
     expected, found = tensors_by_path(example.inputs), tensors_by_path(inputs)
-    if type(inputs) is not type(example.inputs) or found.keys() != expected.keys():
+    both_mappings = isinstance(inputs, Mapping) and isinstance(example.inputs, Mapping)  # a dict for a BatchEncoding
+    same_type = both_mappings or type(inputs) is type(example.inputs)
+    if not same_type or found.keys() != expected.keys():
         raise ValueError(
             f"Expected probes to return the structure of the example inputs, {_outline(example.inputs, expected)}, but "
             f"got {_outline(inputs, found)}."

@@ -61,8 +61,9 @@ class IdRanges:
 
 
 def with_ids(made: Tensor, leaf: Leaf, generator: Generator) -> Tensor:
-    """Replace elements that enter embeddings by uniform ids without the one for padding. ``(samples, ...)``."""
-    assert leaf.ids is not None
+    """Replace elements that enter embeddings, if any do, by uniform ids without the one for padding."""
+    if leaf.ids is None:
+        return made
     end, padding = leaf.ids.end, leaf.ids.padding
     if leaf.has_batch:  # an id is for every sample alike, so the narrowest range of all samples holds
         end, padding = end.masked_fill(end == 0, _UNLIMITED).amin(0), padding.amax(0)

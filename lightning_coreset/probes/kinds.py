@@ -8,6 +8,7 @@ import torch
 from torch import Generator, Tensor
 
 from lightning_coreset.probes.dead_leaves import dead_leaves
+from lightning_coreset.probes.ids import with_ids
 from lightning_coreset.probes.leaf import Leaf
 from lightning_coreset.probes.pink_noise import pink_noise
 
@@ -20,8 +21,8 @@ def is_kept(leaf: Leaf) -> bool:
     """What says how other inputs are read, and is taken from the example.
 
     Masks, also additive ones and those of floating zeros and ones; whole numbers that enter no embedding, such as
-    lengths, edges and targets; adjacencies; floating numbers without a batch dimension, or one for each sample, such
-    as a time. What enters a layer or an embedding directly is none of these, except adjacencies.
+    lengths, edges and targets, or that are called positions; adjacencies; floating numbers without a batch dimension,
+    or one for each sample, such as a time. Floating numbers that enter a layer are none of these, except adjacencies.
     """
     value = leaf.value
     if value.layout is not torch.strided:
@@ -29,7 +30,7 @@ def is_kept(leaf: Leaf) -> bool:
     if value.is_complex():
         return False
     if not value.is_floating_point():
-        return leaf.ids is None and not is_bytes(leaf)
+        return not is_bytes(leaf) and (leaf.ids is None or _are_positions(leaf))
     if leaf.is_used_as("operator"):
         return True
     no_layer = leaf.reader is None and leaf.ids is None
@@ -37,8 +38,9 @@ def is_kept(leaf: Leaf) -> bool:
 
 
 def is_ids(leaf: Leaf) -> bool:
-    """Numbers that enter an embedding."""
-    return leaf.ids is not None and not leaf.value.is_floating_point() and not leaf.value.is_complex()
+    """Whole numbers that enter an embedding."""
+    value = leaf.value
+    return leaf.ids is not None and not value.is_floating_point() and not value.is_complex()
 
 
 def is_bytes(leaf: Leaf) -> bool:
@@ -70,16 +72,24 @@ def is_vectors(leaf: Leaf) -> bool:
 
 
 def repeated(leaf: Leaf, samples: int, generator: Generator) -> Tensor:
-    """The samples of the example over and over; all of it where it has no batch dimension."""
-    value = leaf.value
-    if not leaf.has_batch:
-        return value
-    return value.detach()[torch.arange(samples, device=value.device) % len(value)]
+    """Copies of the example's samples, over and over; of all of it where it has no batch dimension."""
+    value = leaf.value.detach()
+    if not leaf.has_batch or samples == len(value):
+        return value.clone()
+    return value[torch.arange(samples, device=value.device) % len(value)]
 
 
-def gaussian(leaf: Leaf, samples: int, generator: Generator) -> Tensor:
-    """Independent standard normal numbers, the law under which moments have a closed form."""
-    return torch.randn(samples, *leaf.value.shape[1:], generator=generator)
+def ids(leaf: Leaf, samples: int, generator: Generator) -> Tensor:
+    """Uniform ids. Elements beside them that enter no embedding are those of the example."""
+    return with_ids(repeated(leaf, samples, generator), leaf, generator)
+
+
+def vectors(leaf: Leaf, samples: int, generator: Generator) -> Tensor:
+    """Independent standard normal numbers, the law under which moments have a closed form.
+
+    Columns that the network rounds and looks up in an embedding are uniform ids.
+    """
+    return with_ids(torch.randn(samples, *leaf.value.shape[1:], generator=generator), leaf, generator)
 
 
 def images(leaf: Leaf, samples: int, generator: Generator) -> Tensor:
@@ -96,12 +106,17 @@ def byte_images(leaf: Leaf, samples: int, generator: Generator) -> Tensor:
 
 
 def series(leaf: Leaf, samples: int, generator: Generator) -> Tensor:
-    """1/f processes over time; all other dimensions are features."""
+    """1/f processes over time; all other dimensions are features, or ids where they enter an embedding."""
     shape = leaf.value.shape
     (time,) = _space_of(leaf)
     others = [length for dim, length in enumerate(shape) if dim not in (0, time)]
     made = pink_noise(samples, math.prod(others), shape[time], generator)
-    return made.view(samples, *others, shape[time]).movedim(-1, time)
+    return with_ids(made.view(samples, *others, shape[time]).movedim(-1, time), leaf, generator)
+
+
+def _are_positions(leaf: Leaf) -> bool:
+    """Whether ids are called positions, as ``position_ids``: random ones would be no order."""
+    return any("position" in key for key in leaf.path if isinstance(key, str))
 
 
 def _is_real(leaf: Leaf) -> bool:

@@ -30,12 +30,12 @@ class ProbeKind(NamedTuple):
 
 _BUILT_IN: dict[str, ProbeKind] = {
     "kept": ProbeKind(kinds.is_kept, kinds.repeated),
-    "ids": ProbeKind(kinds.is_ids, kinds.repeated),  # those that enter an embedding are drawn afterwards
+    "ids": ProbeKind(kinds.is_ids, kinds.ids),
     "bytes": ProbeKind(kinds.is_bytes, kinds.byte_images),
-    "points": ProbeKind(kinds.is_points, kinds.gaussian),
+    "points": ProbeKind(kinds.is_points, kinds.vectors),
     "images": ProbeKind(kinds.is_images, kinds.images),
     "series": ProbeKind(kinds.is_series, kinds.series),
-    "vectors": ProbeKind(kinds.is_vectors, kinds.gaussian),
+    "vectors": ProbeKind(kinds.is_vectors, kinds.vectors),
 }
 """Asked in this order."""
 _REGISTERED: dict[str, ProbeKind] = {}

@@ -9,7 +9,6 @@ from torch import Generator, Tensor, nn
 
 from lightning_coreset.nested import map_tensors, tensors_by_path, tensors_in
 from lightning_coreset.probes.fixed_size import has_fixed_size, unbatched
-from lightning_coreset.probes.ids import with_ids
 from lightning_coreset.probes.leaf import WAY_OUT, Leaf, ProbesUnavailable, described, name_of_path
 from lightning_coreset.probes.observation import observe, why_not_run
 from lightning_coreset.probes.registry import kind_of
@@ -92,18 +91,13 @@ def _made(leaf: Leaf, samples: int, generator: Generator) -> Tensor:
     value = leaf.value
     rows = samples if leaf.has_batch or value.dim() == 0 else len(value)
     made = unbatched(kind.make, leaf, generator) if leaf.is_one_sample else kind.make(leaf, rows, generator)
-    if made is value:
-        return value
-    expected = (rows, *value.shape[1:])
+    expected = (rows, *value.shape[1:]) if value.dim() else ()
     if not isinstance(made, Tensor) or tuple(made.shape) != expected:
         raise ValueError(
             f"Expected the inputs {name!r} made for {leaf.name} to be a tensor of shape {expected} but got "
             f"{described(made)}."
         )
-    made = made.to(value.device, value.dtype)
-    if leaf.ids is not None:
-        made = with_ids(made, leaf, generator)
-    return made.requires_grad_(value.requires_grad)
+    return made.to(value.device, value.dtype).requires_grad_(value.requires_grad)
 
 
 def _check_all_reached(example: Example) -> None:

@@ -29,8 +29,9 @@ _MOVES = frozenset(
 _JOINS = frozenset({"cat", "stack"})
 _RESCALES = frozenset(
     """
-    _to_copy add batch_norm clamp clamp_max clamp_min cudnn_batch_norm dequantize div lift_fresh maximum minimum mul
-    native_batch_norm native_group_norm native_layer_norm neg relu remainder rsub sub where
+    _to_copy abs add batch_norm clamp clamp_max clamp_min cudnn_batch_norm div exp lift_fresh log log10 log1p log2
+    maximum minimum mul native_batch_norm native_group_norm native_layer_norm neg pow reciprocal relu remainder rsqrt
+    rsub sigmoid sqrt square sub tanh where
     """.split()
 )
 """What leaves each element at its place; if all other operands are constants, it is still known as that element."""
