@@ -18,8 +18,8 @@ def run(page, tmp_path, monkeypatch, **given):
 
 
 PAGES = """
-api/structure.md arguments.md extending.md guide.md how_it_works.md methods.md schedules.md sensitivity_scan.md
-targets.md why.md
+api/structure.md arguments.md extending.md guide.md how_it_works.md methods.md probes.md schedules.md
+sensitivity_scan.md targets.md why.md
 """
 
 
