@@ -95,12 +95,12 @@ class Reconstruction(Method):
 
     def prepare(self, groups: Sequence[GroupView], sizes: Mapping[str, int]) -> None:
         """Measure what the consumers of all groups read, and choose the channels, unless moments are derived."""
-        if not groups or groups[0].state.runs is None:
+        runs = groups[0].state.runs if groups else None
+        if runs is None:
             return
-        state = groups[0].state
         losing = [group for group in groups if sizes[group.name] < group.size]
         try:
-            state.prepared |= measured.prepare(losing, sizes, state.runs, self._settings)
+            groups[0].state.prepared |= measured.prepare(losing, sizes, runs, self._settings)
         except Unmeasurable as reason:
             warnings.warn(_why_derived(reason), stacklevel=level_of_caller())
 

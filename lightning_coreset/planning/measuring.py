@@ -9,13 +9,13 @@ from itertools import islice
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_coreset._calls import level_of_caller
 from lightning_coreset.methods import Measures, Method
 from lightning_coreset.moments import MeasuringRuns
-from lightning_coreset.nested import tensors_in
-from lightning_coreset.probes import ProbesUnavailable, synthetic_inputs
+from lightning_coreset.nested import map_tensors, tensors_in
+from lightning_coreset.probes import ProbesUnavailable, as_probes
 from lightning_coreset.structure import Example, StepKind, Structure
 
 _SAMPLES_A_RUN = 64
@@ -55,7 +55,7 @@ def measuring_runs(
         return MeasuringRuns(model, [batches], by_batch=False, source="batches")
     generator = torch.Generator().manual_seed(seed)
     try:
-        runs = [list(_probes(model, example, measures, generator)) for example in examples]
+        runs = [_probes(model, example, measures, generator) for example in examples]
     except ProbesUnavailable as reason:
         if measures.moments == "synthetic":  # asked for, not chosen by us
             warnings.warn(_no_probes(reason), stacklevel=level_of_caller())
@@ -104,14 +104,36 @@ def _reads_vectors(examples: Sequence[Example]) -> bool:
     return bool(floating) and all(one.dim() == 2 for one in floating)
 
 
-def _probes(model: nn.Module, example: Example, measures: Measures, generator: torch.Generator) -> Iterable[Example]:
-    largest = max((one[0].numel() for one in tensors_in(example.inputs) if one.dim() > 0), default=1)
+def _probes(model: nn.Module, example: Example, measures: Measures, generator: torch.Generator) -> list[Example]:
+    """As many samples as are wanted, in runs that fit into memory."""
+    make = as_probes(measures.probes)
+    made, count = [], 0
+    while count < measures.samples:
+        one = make(model, example, measures.samples, generator)
+        made.append(one)
+        count += max(one.batch_size, 1)
+        if measures.probes is not None:  # a user's function makes as many as it likes
+            break
+    return [part for one in made for part in _in_parts(one)]
+
+
+def _in_parts(example: Example) -> list[Example]:
+    """The example, a part of its samples at a time."""
+    batched = [one for one in tensors_in(example.inputs) if one.dim() > 0 and len(one) == example.batch_size]
+    largest = max((one[0].numel() for one in batched), default=1)
     at_once = max(min(_SAMPLES_A_RUN, _ELEMENTS_A_RUN // max(largest, 1)), _FEWEST_A_RUN)
-    made = 0
-    while made < measures.samples:
-        one = synthetic_inputs(model, example, min(at_once, measures.samples - made), generator)
-        made += max(one.batch_size, 1)
-        yield one
+    if example.batch_size < 2 * at_once:
+        return [example]
+
+    def part(start: int) -> Example:
+        def cut(tensor: Tensor) -> Tensor:
+            return tensor[start : start + at_once] if any(tensor is one for one in batched) else tensor
+
+        inputs = map_tensors(cut, example.inputs)
+        return replace(example, inputs=inputs, batch_size=min(at_once, example.batch_size - start))
+
+    starts = range(0, example.batch_size - at_once // 2, at_once)
+    return [part(start) for start in starts]
 
 
 def _batches(data: Iterable[Any], example: Example, samples: int) -> list[Example]:
@@ -143,6 +165,6 @@ def _misfit(method: Method, data: Iterable[Any] | None) -> str:
 
 def _no_probes(reason: ProbesUnavailable) -> str:
     return (
-        f"Moments are derived in closed form instead of measured, since no probes can be made up: {reason}. Groups "
-        "without such a form are ranked by norms."
+        "Moments are derived in closed form instead of measured, and groups without such a form ranked by norms. "
+        f"{reason}"
     )
