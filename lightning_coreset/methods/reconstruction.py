@@ -61,7 +61,7 @@ class Reconstruction(Method):
 
     rounds: int = 16
     ridge: float = 1e-3
-    moments: MomentsKind = "closed_form"
+    moments: MomentsKind = "auto"
     samples: int = 256
     refine: bool = True
     sequential: bool | None = None

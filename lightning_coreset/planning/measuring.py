@@ -23,6 +23,8 @@ _SAMPLES_A_RUN = 64
 _ELEMENTS_A_RUN = 2**22
 """Of the inputs of one run: larger images go in smaller runs."""
 _FEWEST_A_RUN = 8
+_VECTORS_A_SAMPLE = 8
+"""A vector is one row of a layer's input, where an image or a text is many, and costs as little."""
 
 
 def measuring_runs(
@@ -107,9 +109,10 @@ def _reads_vectors(examples: Sequence[Example]) -> bool:
 def _probes(model: nn.Module, example: Example, measures: Measures, generator: torch.Generator) -> list[Example]:
     """As many samples as are wanted, in runs that fit into memory."""
     make = as_probes(measures.probes)
+    wanted = measures.samples * (_VECTORS_A_SAMPLE if _reads_vectors([example]) else 1)
     made, count = [], 0
-    while count < measures.samples:
-        one = make(model, example, measures.samples, generator)
+    while count < wanted:
+        one = make(model, example, wanted, generator)
         made.append(one)
         count += max(one.batch_size, 1)
         if measures.probes is not None:  # a user's function makes as many as it likes

@@ -37,7 +37,7 @@ def test_without_an_intercept_nothing_is_added():
 def test_a_ridge_pulls_to_the_start_where_samples_say_nothing():
     x, y = data()
     x = torch.cat([x, torch.zeros(len(x), 1, dtype=torch.float64)], dim=1)  # an input that is never there
-    start = torch.full((3, 8), 5.0)
+    start = torch.full((3, 8), 5.0, dtype=torch.float64)
     fit = fit_samples(x, y, start, ridge=1e-3)
     assert torch.allclose(fit.weights[:, -1], torch.full((3,), 5.0, dtype=torch.float64))
     assert not torch.allclose(fit.weights[:, :-1], start[:, :-1], atol=1.0)
