@@ -25,6 +25,10 @@ from lightning_coreset.coreset.elimination_state import compress_rows
 from lightning_coreset.coreset.hermite import hermite_coefficients
 
 _TERMS = 13
+_AT_ONCE = 2**14
+"""Entries of a matrix all of whose powers are computed together."""
+_ENOUGH = 1e-5
+"""Part of the consumers' energy below which a step of L-BFGS is the last."""
 _TINY = 1e-12
 
 
@@ -145,7 +149,9 @@ class _Problem:
         moved = torch.zeros_like(self.start).requires_grad_()
         shifted = torch.zeros_like(own).requires_grad_()
         best: tuple[float, Tensor, Tensor] = (float("inf"), self.start, torch.zeros_like(own))
-        optimizer = torch.optim.LBFGS([moved, shifted], max_iter=steps, history_size=15, line_search_fn="strong_wolfe")
+        optimizer = torch.optim.LBFGS(
+            [moved, shifted], max_iter=steps, history_size=15, line_search_fn="strong_wolfe", tolerance_change=_ENOUGH
+        )
 
         def closure() -> Tensor:
             nonlocal best
@@ -154,10 +160,10 @@ class _Problem:
             error = self._error(combination, shift)
             if float(error.detach()) < best[0]:
                 best = (float(error.detach()), combination.detach(), shift.detach())
-            error.backward()
-            return error
+            (error / self.energy).backward()
+            return error / self.energy
 
-        if steps > 0:
+        if steps > 0 and self.energy > 0:
             optimizer.step(closure)
         return best[1], best[2]
 
@@ -213,7 +219,12 @@ def _moments(
     left: Tensor, left_rest: Tensor, correlation: Tensor, right: Tensor, right_rest: Tensor, first: int = 0
 ) -> Tensor:
     """Mehler's expansion between two sets of channels, from one power on: 1 for centred moments."""
-    total = torch.outer(left_rest, right_rest)
-    for k in range(len(left) - 1, first - 1, -1):
-        total = total * correlation + torch.outer(left[k], right[k])
+    left, right = torch.cat([left[first:], left_rest[None]]), torch.cat([right[first:], right_rest[None]])
+    if correlation.numel() <= _AT_ONCE:  # few operators: for small matrices they are what takes time
+        exponents = torch.arange(first, first + len(left))
+        powers = correlation ** exponents[:, None, None]
+        return torch.einsum("kn,km,knm->nm", left, right, powers)
+    total = torch.outer(left[-1], right[-1])
+    for k in range(len(left) - 2, -1, -1):
+        total = torch.addcmul(torch.outer(left[k], right[k]), total, correlation)
     return total * correlation if first else total

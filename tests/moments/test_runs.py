@@ -200,3 +200,58 @@ def test_what_cannot_run_or_is_not_finite_is_said():
     nn.init.constant_(model[0].weight, float("nan"))
     with pytest.raises(Unmeasurable, match="make NaN or infinity where 1.weight reads"):
         measured(model, torch.randn(5, 4), {"1.weight": (1, ALL)})
+
+
+def test_what_ranks_find_is_put_together_in_their_order():
+    model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2)).eval()
+    parts = [torch.randn(6, 4), torch.randn(6, 4)]
+    apart = [MeasuringRuns(model, [[Example.of(part)]], False, "batches") for part in parts]
+    found = [runs.measure({"1.weight": (1, 4)}) for runs in apart]
+
+    def gather(own):
+        assert own.layers["1.weight"].rows.shape == (4, 3, 1)  # this rank's share of eight
+        return found
+
+    together = MeasuringRuns(model, [[Example.of(parts[0])]], False, "batches", gather=gather, ranks=2)
+    rows = together.measure({"1.weight": (1, 8)}).layers["1.weight"].rows
+    assert torch.equal(rows, torch.cat([one.layers["1.weight"].rows for one in found]))
+
+
+def test_a_rank_that_cannot_measure_tells_the_others():
+    model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2)).eval()
+    told = []
+
+    def gather(own):
+        told.append(own)
+        return [own, own]
+
+    runs = MeasuringRuns(model, [[Example.of(torch.randn(5, 7))]], False, "batches", gather=gather, ranks=2)
+    with pytest.raises(Unmeasurable, match="cannot be run on batches"):
+        runs.measure({"1.weight": (1, 8)})
+    assert isinstance(told[0], Unmeasurable)
+
+
+def test_another_way_of_running_is_only_tried_for_what_the_first_does_not_show():
+    calls = []
+
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 3), nn.Linear(4, 2)
+
+    def run(model, inputs):
+        calls.append(inputs[0])
+        return model.a(inputs[1]) if inputs[0] == "a" else model.b(inputs[1])
+
+    ways = [[Example((name, torch.randn(5, 4)), run, 5)] for name in "ab"]
+    runs = MeasuringRuns(Two().eval(), ways, False, "probes")
+    assert runs.measure({"a.weight": (1, 8)}).layers.keys() == {"a.weight"}
+    assert calls == ["a"]
+    assert runs.measure({"a.weight": (1, 8), "b.weight": (1, 8)}).layers.keys() == {"a.weight", "b.weight"}
+
+
+def test_weights_are_found_under_autocast():
+    model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2)).eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = measured(model, torch.randn(5, 4), {"1.weight": (1, ALL)})
+    assert "1.weight" in found.layers

@@ -25,7 +25,7 @@ from torch.nn.functional import cross_entropy, mse_loss
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Subset
 
-from lightning_coreset import CoresetPruningCallback, LayerShape
+from lightning_coreset import CoresetPruningCallback, LayerShape, Reconstruction
 
 BATCH = 16  # of all processes together
 EPOCHS = 3
@@ -271,6 +271,7 @@ VARIANTS = {
     "stream": Variant(Stream, pruning={"include_residual": True}),
     "attention": Variant(Attentive, pruning={"include_residual": True}),
     "latency": Variant(Shown, pruning={"unit": "latency", "latency": by_blocks}),
+    "batches": Variant(pruning={"method": Reconstruction(moments="batches", samples=32)}, exact=False),
     "certified": Variant(pruning={"method": "random", "certify": True}),
     "hook": Variant(strategy=hooked(allreduce_hook), pruning={"method": "random"}),
     "fp16_hook": Variant(strategy=hooked(fp16_compress_hook), exact=False),
