@@ -17,6 +17,7 @@ from lightning_coreset.planning import Request, measuring_runs, moments_kind
 from lightning_coreset.structure import Example, Structure
 from lightning_coreset.training.examples import ExampleSource
 from lightning_coreset.training.examples.batches import on_device
+from lightning_coreset.training.examples.plain_form import bytes_of
 from lightning_coreset.training.examples.steps import StepRun
 from lightning_coreset.training.strategies import gathered
 
@@ -54,6 +55,15 @@ class MomentRuns:
         if self._count < self._samples:
             self._kept.append(on_device(map_tensors(Tensor.clone, batch), "cpu"))
             self._count += Example.of(batch).batch_size
+
+    def to_plain(self, most: int) -> list[Any] | None:
+        """The batches for a checkpoint; ``None`` if there are none, they are more than so many bytes, or not plain."""
+        size = bytes_of(self._kept)
+        return list(self._kept) if self._kept and size is not None and size <= most else None
+
+    def resume_with(self, batches: Sequence[Any]) -> None:
+        """Go on with the batches of the run that a checkpoint is of."""
+        self._kept = list(batches)
 
     def stop(self) -> None:
         """Drop batches."""

@@ -26,6 +26,8 @@ from lightning_coreset.training.strategies import from_rank_zero, run_on_all_ran
 from lightning_coreset.training.timeline import Timeline
 
 _MOST_BYTES = 1 << 20
+_MOST_BATCH_BYTES = 1 << 26
+"""Of the batches on which layers are measured: some hundred small images."""
 """Of examples in a checkpoint."""
 
 OnPrune: TypeAlias = Callable[[PruningPlan, pl.Trainer, pl.LightningModule], None]
@@ -63,6 +65,7 @@ class PruningRun:
     saves_examples: bool = True
     others: list[PruningRun] = field(default_factory=list, repr=False)
     _examples: list[Candidate] = field(default_factory=list, repr=False)
+    _moment_batches: list[Any] = field(default_factory=list, repr=False)
     _events: dict[int, float] = field(default_factory=dict)
     _next_event: float = math.inf
     _waits_in_epoch: int = -1
@@ -92,7 +95,8 @@ class PruningRun:
     def resume_examples(self, pl_module: pl.LightningModule) -> None:
         """Go on with the examples of a checkpoint; once, when the source of examples has begun."""
         self.planner.source.resume_with(pl_module, self._examples)
-        self._examples = []
+        self.planner.moments.resume_with(self._moment_batches)
+        self._examples, self._moment_batches = [], []
 
     def lay_out_events(self, trainer: pl.Trainer) -> None:
         """Compute the events of this fit, once the length of training is known."""
@@ -259,6 +263,9 @@ class PruningRun:
             examples = self.planner.source.to_plain(_MOST_BYTES)
             if examples:
                 state["examples"] = examples
+            batches = self.planner.moments.to_plain(_MOST_BATCH_BYTES)
+            if batches is not None:
+                state["moment_batches"] = batches
         return state
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -270,6 +277,7 @@ class PruningRun:
         try:
             progress = Progress.from_dict(state_dict)
             examples = read_candidates(state_dict.get("examples", []))
+            batches = as_type(state_dict.get("moment_batches", []), list[Any], "moment_batches")
             checkpoints = self.checkpoints.read(state_dict.get("checkpoints", {}))
             self.guard.load(state_dict.get("guard"), progress)
         except ValueError as error:
@@ -279,7 +287,7 @@ class PruningRun:
                 "start a new run from its weights: load_pruned reads them alone."
             ) from error
         self._go_on_from(progress)
-        self._examples = examples
+        self._examples, self._moment_batches = examples, batches
         self.checkpoints.load(*checkpoints)
         self.monitor.was_logged = state_dict.get("was_logged") is True
 

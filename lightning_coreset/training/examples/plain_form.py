@@ -32,7 +32,7 @@ def to_plain(candidates: Iterable[Candidate], most: int) -> list[dict[str, Any]]
         The data; ``None`` if it is too much, or a batch is of a kind that a checkpoint cannot hold safely.
     """
     plain = [_candidate_to_plain(one) for one in candidates if one.origin not in (Origin.GIVEN, Origin.PRESENT)]
-    sizes = [_bytes_of(one) for one in plain]
+    sizes = [bytes_of(one) for one in plain]
     if any(size is None for size in sizes) or sum(size or 0 for size in sizes) > most:
         return None
     return plain
@@ -106,12 +106,12 @@ def _candidate(plain: dict[str, Any]) -> Candidate:
     return Candidate(as_type(plain.get("title"), str, "title"), example, Origin(origin), plain.get("whole"), **flags)
 
 
-def _bytes_of(tree: Any) -> int | None:
+def bytes_of(tree: Any) -> int | None:
     """The bytes of all tensors in a nest; ``None`` if it holds anything but tensors and plain data."""
     if isinstance(tree, dict) and type(tree) is dict:
-        parts = [*map(_bytes_of, tree.keys()), *map(_bytes_of, tree.values())]
+        parts = [*map(bytes_of, tree.keys()), *map(bytes_of, tree.values())]
     elif type(tree) in (list, tuple):
-        parts = [_bytes_of(one) for one in tree]
+        parts = [bytes_of(one) for one in tree]
     elif type(tree) is Tensor:
         return tree.numel() * tree.element_size() if tree.layout is torch.strided else None
     else:
