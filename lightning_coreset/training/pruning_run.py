@@ -11,6 +11,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_coreset.optimizers import optimizers_stay
+from lightning_coreset.plain_data import as_type
 from lightning_coreset.plan import PruningPlan
 from lightning_coreset.training.best_checkpoint import BestCheckpoints
 from lightning_coreset.training.early_stopping import restart_patience
@@ -26,9 +27,9 @@ from lightning_coreset.training.strategies import from_rank_zero, run_on_all_ran
 from lightning_coreset.training.timeline import Timeline
 
 _MOST_BYTES = 1 << 20
+"""Of examples in a checkpoint."""
 _MOST_BATCH_BYTES = 1 << 26
 """Of the batches on which layers are measured: some hundred small images."""
-"""Of examples in a checkpoint."""
 
 OnPrune: TypeAlias = Callable[[PruningPlan, pl.Trainer, pl.LightningModule], None]
 
