@@ -382,8 +382,9 @@ def test_units(unit):
 @pytest.mark.parametrize(
     ("method", "named"),
     [
-        ("reconstruction", "reconstruction"),
-        (Reconstruction(rounds=2), "reconstruction"),
+        ("reconstruction", "reconstruction (probes)"),
+        (Reconstruction(rounds=2), "reconstruction (probes)"),
+        (Reconstruction(moments="closed_form"), "reconstruction"),
         ("sensitivity", "sensitivity (distinct)"),
         (Sensitivity("pps"), "sensitivity (pps)"),
         ("magnitude", "magnitude (L2)"),

@@ -6,8 +6,7 @@ squared error of the consumers' outputs, with the best consumers :math:`U` for e
 .. math:: \mathrm{tr}(W K_{hh} W^T) - \mathrm{tr}(W K_{hh'} (K_{h'h'} + \lambda I)^{-1} K_{h'h} W^T)
 
 in the moments of :math:`h = \phi(z)` and :math:`h' = \phi(z')`, which Mehler's expansion gives in closed form and
-differentiably. Model folding (Wang et al., ICLR 2025), which averages rows, is the special case of a B with one block of
-equal entries for each kept row.
+differentiably. Model folding (Wang et al., ICLR 2025), which averages rows, is a special case of B.
 
 Shapes: N channels, m kept, J rows of the consumers.
 """
@@ -93,10 +92,12 @@ def refine_producers(
         (True, tensor([[0.5000, 0.5000]], dtype=torch.float64))
 
     """
-    problem = _Problem.of(activation, mean, covariance, compress_rows(consumers.double()), kept, centred, ridge)
-    with torch.enable_grad():
-        combination, shift = problem.minimised(steps)
-    with torch.no_grad():
+    with torch.inference_mode(False), torch.no_grad():
+        # Copies, since tensors of inference mode cannot be differentiated through.
+        law = [one.detach().clone() for one in (mean, covariance, compress_rows(consumers.double()))]
+        problem = _Problem.of(activation, *law, kept.clone(), centred, ridge)
+        with torch.enable_grad():
+            combination, shift = problem.minimised(steps)
         return problem.result(combination, shift)
 
 

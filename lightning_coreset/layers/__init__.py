@@ -6,7 +6,7 @@ from lightning_coreset.layers.consumer_set import ConsumerSet, consumer_sets, ma
 from lightning_coreset.layers.group_view import GroupView, NoCoresetForm
 from lightning_coreset.layers.layer_pair import LayerPair
 from lightning_coreset.layers.measured_readers import MeasuredReader, measured_readers, selection_forms, written
-from lightning_coreset.layers.moved_producers import MovedProducers, can_move
+from lightning_coreset.layers.moved_producers import MovedProducers, movable_pair
 from lightning_coreset.layers.new_weights import write_updates
 from lightning_coreset.layers.pairing import check_positions, check_ranges, layer_pairs, single_channel_pairs
 from lightning_coreset.layers.plan_state import ActivationMoments, PlanState
@@ -20,13 +20,13 @@ __all__ = [
     "MovedProducers",
     "NoCoresetForm",
     "PlanState",
-    "can_move",
     "check_positions",
     "check_ranges",
     "consumer_sets",
     "layer_pairs",
     "main_set",
     "measured_readers",
+    "movable_pair",
     "selection_forms",
     "single_channel_pairs",
     "write_updates",

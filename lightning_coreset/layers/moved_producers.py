@@ -19,29 +19,22 @@ from lightning_coreset.layers.pairing import single_channel_pairs
 _EPSILON = 1e-8
 
 
-def can_move(view: GroupView) -> LayerPair:
-    """The pair that makes a group's channels, if its rows may become combinations of each other.
+def movable_pair(view: GroupView) -> LayerPair | None:
+    """The pair that makes a group's channels, if its rows may become combinations of each other, else ``None``.
 
-    Raises:
-        NoCoresetForm: With the reason why not.
+    Nothing but the producer and one BatchNorm may hold values of the channels, with a constant to set; and consumers
+    read this group alone, all of them through the same activation.
     """
-    pairs = single_channel_pairs(view)
-    pair = pairs[0]
-    if len({one.activation for one in pairs}) > 1:
-        raise NoCoresetForm("consumers see its channels through different activations")
-    if any(one.whole_input is None for one in pairs):
-        raise NoCoresetForm("a consumer reads other channels as well")
-    if view.group.weight_norms:
-        raise NoCoresetForm("its weights are normalised")
-    makers = {pair.path.producer.weight, pair.path.producer.bias, *_norm_tensors(pair)}
-    others = [one for one in view.group.members if one.role != "consumer" and one.name not in makers]
-    if others:
-        raise NoCoresetForm(f"{others[0].name} stands between")
-    if pair.before is None and pair.path.producer.bias is None:
-        raise NoCoresetForm("its producer has no bias")
-    if pair.before is not None and (pair.before.weight is None or pair.before.bias is None):
-        raise NoCoresetForm("its BatchNorm has no weight and bias")
-    return pair
+    try:
+        pairs = single_channel_pairs(view)
+    except NoCoresetForm:
+        return None
+    pair, norm = pairs[0], pairs[0].before
+    made_by = {pair.path.producer.weight, pair.path.producer.bias, *_norm_tensors(pair)}
+    held_elsewhere = any(one.role != "consumer" and one.name not in made_by for one in view.group.members)
+    seen_alike = len({one.activation for one in pairs}) == 1 and all(one.whole_input is not None for one in pairs)
+    has_constant = pair.path.producer.bias is not None if norm is None else None not in (norm.weight, norm.bias)
+    return pair if seen_alike and has_constant and not held_elsewhere and not view.group.weight_norms else None
 
 
 def _norm_tensors(pair: LayerPair) -> tuple[str | None, ...]:
@@ -55,10 +48,12 @@ class MovedProducers:
 
     Attributes:
         pair: The pair, with the tensors as they are now.
+        count: How many channels stay, m.
         rows: New values by tensor name: for the m channels that stay, along the dimension that holds them.
     """
 
     pair: LayerPair
+    count: int
     rows: Mapping[str, Tensor]
 
     @classmethod
@@ -71,19 +66,19 @@ class MovedProducers:
             mean: Of the pre-activations, (N,).
             covariance: (N, N).
         """
-        producer, norm, B = pair.path.producer, pair.before, refinement.combination
-        rows = B @ pair.rows[:, 0]  # (m, d + 1), BatchNorms folded in
+        producer, norm, combination = pair.path.producer, pair.before, refinement.combination
+        rows = combination @ pair.rows[:, 0]  # (m, d + 1), BatchNorms folded in
         weight = pair.view.tensors[producer.weight]
         moved = weight.movedim(producer.out_dim, 0)
-        filters = rows[:, :-1].reshape(len(B), *moved.shape[1:]).movedim(0, producer.out_dim)
+        filters = rows[:, :-1].reshape(len(combination), *moved.shape[1:]).movedim(0, producer.out_dim)
         constant = rows[:, -1] + refinement.shift
         if norm is None:
             assert producer.bias is not None
-            return cls(pair, {producer.weight: filters, producer.bias: constant})
-        assert norm.weight is not None and norm.bias is not None  # noqa: PT018 - what `can_move` checked
+            return cls(pair, len(rows), {producer.weight: filters, producer.bias: constant})
+        assert norm.weight is not None and norm.bias is not None  # noqa: PT018 - `movable_pair` checked
         assert norm.running_mean is not None and norm.running_var is not None  # noqa: PT018
-        shift = B @ mean.double() + refinement.shift
-        variance = ((B @ covariance.double()) * B).sum(dim=1).clamp_min(_EPSILON)
+        shift = combination @ mean.double() + refinement.shift
+        variance = ((combination @ covariance.double()) * combination).sum(dim=1).clamp_min(_EPSILON)
         values = {
             producer.weight: filters,
             norm.bias: shift,
@@ -93,7 +88,7 @@ class MovedProducers:
         values[norm.weight] = (values[norm.running_var] + norm.eps).sqrt()
         if producer.bias is not None:
             values[producer.bias] = torch.zeros_like(constant)
-        return cls(pair, values)
+        return cls(pair, len(rows), values)
 
     def in_place_of(self, kept: Tensor) -> dict[str, Tensor]:
         """New contents of whole tensors, in which the channels that stay have their new rows."""
@@ -124,9 +119,7 @@ class MovedProducers:
             assert consumer.in_dim is not None and places is not None  # noqa: PT018
             tensor = so_far.get(consumer.weight, pair.view.tensors[consumer.weight].detach())
             shape = list(tensor.shape)
-            shape[consumer.in_dim] = places.shape[1] * len(
-                self.rows[self.pair.path.producer.weight].movedim(self.pair.path.producer.out_dim, 0)
-            )
+            shape[consumer.in_dim] = places.shape[1] * self.count
             wide[consumer.weight] = torch.cat([tensor, tensor.new_zeros(shape)], dim=consumer.in_dim)
         return wide
 

@@ -1,8 +1,8 @@
 """Reconstruction by what layers were measured to read, for all groups of a plan.
 
-Before the first group is chosen, one run shows what the consumers of all groups read; the channels that stay are chosen,
-and, where that is asked for, their producers moved; a second run shows what the moved channels become. Then, group by
-group, the consumers get new weights by least squares.
+Before the first group is chosen, one run shows what the consumers of all groups read; the channels that stay are
+chosen, and, where that is asked for, their producers moved; a second run shows what the moved channels become. Then,
+group by group, the consumers get new weights by least squares.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from lightning_coreset.layers import (
     MeasuredReader,
     MovedProducers,
     NoCoresetForm,
-    can_move,
     measured_readers,
+    movable_pair,
     selection_forms,
     single_channel_pairs,
     written,
@@ -162,7 +162,9 @@ def reconstructed(view: GroupView, prepared: Prepared, size: int, settings: Sett
     updates: dict[str, Tensor] = {}
     new: Mapping[str, Tensor] = {}
     if move is not None:
-        producers = MovedProducers.of(can_move(view), move.refinement, move.mean, move.covariance)
+        pair = movable_pair(view)
+        assert pair is not None
+        producers = MovedProducers.of(pair, move.refinement, move.mean, move.covariance)
         updates, new = producers.in_place_of(kept), move.samples
     fits = [
         reader.fit(
@@ -170,9 +172,8 @@ def reconstructed(view: GroupView, prepared: Prepared, size: int, settings: Sett
         )
         for reader in readers
     ]
-    import os
-
-    updates |= written(readers, fits, kept, view, rescale=not settings.sequential and not os.environ.get("NORESCALE"))
+    # What is fitted in turn sees smaller variances itself.
+    updates |= written(readers, fits, kept, view, rescale=not settings.sequential)
     energy = sum(fit.energy for fit in fits)
     error = sum(fit.error for fit in fits) / energy if energy > 0 else 0.0
     return Selection(kept, label, updates, error)
@@ -214,12 +215,7 @@ def _wanted(weight: Tensor, dim: int) -> tuple[int, int]:
 
 
 def _movable(view: GroupView, settings: Settings) -> LayerPair | None:
-    if view.size > settings.refined:
-        return None
-    try:
-        return can_move(view)
-    except NoCoresetForm:
-        return None
+    return None if view.size > settings.refined else movable_pair(view)
 
 
 def _mean_of(pair: LayerPair) -> str | None:

@@ -83,8 +83,16 @@ def check_data(method: Method, data: Iterable[Any] | None) -> None:
         ValueError: If one of the two is so, or ``data`` cannot be iterated over.
     """
     wanted = method.measures is not None and method.measures.moments == "batches"
-    if wanted != (data is not None):
-        raise ValueError(_misfit(method, data))
+    if wanted and data is None:
+        raise ValueError(
+            "Expected data=, an iterable of batches as the model takes them, with moments='batches' but got none. Give "
+            "some hundred samples, or leave moments to its default, which needs no data."
+        )
+    if data is not None and not wanted:
+        raise ValueError(
+            f"Expected method=Reconstruction(moments='batches') with data= but got {method!r}, which does not read "
+            "data."
+        )
     if data is not None and (isinstance(data, (torch.Tensor, str, Mapping)) or not isinstance(data, Iterable)):
         raise ValueError(
             "Expected data to be an iterable of batches, each as example_inputs, such as [images[:64], images[64:128]] "
@@ -155,15 +163,6 @@ def _batches(data: Iterable[Any], example: Example, samples: int) -> list[Exampl
             "some, or leave moments to its default, which needs no data."
         )
     return found
-
-
-def _misfit(method: Method, data: Iterable[Any] | None) -> str:
-    if data is None:
-        return (
-            "Expected data=, an iterable of batches as the model takes them, with moments='batches' but got none. Give "
-            "some hundred samples, or leave moments to its default, which needs no data."
-        )
-    return f"Expected method=Reconstruction(moments='batches') with data= but got {method!r}, which does not read data."
 
 
 def _no_probes(reason: ProbesUnavailable) -> str:

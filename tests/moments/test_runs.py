@@ -198,7 +198,7 @@ def test_what_cannot_run_or_is_not_finite_is_said():
     with pytest.raises(Unmeasurable, match="cannot be run on probes: RuntimeError"):
         measured(model, torch.randn(5, 7), {"1.weight": (1, ALL)})
     nn.init.constant_(model[0].weight, float("nan"))
-    with pytest.raises(Unmeasurable, match="make NaN or infinity where 1.weight reads"):
+    with pytest.raises(Unmeasurable, match=r"make NaN or infinity where 1\.weight reads"):
         measured(model, torch.randn(5, 4), {"1.weight": (1, ALL)})
 
 
