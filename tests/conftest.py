@@ -24,6 +24,20 @@ settings.load_profile("lightning_coreset")
 FAST = "not slow and not gpu and not clients"  # as in pyproject.toml
 
 
+MOVES_PRODUCERS = ("test_measured_reconstruction.py", "test_moments.py", "test_certificates.py", "test_docs.py")
+
+
+@pytest.fixture(autouse=True)
+def producers_stay(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In tests that are not slow, filters do not move but where that is what is tested.
+
+    Moving them is most of what a plan costs by default, as long as all else together, and changes nothing of what these
+    tests look at: which channels go together, and what is done to a model, its optimizers and its checkpoints.
+    """
+    if request.node.path.name not in MOVES_PRODUCERS and request.node.get_closest_marker("slow") is None:
+        monkeypatch.setattr("lightning_coreset.methods.reconstruction._MOST_REFINED", 0)
+
+
 def pytest_report_header(config: pytest.Config) -> list[str]:
     """Say what is about to run, and what is not; collecting the tests takes a while."""
     asked = config.getoption("markexpr")

@@ -14,7 +14,7 @@ from lightning.pytorch import callbacks
 from torch import Tensor, nn
 from weight_norms import DIMS, NETWORKS, STYLES, baked, duplicate, with_plain_weights
 
-from lightning_coreset import CoresetPruningCallback, make_resizable, plan_pruning, prune
+from lightning_coreset import CoresetPruningCallback, Reconstruction, make_resizable, plan_pruning, prune
 from lightning_coreset.plan import PruningPlan
 from lightning_coreset.structure import ChannelGroup, find_groups
 from lightning_coreset.surgery import (
@@ -121,6 +121,8 @@ def test_a_part_of_a_direction_that_is_all_zero_is_a_weight_of_zero(style, dim):
 @pytest.mark.parametrize("case", some_of(WITH_METHODS, *FAST_WITH_METHODS), ids=str)
 def test_methods_see_the_weights(case):
     *network, method = case
+    if method == "reconstruction" and network[2] == 1:  # norms along that dimension are several operators to a run
+        method = Reconstruction(moments="closed_form")
     model, inputs = build(*network)
     other = baked(build(*network)[0])
     ratios = {group.name: 0.5 for group in find_groups(model, inputs)}

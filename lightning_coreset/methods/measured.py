@@ -100,6 +100,9 @@ def prepare(
     wanted: dict[str, tuple[int, int]] = {}
     for view in views:
         wanted |= _consumers(view)
+    if any(view.group.weight_norms for view in views):
+        # A run of the network pruned so far would make other weights of directions with zeros in them.
+        settings = replace(settings, sequential=False)
     movable = {view.name: pair for view in views if (pair := _movable(view, settings)) is not None}
     means = {norm for pair in movable.values() if (norm := _mean_of(pair)) is not None}
     wanted |= {

@@ -43,7 +43,16 @@ class WeightReads(TorchDispatchMode):
         look = _OPERATORS.get(func)
         if look is not None:
             look(self, *args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
+        made = func(*args, **(kwargs or {}))
+        if func is aten._weight_norm_interface.default:
+            self._see_weight_made(args[0], made[0])
+        return made
+
+    def _see_weight_made(self, direction: Tensor, weight: Tensor) -> None:
+        """A weight that ``weight_norm`` makes of a direction, which stands for it wherever weights are named."""
+        name, known = self._weights.get(_address(direction), (None, None))
+        if name is not None and known is not None and weight.shape == known.shape:
+            self._weights[_address(weight)] = name, weight  # held, so that its address is not given to another
 
     def see_product(self, left: Tensor, right: Tensor, bias: Tensor | None = None) -> None:
         """A product of matrices, ``left @ right``."""

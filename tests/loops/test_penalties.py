@@ -209,7 +209,7 @@ def test_training(given):
     callback = CoresetPruningCallback(0.5, schedule={1: 0.5}, verbose=False)
     make_trainer(callback, max_epochs=2).fit(module, make_loader(8))
     assert widths(module)["net.0"][1] < 32
-    assert {group.method for group in callback.plans[0].groups} == {"reconstruction"}
+    assert {group.method for group in callback.plans[0].groups} == {"reconstruction (probes)"}
 
 
 def kl(hidden: Tensor) -> Tensor:
@@ -420,4 +420,4 @@ def test_training_with_a_penalty_on_activations():
     callback = CoresetPruningCallback(0.5, schedule={1: 0.5}, verbose=False)
     make_trainer(callback, max_epochs=2).fit(module, make_loader(8))
     assert widths(module)["net.0"][1] < 32
-    assert {group.method for group in callback.plans[0].groups} == {"reconstruction"}
+    assert {group.method for group in callback.plans[0].groups} == {"reconstruction (probes)"}

@@ -127,6 +127,16 @@ def test_parts_of_one_weight_read_what_they_read():
     assert torch.equal(rows[:6].sort(dim=0).values, x.reshape(-1, 8).sort(dim=0).values)
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
+@pytest.mark.parametrize("norm", [nn.utils.parametrizations.weight_norm, nn.utils.weight_norm])
+def test_the_direction_of_a_normalised_weight_stands_for_it(norm):
+    model = nn.Sequential(nn.Linear(5, 6), nn.ReLU(), norm(nn.Linear(6, 3)))
+    (direction,) = (name for name, one in model.named_parameters() if name.startswith("2") and one.shape == (3, 6))
+    x = torch.randn(7, 5)
+    found = measured(model, x, {direction: (1, ALL)}).layers[direction]
+    assert torch.equal(found.rows[:, :, 0], model[:2](x).detach())
+
+
 def test_layers_that_read_one_tensor_share_their_sample():
     class Both(nn.Module):
         def __init__(self):

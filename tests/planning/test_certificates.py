@@ -521,7 +521,7 @@ def test_a_registered_activation_is_certified_where_it_was_checked(radius, certi
             Net().double(), torch.randn(3, 2).double(), 0.5, certify=True, input_radius=radius, self_check=False
         )
     (group,) = plan.groups
-    assert group.method == "reconstruction"
+    assert group.method == "reconstruction (probes)"
     assert (group.certified_error is not None) == certified
     if not certified:
         assert (
