@@ -94,8 +94,8 @@ def refine_producers(
     """
     with torch.inference_mode(False), torch.no_grad():
         # Copies, since tensors of inference mode cannot be differentiated through.
-        law = [one.detach().clone() for one in (mean, covariance, compress_rows(consumers.double()))]
-        problem = _Problem.of(activation, *law, kept.clone(), centred, ridge)
+        mean, covariance, consumers = (one.detach().clone().double() for one in (mean, covariance, consumers))
+        problem = _Problem.of(activation, mean, covariance, compress_rows(consumers), kept.clone(), centred, ridge)
         with torch.enable_grad():
             combination, shift = problem.minimised(steps)
         return problem.result(combination, shift)
@@ -125,7 +125,6 @@ class _Problem:
         centred: bool,
         ridge: float,
     ) -> _Problem:
-        mean, covariance = mean.double(), covariance.double()
         with torch.no_grad():
             scale = covariance.diagonal().clamp_min(_TINY).sqrt()
             coefficients, remainder = _expanded(activation, mean, scale)
