@@ -57,7 +57,7 @@ def fit_samples(
         >>> inputs = torch.tensor([[1.0], [2.0], [3.0]])
         >>> fit = fit_samples(inputs, 2 * inputs + 1, torch.zeros(1, 1), ridge=1e-9)
         >>> fit.weights.round(decimals=4), fit.constant.round(decimals=4)
-        (tensor([[2.0000]], dtype=torch.float64), tensor([1.0000], dtype=torch.float64))
+        (tensor([[2.]], dtype=torch.float64), tensor([1.], dtype=torch.float64))
 
     """
     samples = len(inputs)
@@ -114,8 +114,8 @@ def position_correlation(samples: Tensor) -> Tensor:
 
     Example:
         >>> position_correlation(torch.tensor([[[1.0, 1.0]], [[2.0, 2.0]]]))
-        tensor([[1., 1.],
-                [1., 1.]], dtype=torch.float64)
+        tensor([[1.0000, 1.0000],
+                [1.0000, 1.0000]], dtype=torch.float64)
 
     """
     flat = (samples - samples.mean(dim=0)).flatten(0, 1)
