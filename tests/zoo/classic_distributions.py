@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, distributions, nn
 
-from .entry import Net, floats, network
-from .traps_forward import mlp
+from .entry import Net, floats, mlp, network
 
 SERIES = floats((3, 9))
 ROWS_AND_TARGETS = floats((4, 6), (4, 2))
@@ -70,7 +69,7 @@ def mixture_density_of_one_layer() -> nn.Module:
     why="the width of a step is a 7",
 )
 def student_t_head() -> nn.Module:
-    """gluonts' SimpleFeedForward: scaled by the mean, one trunk for four steps, Student's t for each of them."""
+    """SimpleFeedForward of gluonts: scaled by the mean, one trunk for four steps, Student's t for each of them."""
 
     def forward(net: Net, x: Tensor) -> tuple[Tensor, ...]:
         scale = x.abs().mean(1, keepdim=True).clamp_min(1e-3)
@@ -132,7 +131,8 @@ def negative_binomial_with_lags() -> nn.Module:
         total, logits = net.head(hidden)
         return total, logits + scale.log()
 
-    return Net(forward, lstm=nn.LSTM(4, 14, num_layers=2, batch_first=True), head=Projection(14, positive, nn.Identity()))
+    lstm = nn.LSTM(4, 14, num_layers=2, batch_first=True)
+    return Net(forward, lstm=lstm, head=Projection(14, positive, nn.Identity()))
 
 
 @network(floats((4, 11)), must=("encoder.0", "decoder.0"), never=("scale", "rate", "zero", "dispersion"))
@@ -201,9 +201,13 @@ def squashed_policy() -> nn.Module:
     return Net(forward, actor=mlp(6, 20, 14), head=nn.Linear(14, 4))
 
 
-@network(floats((4, 6), (4, 5)), must=("context.0", "context.2", "layers.0.0", "layers.1.0"), never=("layers.0.2", "layers.1.2"))
+@network(
+    floats((4, 6), (4, 5)),
+    must=("context.0", "context.2", "layers.0.0", "layers.1.0"),
+    never=("layers.0.2", "layers.1.2"),
+)
 def coupling_flow() -> nn.Module:
-    """Real NVP given a context: one part of the target scales and shifts the other, in turns; the output is a density."""
+    """Real NVP given a context: one part of the target scales and shifts the other, in turns."""
 
     def forward(net: Net, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         context, log_det = net.context(x).tanh(), 0.0
