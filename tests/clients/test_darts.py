@@ -9,6 +9,7 @@ import pytest
 
 pytest.importorskip("darts")
 import torch
+from client_heads import check_heads, first_call
 from client_trials import QUIET, Trial, check, refused
 from darts import TimeSeries
 from darts.models import (
@@ -23,6 +24,12 @@ from darts.models import (
     TSMixerModel,
 )
 from darts.models.forecasting.torch_forecasting_model import TorchForecastingModel
+from darts.utils.likelihood_models.torch import (
+    GaussianLikelihood,
+    NegativeBinomialLikelihood,
+    QuantileRegression,
+)
+from pytorch_lightning import Callback
 
 pytestmark = [pytest.mark.clients, pytest.mark.filterwarnings("ignore")]
 
@@ -37,7 +44,7 @@ MODELS: dict[str, tuple[Any, dict[str, Any], str]] = {
     "N-HiTS": (NHiTSModel, STACKS, ""),
     "TiDE": (TiDEModel, {"hidden_size": 32}, ""),
     "Transformer": (TransformerModel, {"d_model": 16, **LAYERS}, ""),
-    "TFT": (TFTModel, {"hidden_size": 16, "add_relative_index": True, **CERTAIN}, "include_residual"),
+    "TFT": (TFTModel, {"hidden_size": 16, "add_relative_index": True, **CERTAIN}, ""),
     "LSTM": (BlockRNNModel, {"model": "LSTM", "hidden_dim": 16}, ""),
     "TSMixer": (TSMixerModel, {"hidden_size": 16, "ff_size": 32}, "norm"),
 }
@@ -74,3 +81,17 @@ def test_darts(name, tmp_path, record_property):
 
 def test_a_model_without_hidden_channels():
     refused(lambda callback: fit(DLinearModel, callback), "no layer has any")
+
+
+HEADS: dict[str, tuple[Any, dict[str, Any], Any, str]] = {
+    "GRU, normal": (BlockRNNModel, {"model": "GRU", "hidden_dim": 16}, GaussianLikelihood, "fc.*"),
+    "LSTM, counts": (BlockRNNModel, {"model": "LSTM", "hidden_dim": 16}, NegativeBinomialLikelihood, "fc.*"),
+    "TiDE, quantiles": (TiDEModel, {"hidden_size": 32}, QuantileRegression, "temporal_decoder.dense.2"),
+}
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_parameters_of_distributions(name):
+    kind, options, likelihood, heads = HEADS[name]
+    model, inputs = first_call(lambda: fit(kind, Callback(), likelihood=likelihood(), **options))
+    check_heads(model, inputs, heads)

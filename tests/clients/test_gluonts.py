@@ -12,8 +12,10 @@ pytest.importorskip("gluonts")
 pytest.importorskip("gluonts.torch")
 import pandas as pd
 import torch
-from client_trials import QUIET, Trial, check, refused
+from client_heads import SeenError, check_heads
+from client_trials import QUIET, Trial, check
 from gluonts.dataset.common import ListDataset
+from gluonts.itertools import select
 from gluonts.model.predictor import Predictor
 from gluonts.torch import (
     DeepAREstimator,
@@ -23,6 +25,16 @@ from gluonts.torch import (
     TemporalFusionTransformerEstimator,
     TiDEEstimator,
 )
+from gluonts.torch.distributions import (
+    ImplicitQuantileNetworkOutput,
+    NegativeBinomialOutput,
+    NormalOutput,
+    QuantileOutput,
+    SplicedBinnedParetoOutput,
+    StudentTOutput,
+)
+from lightning.pytorch import Callback
+from torch import nn
 
 pytestmark = [pytest.mark.clients, pytest.mark.filterwarnings("ignore")]
 
@@ -30,6 +42,8 @@ TIMES = np.arange(150)
 DATA = ListDataset(
     [{"start": pd.Period("2020-01-01", "D"), "target": np.sin(TIMES / 5 + i) + 2} for i in range(3)], freq="D"
 )
+BINS = SplicedBinnedParetoOutput(-3, 3, 7, 0.05)
+COUNTS = ListDataset([{**entry, "target": np.round(5 * entry["target"])} for entry in DATA], freq="D")
 PATCHES = {"patch_len": 8, "context_length": 32, "d_model": 16, "nhead": 2, "dim_feedforward": 32}
 
 MODELS: dict[str, tuple[Any, dict[str, Any], str]] = {
@@ -38,13 +52,14 @@ MODELS: dict[str, tuple[Any, dict[str, Any], str]] = {
     "DeepAR": (DeepAREstimator, {"freq": "D", "hidden_size": 16}, ""),
     "TFT": (TemporalFusionTransformerEstimator, {"freq": "D", "hidden_dim": 16, "variable_dim": 16}, ""),
     "TiDE": (TiDEEstimator, {"freq": "D"}, "include_residual"),
+    "DLinear": (DLinearEstimator, {}, ""),
 }
 
 
-def fit(kind: Any, callback: Any, **options: Any) -> Any:
+def fit(kind: Any, callback: Any, *, data: Any = DATA, **options: Any) -> Any:
     trainer = {**QUIET, "max_epochs": 5, "callbacks": [callback], "default_root_dir": options.pop("folder", None)}
     return kind(prediction_length=8, num_batches_per_epoch=8, batch_size=16, trainer_kwargs=trainer, **options).train(
-        DATA
+        data
     )
 
 
@@ -73,5 +88,38 @@ def test_gluonts(name, tmp_path, record_property):
     check(trial, folder, record_property)
 
 
-def test_a_model_without_hidden_channels(tmp_path):
-    refused(lambda callback: fit(DLinearEstimator, callback, folder=str(tmp_path)), "no layer has any")
+class SeeFirstBatch(Callback):
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        raise SeenError(pl_module, batch)
+
+
+class Loss(nn.Module):
+    """A network of gluonts as its training step uses it: by ``loss``, not by ``forward``."""
+
+    def __init__(self, network: nn.Module, keys: Any) -> None:
+        super().__init__()
+        self.network, self.keys = network, keys
+
+    def forward(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        future = {name: batch[name] for name in ("future_target", "future_observed_values")}
+        return self.network.loss(**select(self.keys, batch), **future)
+
+
+HEADS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "SimpleFeedForward, Student's t": (SimpleFeedForwardEstimator, {"distr_output": StudentTOutput()}),
+    "SimpleFeedForward, quantiles": (SimpleFeedForwardEstimator, {"distr_output": QuantileOutput([0.1, 0.5, 0.9])}),
+    "SimpleFeedForward, bins": (SimpleFeedForwardEstimator, {"distr_output": BINS}),
+    "DeepAR, negative binomial": (DeepAREstimator, {"freq": "D", "distr_output": NegativeBinomialOutput()}),
+    "DeepAR, implicit quantiles": (DeepAREstimator, {"freq": "D", "distr_output": ImplicitQuantileNetworkOutput()}),
+    "PatchTST, normal": (PatchTSTEstimator, {**PATCHES, "distr_output": NormalOutput()}),
+    "DLinear, Student's t": (DLinearEstimator, {"distr_output": StudentTOutput()}),
+}
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_parameters_of_distributions(name, tmp_path):
+    kind, options = HEADS[name]
+    with pytest.raises(SeenError) as seen:
+        fit(kind, SeeFirstBatch(), data=COUNTS if "binomial" in name else DATA, folder=str(tmp_path), **options)
+    module, batch = seen.value.args
+    check_heads(Loss(module.model, module.inputs), (batch,), "*.proj.*")

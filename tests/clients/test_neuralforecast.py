@@ -9,9 +9,12 @@ import pytest
 
 pytest.importorskip("neuralforecast")
 import pandas as pd
+from client_heads import check_heads, first_call
 from client_trials import QUIET, Trial, check
 from neuralforecast import NeuralForecast
+from neuralforecast.losses.pytorch import GMM, NBMM, DistributionLoss, IQLoss, MQLoss
 from neuralforecast.models import LSTM, MLP, NHITS, TCN, PatchTST, TiDE, iTransformer
+from pytorch_lightning import Callback
 
 from lightning_coreset import CoresetPruningCallback, make_resizable
 
@@ -51,21 +54,21 @@ def save(forecast: NeuralForecast, path: str) -> None:
     forecast.save(path, save_dataset=True, overwrite=True)
 
 
+def fit(kind: Any, callback: Any, **options: Any) -> NeuralForecast:
+    sizes = {"h": 8, "input_size": 24, "batch_size": 8, "windows_batch_size": 32}
+    model = kind(**sizes, max_steps=30, **QUIET, enable_checkpointing=False, callbacks=[callback], **options)
+    forecast = NeuralForecast([model], freq="D")
+    forecast.fit(DATA)
+    return forecast
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_neuralforecast(name, tmp_path, record_property):
     kind, options, refuses = MODELS[name]
-
-    def fit(callback: CoresetPruningCallback) -> NeuralForecast:
-        sizes = {"h": 8, "input_size": 24, "batch_size": 8, "windows_batch_size": 32}
-        model = kind(**sizes, max_steps=30, **QUIET, enable_checkpointing=False, callbacks=[callback], **options)
-        forecast = NeuralForecast([model], freq="D")
-        forecast.fit(DATA)
-        return forecast
-
     trial = Trial(
         "neuralforecast",
         name,
-        fit=fit,
+        fit=lambda callback: fit(kind, callback, **options),
         network=lambda forecast: forecast.models[0],
         predict=lambda forecast: forecast.predict(DATA).iloc[:, 2].to_numpy(),
         save=lambda forecast, path: save(forecast, str(path)),
@@ -75,3 +78,19 @@ def test_neuralforecast(name, tmp_path, record_property):
         notes='`make_resizable(model, record="tensor")` before `save`',
     )
     check(trial, tmp_path, record_property)
+
+
+HEADS: dict[str, Any] = {
+    "Student's t": lambda: DistributionLoss("StudentT"),
+    "negative binomial": lambda: DistributionLoss("NegativeBinomial"),
+    "quantiles": lambda: MQLoss(level=[80]),
+    "implicit quantiles": IQLoss,
+    "mixture of normals": lambda: GMM(n_components=3),
+    "mixture of counts": lambda: NBMM(n_components=2),
+}
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_parameters_of_distributions(name):
+    model, inputs = first_call(lambda: fit(MLP, Callback(), hidden_size=32, loss=HEADS[name]()))
+    check_heads(model, inputs, "out")

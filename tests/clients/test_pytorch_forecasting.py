@@ -10,9 +10,17 @@ import pytest
 pytest.importorskip("pytorch_forecasting")
 import pandas as pd
 import torch
+from client_heads import check_heads, first_call
 from client_trials import QUIET, Trial, check
 from lightning.pytorch import Trainer
 from pytorch_forecasting import DecoderMLP, DeepAR, NBeats, NHiTS, TemporalFusionTransformer, TimeSeriesDataSet
+from pytorch_forecasting.data import GroupNormalizer
+from pytorch_forecasting.metrics import (
+    MultivariateNormalDistributionLoss,
+    NegativeBinomialDistributionLoss,
+    NormalDistributionLoss,
+)
+from pytorch_forecasting.metrics.distributions import ImplicitQuantileNetworkDistributionLoss
 from pytorch_forecasting.models.tide import TiDEModel
 from pytorch_forecasting.models.timexer import TimeXer
 
@@ -55,12 +63,16 @@ MODELS: dict[str, tuple[Any, dict[str, Any], dict[str, Any], str]] = {
 }
 
 
+def loaders(columns: dict[str, Any], frame: pd.DataFrame = DATA, **more: Any) -> tuple[TimeSeriesDataSet, Any, Any]:
+    lengths = {"max_encoder_length": 16, "max_prediction_length": 4}
+    data = TimeSeriesDataSet(frame, time_idx="t", target="y", group_ids=["g"], **lengths, **columns, **more)
+    return data, *(data.to_dataloader(train=train, batch_size=32, num_workers=0) for train in (True, False))
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_pytorch_forecasting(name, tmp_path, record_property):
     kind, columns, options, refuses = MODELS[name]
-    lengths = {"max_encoder_length": 16, "max_prediction_length": 4}
-    data = TimeSeriesDataSet(DATA, time_idx="t", target="y", group_ids=["g"], **lengths, **columns)
-    loader, held_out = (data.to_dataloader(train=train, batch_size=32, num_workers=0) for train in (True, False))
+    data, loader, held_out = loaders(columns)
     inputs, _ = next(iter(held_out))
 
     def fit(callback: Any) -> Any:
@@ -88,3 +100,25 @@ def test_pytorch_forecasting(name, tmp_path, record_property):
         refuses=refuses,
     )
     check(trial, tmp_path, record_property)
+
+
+COUNTS = DATA.assign(y=(5 * DATA["y"]).round())
+POSITIVE = {"target_normalizer": GroupNormalizer(groups=["g"], center=False)}
+HEADS: dict[str, tuple[Any, pd.DataFrame, dict[str, Any]]] = {
+    "normal": (NormalDistributionLoss, DATA, {}),
+    "normal of rank 3": (lambda: MultivariateNormalDistributionLoss(rank=3), DATA, {}),
+    "negative binomial": (NegativeBinomialDistributionLoss, COUNTS, POSITIVE),
+    "implicit quantiles": (ImplicitQuantileNetworkDistributionLoss, DATA, {}),
+}
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_parameters_of_distributions(name):
+    loss, frame, options = HEADS[name]
+    data, loader, _ = loaders(ALL, frame, **options)
+
+    def fit() -> None:
+        trainer = Trainer(max_epochs=1, enable_checkpointing=False, **QUIET)
+        trainer.fit(DeepAR.from_dataset(data, hidden_size=16, loss=loss()), loader)
+
+    check_heads(*first_call(fit), "distribution_projector")

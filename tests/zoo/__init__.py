@@ -5,6 +5,7 @@ from . import (  # noqa: F401 (each import fills the zoo)
     classic_blocks,
     classic_cnn,
     classic_dense,
+    classic_distributions,
     classic_experts,
     classic_graphs,
     classic_misc,

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor, nn
 
-from .entry import ROWS, SMALL, Net, floats, keywords, network, tokens
-from .traps_forward import mlp
+from .entry import ROWS, SMALL, Net, floats, keywords, mlp, network, tokens
 from .traps_movement import two_convs
 
 

@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .entry import ROWS, SMALL, Net, floats, network
+from .entry import ROWS, SMALL, Net, floats, mlp, network
 from .traps_movement import two_convs
-
-
-def mlp(*widths: int) -> nn.Sequential:
-    """Linears with ReLUs between."""
-    layers: list[nn.Module] = []
-    for a, b in itertools.pairwise(widths):
-        layers += [nn.Linear(a, b), nn.ReLU()]
-    return nn.Sequential(*layers[:-1])
 
 
 @network(ROWS, must=("body.0", "start"))
