@@ -25,8 +25,9 @@ def dead_leaves(samples: int, channels: int, size: Sequence[int], generator: Gen
     """Draw images, or volumes, of opaque balls that fall on top of each other until they cover nearly everything.
 
     Centres are uniform, and a radius ``r`` has the density ``r^-(d + 1)`` between two bounds, which is the law that
-    looks alike at every scale: edges are sharp, and power falls as about ``1 / f^2``, as in photographs (Lee, Mumford
-    and Huang, "Occlusion models for natural images", 2001). Every ball has one random colour, whose channels correlate.
+    looks alike at every scale: edges are sharp, and power falls between ``f^-2`` and ``f^-3``, as in photographs (Lee,
+    Mumford and Huang, "Occlusion models for natural images", 2001). A ball has one random colour, whose channels
+    correlate.
 
     Args:
         samples: Number of images.

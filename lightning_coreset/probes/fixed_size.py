@@ -38,7 +38,7 @@ def _counts_rows(leaf: Leaf) -> bool:
     if value.is_floating_point() or value.dtype == torch.bool:
         square = value.dim() == 2 and value.shape[0] == value.shape[1] > 1
         return square and leaf.has_batch and leaf.reader is None
-    return value.dim() > 0 and not leaf.has_batch and leaf.is_used_as("index")
+    return leaf.may_hold_places and leaf.is_used_as("index")
 
 
 def _holds_packed_sequence(inputs: Any) -> bool:

@@ -80,6 +80,12 @@ class Leaf:
             return False
         return 0 in (reader.dims[1:2] if reader.kind == "convolution" else reader.dims[-1:])
 
+    @property
+    def may_hold_places(self) -> bool:
+        """Whether it holds whole numbers that may count samples, as edges do: not one for each sample, and no ids."""
+        whole = not self.value.is_floating_point() and not self.value.is_complex() and self.value.dtype != torch.bool
+        return whole and self.value.dim() > 0 and not self.has_batch and self.ids is None
+
     def is_used_as(self, kind: UseKind) -> bool:
         """Whether some operator reads it in this way."""
         return any(use.kind == kind for use in self.uses)

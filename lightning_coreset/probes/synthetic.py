@@ -73,7 +73,10 @@ def _takes_others(
     model: nn.Module, example: Example, leaves: Sequence[Leaf], samples: int, generator: Generator
 ) -> bool:
     """Whether the network runs on another number of samples than the example has; tried on few."""
-    few = min(samples, 2 if example.batch_size != 2 else 3)
+    few = 2 if example.batch_size != 2 else 3
+    if any(leaf.may_hold_places for leaf in leaves):
+        few = example.batch_size + 1  # places beyond the end are no exception on a GPU, but the end of the process
+    few = min(samples, few)
     state = generator.get_state()
     trial = _made_of(example, leaves, few, generator)
     generator.set_state(state)

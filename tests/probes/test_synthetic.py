@@ -11,8 +11,8 @@ import torch
 from breadth import some_of
 from torch import nn
 
-from lightning_coreset.probes import ProbesUnavailable, synthetic_inputs
-from lightning_coreset.probes.observation import observe
+from lightning_coreset.probes import ProbesUnavailable, synthetic, synthetic_inputs
+from lightning_coreset.probes.observation import observe, why_not_run
 from lightning_coreset.probes.registry import kind_of
 from lightning_coreset.structure import Example
 
@@ -252,6 +252,30 @@ def test_nodes_of_a_graph_are_made_up_and_its_edges_stay():
     assert probes.batch_size == 5
     assert abs(probes.inputs[0].std() - 1) < 0.5
     assert torch.equal(probes.inputs[1], edges)
+
+
+def test_nodes_without_an_edge_are_not_added():
+    """A network runs on more nodes than its edges name, but they would be no part of the graph."""
+    edges = torch.tensor([[0, 1], [1, 0]])
+    model = Forward(lambda net, x, edges: net.a(x)[edges[0]], a=nn.Linear(6, 4))
+
+    assert probes_of(model, (torch.zeros(5, 6), edges), 64).batch_size == 5
+
+
+def test_places_beyond_the_end_are_never_tried(monkeypatch):
+    """On a GPU they would end the process. The network computes others of them, so they are not seen to be places."""
+    tried = []
+
+    def note(model, example):
+        tried.append(example.batch_size)
+        return why_not_run(model, example)
+
+    monkeypatch.setattr(synthetic, "why_not_run", note)
+    model = Forward(lambda net, x, edges: net.a(x)[(edges * edges).sqrt().long()], a=nn.Linear(6, 4))
+
+    probes_of(model, (torch.zeros(5, 6), torch.tensor([0, 4, 2])), 64)
+
+    assert tried == [6]
 
 
 def test_a_network_that_takes_its_own_batch_size_only_gets_that():
