@@ -40,6 +40,10 @@ class UndoneWrites(DispatchMode):
         self.see(func, args, kwargs)
         return func(*args, **kwargs)
 
+    def concerns(self, func: Any) -> bool:
+        """Whether an operator writes into anything."""
+        return bool(_written(func))
+
     def see(self, func: Any, args: Any, kwargs: Any) -> None:
         """Keep what an operation is about to write into; for another mode that sees all operations in any case."""
         for position, name in _written(func):

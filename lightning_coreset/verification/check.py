@@ -104,7 +104,14 @@ def tried_groups(
         for way in WAYS:
             try:
                 with way(model) as usable:
-                    trial = Trial(usable.model, examples, dtypes=usable.dtypes, untouched=usable.untouched)
+                    trial = Trial(
+                        usable.model,
+                        examples,
+                        dtypes=usable.dtypes,
+                        untouched=usable.untouched,
+                        around=usable.around,
+                        prepare=False,
+                    )
                     return _results(trial, groups, change_attributes)
             # No memory, something that cannot be copied, a run that needs the original.
             except Exception as error:
@@ -121,6 +128,9 @@ def _results(
     trial: Trial, groups: tuple[ChannelGroup, ...], change_attributes: bool
 ) -> tuple[tuple[ChannelGroup, ...], dict[str, str]]:
     """The groups, completed, and those that fail in evaluation, in training, or have no effect at all."""
+    if trial.passes(groups):
+        return groups, trial.without_effect(groups)
+    trial.prepare()
     groups, failures = _tried(trial, groups, change_attributes)
     failures |= trial.failing_in_training([group for group in groups if group.name not in failures])
     unsteady = trial.unsteady() if failures else None

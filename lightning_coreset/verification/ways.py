@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lightning_coreset._compat import DispatchMode, outside_of_modes, storage_number
 from lightning_coreset.state import duplicate, restored, stand_ins
+from lightning_coreset.verification.concerned import Concerned
 from lightning_coreset.verification.memory import PRECISIONS, precisions_that_fit
 
 
@@ -23,11 +24,13 @@ class Usable:
         model: The network.
         dtypes: The precisions in which it may be run, the preferred one first.
         untouched: Parameters of the original, which it should not use.
+        around: Modes that have to see what concerns them whenever it is run.
     """
 
     model: nn.Module
     dtypes: tuple[torch.dtype, ...]
     untouched: ParametersUsed
+    around: tuple[Concerned, ...] = ()
 
 
 Way: TypeAlias = Callable[[nn.Module], AbstractContextManager[Usable]]
@@ -37,16 +40,16 @@ Way: TypeAlias = Callable[[nn.Module], AbstractContextManager[Usable]]
 def on_a_copy(model: nn.Module) -> Iterator[Usable]:
     """A copy. What it shares with the original is put back."""
     precisions = precisions_that_fit(model)
-    with restored(model):
-        yield Usable(duplicate(model), precisions, ParametersUsed(model.parameters()))
+    with restored(model, watch=False) as state:
+        yield Usable(duplicate(model), precisions, ParametersUsed(model.parameters()), (state.watching(),))
 
 
 @contextmanager
 def with_other_parameters(model: nn.Module) -> Iterator[Usable]:
     """The network itself with copies of its parameters, for code that knows it by name: a closure, a global."""
     own, precisions = ParametersUsed(model.parameters()), precisions_that_fit(model)
-    with restored(model), stand_ins(model):
-        yield Usable(model, precisions, own)
+    with restored(model, watch=False) as state, stand_ins(model):
+        yield Usable(model, precisions, own, (state.watching(),))
 
 
 @contextmanager
