@@ -17,7 +17,7 @@ from lightning_coreset.verification.forms import Form, other_forms
 from lightning_coreset.verification.like_groups import completed_alike
 from lightning_coreset.verification.remembered import Search
 from lightning_coreset.verification.trial import LEAK, NOT_FINITE, Trial, first_line
-from lightning_coreset.verification.ways import WAYS
+from lightning_coreset.verification.ways import ways_for
 
 
 def verified(
@@ -101,7 +101,7 @@ def tried_groups(
         return (), {}
     why: list[str] = []
     with torch.inference_mode(False):
-        for way in WAYS:
+        for way in ways_for(model):
             try:
                 with way(model) as usable:
                     trial = Trial(
@@ -110,6 +110,7 @@ def tried_groups(
                         dtypes=usable.dtypes,
                         untouched=usable.untouched,
                         around=usable.around,
+                        virtual=usable.virtual,
                         prepare=False,
                     )
                     return _results(trial, groups, change_attributes)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from lightning_coreset._compat import outside_of_modes, own_tensors, tree_map, weight_norms
+from lightning_coreset._compat import own_tensors, tree_map, weight_norms
 from lightning_coreset.structure import note_alike
 from lightning_coreset.structure.op_call import tensors_among
 from lightning_coreset.structure.weak_map import IdentityWeakMap
@@ -73,9 +73,8 @@ class ConstantPenalties:
                 continue  # an element of a parameter, or one itself
             if one.numel() == 1 and one.is_floating_point():
                 if values is None:
-                    # Modes would leave removed channels out, as a network does that normalises.
-                    with outside_of_modes():
-                        self._values[one] = tensors_among((function(*args, **kwargs),))[place]
+                    # What comes next would leave removed channels out, as a network does that normalises.
+                    self._values[one] = tensors_among((function(*args, **kwargs),))[place]
                 self.found = True
                 proceed(torch.ops.aten.fill_.Scalar, (one, 1.0), {})
         return result

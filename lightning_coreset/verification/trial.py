@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_coreset.nested import tensors_in
+from lightning_coreset.plan import ParameterChange
 from lightning_coreset.state import ran_out_of_memory
 from lightning_coreset.structure import (
     ChannelGroup,
@@ -24,7 +25,7 @@ from lightning_coreset.structure import (
     plain_execution,
 )
 from lightning_coreset.structure.example import call
-from lightning_coreset.surgery import Snapshot, apply_changes, named_tensors, scale_counts, slice_members
+from lightning_coreset.surgery import Snapshot, apply_changes, named_tensors, new_value, scale_counts, slice_members
 from lightning_coreset.verification.choices import MadeChoices, RepeatedChoices
 from lightning_coreset.verification.concerned import Concerned
 from lightning_coreset.verification.randomised import noise, randomise_
@@ -40,6 +41,7 @@ from lightning_coreset.verification.reference import (
 from lightning_coreset.verification.removed import removed_classes, unlike_classes
 from lightning_coreset.verification.runs import Run, Runner
 from lightning_coreset.verification.suspects import raised_in, suspects_of
+from lightning_coreset.verification.virtual import VirtualWeights
 from lightning_coreset.verification.ways import ParametersUsed
 
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
@@ -60,6 +62,7 @@ class Trial:
         dtypes: The precisions to run it in, the preferred one first.
         untouched: Parameters that the model should not use any more.
         around: Modes that see what concerns them in every run.
+        virtual: Makes weights of the model whenever they are read; it has to be entered.
         prepare: Whether to find out how it can be run. Without that, only :meth:`passes` may be called before
             :meth:`prepare`.
 
@@ -81,11 +84,12 @@ class Trial:
         dtypes: Sequence[torch.dtype] = (torch.float64, torch.float32),
         untouched: ParametersUsed | None = None,
         around: Sequence[Concerned] = (),
+        virtual: VirtualWeights | None = None,
         prepare: bool = True,
     ) -> None:
         self.model = model.eval()
         self._examples, self._dtypes = as_examples(examples), tuple(dtypes)
-        self._untouched = untouched
+        self._untouched, self._virtual = untouched, virtual
         self._watch: list[AbstractContextManager[Any]] = [] if untouched is None else [untouched]
         self._generator = torch.Generator().manual_seed(0)
         self._raised_in: str | None = None  # where the last attempt raised an error
@@ -111,6 +115,8 @@ class Trial:
 
     def _use(self, dtype: torch.dtype) -> None:
         self.dtype = dtype
+        if self._virtual is not None:
+            self._virtual.convert(self.model, dtype)
         self.model.to(dtype)
         self.runner.leaves_nothing_to_chance = self.runner.runs_steps = False
         self._runs: list[Run] = []
@@ -226,7 +232,7 @@ class Trial:
         for group in idle():  # the gradient may have been disabled, or really be zero
             fixed = FixedWeights(named_tensors(self.model), [group])
             removed = removed_classes([group])
-            with kept_weights(fixed.tensors, [group], removed):
+            with kept_weights(fixed.tensors, [group], removed, self._virtual):
                 zero_(fixed.tensors, readers(group), removed[group.name])
                 if self._difference(self.run(modes=[fixed]), expected) is None:
                     silent.append(group.name)
@@ -280,8 +286,13 @@ class Trial:
         kept = [(group, sorted(set(range(group.size)) - removed[group.name])) for group in groups]
         before = Snapshot(self.model)
         try:
-            apply_changes(self.model, slice_members(named_tensors(self.model), kept), scale_counts(self.model, kept))
-            found = self._narrowed(groups, choices.repeated(), asked)
+            with nullcontext() if self._virtual is None else self._virtual.forgetting():
+                try:
+                    changes = slice_members(named_tensors(self.model), kept)
+                    apply_changes(self.model, changes, scale_counts(self.model, kept), cut=self._cut)
+                    found = self._narrowed(groups, choices.repeated(), asked)
+                finally:
+                    before.restore()
         except Exception as error:
             if ran_out_of_memory(error):
                 raise
@@ -290,8 +301,6 @@ class Trial:
                 f"without some of its channels the network does not run ({type(error).__name__}: {first_line(error)}); "
                 "a width may be written as a number in its code, or kept in an attribute (see register_module)"
             )
-        finally:
-            before.restore()
         difference = self._difference(found, expected)
         return None if difference is None else f"its removal changes what the network computes ({difference})"
 
@@ -312,7 +321,7 @@ class Trial:
             The outputs, and the outputs where the producers of removed channels have other weights.
         """
         fixed = FixedWeights(named_tensors(self.model), groups)
-        with kept_weights(fixed.tensors, groups, removed) as before:
+        with kept_weights(fixed.tensors, groups, removed, self._virtual) as before:
             zero_consumers_(fixed.tensors, groups, removed)
             twins = twin_run(fixed.tensors, before, groups, removed, reduced=self.runner.runs_steps)
             outputs = self._outputs(self._runs, modes=[fixed], layers=[choices, twins])
@@ -346,6 +355,16 @@ class Trial:
         for run in self._runs:
             of_mode.setdefault(run.mode, []).extend(islice(left, run.outputs))
         return list(of_mode.values())
+
+    def _cut(self, change: ParameterChange, tensor: Tensor) -> Tensor:
+        """What a change leaves of a tensor; of one that is made whenever it is read, the same is true."""
+        virtual = self._virtual
+        if virtual is None or tensor not in virtual or change.value is not None:
+            return new_value(change, tensor)
+        whole = tensor.data
+        return virtual.new(
+            change.new_shape, tensor.dtype, lambda: new_value(change, virtual.content(whole)).contiguous()
+        )
 
     def _narrowed(
         self, groups: Sequence[ChannelGroup], choices: RepeatedChoices, asked: Collection[Run]
