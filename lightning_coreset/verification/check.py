@@ -17,7 +17,7 @@ from lightning_coreset.verification.forms import Form, other_forms
 from lightning_coreset.verification.like_groups import completed_alike
 from lightning_coreset.verification.remembered import Search
 from lightning_coreset.verification.trial import LEAK, NOT_FINITE, Trial, first_line
-from lightning_coreset.verification.ways import ways_for
+from lightning_coreset.verification.ways import on_a_copy_without_weights, ways_for
 
 
 def verified(
@@ -116,7 +116,8 @@ def tried_groups(
                     return _results(trial, groups, change_attributes)
             # No memory, something that cannot be copied, a run that needs the original.
             except Exception as error:
-                why.append(f"{type(error).__name__}: {first_line(error)}")
+                if way is not on_a_copy_without_weights:  # what it cannot do, others can
+                    why.append(f"{type(error).__name__}: {first_line(error)}")
     return groups, dict.fromkeys((*(group.name for group in groups), *unproven), _not_run(why[0]))
 
 
