@@ -12,13 +12,13 @@ from lightning_coreset._compat import DispatchMode
 class Concerned(Protocol):
     """A mode that says which operators it does something about."""
 
-    def concerns(self, function: Any) -> bool:
+    def concerns(self, function: Any, /) -> bool:
         """Whether the mode does more than run an operator; the same for all calls of it."""
         ...
 
     def __enter__(self) -> Any: ...
 
-    def __exit__(self, *exception: Any) -> Any: ...
+    def __exit__(self, exc_type: Any, exc_val: Any, exc_tb: Any, /) -> Any: ...
 
 
 class WhereConcerned(DispatchMode):

@@ -396,22 +396,6 @@ class Trial:
                     return f"relative error {error:.1e}"
         return None
 
-    def _influential(self, groups: Sequence[ChannelGroup]) -> set[str]:
-        """The consumers that some output depends on, by its gradient in one run after the other."""
-        consumers = {member.name for group in groups for member in readers(group)}
-        parameters = {
-            name: tensor.requires_grad_(True)
-            for name, tensor in named_tensors(self.model).items()
-            if name in consumers and tensor.is_floating_point()
-        }
-        found: set[str] = set()
-        for run in self._runs:
-            outputs = [tensor for tensor in self._outputs([run], gradients=True) if tensor.requires_grad]
-            left = {name: tensor for name, tensor in parameters.items() if name not in found}
-            if outputs and left:
-                found |= _with_gradients(outputs, left)
-        return found
-
     def _look_for_influence(self, run: Run, groups: Sequence[ChannelGroup], **options: Any) -> list[Tensor]:
         """Note which consumers of groups some output depends on, by its gradient in one run, and return the outputs."""
         consumers = {member.name for group in groups for member in readers(group)}

@@ -44,18 +44,22 @@ class _Content:
 
     Attributes:
         memory: The memory, which is never read.
-        make: Makes a tensor of its own of the memory's form.
+        make: Makes a tensor of the memory's form.
+        own: Whether that is a new tensor, which may be written into.
         writes: What was written since, each into a view, and what else an operator was given.
     """
 
     memory: Tensor
     make: Callable[[], Tensor]
+    own: bool = True
     writes: list[tuple[Any, _View, Any, Any]] = field(default_factory=list)
 
     def whole(self, count: int | None = None) -> Tensor:
-        """The content after the first writes; after all by default."""
-        content = self.make()
-        for function, view, args, kwargs in self.writes[:count]:
+        """The content after the first writes; after all by default. Only to be read."""
+        content, writes = self.make(), self.writes[:count]
+        if writes and not self.own:
+            content = content.clone()
+        for function, view, args, kwargs in writes:
             function(content.as_strided(*view), *args, **kwargs)
         return content
 
@@ -103,22 +107,23 @@ class VirtualWeights(DispatchMode):
         """New parameters for a copy of a model in place of its large weights, by the ids of these."""
         found: dict[int, nn.Parameter] = {}
         for parameter in _large_weights(model):
-            new = self.new(parameter.shape, parameter.dtype, parameter.detach().clone)
+            new = self.new(parameter.shape, parameter.dtype, parameter.detach, own=False)
             found[id(parameter)] = nn.Parameter(new, parameter.requires_grad)
             vars(found[id(parameter)]).update(vars(parameter))
         return found
 
-    def new(self, shape: Sequence[int], dtype: torch.dtype, make: Callable[[], Tensor]) -> Tensor:
+    def new(self, shape: Sequence[int], dtype: torch.dtype, make: Callable[[], Tensor], *, own: bool = True) -> Tensor:
         """A tensor whose content is made when it is read.
 
         Args:
             shape: Its shape.
             dtype: Its dtype.
-            make: Makes the content: a new contiguous tensor.
+            make: Makes the content, a contiguous tensor.
+            own: Whether that is a new tensor, which may be written into.
         """
         count = math.prod(shape)
         memory = torch.frombuffer(mmap.mmap(-1, count * dtype.itemsize, flags=sum(_FLAGS)), dtype=dtype, count=count)
-        self._contents[storage_number(memory)] = _Content(memory, make)
+        self._contents[storage_number(memory)] = _Content(memory, make, own)
         return memory.view(*shape)
 
     def __contains__(self, tensor: Tensor) -> bool:
@@ -126,7 +131,7 @@ class VirtualWeights(DispatchMode):
 
     @torch.no_grad()
     def content(self, tensor: Tensor, writes: int | None = None) -> Tensor:
-        """The content of a tensor after as many writes, in new memory."""
+        """The content of a tensor after as many writes, only to be read."""
         known = self._known(tensor)
         assert known is not None
         return known.whole(writes).as_strided(*_view(tensor))
@@ -220,8 +225,8 @@ def _large_weights(model: nn.Module) -> list[nn.Parameter]:
 
 
 def _view(tensor: Tensor) -> _View:
-    return tensor.shape, tensor.stride(), tensor.storage_offset()
+    return tensor.shape, tensor.stride(), int(tensor.storage_offset())
 
 
 def _converted(content: _Content, dtype: torch.dtype) -> Callable[[], Tensor]:
-    return lambda: content.whole().to(dtype)
+    return lambda: content.whole().to(dtype, copy=True)
