@@ -9,5 +9,6 @@ from __future__ import annotations
 from lightning_coreset.state.copying import duplicate, ran_out_of_memory
 from lightning_coreset.state.module_state import ModuleState, restored
 from lightning_coreset.state.stand_ins import stand_ins
+from lightning_coreset.state.writes import written_arguments
 
-__all__ = ["ModuleState", "duplicate", "ran_out_of_memory", "restored", "stand_ins"]
+__all__ = ["ModuleState", "duplicate", "ran_out_of_memory", "restored", "stand_ins", "written_arguments"]

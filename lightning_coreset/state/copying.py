@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from types import BuiltinFunctionType, CellType, FunctionType
 from typing import Any, TypeVar
 
@@ -17,11 +17,15 @@ Module = TypeVar("Module", bound=nn.Module)
 _CONTAINERS = (dict, list, tuple, set, frozenset)
 
 
-def duplicate(model: Module) -> Module:
+def duplicate(model: Module, instead: Mapping[int, Any] | None = None) -> Module:
     """A deep copy of a network; that of a LightningModule keeps its Trainer, which ``training_step`` may read.
 
     Locks, files, clients, generators and other things that cannot be copied are shared with the original, if no
     parameter is among what they hold. Functions that enclose the network or parts of it enclose the copy's.
+
+    Args:
+        model: The network.
+        instead: What the copy holds in place of copies of some objects, by the ids of these.
 
     Raises:
         Exception: What ``copy.deepcopy`` raises, if something that holds parameters cannot be copied, or there is no
@@ -37,7 +41,9 @@ def duplicate(model: Module) -> Module:
     shared: list[Any] = []
     while True:
         # Anew in every try, since a copy that was begun is not whole.
-        own = memo | {id(value): value for value in shared} | _computed(values) | functions.begin()
+        own = (
+            memo | dict(instead or {}) | {id(value): value for value in shared} | _computed(values) | functions.begin()
+        )
         try:
             result = copy.deepcopy(model, own)
             functions.finish(own)

@@ -126,6 +126,11 @@ class ModuleState:
             if parameter.grad is not grad:
                 parameter.grad = grad
 
+    @property
+    def may_be_used_again(self) -> bool:
+        """Whether the module may be changed and restored more than once: it holds no iterators, which go on."""
+        return not self._iterators
+
     def holds_new_numbers(self) -> bool:
         """Whether the module holds other numbers than before, which its next step may read.
 

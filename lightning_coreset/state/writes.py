@@ -40,9 +40,13 @@ class UndoneWrites(DispatchMode):
         self.see(func, args, kwargs)
         return func(*args, **kwargs)
 
+    def concerns(self, func: Any) -> bool:
+        """Whether an operator writes into anything."""
+        return bool(written_arguments(func))
+
     def see(self, func: Any, args: Any, kwargs: Any) -> None:
         """Keep what an operation is about to write into; for another mode that sees all operations in any case."""
-        for position, name in _written(func):
+        for position, name in written_arguments(func):
             value = args[position] if position < len(args) else kwargs.get(name)
             for tensor in value if isinstance(value, (list, tuple)) else (value,):
                 if isinstance(tensor, Tensor):
@@ -82,7 +86,7 @@ def _memory(tensor: Tensor) -> int | None:
 
 
 @cache
-def _written(function: Callable[..., Any]) -> tuple[tuple[int, str], ...]:
+def written_arguments(function: Callable[..., Any]) -> tuple[tuple[int, str], ...]:
     """The places and names of the arguments that an operator writes into."""
     if not hasattr(function, "overloadpacket"):
         return ()

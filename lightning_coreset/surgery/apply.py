@@ -14,16 +14,26 @@ from lightning_coreset.module_specs import Size, changed_attributes, new_sizes, 
 from lightning_coreset.plan import AttributeChange, ParameterChange
 from lightning_coreset.surgery.model_shapes import record_original_shapes
 from lightning_coreset.surgery.settling import settling
-from lightning_coreset.surgery.slicing import named_tensors
-from lightning_coreset.surgery.weight_norms import new_values
+from lightning_coreset.surgery.slicing import named_tensors, new_value
+from lightning_coreset.surgery.weight_norms import Cut, new_values
 
 
 def apply_changes(
-    model: nn.Module, changes: Iterable[ParameterChange], attributes: Iterable[AttributeChange] = ()
+    model: nn.Module,
+    changes: Iterable[ParameterChange],
+    attributes: Iterable[AttributeChange] = (),
+    *,
+    cut: Cut = new_value,
 ) -> dict[Tensor, ParameterChange]:
     """Apply the changes of a plan in place, all or nothing.
 
     All new tensors are made before the first one replaces an old one, so running out of memory changes nothing.
+
+    Args:
+        model: The model.
+        changes: Those of its tensors.
+        attributes: Those of numbers that its modules remember.
+        cut: Makes each of the new tensors.
 
     Returns:
         The changed ``Parameter`` objects (the same as before, smaller) with their change.
@@ -33,11 +43,11 @@ def apply_changes(
             Nothing is changed then.
     """
     with torch.inference_mode(False):  # its tensors could not be trained
-        return _apply(model, list(changes), list(attributes))
+        return _apply(model, list(changes), list(attributes), cut)
 
 
 def _apply(
-    model: nn.Module, changes: Sequence[ParameterChange], attributes: Sequence[AttributeChange]
+    model: nn.Module, changes: Sequence[ParameterChange], attributes: Sequence[AttributeChange], cut: Cut
 ) -> dict[Tensor, ParameterChange]:
     tensors = named_tensors(model)
     _check_attributes(model, attributes)
@@ -50,7 +60,7 @@ def _apply(
                 "The plan was made for another model, or for this one before it was pruned."
             )
     ready = []
-    for change, value in zip(changes, new_values(changes, tensors), strict=True):
+    for change, value in zip(changes, new_values(changes, tensors, cut), strict=True):
         tensor = tensors[change.name]
         grad = None if tensor.grad is None else index_dims(tensor.grad, change.kept)
         ready.append((tensor, value, grad, change))

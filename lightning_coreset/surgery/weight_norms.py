@@ -7,8 +7,8 @@ what is left of the weight is exactly what it was.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor
@@ -31,20 +31,27 @@ def made_weights(tensors: Mapping[str, Tensor], norms: Iterable[WeightNorm]) -> 
     return {**tensors, **{name: weight.detach().to(tensors[name].dtype) for name, weight in weights.items()}}
 
 
-def new_values(changes: Sequence[ParameterChange], tensors: Mapping[str, Tensor]) -> list[Tensor]:
+Cut: TypeAlias = Callable[[ParameterChange, Tensor], Tensor]
+"""Makes of a tensor what a change leaves of it, in new memory."""
+
+
+def new_values(changes: Sequence[ParameterChange], tensors: Mapping[str, Tensor], cut: Cut = new_value) -> list[Tensor]:
     """The tensors after changes, in new memory.
 
     Magnitudes follow the norms of their directions, and tensors of copies follow what they are copies of.
+
+    Args:
+        changes: The changes.
+        tensors: The tensors as they are, by name.
+        cut: Makes each of the tensors.
     """
     by_name = {change.name: change for change in changes}
-    values = {
-        change.name: new_value(change, tensors[change.name]) for change in changes if change.follows not in by_name
-    }
+    values = {change.name: cut(change, tensors[change.name]) for change in changes if change.follows not in by_name}
     for change in changes:
         direction = change.norm_of
         if direction in by_name:
-            new, cut = values[direction], by_name[direction].kept
-            along = {dim: kept for dim, kept in cut.items() if dim == change.norm_dim}
+            new, kept_of = values[direction], by_name[direction].kept
+            along = {dim: kept for dim, kept in kept_of.items() if dim == change.norm_dim}
             before = index_dims(norm_except(tensors[direction], change.norm_dim), along)
             after = norm_except(new, change.norm_dim)
             ratio = (after / before).nan_to_num(nan=1.0, posinf=1.0).reshape(values[change.name].shape)

@@ -17,7 +17,7 @@ from lightning_coreset.verification.forms import Form, other_forms
 from lightning_coreset.verification.like_groups import completed_alike
 from lightning_coreset.verification.remembered import Search
 from lightning_coreset.verification.trial import LEAK, NOT_FINITE, Trial, first_line
-from lightning_coreset.verification.ways import WAYS
+from lightning_coreset.verification.ways import on_a_copy_without_weights, ways_for
 
 
 def verified(
@@ -101,14 +101,23 @@ def tried_groups(
         return (), {}
     why: list[str] = []
     with torch.inference_mode(False):
-        for way in WAYS:
+        for way in ways_for(model):
             try:
                 with way(model) as usable:
-                    trial = Trial(usable.model, examples, dtypes=usable.dtypes, untouched=usable.untouched)
+                    trial = Trial(
+                        usable.model,
+                        examples,
+                        dtypes=usable.dtypes,
+                        untouched=usable.untouched,
+                        around=usable.around,
+                        virtual=usable.virtual,
+                        prepare=False,
+                    )
                     return _results(trial, groups, change_attributes)
             # No memory, something that cannot be copied, a run that needs the original.
             except Exception as error:
-                why.append(f"{type(error).__name__}: {first_line(error)}")
+                if way is not on_a_copy_without_weights:  # what it cannot do, others can
+                    why.append(f"{type(error).__name__}: {first_line(error)}")
     return groups, dict.fromkeys((*(group.name for group in groups), *unproven), _not_run(why[0]))
 
 
@@ -121,6 +130,9 @@ def _results(
     trial: Trial, groups: tuple[ChannelGroup, ...], change_attributes: bool
 ) -> tuple[tuple[ChannelGroup, ...], dict[str, str]]:
     """The groups, completed, and those that fail in evaluation, in training, or have no effect at all."""
+    if trial.passes(groups):
+        return groups, trial.without_effect(groups)
+    trial.prepare()
     groups, failures = _tried(trial, groups, change_attributes)
     failures |= trial.failing_in_training([group for group in groups if group.name not in failures])
     unsteady = trial.unsteady() if failures else None

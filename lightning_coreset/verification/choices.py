@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lightning_coreset._compat import DispatchMode
 from lightning_coreset.structure.op_call import tensors_among
+from lightning_coreset.verification.layers_of_modes import Proceed
 
 _ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 3e-2}
 """How much two numbers differ at most that differ by rounding alone, relative to the largest of their tensor.
@@ -78,18 +79,22 @@ def differ_by_rounding(one: Tensor, other: Tensor) -> bool:
     return bool((one - other).abs().max() <= _ROUNDING.get(other.dtype, 0.0) * other.abs().max())
 
 
-class MadeChoices(DispatchMode):
+class MadeChoices:
     """Notes the choices of a run, with what was chosen from."""
 
     def __init__(self) -> None:
-        super().__init__()
         self._made: dict[_Key, list[tuple[list[Tensor], Any]]] = {}
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def begin(self) -> None:
+        """Begin a run: what was chosen in others is kept."""
+
+    def end(self) -> None:
+        """End it."""
+
+    def operation(self, func: Any, args: Any, kwargs: Any, proceed: Proceed) -> Any:
         """Run the operation, and keep copies of what went in and came out."""
-        kwargs = kwargs or {}
         before = _inputs(func, args, kwargs) if _writes(func) else None
-        result = func(*args, **kwargs)
+        result = proceed(func, args, kwargs)
         if self._is_noted(func, (args, kwargs), result):
             inputs = before or [tensor.clone() for tensor in tensors_among((args, kwargs))]
             self._made.setdefault(_key(func, args, kwargs), []).append((inputs, _copied(result)))
@@ -109,6 +114,10 @@ class RepeatedChoices(DispatchMode):
         super().__init__()
         self._made = made
         self._functions = {key[0] for key in made}
+
+    def concerns(self, func: Any) -> bool:
+        """Whether the other run chose by this operator."""
+        return func in self._functions
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operation; where it chooses, return what was chosen before."""

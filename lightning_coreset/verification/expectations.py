@@ -19,10 +19,14 @@ from lightning_coreset.structure.ops.quantization import FAKE_QUANTIZERS
 class Expectations(DispatchMode):
     """Gives every random operation that it knows the mean of what it would draw; dropout passes all on."""
 
+    def concerns(self, func: Any) -> bool:
+        """Whether an operator draws random numbers."""
+        return torch.Tag.nondeterministic_seeded in getattr(func, "tags", ())
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operation, without chance."""
         kwargs = kwargs or {}
-        if torch.Tag.nondeterministic_seeded not in getattr(func, "tags", ()):
+        if not self.concerns(func):
             return func(*args, **kwargs)
         call = OpCall.read(func, args, kwargs, [], None)
         if call.arguments.get("generator") is not None:  # its own: the self-check draws from one
@@ -42,11 +46,14 @@ class WithoutQuantization(DispatchMode):
     Its ranges are those that were observed of all channels, and are observed anew once some are gone.
     """
 
+    def concerns(self, func: Any) -> bool:
+        """Whether an operator quantises."""
+        return getattr(getattr(func, "overloadpacket", None), "__name__", "") in FAKE_QUANTIZERS
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operation, which checks the sizes of scales and zero points; of a quantiser, return its input."""
         result = func(*args, **(kwargs or {}))
-        name = getattr(getattr(func, "overloadpacket", None), "__name__", "")
-        if name not in FAKE_QUANTIZERS:
+        if not self.concerns(func):
             return result
         return args[0].clone() if isinstance(result, Tensor) else (args[0].clone(), torch.ones_like(result[1]))
 

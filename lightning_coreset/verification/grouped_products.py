@@ -19,10 +19,14 @@ class GroupedProducts(DispatchMode):
     Matrices of sizes that torch refuses in single precision are refused here, too.
     """
 
+    def concerns(self, func: Any) -> bool:
+        """Whether an operator is a grouped product."""
+        return func.name() == GROUPED_PRODUCT
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operation."""
         kwargs = kwargs or {}
-        if func.name() != GROUPED_PRODUCT or args[0].dtype != torch.float64:
+        if not self.concerns(func) or args[0].dtype != torch.float64:
             return func(*args, **kwargs)
         first, second, ends = args[0], args[1], kwargs.get("offs", args[2] if len(args) > 2 else None)
         for operand in (first, second):

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from lightning_coreset._compat import DispatchMode, outside_of_modes, own_tensors, tree_map, weight_norms
+from lightning_coreset._compat import own_tensors, tree_map, weight_norms
 from lightning_coreset.structure import note_alike
 from lightning_coreset.structure.op_call import tensors_among
 from lightning_coreset.structure.weak_map import IdentityWeakMap
+from lightning_coreset.verification.layers_of_modes import Proceed
 
 
-class ConstantPenalties(DispatchMode):
+class ConstantPenalties:
     """Gives every number that is computed of several elements of parameters alone the value 1.
 
     The analysis has found that those of prunable channels meet nothing but scalars. What code reads of such a number as
@@ -25,10 +27,13 @@ class ConstantPenalties(DispatchMode):
 
     Args:
         model: The network. The parts of which ``weight_norm`` makes weights are no parameters in this respect.
+
+    Attributes:
+        found: Whether any number was replaced.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        super().__init__()
+        self.found = False
         self._made: IdentityWeakMap[bool] = IdentityWeakMap()  # of parameters
         self._values: IdentityWeakMap[Tensor] = IdentityWeakMap()  # the true ones
         self._alike: IdentityWeakMap[bool] = IdentityWeakMap()
@@ -39,18 +44,23 @@ class ConstantPenalties(DispatchMode):
                 if name not in parts and not within:
                     self._made[tensor] = True
 
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def begin(self) -> None:
+        """Begin a run."""
+
+    def end(self) -> None:
+        """End it."""
+
+    def operation(self, function: Any, args: Any, kwargs: Any, proceed: Proceed) -> Any:
         """Run an operation; a penalty becomes 1."""
-        kwargs = kwargs or {}
         tensors = tensors_among((*args, *kwargs.values()))
         if not self._of_parameters(tensors):
-            result = function(*args, **kwargs)
+            result = proceed(function, args, kwargs)
             note_alike(function, tensors, result, self._alike)
             return result
         values = None
         if any(tensor in self._values for tensor in tensors):
-            values = function(*tree_map(self._value, args), **tree_map(self._value, kwargs))
-        result = function(*args, **kwargs)
+            values = proceed(function, tree_map(self._value, args), tree_map(self._value, kwargs))
+        result = proceed(function, args, kwargs)
         if not isinstance(result, (Tensor, tuple, list)):
             return result if values is None else values
         several = any(tensor.numel() > 1 for tensor in tensors)
@@ -63,10 +73,10 @@ class ConstantPenalties(DispatchMode):
                 continue  # an element of a parameter, or one itself
             if one.numel() == 1 and one.is_floating_point():
                 if values is None:
-                    # Modes would leave removed channels out, as a network does that normalises.
-                    with outside_of_modes():
-                        self._values[one] = tensors_among((function(*args, **kwargs),))[place]
-                one.fill_(1.0)
+                    # What comes next would leave removed channels out, as a network does that normalises.
+                    self._values[one] = tensors_among((function(*args, **kwargs),))[place]
+                self.found = True
+                proceed(torch.ops.aten.fill_.Scalar, (one, 1.0), {})
         return result
 
     def _of_parameters(self, tensors: list[Tensor]) -> bool:

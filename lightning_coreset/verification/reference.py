@@ -15,6 +15,7 @@ from lightning_coreset.structure.weight_norms import MadeWeights
 from lightning_coreset.surgery import made_weights, weight_norms_of
 from lightning_coreset.verification.randomised import noise
 from lightning_coreset.verification.twin import TwinRun, copy_of_layout
+from lightning_coreset.verification.virtual import VirtualWeights
 
 Removed = Mapping[str, set[int]]
 """The classes that are removed, by the name of the group."""
@@ -56,7 +57,10 @@ def readers(group: ChannelGroup) -> tuple[Member, ...]:
 
 @contextmanager
 def kept_weights(
-    tensors: Mapping[str, Tensor], groups: Iterable[ChannelGroup], removed: Removed
+    tensors: Mapping[str, Tensor],
+    groups: Iterable[ChannelGroup],
+    removed: Removed,
+    virtual: VirtualWeights | None = None,
 ) -> Iterator[Callable[[str], Tensor]]:
     """Put what reads removed classes back in the end.
 
@@ -64,9 +68,13 @@ def kept_weights(
         Makes a copy of a weight as it was. Only what may change is kept: all weights of a network take much memory.
     """
     parts: dict[str, list[tuple[int, Tensor, Tensor]]] = {}
+    writes: dict[str, int] = {}  # into those that are made whenever they are read
     for group in groups:
         for member, index in _positions(readers(group), removed[group.name]):
             tensor = tensors[member.name].detach()
+            if virtual is not None and tensor in virtual:
+                writes[member.name] = virtual.writes(tensor)
+                continue
             index = index.to(tensor.device)
             parts.setdefault(member.name, []).append((member.dim, index, tensor.index_select(member.dim, index)))
 
@@ -76,9 +84,17 @@ def kept_weights(
             tensor.index_copy_(dim, index, content)
         return tensor
 
+    def as_it_was(name: str) -> Tensor:
+        if virtual is not None and name in writes:
+            return virtual.content(tensors[name], writes[name])
+        return put_back(name, copy_of_layout(tensors[name].detach()))
+
     try:
-        yield lambda name: put_back(name, copy_of_layout(tensors[name].detach()))
+        yield as_it_was
     finally:
+        if virtual is not None:
+            for name, count in writes.items():
+                virtual.undo(tensors[name], count)
         for name in parts:
             put_back(name, tensors[name])
 

@@ -2,37 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lightning_coreset.nested import tensors_in
+from lightning_coreset.plan import ParameterChange
 from lightning_coreset.state import ran_out_of_memory
 from lightning_coreset.structure import (
     ChannelGroup,
     Example,
     Examples,
     RunMode,
-    StandInDerivatives,
-    StepOutputs,
     as_examples,
     local_collectives,
-    output_tensors,
     paired,
     plain_execution,
-    preserved,
-    set_mode,
 )
-from lightning_coreset.surgery import Snapshot, apply_changes, named_tensors, scale_counts, slice_members
-from lightning_coreset.verification.choices import MadeChoices
-from lightning_coreset.verification.expectations import Expectations, WithoutQuantization
-from lightning_coreset.verification.grouped_products import GroupedProducts
-from lightning_coreset.verification.penalties import ConstantPenalties
-from lightning_coreset.verification.randomised import noise, randomise_, seed_everything
+from lightning_coreset.structure.example import call
+from lightning_coreset.surgery import Snapshot, apply_changes, named_tensors, new_value, scale_counts, slice_members
+from lightning_coreset.verification.choices import MadeChoices, RepeatedChoices
+from lightning_coreset.verification.concerned import Concerned
+from lightning_coreset.verification.randomised import noise, randomise_
 from lightning_coreset.verification.reference import (
     FixedWeights,
     Removed,
@@ -43,7 +39,9 @@ from lightning_coreset.verification.reference import (
     zero_consumers_,
 )
 from lightning_coreset.verification.removed import removed_classes, unlike_classes
+from lightning_coreset.verification.runs import Run, Runner
 from lightning_coreset.verification.suspects import raised_in, suspects_of
+from lightning_coreset.verification.virtual import VirtualWeights
 from lightning_coreset.verification.ways import ParametersUsed
 
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
@@ -55,29 +53,6 @@ NOT_FINITE = "no output is a finite number, so that nothing can be compared"
 """In the reasons of a trial on too few samples, of which a step may make several parts."""
 
 
-@dataclass(eq=False)
-class _Run:
-    """An example, with the mode in which the network is run on it.
-
-    Attributes:
-        example: The example.
-        mode: The mode.
-        carries: Whether the network computes numbers and keeps them, which its next run may read: it is run twice in
-            a row then. ``None`` before the first run, which shows it.
-        draws: Whether it draws random numbers in it.
-    """
-
-    example: Example
-    mode: RunMode
-    carries: bool | None = None
-    draws: bool = False
-
-
-def _random_states(model: nn.Module) -> list[Tensor]:
-    devices = {parameter.device for parameter in model.parameters() if parameter.is_cuda}
-    return [torch.get_rng_state(), *map(torch.cuda.get_rng_state, devices)]
-
-
 class Trial:
     """Tries groups on a model with randomised parameters: changes it, runs it, and puts it back.
 
@@ -86,6 +61,15 @@ class Trial:
         examples: How to run it. Groups have to pass on all of them.
         dtypes: The precisions to run it in, the preferred one first.
         untouched: Parameters that the model should not use any more.
+        around: Modes that see what concerns them in every run.
+        virtual: Makes weights of the model whenever they are read; it has to be entered.
+        prepare: Whether to find out how it can be run. Without that, only :meth:`passes` may be called before
+            :meth:`prepare`.
+
+    Attributes:
+        model: The model.
+        dtype: The precision that it has.
+        runner: Runs it.
 
     Raises:
         Exception: What running the model raises in all precisions.
@@ -99,32 +83,48 @@ class Trial:
         *,
         dtypes: Sequence[torch.dtype] = (torch.float64, torch.float32),
         untouched: ParametersUsed | None = None,
+        around: Sequence[Concerned] = (),
+        virtual: VirtualWeights | None = None,
+        prepare: bool = True,
     ) -> None:
         self.model = model.eval()
+        self._examples, self._dtypes = as_examples(examples), tuple(dtypes)
+        self._untouched, self._virtual = untouched, virtual
         self._watch: list[AbstractContextManager[Any]] = [] if untouched is None else [untouched]
         self._generator = torch.Generator().manual_seed(0)
         self._raised_in: str | None = None  # where the last attempt raised an error
+        self._influential: set[str] = set()  # consumers on which an output is known to depend
+        self.runner = Runner(around)
         randomise_(self.model, self._generator)
-        for number, dtype in enumerate(dtypes, 1):
-            self.dtype = dtype
+        if prepare:
+            self.prepare()
+
+    def prepare(self) -> None:
+        """Find a precision in which the model runs, and the examples and modes that work."""
+        for number, dtype in enumerate(self._dtypes, 1):
+            self._use(dtype)
             try:
-                self._read(as_examples(examples))
+                self._read()
                 break
             except Exception:  # code that makes single-precision tensors itself cannot run in double precision
-                if number == len(dtypes):
+                if number == len(self._dtypes):
                     raise
-        if untouched is not None and untouched.found:
+        if self._untouched is not None and self._untouched.found:
             raise RuntimeError("it uses parameters of the original, which its code finds in some other way")
         self._watch = []
 
-    def _read(self, examples: Sequence[Example]) -> None:
+    def _use(self, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        if self._virtual is not None:
+            self._virtual.convert(self.model, dtype)
+        self.model.to(dtype)
+        self.runner.leaves_nothing_to_chance = self.runner.runs_steps = False
+        self._runs: list[Run] = []
+        self._runs_in_training: list[Run] = []
+
+    def _read(self) -> None:
         """Find the runs that work in this precision: the first of every example, and those in training mode as well."""
-        self.model.to(self.dtype)
-        self._leaves_nothing_to_chance = False
-        self._runs_steps = False  # which may add penalties on activations to a loss
-        self._runs: list[_Run] = []
-        self._runs_in_training: list[_Run] = []
-        for example in examples:
+        for example in self._examples:
             errors, first = [], True
             for mode in example.modes:
                 try:
@@ -137,16 +137,42 @@ class Trial:
             if first:
                 raise errors[0]
 
-    def _working(self, example: Example, mode: RunMode) -> list[_Run]:
+    def _working(self, example: Example, mode: RunMode) -> list[Run]:
         """The example, and one like it if that runs: a step that checks its inputs may reject random ones."""
-        run = _Run(example, mode)
-        both = [run, _Run(example.other(self._generator), mode)]
+        first, *others = _alike(example, mode, self._generator)
         try:
-            self._outputs(both, modes=self._watch)
-            return both
+            self._outputs([first, *others], modes=self._watch)
+            return [first, *others]
         except Exception:
-            self._outputs([run], modes=self._watch)
-            return [run]
+            self._outputs([first], modes=self._watch)
+            return [first]
+
+    def passes(self, groups: Sequence[ChannelGroup]) -> bool:
+        """Whether the groups pass all at once, in all modes, on all examples and others like these.
+
+        That is nearly always so, and then all there is to know. In a good case it takes half of the runs that it takes
+        to find out first how the model can be run, and then to try its modes one after the other. In any other case
+        nothing is known: only :meth:`prepare` and what follows tell.
+        """
+        state = self._generator.get_state()
+        try:
+            self._use(self._dtypes[0])
+            for example in (one.to(self.dtype) for one in self._examples):
+                if example.run is not call:  # what a step adds to a loss has to be known beforehand
+                    self._outputs([Run(example, example.modes[0])], modes=self._watch)
+                for number, mode in enumerate(example.modes):
+                    runs = _alike(example, mode, self._generator)
+                    (self._runs_in_training if number else self._runs).extend(runs)
+            evaluated, self._runs = self._runs, [*self._runs, *self._runs_in_training]
+            try:
+                passed = self._attempt_all(groups, asked=evaluated) is None
+            finally:
+                self._runs = evaluated
+            return passed and (self._untouched is None or not self._untouched.found)
+        except Exception:  # also where there is no memory for all at once
+            return False
+        finally:
+            self._generator.set_state(state)
 
     def failing(self, groups: Sequence[ChannelGroup], reason: str | None = None) -> dict[str, str]:
         """The groups that fail, with the reasons, found by halving; all of them where they fail only together.
@@ -191,17 +217,22 @@ class Trial:
 
     def without_effect(self, groups: Sequence[ChannelGroup]) -> dict[str, str]:
         """The groups whose consumers have no influence on any output, so that the trial proved nothing."""
+
+        def idle() -> list[ChannelGroup]:
+            return [group for group in groups if not self._have_influence(group)]
+
         try:
-            influential = self._influential(groups)
+            for run in self._runs:
+                if left := idle():
+                    self._look_for_influence(run, left)
         except Exception:  # a network that cannot be differentiated: each group is tried
-            influential = set()
-        idle = [group for group in groups if not any(one.name in influential for one in readers(group))]
-        expected = self.run() if idle else []
+            self._influential.clear()
+        expected = self.run() if idle() else []
         silent = []
-        for group in idle:  # the gradient may have been disabled, or really be zero
+        for group in idle():  # the gradient may have been disabled, or really be zero
             fixed = FixedWeights(named_tensors(self.model), [group])
             removed = removed_classes([group])
-            with kept_weights(fixed.tensors, [group], removed):
+            with kept_weights(fixed.tensors, [group], removed, self._virtual):
                 zero_(fixed.tensors, readers(group), removed[group.name])
                 if self._difference(self.run(modes=[fixed]), expected) is None:
                     silent.append(group.name)
@@ -222,20 +253,20 @@ class Trial:
         reason = self._attempt_all(groups)
         if reason is None or not any(run.draws for run in self._runs):
             return reason
-        self._leaves_nothing_to_chance = True
+        self.runner.leaves_nothing_to_chance = True
         try:
             return self._attempt_all(groups)
         finally:
-            self._leaves_nothing_to_chance = False
+            self.runner.leaves_nothing_to_chance = False
 
-    def _attempt_all(self, groups: Sequence[ChannelGroup]) -> str | None:
+    def _attempt_all(self, groups: Sequence[ChannelGroup], asked: Collection[Run] = ()) -> str | None:
         """With classes that are unlike the others of their group, once they go, and once they stay."""
         groups = [_paired_at_random(group).with_copies for group in groups]
         ways = (True, False) if any(map(unlike_classes, groups)) else (None,)
-        reasons = (self._attempt(groups, removed_classes(groups, unlike=way)) for way in ways)
+        reasons = (self._attempt(groups, removed_classes(groups, unlike=way), asked) for way in ways)
         return next((reason for reason in reasons if reason is not None), None)
 
-    def _attempt(self, groups: Sequence[ChannelGroup], removed: Removed) -> str | None:
+    def _attempt(self, groups: Sequence[ChannelGroup], removed: Removed, asked: Collection[Run] = ()) -> str | None:
         choices = MadeChoices()
         self._raised_in = None
         try:
@@ -247,7 +278,7 @@ class Trial:
                 "with other values in some of its channels the network does not run "
                 f"({type(error).__name__}: {first_line(error)}), so that their removal cannot be tried"
             )
-        if expected and not any(bool(tensor.isfinite().any()) for tensor in expected):
+        if any(outputs and not any(map(_has_numbers, outputs)) for outputs in self._by_mode(expected)):
             return NOT_FINITE
         leak = self._difference(disturbed, expected)
         if leak is not None:
@@ -255,8 +286,13 @@ class Trial:
         kept = [(group, sorted(set(range(group.size)) - removed[group.name])) for group in groups]
         before = Snapshot(self.model)
         try:
-            apply_changes(self.model, slice_members(named_tensors(self.model), kept), scale_counts(self.model, kept))
-            found = self.run(modes=[choices.repeated()])
+            with nullcontext() if self._virtual is None else self._virtual.forgetting():
+                try:
+                    changes = slice_members(named_tensors(self.model), kept)
+                    apply_changes(self.model, changes, scale_counts(self.model, kept), cut=self._cut)
+                    found = self._narrowed(groups, choices.repeated(), asked)
+                finally:
+                    before.restore()
         except Exception as error:
             if ran_out_of_memory(error):
                 raise
@@ -265,8 +301,6 @@ class Trial:
                 f"without some of its channels the network does not run ({type(error).__name__}: {first_line(error)}); "
                 "a width may be written as a number in its code, or kept in an attribute (see register_module)"
             )
-        finally:
-            before.restore()
         difference = self._difference(found, expected)
         return None if difference is None else f"its removal changes what the network computes ({difference})"
 
@@ -287,10 +321,10 @@ class Trial:
             The outputs, and the outputs where the producers of removed channels have other weights.
         """
         fixed = FixedWeights(named_tensors(self.model), groups)
-        with kept_weights(fixed.tensors, groups, removed) as before:
+        with kept_weights(fixed.tensors, groups, removed, self._virtual) as before:
             zero_consumers_(fixed.tensors, groups, removed)
-            twins = twin_run(fixed.tensors, before, groups, removed, reduced=self._runs_steps)
-            outputs = self.run(modes=[fixed, twins, choices])
+            twins = twin_run(fixed.tensors, before, groups, removed, reduced=self.runner.runs_steps)
+            outputs = self._outputs(self._runs, modes=[fixed], layers=[choices, twins])
         disturbed = [twins.twin(tensor) for tensor in outputs]
         twins.close()
         return outputs, [tensor if twin is None else twin for tensor, twin in zip(outputs, disturbed, strict=True)]
@@ -311,53 +345,41 @@ class Trial:
         """
         return self._outputs(self._runs, model=model, gradients=gradients, modes=modes)
 
-    def _outputs(
-        self,
-        runs: Sequence[_Run],
-        *,
-        model: nn.Module | None = None,
-        gradients: bool = False,
-        modes: Sequence[AbstractContextManager[Any]] = (),
+    def _outputs(self, runs: Sequence[Run], *, model: nn.Module | None = None, **options: Any) -> list[Tensor]:
+        return self.runner.outputs(runs, self.model if model is None else model, **options)
+
+    def _by_mode(self, outputs: Sequence[Tensor]) -> list[list[Tensor]]:
+        """The outputs of all runs, those in each mode of the network by themselves."""
+        of_mode: dict[RunMode, list[Tensor]] = {}
+        left = iter(outputs)
+        for run in self._runs:
+            of_mode.setdefault(run.mode, []).extend(islice(left, run.outputs))
+        return list(of_mode.values())
+
+    def _cut(self, change: ParameterChange, tensor: Tensor) -> Tensor:
+        """What a change leaves of a tensor; of one that is made whenever it is read, the same is true."""
+        virtual = self._virtual
+        if virtual is None or tensor not in virtual or change.value is not None:
+            return new_value(change, tensor)
+        whole = tensor.data
+        return virtual.new(
+            change.new_shape, tensor.dtype, lambda: new_value(change, virtual.content(whole)).contiguous()
+        )
+
+    def _narrowed(
+        self, groups: Sequence[ChannelGroup], choices: RepeatedChoices, asked: Collection[Run]
     ) -> list[Tensor]:
-        """The same for some runs. Each begins with the state that the model has now, and leaves it."""
-        model = self.model if model is None else model
-        outputs = []
-        # Every mode makes every operation slower; only matrices in a stack are multiplied by groups.
-        grouped = [GroupedProducts()] if any(one.dim() > 2 for one in model.parameters() if one.dim() != 4) else []
-        for run in runs:
-            means = run.mode == "training" or self._leaves_nothing_to_chance
-            expectations = [Expectations()] if means else []
-            own = (ConstantPenalties(model), StandInDerivatives(), local_collectives())
-            with (
-                preserved(model) as state,
-                plain_execution(),
-                torch.set_grad_enabled(gradients),
-                ExitStack() as stack,
-            ):
-                for mode in (*grouped, WithoutQuantization(), *expectations, *modes, *own):
-                    stack.enter_context(mode)
-                set_mode(model, run.mode)
-                seed_everything(model)
-                before = _random_states(model)
-                outputs += self._step(run, model)
-                run.draws |= not means and not all(map(torch.equal, before, _random_states(model)))
-                if run.carries is None:
-                    run.carries = state.holds_new_numbers() and self._runs_again(run, model)
-                elif run.carries:
-                    outputs += self._step(run, model)
-        return outputs
+        """What the narrowed network computes.
 
-    def _step(self, run: _Run, model: nn.Module) -> list[Tensor]:
-        found = run.example.run(model, run.example.inputs)
-        self._runs_steps |= isinstance(found, StepOutputs)
-        return [tensor.clone() for tensor in output_tensors(found) if tensor.is_floating_point()]
-
-    def _runs_again(self, run: _Run, model: nn.Module) -> bool:
-        try:
-            self._step(run, model)
-            return True
-        except Exception:  # an iterator may be at its end
-            return False
+        Args:
+            groups: The groups that have lost channels.
+            choices: What the network chose before.
+            asked: Runs that may show, by the way, which consumers have influence.
+        """
+        options: dict[str, Any] = {"modes": self._watch, "concerned": [choices], "as_before": True}
+        first = [run for run in self._runs[:1] if run in asked]
+        found = [output for run in first for output in self._look_for_influence(run, groups, **options)]
+        return found + self._outputs(self._runs[len(first) :], **options)
 
     @torch.no_grad()  # a network may have enabled gradients for its own derivatives
     def _difference(self, found: Sequence[Tensor], expected: Sequence[Tensor]) -> str | None:
@@ -374,21 +396,35 @@ class Trial:
                     return f"relative error {error:.1e}"
         return None
 
-    def _influential(self, groups: Sequence[ChannelGroup]) -> set[str]:
-        """The consumers that some output depends on, by its gradient in one run after the other."""
+    def _look_for_influence(self, run: Run, groups: Sequence[ChannelGroup], **options: Any) -> list[Tensor]:
+        """Note which consumers of groups some output depends on, by its gradient in one run, and return the outputs."""
         consumers = {member.name for group in groups for member in readers(group)}
         parameters = {
             name: tensor.requires_grad_(True)
             for name, tensor in named_tensors(self.model).items()
             if name in consumers and tensor.is_floating_point()
         }
-        found: set[str] = set()
-        for run in self._runs:
-            outputs = [tensor for tensor in self._outputs([run], gradients=True) if tensor.requires_grad]
-            left = {name: tensor for name, tensor in parameters.items() if name not in found}
-            if outputs and left:
-                found |= _with_gradients(outputs, left)
-        return found
+        outputs = self._outputs([run], gradients=True, **options)
+        differentiable = [tensor for tensor in outputs if tensor.requires_grad]
+        if differentiable and parameters:
+            self._influential |= _with_gradients(differentiable, parameters)
+        return [tensor.detach() for tensor in outputs]
+
+    def _have_influence(self, group: ChannelGroup) -> bool:
+        """Whether an output is known to depend on the consumers of a group."""
+        return any(one.name in self._influential for one in readers(group))
+
+
+def _alike(example: Example, mode: RunMode, generator: torch.Generator) -> list[Run]:
+    """A run on an example, and one on others of the same shapes, unless that would be the same."""
+    other = example.other(generator)
+    pairs = zip(tensors_in(example.inputs), tensors_in(other.inputs), strict=True)
+    same = all(one is its for one, its in pairs)
+    return [Run(example, mode)] if same else [Run(example, mode), Run(other, mode)]
+
+
+def _has_numbers(tensor: Tensor) -> bool:
+    return bool(tensor.isfinite().any())
 
 
 def _with_gradients(outputs: Sequence[Tensor], parameters: Mapping[str, Tensor]) -> set[str]:

@@ -26,6 +26,7 @@ from lightning_coreset.verification.kept_only import (
     reduced_over,
     removed_in_product,
 )
+from lightning_coreset.verification.layers_of_modes import Proceed, run
 from lightning_coreset.verification.standardised import StandardisedWeights
 
 
@@ -66,6 +67,12 @@ class TwinRun(DispatchMode):
             self._looked_up[tensor] = versions
 
     def __enter__(self) -> TwinRun:
+        """Begin a run."""
+        super().__enter__()
+        self.begin()
+        return self
+
+    def begin(self) -> None:
         """Begin a run: what the network wrote in the one before it has forgotten, and so must the twins."""
         for tensor in self._new:
             self._twins.forget(tensor)
@@ -77,9 +84,7 @@ class TwinRun(DispatchMode):
         self._new.clear()
         self._assigned.clear()
         self._alike.clear()
-        super().__enter__()
         self._data.__enter__()
-        return self
 
     def close(self) -> None:
         """Let go of all twins, which the modes of torch would keep as long as this one is in a cycle of references."""
@@ -117,14 +122,21 @@ class TwinRun(DispatchMode):
         else:
             self._twins[tensor] = twin
 
+    def end(self) -> None:
+        """End a run."""
+        self._data.__exit__(None, None, None)
+
     def __exit__(self, *exception: Any) -> None:
         """End a run."""
-        self._data.__exit__(*exception)
+        self.end()
         super().__exit__(*exception)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operation, and its twin."""
-        kwargs = kwargs or {}
+        return self.operation(func, args, kwargs or {}, run)
+
+    def operation(self, func: Any, args: Any, kwargs: Any, proceed: Proceed) -> Any:
+        """Run the operation, and its twin; they are handed on to nobody."""
         versions = self._looked_up.get(args[0]) if getattr(func, "overloadpacket", None) is _EMBEDDING else None
         if versions is not None:
             result, other = (func(version, *args[1:], **kwargs) for version in versions())

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from lightning_coreset._compat import DispatchMode, outside_of_modes, storage_number
 from lightning_coreset.state import duplicate, restored, stand_ins
+from lightning_coreset.verification.concerned import Concerned
 from lightning_coreset.verification.memory import PRECISIONS, precisions_that_fit
+from lightning_coreset.verification.virtual import VirtualWeights, saves_memory
 
 
 @dataclass(frozen=True)
@@ -23,30 +25,43 @@ class Usable:
         model: The network.
         dtypes: The precisions in which it may be run, the preferred one first.
         untouched: Parameters of the original, which it should not use.
+        around: Modes that have to see what concerns them whenever it is run.
+        virtual: Makes its large weights whenever they are read.
     """
 
     model: nn.Module
     dtypes: tuple[torch.dtype, ...]
     untouched: ParametersUsed
+    around: tuple[Concerned, ...] = ()
+    virtual: VirtualWeights | None = None
 
 
 Way: TypeAlias = Callable[[nn.Module], AbstractContextManager[Usable]]
 
 
 @contextmanager
+def on_a_copy_without_weights(model: nn.Module) -> Iterator[Usable]:
+    """A copy whose large weights are made of the original's whenever they are read, so that they take no memory."""
+    own, virtual = ParametersUsed(model.parameters()), VirtualWeights()
+    with restored(model, watch=False) as state, virtual:
+        copy = duplicate(model, virtual.in_place_of(model))
+        yield Usable(copy, PRECISIONS, own, (state.watching(),), virtual)
+
+
+@contextmanager
 def on_a_copy(model: nn.Module) -> Iterator[Usable]:
     """A copy. What it shares with the original is put back."""
     precisions = precisions_that_fit(model)
-    with restored(model):
-        yield Usable(duplicate(model), precisions, ParametersUsed(model.parameters()))
+    with restored(model, watch=False) as state:
+        yield Usable(duplicate(model), precisions, ParametersUsed(model.parameters()), (state.watching(),))
 
 
 @contextmanager
 def with_other_parameters(model: nn.Module) -> Iterator[Usable]:
     """The network itself with copies of its parameters, for code that knows it by name: a closure, a global."""
     own, precisions = ParametersUsed(model.parameters()), precisions_that_fit(model)
-    with restored(model), stand_ins(model):
-        yield Usable(model, precisions, own)
+    with restored(model, watch=False) as state, stand_ins(model):
+        yield Usable(model, precisions, own, (state.watching(),))
 
 
 @contextmanager
@@ -68,6 +83,11 @@ def in_its_memory(model: nn.Module) -> Iterator[Usable]:
 
 WAYS: tuple[Way, ...] = (on_a_copy, with_other_parameters, in_its_memory)
 """The safer and faster ones first."""
+
+
+def ways_for(model: nn.Module) -> tuple[Way, ...]:
+    """The ways for a network: a large one is tried without a copy of its weights first."""
+    return (on_a_copy_without_weights, *WAYS) if saves_memory(model) else WAYS
 
 
 class ParametersUsed(DispatchMode):

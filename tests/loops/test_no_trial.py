@@ -248,12 +248,12 @@ def test_groups_are_tried_one_by_one_where_all_do_not_fit(monkeypatch):
 
     sizes = []
 
-    def attempt(self: Trial, groups: Any) -> str | None:
+    def attempt(self: Trial, groups: Any, *options: Any, **others: Any) -> str | None:
         sizes.append(len(groups))
-        return no_memory() if len(groups) > 1 else original(self, groups)
+        return no_memory() if len(groups) > 1 else original(self, groups, *options, **others)
 
-    original = Trial.attempt
-    monkeypatch.setattr(Trial, "attempt", attempt)
+    original = Trial._attempt_all
+    monkeypatch.setattr(Trial, "_attempt_all", attempt)
     model = mlp(6, 8, 8, 8, 2)
     groups = analyse(model, X[0]).groups
     found, failures = tried_groups(model, groups, Example.of(X[0]))
@@ -267,7 +267,7 @@ NO_WAY: dict[str, Callable[[pytest.MonkeyPatch], object]] = {
         patch.setattr(copy, "deepcopy", no_memory),
         patch.setattr("lightning_coreset.verification.trial.randomise_", no_memory),
     ],
-    "no run": lambda patch: patch.setattr("lightning_coreset.verification.trial.seed_everything", no_memory),
+    "no run": lambda patch: patch.setattr("lightning_coreset.verification.runs.seed_everything", no_memory),
 }
 
 

@@ -1,0 +1,223 @@
+"""What the self-check costs: runs of the network, operations that modes see, and memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+from networks import make
+from torch import Tensor, nn
+
+from lightning_coreset import prune
+from lightning_coreset._compat import DispatchMode
+from lightning_coreset.structure import ChannelGroup, Example, Member, analyse, find_groups
+from lightning_coreset.verification import check, failing_groups, tried_groups, virtual
+from lightning_coreset.verification.concerned import WhereConcerned
+from lightning_coreset.verification.trial import Trial
+from lightning_coreset.verification.virtual import VirtualWeights
+from lightning_coreset.verification.ways import on_a_copy_without_weights
+
+RUNS: list[bool] = []
+
+
+class Noted(nn.Module):
+    """Two groups; whether it is in training mode is noted in every run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.first, self.second = nn.Embedding(5, 6), nn.Linear(6, 12), nn.Linear(12, 9)
+        self.last = nn.Linear(9, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        RUNS.append(self.training)
+        x = x if x.is_floating_point() else self.embed(x)
+        return self.last(self.second(self.first(x).relu()).relu())
+
+
+def runs_of_self_check(model: nn.Module, x: Tensor) -> int:
+    groups = analyse(model, x).groups
+    RUNS.clear()
+    assert failing_groups(model, groups, Example.of(x)) == {}
+    return len(RUNS)
+
+
+def test_a_self_check_runs_the_network_twice_on_each_input_in_each_mode():
+    """With all channels, in two versions at once, and without some: on the example and on another like it."""
+    torch.manual_seed(0)
+    assert runs_of_self_check(Noted(), torch.randn(4, 6)) == 2 * 2 * 2
+    assert RUNS == [False, False, True, True] * 2
+
+
+def test_an_example_of_tokens_is_not_tried_twice():
+    torch.manual_seed(0)
+    assert runs_of_self_check(Noted(), torch.randint(0, 5, (4, 3))) == 2 * 2
+
+
+def test_runs_of_a_default_event():
+    torch.manual_seed(0)
+    model, x = Noted(), torch.randn(4, 6)
+    RUNS.clear()
+    prune(model, x, 0.3, self_check=False)
+    without = len(RUNS)
+    RUNS.clear()
+    prune(Noted(), x, 0.3)
+    assert without == 2
+    assert len(RUNS) == without + 8
+
+
+# ---- several errors at once
+
+
+def planted(group: ChannelGroup, name: str, how: str) -> ChannelGroup:
+    def change(member: Member) -> Iterator[Member]:
+        if member.name != name:
+            yield member
+        elif how == "shifted":
+            yield replace(member, index=member.index[1:] + member.index[:1])
+
+    return replace(group, members=tuple(one for member in group.members for one in change(member)))
+
+
+@pytest.mark.parametrize("how", ["shifted", "forgotten"])
+def test_of_errors_in_several_groups_each_is_named(how):
+    torch.manual_seed(0)
+    layers = [nn.Linear(6, 10)]
+    for _ in range(6):
+        layers += [nn.ReLU(), nn.Linear(10, 10)]
+    model, x = nn.Sequential(*layers), torch.randn(4, 6)
+    groups = find_groups(model, x)
+    assert len(groups) == 6
+    wrong = {groups[1].name, groups[2].name, groups[5].name}
+    names = {group.name: f"{group.name}.bias" for group in groups}
+    found = [planted(group, names[group.name], how) if group.name in wrong else group for group in groups]
+    assert set(failing_groups(model, found, Example.of(x))) == wrong
+
+
+class OneModeEach(nn.Module):
+    """A width that is written in the code for training mode, one for evaluation mode, and one for neither."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.d = nn.Linear(6, 8), nn.Linear(8, 9), nn.Linear(9, 10), nn.Linear(10, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x).relu()
+        x = self.b(x * (1.0 if self.training else 8.0 / x.shape[1])).relu()
+        x = self.c(x).relu()
+        return self.d(x * (10.0 / x.shape[1] if self.training else 1.0))
+
+
+def test_errors_in_different_modes_are_each_named():
+    torch.manual_seed(0)
+    model, x = OneModeEach(), torch.randn(4, 6)
+    found = failing_groups(model, analyse(model, x).groups, Example.of(x))
+    assert found.keys() == {"a", "c"}
+    assert found["c"].startswith("in training mode")
+    assert not found["a"].startswith("in training mode")
+
+
+# ---- modes
+
+
+class Multiplications(DispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def concerns(self, function) -> bool:
+        return function.overloadpacket is torch.ops.aten.mul
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.seen.append(func.overloadpacket.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_mode_sees_only_what_concerns_it():
+    mode = Multiplications()
+    with WhereConcerned([mode]):
+        result = (torch.ones(2) + 1) * 3
+    assert result.tolist() == [6, 6]
+    assert mode.seen == ["mul"]
+
+
+# ---- memory
+
+
+@pytest.fixture
+def every_weight_is_large(monkeypatch):
+    monkeypatch.setattr(virtual, "MANY", 0)
+    monkeypatch.setattr(virtual, "LARGE", 0)
+    monkeypatch.setattr(check, "ways_for", lambda model: (on_a_copy_without_weights,))
+
+
+@pytest.mark.usefixtures("every_weight_is_large")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["mlp", "vgg", "attention"])
+def test_groups_pass_on_a_copy_without_weights(name, dtype):
+    model, x = make(name, dtype)
+    groups = find_groups(model, x)
+    assert failing_groups(model, groups, Example.of(x)) == {}
+    for group in groups:
+        reader = group.by_role("consumer")[0]
+        assert list(failing_groups(model, [planted(group, reader.name, "shifted")], Example.of(x))) == [group.name]
+
+
+@pytest.mark.usefixtures("every_weight_is_large")
+def test_weights_of_such_a_copy_are_those_of_a_real_one():
+    """Made anew by the same steps: noise, zeros, another precision, and fewer channels."""
+    model, x = make("vgg")
+    groups = find_groups(model, x)
+    real, other = (Trial(make("vgg")[0], Example.of(x)), None)
+    with on_a_copy_without_weights(model) as usable:
+        other = Trial(usable.model, Example.of(x), virtual=usable.virtual)
+        weights = usable.virtual
+        assert weights is not None
+        made = [one for one in other.model.parameters() if one in weights]
+        assert len(made) == sum(one.dim() > 1 for one in model.parameters())
+        for one, its in zip(real.run(), other.run(), strict=True):
+            assert torch.equal(one, its)
+        assert other.passes(groups)
+        for one, its in zip(real.model.parameters(), other.model.parameters(), strict=True):
+            assert torch.equal(one, its)
+    for one in made:  # nothing was written there
+        assert not one.any()
+
+
+class Average(nn.Module):
+    """A step that writes into a large weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 2)
+        self.average = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.average.weight.sub_(0.1)
+        return self.last(self.first(self.average(x)).relu())
+
+
+def test_a_network_that_writes_into_its_weights_is_tried_on_a_real_copy(monkeypatch):
+    monkeypatch.setattr(virtual, "MANY", 0)
+    monkeypatch.setattr(virtual, "LARGE", 0)
+    torch.manual_seed(0)
+    model, x = Average(), torch.randn(4, 6)
+    before = model.average.weight.detach().clone()
+    groups = [group for group in analyse(model, x).groups if group.name == "first"]
+    assert tried_groups(model, groups, Example.of(x))[1] == {}
+    assert torch.equal(model.average.weight, before)
+
+
+def test_virtual_weights_say_what_cannot_be_written():
+    weights = VirtualWeights()
+    with weights:
+        one = weights.new((2, 3), torch.float32, lambda: torch.ones(2, 3))
+        assert torch.equal(one.t()[1], torch.ones(2))
+        one.mul_(torch.tensor(2.0))
+        assert (one + 1).tolist() == [[3.0] * 3] * 2
+        with pytest.raises(RuntimeError, match="writes into a weight that has no memory"):
+            one.sub_(1)
+        with pytest.raises(RuntimeError, match="reads a weight that has no memory"):
+            one.tolist()
