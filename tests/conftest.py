@@ -35,7 +35,7 @@ def producers_stay(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
     tests look at: which channels go together, and what is done to a model, its optimizers and its checkpoints.
     """
     if request.node.path.name not in MOVES_PRODUCERS and request.node.get_closest_marker("slow") is None:
-        monkeypatch.setattr("lightning_coreset.methods.reconstruction._MOST_REFINED", 0)
+        monkeypatch.setattr("lightning_coreset.methods.reconstruction._REFINED_BY_DEFAULT", 0)
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:

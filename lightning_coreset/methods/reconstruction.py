@@ -22,6 +22,8 @@ from lightning_coreset.moments import Unmeasurable
 
 _MOST_REFINED = 1024
 """Producers of groups with more channels stay as they are: refining them takes minutes."""
+_REFINED_BY_DEFAULT = 128
+"""Up to so many channels it takes less than about a second a group."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +49,11 @@ class Reconstruction(Method):
             - ``"batches"`` measures them on data: the training batches that pass by in a Trainer, or ``data=``.
             - ``"auto"`` is ``"synthetic"`` for networks with BatchNorms or whose inputs are vectors, else
               ``"closed_form"``: without data in any case.
-        samples: How many samples layers are measured on. Fewer than 256 cost accuracy; more gain little.
+        samples: How many samples layers are measured on. Fewer than 256 cost accuracy; more gain little. Of vectors
+            it is eight times as many probes; of large images, which have more positions each, down to a quarter.
         refine: Whether the filters that stay may move within the span of all filters, to where the expected error is
-            least. Of chains with at most 1024 channels, where moments are measured.
+            least: of chains of one layer, an activation and its readers with at most 1024 channels, where moments are
+            measured. ``None`` does so for those with at most 128, since the time grows with the cube of the number.
         sequential: Whether every group is fitted to what the layers read in the network as pruned so far, at the cost
             of one or two more runs for each group. By default with ``"batches"``; on probes it gains nothing.
         probes: A function ``(example_inputs, generator) -> inputs`` that makes the probes of ``"synthetic"``, instead
@@ -63,7 +67,7 @@ class Reconstruction(Method):
     ridge: float = 1e-3
     moments: MomentsKind = "auto"
     samples: int = 256
-    refine: bool = True
+    refine: bool | None = None
     sequential: bool | None = None
     probes: Callable[[Any, Any], Any] | None = None
     reads_full_width = True
@@ -78,11 +82,9 @@ class Reconstruction(Method):
             raise ValueError(f"Expected moments to be one of {names} but got {self.moments!r}.")
         if not is_whole_number(self.samples) or self.samples < 2:
             raise ValueError(f"Expected samples to be an integer of at least 2 but got {self.samples!r}.")
-        if not isinstance(self.refine, bool) or not (self.sequential is None or isinstance(self.sequential, bool)):
-            raise ValueError(
-                f"Expected refine to be True or False, and sequential too or None, but got {self.refine!r} and "
-                f"{self.sequential!r}."
-            )
+        for name in ("refine", "sequential"):
+            if getattr(self, name) not in (None, True, False) or is_number(getattr(self, name)):
+                raise ValueError(f"Expected {name} to be True, False or None but got {getattr(self, name)!r}.")
         if self.probes is not None and not callable(self.probes):
             raise ValueError(
                 f"Expected probes to be a function of the example inputs and a generator but got {self.probes!r}."
@@ -124,7 +126,8 @@ class Reconstruction(Method):
     @property
     def _settings(self) -> measured.Settings:
         sequential = self.moments == "batches" if self.sequential is None else self.sequential
-        return measured.Settings(self.rounds, self.ridge, _MOST_REFINED if self.refine else 0, sequential)
+        largest = {None: _REFINED_BY_DEFAULT, True: _MOST_REFINED, False: 0}[self.refine]
+        return measured.Settings(self.rounds, self.ridge, largest, sequential)
 
     def _measured_label(self, group: GroupView) -> str:
         assert group.state.runs is not None

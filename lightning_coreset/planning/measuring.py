@@ -23,6 +23,8 @@ _SAMPLES_A_RUN = 64
 _ELEMENTS_A_RUN = 2**22
 """Of the inputs of one run: larger images go in smaller runs."""
 _FEWEST_A_RUN = 8
+_LARGE, _FEWEST_OF = 3 * 64 * 64, 4
+"""Images of more than 64 x 64 have so many positions that fewer of them will do, down to a quarter of the samples."""
 _VECTORS_A_SAMPLE = 8
 """A vector is one row of a layer's input, where an image or a text is many, and costs as little."""
 
@@ -117,7 +119,7 @@ def _reads_vectors(examples: Sequence[Example]) -> bool:
 def _probes(model: nn.Module, example: Example, measures: Measures, generator: torch.Generator) -> list[Example]:
     """As many samples as are wanted, in runs that fit into memory."""
     make = as_probes(measures.probes)
-    wanted = measures.samples * (_VECTORS_A_SAMPLE if _reads_vectors([example]) else 1)
+    wanted = _wanted(measures.samples, example)
     made, count = [], 0
     while count < wanted:
         one = make(model, example, wanted, generator)
@@ -126,6 +128,15 @@ def _probes(model: nn.Module, example: Example, measures: Measures, generator: t
         if measures.probes is not None:  # a user's function makes as many as it likes
             break
     return [part for one in made for part in _in_parts(one)]
+
+
+def _wanted(samples: int, example: Example) -> int:
+    """More of small inputs, fewer of large ones: what counts is how many rows the layers read."""
+    if _reads_vectors([example]):
+        return samples * _VECTORS_A_SAMPLE
+    numbers = sum(one.numel() for one in tensors_in(example.inputs) if one.is_floating_point())
+    large = max(numbers // max(example.batch_size, 1), _LARGE)
+    return max(samples * _LARGE // large, -(-samples // _FEWEST_OF))
 
 
 def _in_parts(example: Example) -> list[Example]:

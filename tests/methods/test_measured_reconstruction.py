@@ -312,8 +312,8 @@ class TestBadInput:
         [
             ({"moments": "data"}, "Expected moments to be one of 'auto', 'closed_form', 'synthetic', 'batches'"),
             ({"samples": 1}, "Expected samples to be an integer of at least 2 but got 1"),
-            ({"refine": 1}, "Expected refine to be True or False"),
-            ({"sequential": "yes"}, "Expected refine to be True or False, and sequential too or None"),
+            ({"refine": 1}, "Expected refine to be True, False or None but got 1"),
+            ({"sequential": "yes"}, "Expected sequential to be True, False or None but got 'yes'"),
             ({"probes": 3}, "Expected probes to be a function"),
         ],
     )
