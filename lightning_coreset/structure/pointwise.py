@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lightning_coreset.coreset.expression import LONGEST, Expression, ScalarTensor, applied
+from lightning_coreset.expressions import LONGEST, Expression, ScalarTensor, applied
 from lightning_coreset.structure.op_call import OpCall, name_of
 from lightning_coreset.structure.steps import Step, StepKind
 from lightning_coreset.structure.views import SharedMemory

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from lightning_coreset.coreset.expression import Expression
+from lightning_coreset.expressions import Expression
 
 
 class StepKind(str, Enum):
