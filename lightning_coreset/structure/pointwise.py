@@ -202,7 +202,8 @@ class PointwiseFunctions:
 
 def step_of(call: OpCall, holds: Pointwise) -> Step | None:
     """The step from the origin to the result of a call, of which it is known what it holds; ``None`` for movement."""
-    if call.name not in POINTWISE:
+    is_cast_mask = call.name == "_to_copy" and call.tensors[0].dtype == torch.bool
+    if call.name not in POINTWISE and not is_cast_mask:
         return None
     if len(holds.expression.operations) == 1 and len(call.tensors) == 1:
         return Step(call.name, call.numbers, None, holds.expression)
