@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightning_coreset.coreset.enclosure_rules import enclose
+from lightning_coreset.coreset.intervals import Enclosure, NoEnclosureError
 from lightning_coreset.expressions import Expression
-from lightning_coreset.coreset.intervals import Enclosure, NoEnclosure, enclose
 
 _DENSE = 64.0
 """Up to here from zero cells are first 1/32 wide, further out every one reaches twice as far as the one before."""
@@ -63,7 +64,7 @@ def prove(expression: Expression) -> Proof | None:
     """
     try:
         low, high, found = _refined(expression)
-    except NoEnclosure:
+    except NoEnclosureError:
         return None
     order = low.argsort()
     low, high, found = low[order], high[order], _at(found, order)

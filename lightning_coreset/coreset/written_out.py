@@ -13,8 +13,8 @@ from torch import Tensor
 
 from lightning_coreset.coreset.activation_table import find_activation, in_pieces
 from lightning_coreset.coreset.activations import Activation
-from lightning_coreset.expressions import Expression
 from lightning_coreset.coreset.range_proof import Proof, prove
+from lightning_coreset.expressions import Expression
 
 _NAMED: tuple[tuple[str, tuple[float | str, ...]], ...] = (
     ("gelu", ()),

@@ -13,7 +13,7 @@ and ``x.t() * x`` was moved on one side. Writes end what is known of all tensors
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -71,7 +71,7 @@ class Pointwise:
 
     origin: Origin
     shape: tuple[int, ...]
-    expression: Expression = Expression()
+    expression: Expression = field(default_factory=Expression)
     moves: tuple[tuple[str, str, tuple[int, ...]], ...] = ()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 
 import pytest
 import torch
@@ -59,8 +58,6 @@ FORMS = {
     "elu": (lambda z: torch.where(z > 0, z, torch.exp(z) - 1), functional.elu),
 }  # fmt: skip
 X = torch.randn(2, 5, 6, generator=torch.Generator().manual_seed(0))
-
-
 
 
 @pytest.mark.parametrize("name", FORMS)
@@ -168,10 +165,10 @@ def test_the_gate_of_another_layer_is_another_origin(function):
     assert all(step.op != StepKind.WRITTEN_OUT for path in found for step in path.steps)
 
 
+@pytest.mark.filterwarnings("ignore")
 def test_a_number_of_the_width_is_seen_by_the_self_check():
     """As one of the expression it would be the width from before."""
-    with pytest.raises(ValueError, match="no layer has any"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with pytest.raises(ValueError, match="no layer has any"):
         plan_pruning(Between(lambda z: torch.relu(z / z.shape[-1])), X, 0.5)
 
 
