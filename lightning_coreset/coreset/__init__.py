@@ -39,6 +39,7 @@ from lightning_coreset.coreset.sampling_bounds import (
     sampling_complexity,
 )
 from lightning_coreset.coreset.sensitivity import sensitivities, sensitivities_from_norms
+from lightning_coreset.coreset.written_out import written_out_activation
 
 __all__ = [
     "Activation",
@@ -86,6 +87,7 @@ __all__ = [
     "spatial_correlation",
     "value_range",
     "variance_ratios",
+    "written_out_activation",
 ]
 
 

@@ -55,7 +55,7 @@ def _filled(args: _Args, defaults: tuple[float, ...]) -> tuple[float, ...]:
     return (*given, *defaults[len(given) :])
 
 
-def _in_pieces(
+def in_pieces(
     name: str, args: _Args, function: Callable[[Tensor], Tensor], slope: float, kinks: tuple[tuple[float, float], ...]
 ) -> Activation:
     """A continuous piecewise-linear activation; the constant follows from its value left of the first kink."""
@@ -72,16 +72,16 @@ def _in_pieces(
 
 
 def _identity(name: str, args: _Args) -> Activation:
-    return _in_pieces(name, args, lambda z: z, 1.0, ())
+    return in_pieces(name, args, lambda z: z, 1.0, ())
 
 
 def _relu(name: str, args: _Args) -> Activation:
-    return _in_pieces(name, args, torch.relu, 0.0, ((0.0, 1.0),))
+    return in_pieces(name, args, torch.relu, 0.0, ((0.0, 1.0),))
 
 
 def _leaky_relu(name: str, args: _Args) -> Activation:
     (slope,) = _filled(args, (0.01,))
-    return _in_pieces(name, args, partial(functional.leaky_relu, negative_slope=slope), slope, ((0.0, 1.0 - slope),))
+    return in_pieces(name, args, partial(functional.leaky_relu, negative_slope=slope), slope, ((0.0, 1.0 - slope),))
 
 
 def _clipped(name: str, args: _Args, low: float, high: float) -> Activation | None:
@@ -90,7 +90,7 @@ def _clipped(name: str, args: _Args, low: float, high: float) -> Activation | No
     function = partial(torch.clamp, min=low, max=high)
     # an open end has no kink; open at both ends it is the identity
     kinks = tuple((at, change) for at, change in ((low, 1.0), (high, -1.0)) if math.isfinite(at))
-    return _in_pieces(name, args, function, 1.0 if low == -math.inf else 0.0, kinks)
+    return in_pieces(name, args, function, 1.0 if low == -math.inf else 0.0, kinks)
 
 
 def _hardtanh(name: str, args: _Args) -> Activation | None:
@@ -106,13 +106,13 @@ def _clamp_max(name: str, args: _Args) -> Activation | None:
 
 
 def _hardsigmoid(name: str, args: _Args) -> Activation:
-    return _in_pieces(name, args, functional.hardsigmoid, 0.0, ((-3.0, 1 / 6), (3.0, -1 / 6)))
+    return in_pieces(name, args, functional.hardsigmoid, 0.0, ((-3.0, 1 / 6), (3.0, -1 / 6)))
 
 
 def _softshrink(name: str, args: _Args) -> Activation | None:
     (at,) = _filled(args, (0.5,))
     return (
-        _in_pieces(name, args, partial(functional.softshrink, lambd=at), 1.0, ((-at, -1.0), (at, 1.0)))
+        in_pieces(name, args, partial(functional.softshrink, lambd=at), 1.0, ((-at, -1.0), (at, 1.0)))
         if at >= 0
         else None
     )

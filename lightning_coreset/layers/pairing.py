@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_coreset.coreset import Activation, find_activation
+from lightning_coreset.coreset import Activation, find_activation, written_out_activation
 from lightning_coreset.layers.group_view import GroupView, NoCoresetForm
 from lightning_coreset.layers.layer_pair import LayerPair, to_cpu_float64
 from lightning_coreset.structure import Layer, Member, Norm, Path, Step, StepKind
@@ -129,15 +129,24 @@ def _split_at_activation(steps: Sequence[Step]) -> tuple[list[Norm | float], Act
         elif step.op == StepKind.MAX_POOL:
             continue  # treated as if it commuted with the sum; an approximation
         else:
-            found = find_activation(step.op, step.args)
-            if found is None:
-                raise NoCoresetForm(f"{step.op} stands between its producer and its consumer")
+            found = _activation(step)
             if activation is not None:
                 raise NoCoresetForm(f"two activations, {activation.name} and {step.op}, stand on one path")
             activation = found
     identity = find_activation("")
     assert identity is not None
     return before, activation or identity, behind
+
+
+def _activation(step: Step) -> Activation:
+    found = find_activation(step.op, step.args)
+    if found is None and step.expression is not None:
+        found = written_out_activation(step.expression)
+    if isinstance(found, str):
+        raise NoCoresetForm(f"its activation {found}")
+    if found is None:
+        raise NoCoresetForm(f"{step.op} stands between its producer and its consumer")
+    return found
 
 
 @dataclass(frozen=True, eq=False)

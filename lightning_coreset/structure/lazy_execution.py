@@ -82,12 +82,16 @@ class LazyExecutor:
 
     Only on the CPU, where memory that is never written to costs nothing.
 
+    Args:
+        on_read: Called when the network's code reads values past the dispatcher.
+
     Attributes:
         materialized: How many operations had to be computed after all.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_read: Callable[[], None] = lambda: None) -> None:
         self.materialized = 0
+        self._on_read = on_read
         self._torch_can_defer = can_defer()
         self._tape: list[_Call] = []
         # Tensors without values yet, by identity, and their storages. Both numbers stay theirs as long as the tensors
@@ -98,8 +102,12 @@ class LazyExecutor:
     @contextmanager
     def running(self) -> Iterator[None]:
         """Around a run of the network: sees the reads of values that are no operations."""
-        with _Reads(self.materialize):
+        with _Reads(self._before_read):
             yield
+
+    def _before_read(self) -> None:
+        self._on_read()
+        self.materialize()
 
     def run(self, function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], tensors: list[Tensor]) -> Any:
         """The result of an operation on ``tensors``, now or later."""

@@ -30,6 +30,7 @@ from lightning_coreset.structure.lazy_execution import LazyExecutor
 from lightning_coreset.structure.loss_terms import note_terms
 from lightning_coreset.structure.op_call import EQUAL_ELEMENTS, OpCall, tensors_among, written_by
 from lightning_coreset.structure.penalties import follow_as_penalty, note_alike
+from lightning_coreset.structure.pointwise import Pointwise, PointwiseFunctions, step_of
 from lightning_coreset.structure.records import WeightNorm, layer_of
 from lightning_coreset.structure.residual import ResidualAdditions
 from lightning_coreset.structure.stacked import follow_stacked
@@ -63,6 +64,7 @@ class Propagation(DispatchMode):
     Attributes:
         union_find: Which labels live and die together, and which are blocked.
         records: The layers that ran.
+        pointwise: Which tensors hold functions of single elements of others.
         last_layers: Those that make outputs.
         grids: Labels that vary along several dimensions, of which one is chosen at the end.
         heads: Labels that number attention heads.
@@ -111,7 +113,8 @@ class Propagation(DispatchMode):
         self.union_find = ChannelUnionFind(within_heads=within_heads)
         self.records = LayerRecords()
         self.last_layers = LastLayers(self)
-        self.executor = LazyExecutor()
+        self.pointwise = PointwiseFunctions(self)
+        self.executor = LazyExecutor(self.pointwise.note_read)
         self.grids: list[ChannelLabels] = []
         self.heads: list[Tensor] = []
         self.counts: list[tuple[Tensor, str, str]] = []
@@ -409,10 +412,13 @@ class Propagation(DispatchMode):
         # The state before an in-place operation is what its rule needs; labels do not change by running it.
         result = self.executor.run(func, args, kwargs, tensors)
         note_alike(func, tensors, result, self.alike)
+        self.pointwise.see(func, tensors, result)
         if any(tensor in self._known for tensor in tensors):
             self._follow(OpCall.read(func, args, kwargs, tensors, result))
         elif func.overloadpacket in EQUAL_ELEMENTS:
             self._known[result] = TensorInfo(uniform=True)
+        elif written_by(func):
+            self.pointwise.forget_written(tensors)  # what it writes into may be the memory of others
         self._note_origin(func, tensors, result)
         note_terms(self, func, tensors, result)
         self.last_layers.see(tensors, result)
@@ -432,11 +438,32 @@ class Propagation(DispatchMode):
         if call.inplace and call.name != "copy" and torch.Tag.inplace_view not in call.function.tags:
             self._note_write(call)
         copies = {tensor: info for tensor in call.written if (info := self.info(tensor)).direct in self.mirrored}
+        entered = self.pointwise.before(call)
+        before = self.info(call.tensors[0]).producer_paths
         self._apply_rule(call)
+        self._note_function(call, entered, before)
         for tensor, info in copies.items():
             self._known[tensor] = info  # an update of a copy: it is the same layer with other values
         if call.function.is_view:
             self._shared_memory.add((*call.tensors, *call.results))
+
+    def _note_function(self, call: OpCall, entered: list[Pointwise] | None, before: Paths) -> None:
+        """Let one step stand for all element-wise operations since the same tensor, where they are one function."""
+        if call.written:
+            self.pointwise.forget_written(call.written)
+        if not entered or not call.results:
+            return
+        paths, info = entered[0].origin.paths, self.info(call.results[0])
+        holds = self.pointwise.after(call, entered)
+        if holds is None or info.constant or info.producer_paths.keys() != paths.keys():
+            return
+        step = step_of(call, holds)
+        if step is not None:
+            paths = {producer: (*steps, step) for producer, steps in paths.items()}
+            self._known[call.results[0]] = replace(info, producer_paths=paths)
+        elif info.producer_paths != before:
+            return  # it was no mere movement
+        self.pointwise.remember(call.results[0], holds)
 
     def _note_use(self, call: OpCall) -> None:
         """A penalty or an average, in which parameters only meet each other, uses none of them."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from lightning_coreset.expressions import Expression
+
 
 class StepKind(str, Enum):
     """Steps that stand for more than the operator of their name; all others bear the name of their operator.
@@ -16,6 +18,8 @@ class StepKind(str, Enum):
     """Different layers' channels are added, as on a residual stream."""
     MIXED = "mixed"
     """Values that came along two ways, with different steps, meet."""
+    WRITTEN_OUT = "an activation that is written out"
+    """Several element-wise operations that are together a function of every element alone: ``Step.expression``."""
     MAX_POOL = "max_pool"
     """The maximum over positions, as a pooling or a reduction takes it."""
     POSITIONS = "a sum over positions"
@@ -70,8 +74,11 @@ class Step:
             its qualified name (``"house::relu"``).
         args: Its arguments other than tensors, in the order of its schema.
         norm: The BatchNorm, for ``StepKind.BATCH_NORM``.
+        expression: The function that an element-wise operation, or several in place of which this step stands, computes
+            of every element alone; ``None`` where none is known. It says nothing of operators outside of aten.
     """
 
     op: str
     args: tuple[float | str | None, ...] = ()
     norm: Norm | None = None
+    expression: Expression | None = None

@@ -132,6 +132,7 @@ def _follow(engine: Propagation, model: nn.Module, example: Example) -> dict[Run
 
 def _run(engine: Propagation, model: nn.Module, example: Example) -> None:
     engine.residual.begin_run()
+    engine.pointwise.begin_run()
     try:
         derivatives = StandInDerivatives(engine.note_derivative)
         followed = FollowedWeightNorms(engine), FollowedRecurrence(engine)

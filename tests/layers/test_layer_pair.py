@@ -312,10 +312,16 @@ TRANSPOSED = [nn.Conv2d(2, 8, 1), nn.ReLU(), nn.ConvTranspose2d(8, 12, 2, groups
         pytest.param(Autoencoder(), (2, 6), 0, "no layer's weight makes its channels", id="tied"),
         pytest.param(Mobilenet(), IMAGE, 0, "several layers make its channels", id="squeeze"),
         pytest.param(Resnet(), IMAGE, 2, "several layers make its channels", id="shortcut"),
-        pytest.param(Consumed(lambda z: z.relu().tanh()), (2, 5), 0, "two activations, relu and tanh", id="two"),
-        pytest.param(Consumed(lambda z: z.sin()), (2, 5), 0, "sin stands between", id="unknown"),
+        pytest.param(
+            Consumed(nn.Sequential(nn.ReLU(), nn.BatchNorm1d(8), nn.Tanh())), (2, 5), 0,
+            "two activations, relu and tanh", id="two",
+        ),
+        pytest.param(Consumed(lambda z: z.softmax(0)), (2, 5), 0, "softmax stands between", id="unknown"),
+        pytest.param(
+            Consumed(lambda z: z.log()), (2, 5), 0, r"its activation log\(z\) is not finite and continuous", id="log"
+        ),
         pytest.param(Consumed(nn.PReLU(8)), (2, 5), 0, "stands between", id="prelu"),
-        pytest.param(Consumed(lambda z: z * z.sigmoid()), (2, 5), 0, "stands between", id="own gate"),
+        pytest.param(Consumed(lambda z: z * z.sigmoid().flip(1)), (2, 5), 0, "stands between", id="own gate"),
         pytest.param(Stacked(), (5, 4, 6), 0, "is a stack of matrices", id="stacked"),
         pytest.param(OwnBias(), (2, 5), 0, "add stands between", id="bias added later"),
         pytest.param(

@@ -64,12 +64,24 @@ def small(*between: nn.Module, bias: bool = True, norm: bool = False) -> nn.Sequ
     return randomised(nn.Sequential(*layers).double().eval(), torch.Generator().manual_seed(4))  # type: ignore
 
 
+class QuickGelu(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(1.702 * x)
+
+
+class Hat(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(1 - (x - 0.2).abs())
+
+
 SMALL: Mapping[str, Callable[[], nn.Sequential]] = {
     "relu": lambda: small(nn.ReLU()),
     "leaky": lambda: small(nn.LeakyReLU(0.3)),
     "tanh": lambda: small(nn.Tanh()),
     "gelu": lambda: small(nn.GELU()),
     "sigmoid": lambda: small(nn.Sigmoid()),
+    "written out": lambda: small(QuickGelu()),
+    "written out, in pieces": lambda: small(Hat()),
     "linear": lambda: small(),
     "intercept in the bias": lambda: small(nn.BatchNorm1d(8), nn.ReLU()),
     "intercept in a running mean": lambda: small(nn.BatchNorm1d(8), nn.ReLU(), bias=False, norm=True),
