@@ -1,18 +1,18 @@
-"""Two small transformers to train in a minute: a ViT for images, a language model for the library's docstrings."""
+"""Small transformers to train in minutes: a ViT for images, a language model for the library's docstrings."""
 
 from __future__ import annotations
 
 import ast
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from images import Batches, prepared
+from images import Batches, Images, prepared
 from torch import Generator, Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
 
@@ -28,7 +28,7 @@ class Task:
         build: Makes the network.
         inputs: Example inputs by keyword.
         batches: Endless batches of inputs by keyword and targets.
-        score: Accuracy in percent on held-out data.
+        held_out: Batches of inputs by keyword and targets that training does not see.
         steps: Steps of training.
     """
 
@@ -36,8 +36,23 @@ class Task:
     build: Callable[[], nn.Module]
     inputs: dict[str, Tensor]
     batches: Callable[[Generator], Iterator[tuple[dict[str, Tensor], Tensor]]]
-    score: Callable[[nn.Module], float]
+    held_out: Sequence[tuple[dict[str, Tensor], Tensor]]
     steps: int
+
+    def score(self, model: nn.Module) -> float:
+        """Accuracy in percent on the held-out data."""
+        return self.scores(model)[0]
+
+    @torch.no_grad()
+    def scores(self, model: nn.Module) -> tuple[float, float]:
+        """Accuracy in percent and cross entropy in nats on the held-out data."""
+        right, loss, count = 0, 0.0, 0
+        for inputs, targets in self.held_out:
+            logits = model.eval()(**inputs).logits.flatten(0, -2)
+            right += int((logits.argmax(1) == targets.flatten()).sum())
+            loss += float(F.cross_entropy(logits, targets.flatten(), reduction="sum"))
+            count += targets.numel()
+        return 100 * right / count, loss / count
 
 
 def train(task: Task, model: nn.Module, share: float = 1.0, lr: float = 2e-3, seed: int = 0) -> None:
@@ -57,30 +72,46 @@ def train(task: Task, model: nn.Module, share: float = 1.0, lr: float = 2e-3, se
 
 def vit(path: Path, count: int, test_count: int, epochs: float, width: int = 96, layers: int = 4) -> Task:
     """A ViT on CIFAR-10, averaged down to 16 x 16, in patches of 4 x 4."""
+    images = prepared(path, count, test_count, pixels=16)
+    return image_transformer("CIFAR-10", images, epochs, width, layers, augment=True)
+
+
+def image_transformer(
+    data: str, images: Images, epochs: float, width: int = 96, layers: int = 4, *, augment: bool
+) -> Task:
+    """A ViT that sees images as 4 x 4 patches.
+
+    Args:
+        data: The name of the images.
+        images: The images, square, of a size that 4 divides.
+        epochs: Epochs of training.
+        width: The width of the stream; twice of it inside the blocks.
+        layers: The number of blocks.
+        augment: Whether training images are shifted and mirrored.
+    """
     from transformers import ViTConfig, ViTForImageClassification
 
-    images = prepared(path, count, test_count, pixels=16)
+    _, colours, pixels, _ = images.example.shape
     config = ViTConfig(
-        hidden_size=width, num_hidden_layers=layers, num_attention_heads=4, intermediate_size=2 * width, image_size=16,
-        patch_size=4, num_labels=10, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+        hidden_size=width, num_hidden_layers=layers, num_attention_heads=4, intermediate_size=2 * width,
+        image_size=pixels, patch_size=pixels // 4, num_channels=colours, num_labels=10, hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
     )  # fmt: skip
 
     def batches(generator: Generator) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
-        own = Batches(images.train, generator, augment=True)
+        own = Batches(images.train, generator, augment=augment)
         while True:
             for x, y in own:
                 yield {"pixel_values": x}, y
 
-    @torch.no_grad()
-    def score(model: nn.Module) -> float:
-        parts = zip(images.test[0].split(500), images.test[1].split(500), strict=True)
-        right = sum(int((model.eval()(pixel_values=x).logits.argmax(1) == y).sum()) for x, y in parts)
-        return 100 * right / len(images.test[1])
-
-    name = f"ViT, CIFAR-10 ({len(images.train[1])} training images of 16 x 16, {epochs:g} epochs)"
-    steps = round(epochs * math.ceil(len(images.train[1]) / 128))
+    count = len(images.train[1])
     return Task(
-        name, lambda: ViTForImageClassification(config), {"pixel_values": images.test[0][:2]}, batches, score, steps
+        f"ViT, {data} ({count} training images of {pixels} x {pixels}, {epochs:g} epochs)",
+        lambda: ViTForImageClassification(config),
+        {"pixel_values": images.test[0][:2]},
+        batches,
+        [({"pixel_values": x}, y) for x, y in zip(*(part.split(500) for part in images.test), strict=True)],
+        round(epochs * math.ceil(count / 128)),
     )
 
 
@@ -106,15 +137,11 @@ def language_model(characters: int, steps: int, width: int = 64, layers: int = 3
             windows = training[starts + torch.arange(CONTEXT + 1)]
             yield {"input_ids": windows[:, :-1]}, windows[:, 1:]
 
-    @torch.no_grad()
-    def score(model: nn.Module) -> float:
-        count = min((len(held_out) - 1) // CONTEXT, 300)
-        x, y = (held_out[i : i + count * CONTEXT].view(count, CONTEXT) for i in (0, 1))
-        return 100 * float((model.eval()(input_ids=x).logits.argmax(-1) == y).double().mean())
-
+    windows = min((len(held_out) - 1) // CONTEXT, 300)
+    x, y = (held_out[i : i + windows * CONTEXT].view(windows, CONTEXT) for i in (0, 1))
     name = f"Llama, docstrings ({len(training):,} characters of {len(alphabet)} kinds, {steps} steps)"
     example: dict[str, Any] = {"input_ids": training[: 2 * CONTEXT].view(2, CONTEXT)}
-    return Task(name, lambda: LlamaForCausalLM(config), example, batches, score, steps)
+    return Task(name, lambda: LlamaForCausalLM(config), example, batches, [({"input_ids": x}, y)], steps)
 
 
 def docstrings(characters: int) -> str:
