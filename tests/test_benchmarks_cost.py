@@ -38,7 +38,9 @@ def load() -> Iterator[Callable[[str], ModuleType]]:
     yield importlib.import_module
     sys.path[:] = path
     for name, module in list(sys.modules.items()):
-        if name not in modules and Path(getattr(module, "__file__", None) or "/").parent in FOLDERS:
+        if name not in modules and any(
+            one in FOLDERS for one in Path(getattr(module, "__file__", None) or "/").parents
+        ):
             del sys.modules[name]
     sys.modules |= {name: modules[name] for name in ("networks",) if name in modules}
     for name, level in levels.items():

@@ -121,13 +121,13 @@ def compare_images(
     ]
     has_norms = any(isinstance(one, nn.BatchNorm2d) for one in networks[0].modules())
     whole = [accuracy(model, images.test) for model in networks]
-    where = (
-        ", with residual channels" if include_residual else ", inside its blocks" if recipe.name == RESNET.name else ""
-    )
+    inside = ", inside its blocks" if recipe.name == RESNET.name else ""
+    where = ", with residual channels" if include_residual else inside
+    stages = "untuned -> with BatchNorms recomputed" if has_norms else "untuned"
     print(
         f"\n{recipe.name}{where}, {data} ({len(images.train[1])} training and {len(images.test[1])} test images, "
-        f"{recipe.epochs} epochs), {spread(whole)}% unpruned: {', '.join(f'{one:.1f}' for one in whole)}; test accuracy "
-        f"{'untuned -> with BatchNorms recomputed' if has_norms else 'untuned'}, by the fraction of channels kept.\n"
+        f"{recipe.epochs} epochs), {spread(whole)}% unpruned ({', '.join(f'{one:.1f}' for one in whole)}); test "
+        f"accuracy {stages}, by the fraction of channels kept.\n"
     )
     results = compare(networks, jobs, partial(image_scores, images, has_norms), given.contenders)
     report(results, [f"{keep:.0%}" for keep in keeps], [".1f", ".1f"] if has_norms else [".1f"])
