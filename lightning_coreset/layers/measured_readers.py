@@ -54,7 +54,7 @@ class MeasuredReader:
     start: Tensor | None = None
 
     def samples(self, read: LayerInput | None = None) -> Tensor:
-        """What it reads of the classes, float32 (R, N, q, k')."""
+        """What it reads of the classes, (R, N, q, k')."""
         rows = (read or self.read).rows
         if torch.equal(self.inputs.flatten(), torch.arange(rows.shape[1])):
             return rows.unflatten(1, self.inputs.shape)

@@ -16,7 +16,7 @@ class LayerInput:
     """What one weight reads.
 
     Attributes:
-        rows: float32 on the CPU, (R, I, k). Of a transposed convolution k is 1.
+        rows: On the CPU, (R, I, k), float32 unless the network is in float64. Of a transposed convolution k is 1.
         groups: Convolution groups; the inputs I are those of all groups.
         transposed: Whether it is a transposed convolution, of which every row meets all kernel positions.
         bias: Qualified name of the bias that is added, if it is a parameter.
@@ -34,7 +34,7 @@ class MeasuredInputs:
 
     Attributes:
         layers: By the qualified name of the weight.
-        normed: Outputs of BatchNorms by the name of their running mean, float32 (R, C).
+        normed: Outputs of BatchNorms by the name of their running mean, (R, C).
     """
 
     layers: Mapping[str, LayerInput] = field(default_factory=dict)

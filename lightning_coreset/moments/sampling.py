@@ -23,10 +23,10 @@ def some_of(total: int, wanted: int, call: int = 0) -> Tensor | None:
 
 
 def rows_of(matrix: Tensor, wanted: int, call: int = 0) -> Tensor:
-    """Some rows of a matrix (rows, I), float32 on the CPU."""
+    """Some rows of a matrix (rows, I), on the CPU."""
     chosen = some_of(len(matrix), wanted, call)
     picked = matrix if chosen is None else matrix[chosen.to(matrix.device)]
-    return picked.detach().to("cpu", torch.float32, copy=True)
+    return _kept(picked)
 
 
 def channels_last(maps: Tensor) -> Tensor:
@@ -43,7 +43,7 @@ def patches_of(
     wanted: int,
     call: int = 0,
 ) -> Tensor:
-    """Some of the patches that a convolution reads, with the zeros of its padding, float32 on the CPU (R, C, k)."""
+    """Some of the patches that a convolution reads, with the zeros of its padding, on the CPU (R, C, k)."""
     spatial = len(kernel)
     padded = F.pad(maps, [side for size in reversed(padding) for side in (size, size)]) if any(padding) else maps
     reach = [d * (size - 1) + 1 for d, size in zip(dilation, kernel, strict=True)]
@@ -56,4 +56,10 @@ def patches_of(
     places = [corner[axis][:, None] * stride[axis] + taps[axis][None] * dilation[axis] for axis in range(spatial)]
     index = [one.to(maps.device) for one in (sample[:, None], *places)]
     patches = padded.movedim(1, -1)[tuple(index)]  # (R, k, C)
-    return patches.transpose(1, 2).detach().to("cpu", torch.float32).contiguous()
+    return _kept(patches.transpose(1, 2)).contiguous()
+
+
+def _kept(samples: Tensor) -> Tensor:
+    """A copy on the CPU, in single precision unless the network is in double precision."""
+    dtype = torch.float64 if samples.dtype == torch.float64 else torch.float32
+    return samples.detach().to("cpu", dtype, copy=True)
