@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from lightning_coreset._compat import TorchDispatchMode
 from lightning_coreset.moments.inputs import LayerInput
 from lightning_coreset.moments.sampling import channels_last, patches_of, rows_of
 
