@@ -64,9 +64,9 @@ def written_out_activation(expression: Expression) -> Activation | str:
         try:
             continuous = _is_continuous(expression)
         except (RuntimeError, TypeError, AttributeError):  # an operator takes other arguments here than in the network
-            return f"{expression} cannot be computed by itself"
+            return f"its activation {expression} cannot be computed by itself"
         if not continuous:
-            return f"{expression} is not finite and continuous between -50 and 50"
+            return f"its activation {expression} is not finite and continuous between -50 and 50"
     z = _points(_NEAR if proof is None else max(proof.checked, _NEAR))
     values = expression(z)
     known = _of_table(z, values) or _in_pieces(expression, values, z)

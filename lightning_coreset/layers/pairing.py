@@ -143,7 +143,7 @@ def _activation(step: Step) -> Activation:
     if found is None and step.expression is not None:
         found = written_out_activation(step.expression)
     if isinstance(found, str):
-        raise NoCoresetForm(f"its activation {found}")
+        raise NoCoresetForm(found)
     if found is None:
         raise NoCoresetForm(f"{step.op} stands between its producer and its consumer")
     return found

@@ -18,13 +18,12 @@ from lightning_coreset.nested import map_tensors, tensors_in
 from lightning_coreset.probes import ProbesUnavailable, as_probes
 from lightning_coreset.structure import Example, StepKind, Structure
 
-_SAMPLES_A_RUN = 64
-"""BatchNorms take their statistics over so many at a time, and activations of no more are in memory at once."""
-_ELEMENTS_A_RUN = 2**22
-"""Of the inputs of one run: larger images go in smaller runs."""
+_NUMBERS_A_RUN, _IDS_A_RUN = 2**21, 2**12
+"""Of the inputs of one run: activations of no more are in memory at once. An id becomes a whole vector, and logits."""
 _FEWEST_A_RUN = 8
-_LARGE, _FEWEST_OF = 3 * 64 * 64, 4
-"""Images of more than 64 x 64 have so many positions that fewer of them will do, down to a quarter of the samples."""
+_LARGE, _LARGE_IDS, _FEWEST_OF = 3 * 64 * 64, 64, 4
+"""Images of more than 64 x 64, and longer texts, have so many positions that fewer of them will do, down to a quarter of
+the samples."""
 _VECTORS_A_SAMPLE = 8
 """A vector is one row of a layer's input, where an image or a text is many, and costs as little."""
 
@@ -134,17 +133,23 @@ def _wanted(samples: int, example: Example) -> int:
     """More of small inputs, fewer of large ones: what counts is how many rows the layers read."""
     if _reads_vectors([example]):
         return samples * _VECTORS_A_SAMPLE
-    numbers = sum(one.numel() for one in tensors_in(example.inputs) if one.is_floating_point())
-    large = max(numbers // max(example.batch_size, 1), _LARGE)
-    return max(samples * _LARGE // large, -(-samples // _FEWEST_OF))
+    least = -(-samples // _FEWEST_OF)
+    for is_floating, usual in ((True, _LARGE), (False, _LARGE_IDS)):
+        numbers = _numbers(example, is_floating) // max(example.batch_size, 1)
+        samples = max(min(samples, samples * usual // max(numbers, 1)), least)
+    return samples
+
+
+def _numbers(example: Example, is_floating: bool) -> int:
+    return sum(one.numel() for one in tensors_in(example.inputs) if one.is_floating_point() == is_floating)
 
 
 def _in_parts(example: Example) -> list[Example]:
     """The example, a part of its samples at a time."""
     batched = [one for one in tensors_in(example.inputs) if one.dim() > 0 and len(one) == example.batch_size]
-    largest = max((one[0].numel() for one in batched), default=1)
-    at_once = max(min(_SAMPLES_A_RUN, _ELEMENTS_A_RUN // max(largest, 1)), _FEWEST_A_RUN)
-    if example.batch_size < 2 * at_once:
+    runs = max(-(-_numbers(example, True) // _NUMBERS_A_RUN), -(-_numbers(example, False) // _IDS_A_RUN), 1)
+    at_once = max(-(-example.batch_size // runs), _FEWEST_A_RUN)
+    if example.batch_size <= at_once:
         return [example]
 
     def part(start: int) -> Example:
