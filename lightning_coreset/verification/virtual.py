@@ -27,7 +27,7 @@ MANY = 1 << 24
 LARGE = 1 << 16
 """Elements of a large weight."""
 
-_FLAGS = tuple(getattr(mmap, name, 0) for name in ("MAP_PRIVATE", "MAP_ANONYMOUS", "MAP_NORESERVE"))
+_FLAGS = tuple(getattr(mmap, name, 0) for name in ("MAP_PRIVATE", "MAP_ANONYMOUS"))  # of every system but Windows
 _View: TypeAlias = tuple[torch.Size, tuple[int, ...], int]
 _READS = frozenset({Tensor.numpy, Tensor.tolist, Tensor.__array__})
 _aten = torch.ops.aten
