@@ -38,8 +38,8 @@ _MOST_KINKS = 16
 
 
 @lru_cache(maxsize=256)
-def written_out_activation(expression: Expression) -> Activation | str:
-    """The activation that a network computes in several operations, or why it is none.
+def written_out_activation(expression: Expression) -> Activation | None:
+    """The activation that a network computes in several operations.
 
     One that is the same function as an activation of the table, to 1e-12, has its name and its constants. One that is
     linear in pieces has these, so that its moments are exact. Of others moments are integrated numerically; what is
@@ -50,7 +50,8 @@ def written_out_activation(expression: Expression) -> Activation | str:
         expression: The function.
 
     Returns:
-        The activation; or, where the function is not finite and continuous between -50 and 50, what is the matter.
+        The activation; ``None`` where the function is not finite and continuous between -50 and 50, or an operator
+        takes other arguments in double precision than in the network.
 
     Example:
         >>> from lightning_coreset.expressions import applied
@@ -63,10 +64,10 @@ def written_out_activation(expression: Expression) -> Activation | str:
     if proof is None or proof.checked < _NEAR:  # else it has shown this as well
         try:
             continuous = _is_continuous(expression)
-        except (RuntimeError, TypeError, AttributeError):  # an operator takes other arguments here than in the network
-            return f"its activation {expression} cannot be computed by itself"
+        except (RuntimeError, TypeError, AttributeError):
+            return None
         if not continuous:
-            return f"its activation {expression} is not finite and continuous between -50 and 50"
+            return None
     z = _points(_NEAR if proof is None else max(proof.checked, _NEAR))
     values = expression(z)
     known = _of_table(z, values) or _in_pieces(expression, values, z)

@@ -142,8 +142,8 @@ def _activation(step: Step) -> Activation:
     found = find_activation(step.op, step.args)
     if found is None and step.expression is not None:
         found = written_out_activation(step.expression)
-    if isinstance(found, str):
-        raise NoCoresetForm(found)
+        if found is None:
+            raise NoCoresetForm(f"its activation {step.expression} is not known to be finite and continuous")
     if found is None:
         raise NoCoresetForm(f"{step.op} stands between its producer and its consumer")
     return found

@@ -74,7 +74,7 @@ class _Reads(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the function."""
         if func in _READS and args[0] in self._weights:
-            raise RuntimeError(f"{func.__name__} reads a weight that has no memory")
+            raise NotImplementedError(f"{func.__name__} reads a weight that has no memory")
         return func(*args, **(kwargs or {}))
 
 
@@ -180,7 +180,7 @@ class VirtualWeights(DispatchMode):
         target = args[0]
         known = self._known(target) if isinstance(target, Tensor) else None
         if func not in _NOTED or known is None:
-            raise RuntimeError(f"{func} writes into a weight that has no memory")
+            raise NotImplementedError(f"{func} writes into a weight that has no memory")
         others, options = tree_map(self._real, (args[1:], kwargs))
         known.writes.append((func, _view(target), others, options))
         return target
