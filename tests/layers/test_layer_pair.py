@@ -318,7 +318,7 @@ TRANSPOSED = [nn.Conv2d(2, 8, 1), nn.ReLU(), nn.ConvTranspose2d(8, 12, 2, groups
         ),
         pytest.param(Consumed(lambda z: z.softmax(0)), (2, 5), 0, "softmax stands between", id="unknown"),
         pytest.param(
-            Consumed(lambda z: z.log()), (2, 5), 0, r"its activation log\(z\) is not known to be finite and continuous", id="log"
+            Consumed(lambda z: z.log()), (2, 5), 0, r"its activation log\(z\) is not known to be", id="log"
         ),
         pytest.param(Consumed(nn.PReLU(8)), (2, 5), 0, "stands between", id="prelu"),
         pytest.param(Consumed(lambda z: z * z.sigmoid().flip(1)), (2, 5), 0, "stands between", id="own gate"),
