@@ -76,13 +76,12 @@ class MeasuringRuns:
     ) -> MeasuredInputs:
         found = MeasuredInputs()
         tensors = None if tensors is None else self._like_own(tensors)
-        with preserved(self.model), plain_execution():
-            for runs in self.examples:
-                left = {name: wanted for name, wanted in weights.items() if name not in found.layers}
-                left_norms = {name: rows for name, rows in norms.items() if name not in found.normed}
-                if left or left_norms:
-                    seen = self._seen(runs, left, left_norms, tensors)
-                    found = MeasuredInputs({**found.layers, **seen.layers}, {**found.normed, **seen.normed})
+        for runs in self.examples:
+            left = {name: wanted for name, wanted in weights.items() if name not in found.layers}
+            left_norms = {name: rows for name, rows in norms.items() if name not in found.normed}
+            if left or left_norms:
+                seen = self._seen(runs, left, left_norms, tensors)
+                found = MeasuredInputs({**found.layers, **seen.layers}, {**found.normed, **seen.normed})
         self._check(found)
         return found
 
@@ -100,11 +99,12 @@ class MeasuringRuns:
         calls: dict[str, list[LayerInput]] = {}
         normed: dict[str, list[Tensor]] = {}
         for example in runs:
-            set_mode(self.model, example.modes[0])
-            own = {**named_tensors(self.model), **(tensors or {})}
-            reads = WeightReads(own, share)
-            outputs = BatchNormOutputs(own, norm_share, by_batch=self.by_batch)
-            self._run(example, tensors, reads, outputs)
+            with preserved(self.model), plain_execution():  # each run from the state in which the network is
+                set_mode(self.model, example.modes[0])
+                own = {**named_tensors(self.model), **(tensors or {})}
+                reads = WeightReads(own, share)
+                outputs = BatchNormOutputs(own, norm_share, by_batch=self.by_batch)
+                self._run(example, tensors, reads, outputs)
             for name, found in reads.found.items():
                 calls.setdefault(name, []).extend(found)
             for name, made in outputs.found.items():

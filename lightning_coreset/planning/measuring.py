@@ -22,7 +22,7 @@ _NUMBERS_A_RUN, _IDS_A_RUN = 2**21, 2**12
 """Of the inputs of one run: activations of no more are in memory at once. An id becomes a whole vector, and logits."""
 _FEWEST_A_RUN = 8
 _LARGE, _LARGE_IDS, _FEWEST_OF = 3 * 64 * 64, 64, 4
-"""Images of more than 64 x 64, and longer texts, have so many positions that fewer of them will do, down to a quarter."""
+"""Images of more than 64 x 64 and longer texts have so many positions that fewer of them do, down to a quarter."""
 _VECTORS_A_SAMPLE = 8
 """A vector is one row of a layer's input, where an image or a text is many, and costs as little."""
 
