@@ -33,7 +33,7 @@ import numpy as np
 import torch
 from contenders import selected
 from images import Images, is_jpeg, mnist
-from one_shot_methods import Inputs, Job, contenders
+from one_shot_methods import CALIBRATION, Inputs, Job, contenders
 from reporting import markdown, setting
 from small_transformers import Task, image_transformer, language_model
 from small_transformers import train as train_transformer
@@ -41,7 +41,6 @@ from torch import nn
 from trained import LENET, RESNET, VGG, Recipe, cached, cifar, flat_mnist
 from tuning import accuracy, recalibrate, seeded
 
-CALIBRATION = 512
 RECOMPUTED = 500
 PARTS = {"hidden channels": "*.mlp.*", "heads": "*att*", "width": "*embed*"}
 """What is halved in transformers, by the layers that make it."""

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
-from inspect import signature
 
 from contenders import Shapes, check_shapes, shapes, shapes_after
 from rivals import Rival, fold, merge, prune_chains, prune_with_ridge, spread
@@ -15,6 +14,8 @@ from lightning_coreset import Magnitude, Random, Reconstruction, plan_pruning, p
 from lightning_coreset.methods import Method
 
 Inputs = Tensor | Mapping[str, Tensor]
+CALIBRATION = 512
+"""How many samples the methods get that see inputs."""
 
 
 @dataclass(frozen=True)
@@ -100,21 +101,19 @@ def contenders(job: Job) -> dict[str, Contender]:
 
 
 def ours() -> dict[str, Contender]:
-    """What this package has: ``Reconstruction`` with each source of moments that the installed version knows."""
-    found = {"reconstruction": Contender(partial(by_method, Reconstruction()))}
-    if "moments" not in {one.name for one in fields(Reconstruction)}:
-        return found
-    closed, synthetic, batches = (Reconstruction(moments=one) for one in ("closed_form", "synthetic", "batches"))
-    found["reconstruction, closed form"] = Contender(partial(by_method, closed))
-    found["reconstruction, synthetic moments"] = Contender(partial(by_method, synthetic))
-    if "data" in signature(plan_pruning).parameters:
-        found["reconstruction, moments of batches"] = Contender(partial(by_method, batches), sees_inputs=True)
-    return found
+    """The reconstruction of this package, with each source of moments."""
+    methods = {
+        "reconstruction, default": Reconstruction(),
+        "reconstruction, closed form": Reconstruction(moments="closed_form"),
+        "reconstruction, synthetic, refined": Reconstruction(moments="synthetic", refine=True),
+        "reconstruction, batches, refined": Reconstruction(moments="batches", refine=True, samples=CALIBRATION),
+    }
+    return {name: Contender(partial(by_method, one), one.moments == "batches") for name, one in methods.items()}
 
 
 def by_method(method: Method, model: nn.Module, job: Job, seed: int) -> None:
     """Prune with a method of this package."""
-    data = {"data": job.batches} if getattr(method, "moments", None) == "batches" else {}
+    sees_inputs = isinstance(method, Reconstruction) and method.moments == "batches"
     prune(
         model,
         job.example,
@@ -123,7 +122,7 @@ def by_method(method: Method, model: nn.Module, job: Job, seed: int) -> None:
         include_residual=job.include_residual,
         seed=seed,
         self_check=False,
-        **data,
+        data=job.batches if sees_inputs else None,
     )
 
 
