@@ -24,7 +24,13 @@ settings.load_profile("lightning_coreset")
 FAST = "not slow and not gpu and not clients"  # as in pyproject.toml
 
 
-MOVES_PRODUCERS = ("test_measured_reconstruction.py", "test_moments.py", "test_certificates.py", "test_docs.py")
+MOVES_PRODUCERS = (
+    "test_measured_reconstruction.py",
+    "test_moments.py",
+    "test_certificates.py",
+    "test_docs.py",
+    "test_ddp.py",  # compares with other processes, where they move
+)
 
 
 @pytest.hookimpl(wrapper=True)

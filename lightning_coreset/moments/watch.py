@@ -36,6 +36,7 @@ class WeightReads(TorchDispatchMode):
         self.found: dict[str, list[LayerInput]] = {}
         self._wanted = wanted
         self._weights = {_address(tensors[name]): (name, tensors[name]) for name in wanted if name in tensors}
+        self._weights.pop(-1, None)
         self._vectors = {_address(tensor): name for name, tensor in tensors.items() if tensor.dim() == 1}
         self._equal: dict[tuple[int, ...], list[Tensor]] = {}
 
@@ -56,6 +57,8 @@ class WeightReads(TorchDispatchMode):
 
     def see_product(self, left: Tensor, right: Tensor, bias: Tensor | None = None) -> None:
         """A product of matrices, ``left @ right``."""
+        if left.layout is not torch.strided or right.layout is not torch.strided:
+            return
         if left.dim() == 3:  # a batch of one, as of an einsum
             if len(left) != 1 or len(right) != 1:
                 return
@@ -136,7 +139,8 @@ class WeightReads(TorchDispatchMode):
 
 
 def _address(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
+    """Where the memory of a tensor begins; -1 of one without memory of its own, such as a sparse one."""
+    return tensor.untyped_storage().data_ptr() if tensor.layout is torch.strided else -1
 
 
 _OPERATORS: Mapping[Any, Callable[..., None]] = {

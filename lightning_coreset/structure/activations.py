@@ -65,7 +65,7 @@ def register_activation(
         >>> function = lambda z: torch.relu(z).square()
         >>> with register_activation(torch.ops.office.squared_relu, function, turning_points=()):
         ...     plan_pruning(Net(), torch.randn(4, 4), 0.5, self_check=False).groups[0].method
-        'reconstruction'
+        'reconstruction (probes)'
     """
     overload = overload_of(op)
     if not callable(function):

@@ -76,7 +76,8 @@ class MomentRuns:
         """The runs; a collective operation, as is all that is done with them."""
         with self._source.examples(trainer, pl_module) as examples:
             runs = self._runs(pl_module, examples, structure, seed)
-            if runs is not None and trainer.world_size > 1:
+            # Probes are the same on every rank, and so is what they show.
+            if runs is not None and runs.source == "batches" and trainer.world_size > 1:
                 runs = replace(runs, gather=lambda own: gathered(trainer, own), ranks=trainer.world_size)
             yield runs
 
