@@ -24,29 +24,6 @@ settings.load_profile("lightning_coreset")
 FAST = "not slow and not gpu and not clients"  # as in pyproject.toml
 
 
-MOVES_PRODUCERS = (
-    "test_measured_reconstruction.py",
-    "test_moments.py",
-    "test_certificates.py",
-    "test_docs.py",
-    "test_ddp.py",  # compares with other processes, where they move
-)
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_protocol(item: pytest.Item) -> Iterator[object]:
-    """In tests that are not slow, filters do not move but where that is what is tested.
-
-    Moving them is most of what a plan costs by default, as long as all else together, and changes nothing of what these
-    tests look at: which channels go together, and what is done to a model, its optimizers and its checkpoints. Set
-    around all fixtures, for some of them train for a whole file.
-    """
-    with pytest.MonkeyPatch.context() as patch:
-        if item.path.name not in MOVES_PRODUCERS and item.get_closest_marker("slow") is None:
-            patch.setattr("lightning_coreset.methods.reconstruction._REFINED_BY_DEFAULT", 0)
-        return (yield)
-
-
 def pytest_report_header(config: pytest.Config) -> list[str]:
     """Say what is about to run, and what is not; collecting the tests takes a while."""
     asked = config.getoption("markexpr")

@@ -38,12 +38,14 @@ class Settings:
         rounds: Of the elimination.
         ridge: Regularisation.
         refined: The most channels of a group whose producers move; 0 for none.
+        refined_share: The most of its channels that may stay if they move, as a part of all.
         sequential: Whether a group's consumers are fitted to what the network pruned so far gives them.
     """
 
     rounds: int
     ridge: float
     refined: int
+    refined_share: float
     sequential: bool
 
 
@@ -76,7 +78,7 @@ def prepare(
     if any(view.group.weight_norms for view in views):
         # A run of the network pruned so far would make other weights of directions with zeros in them.
         settings = replace(settings, sequential=False)
-    movable = {view.name: pair for view in views if (pair := _movable(view, settings)) is not None}
+    movable = {view.name: pair for view in views if (pair := _movable(view, sizes[view.name], settings)) is not None}
     means = {norm for pair in movable.values() if (norm := running_mean_before(pair)) is not None}
     wanted |= {
         pair.path.producer.weight: rows_of_weight(
@@ -154,7 +156,7 @@ def _as_it_is_now(
     """What the consumers read in the network pruned so far, and the choice that follows."""
     runs = view.state.runs
     assert runs is not None
-    pair = _movable(view, settings)
+    pair = _movable(view, size, settings)
     wanted = rows_to_sample(view)
     mean = None if pair is None else running_mean_before(pair)
     if pair is not None and mean is None:
@@ -177,5 +179,7 @@ def _with_moves(prepared: Mapping[str, Prepared], moves: Mapping[str, Move | Non
     return {name: replace(one, move=moves[name]) if name in moves else one for name, one in prepared.items()}
 
 
-def _movable(view: GroupView, settings: Settings) -> LayerPair | None:
-    return None if view.size > settings.refined else movable_pair(view)
+def _movable(view: GroupView, size: int, settings: Settings) -> LayerPair | None:
+    if view.size > settings.refined or size > settings.refined_share * view.size:
+        return None
+    return movable_pair(view)

@@ -24,6 +24,8 @@ _MOST_REFINED = 1024
 """Producers of groups with more channels stay as they are: refining them takes minutes."""
 _REFINED_BY_DEFAULT = 128
 """Up to so many channels it takes less than about a second a group."""
+_REFINED_SHARE = 2 / 3
+"""Where more channels stay, as in the events of a schedule, it takes longer than all else and gains next to nothing."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,8 @@ class Reconstruction(Method):
             it is eight times as many probes; of large images, which have more positions each, down to a quarter.
         refine: Whether the filters that stay may move within the span of all filters, to where the expected error is
             least: of chains of one layer, an activation and its readers with at most 1024 channels, where moments are
-            measured. ``None`` does so for those with at most 128, since the time grows with the cube of the number.
+            measured. ``None`` does so for those with at most 128, since the time grows with the cube of the number, of
+            which at most two thirds stay: the more goes at once, the more it is worth.
         sequential: Whether every group is fitted to what the layers read in the network as pruned so far, at the cost
             of one or two more runs for each group. By default with ``"batches"``; on probes it gains nothing.
         probes: A function ``(example_inputs, generator) -> inputs`` that makes the probes of ``"synthetic"``, instead
@@ -127,7 +130,8 @@ class Reconstruction(Method):
     def _settings(self) -> measured.Settings:
         sequential = self.moments == "batches" if self.sequential is None else self.sequential
         largest = {None: _REFINED_BY_DEFAULT, True: _MOST_REFINED, False: 0}[self.refine]
-        return measured.Settings(self.rounds, self.ridge, largest, sequential)
+        share = _REFINED_SHARE if self.refine is None else 1.0
+        return measured.Settings(self.rounds, self.ridge, largest, share, sequential)
 
     def _measured_label(self, group: GroupView) -> str:
         assert group.state.runs is not None
