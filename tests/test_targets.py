@@ -57,7 +57,7 @@ def step_of(survey: PruningProblem) -> float:
 
 @pytest.mark.parametrize("entry", ENTRIES)
 @pytest.mark.filterwarnings(
-    *THIRD_PARTY, "ignore:The multiply-accumulates of aten._(fft_.2c|cdist_forward).*are not counted"
+    *THIRD_PARTY, "ignore:The multiply-accumulates of aten.(_fft_.2c|_cdist_forward|linalg_).*are not counted"
 )
 def test_the_ratio_asked_for_is_reached(entry):
     model, _, structure = network(entry)
