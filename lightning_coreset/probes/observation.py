@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from lightning_coreset._compat import TorchDispatchMode
 from lightning_coreset.nested import Path, map_tensors, tensors_by_path
 from lightning_coreset.probes.ids import IdRanges
 from lightning_coreset.probes.leaf import Leaf, Use
