@@ -14,6 +14,7 @@ Shapes: N channels, m kept, J rows of the consumers.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -95,7 +96,7 @@ def refine_producers(
     with torch.inference_mode(False), torch.no_grad():
         # Copies, since tensors of inference mode cannot be differentiated through.
         mean, covariance, consumers = (one.detach().clone().double() for one in (mean, covariance, consumers))
-        problem = _Problem.of(activation, mean, covariance, compress_rows(consumers), kept.clone(), centred, ridge)
+        problem = _Problem(activation, mean, covariance, compress_rows(consumers), kept.clone(), centred, ridge)
         with torch.enable_grad():
             combination, shift = problem.minimised(steps)
         return problem.result(combination, shift)
@@ -110,31 +111,26 @@ class _Problem:
     kept: Tensor
     centred: bool
     ridge: float
-    coefficients: Tensor
-    remainder: Tensor
-    energy: float
 
-    @classmethod
-    def of(
-        cls,
-        activation: Activation,
-        mean: Tensor,
-        covariance: Tensor,
-        consumers: Tensor,
-        kept: Tensor,
-        centred: bool,
-        ridge: float,
-    ) -> _Problem:
-        with torch.no_grad():
-            scale = covariance.diagonal().clamp_min(_TINY).sqrt()
-            coefficients, remainder = _expanded(activation, mean, scale)
-            moment = _moments(coefficients, remainder, _correlation(covariance, scale, scale), coefficients, remainder)
-            if centred:
-                moment = moment - torch.outer(coefficients[0], coefficients[0])
-            energy = float(((consumers @ moment) * consumers).sum())
-        return cls(activation, mean, covariance, consumers, kept, centred, ridge, coefficients, remainder, energy)
+    @cached_property
+    def scale(self) -> Tensor:
+        """The deviations of the pre-activations, (N,)."""
+        return self.covariance.diagonal().clamp_min(_TINY).sqrt()
 
-    @property
+    @cached_property
+    def expansion(self) -> tuple[Tensor, Tensor]:
+        """That of the channels as they are."""
+        return _expanded(self.activation, self.mean, self.scale)
+
+    @cached_property
+    def energy(self) -> float:
+        """The expected square of the consumers' outputs."""
+        moment = _moments(*self.expansion, _correlation(self.covariance, self.scale, self.scale), *self.expansion)
+        if self.centred:
+            moment = moment - torch.outer(self.expansion[0][0], self.expansion[0][0])
+        return float(((self.consumers @ moment) * self.consumers).sum())
+
+    @cached_property
     def start(self) -> Tensor:
         """The rows as they are."""
         start = torch.zeros(len(self.kept), len(self.mean), dtype=torch.float64)
@@ -143,8 +139,7 @@ class _Problem:
 
     def minimised(self, steps: int) -> tuple[Tensor, Tensor]:
         """The best combination and shift that L-BFGS finds."""
-        scale = self.covariance.diagonal().clamp_min(_TINY).sqrt()
-        own = scale[self.kept]
+        own = self.scale[self.kept]
         # In units of the channels' deviations, in which all entries matter alike.
         moved = torch.zeros_like(self.start).requires_grad_()
         shifted = torch.zeros_like(own).requires_grad_()
@@ -156,7 +151,7 @@ class _Problem:
         def closure() -> Tensor:
             nonlocal best
             optimizer.zero_grad()
-            combination, shift = self.start + moved / scale * own[:, None], shifted * own
+            combination, shift = self.start + moved / self.scale * own[:, None], shifted * own
             error = self._error(combination, shift)
             if float(error.detach()) < best[0]:
                 best = (float(error.detach()), combination.detach(), shift.detach())
@@ -173,7 +168,7 @@ class _Problem:
             combination=combination,
             shift=shift,
             mix=torch.linalg.solve(self._shifted(within), across.T).T,
-            means=(self.coefficients[0], mean),
+            means=(self.expansion[0][0], mean),
             moment=within,
             error=float(self._error(combination, shift)),
             error_before=float(self._error(self.start, torch.zeros_like(shift))),
@@ -192,12 +187,11 @@ class _Problem:
         """The moments of old with new activations, and of new ones with each other, and the new means."""
         between = combination @ self.covariance
         new_covariance = between @ combination.T
-        scale = self.covariance.diagonal().clamp_min(_TINY).sqrt()
         new_scale = new_covariance.diagonal().clamp_min(_TINY).sqrt()
         coefficients, remainder = _expanded(self.activation, combination @ self.mean + shift, new_scale)
         first = 1 if self.centred else 0
         across = _moments(
-            self.coefficients, self.remainder, _correlation(between.T, scale, new_scale), coefficients, remainder, first
+            *self.expansion, _correlation(between.T, self.scale, new_scale), coefficients, remainder, first
         )
         within = _moments(
             coefficients, remainder, _correlation(new_covariance, new_scale, new_scale), coefficients, remainder, first

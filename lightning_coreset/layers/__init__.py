@@ -5,7 +5,13 @@ from __future__ import annotations
 from lightning_coreset.layers.consumer_set import ConsumerSet, consumer_sets, main_set
 from lightning_coreset.layers.group_view import GroupView, NoCoresetForm
 from lightning_coreset.layers.layer_pair import LayerPair
-from lightning_coreset.layers.measured_readers import MeasuredReader, measured_readers, selection_forms, written
+from lightning_coreset.layers.measured_readers import (
+    MeasuredReader,
+    SelectionForm,
+    measured_readers,
+    selection_form,
+    written,
+)
 from lightning_coreset.layers.moved_producers import MovedProducers, movable_pair
 from lightning_coreset.layers.new_weights import write_updates
 from lightning_coreset.layers.pairing import check_positions, check_ranges, layer_pairs, single_channel_pairs
@@ -20,6 +26,7 @@ __all__ = [
     "MovedProducers",
     "NoCoresetForm",
     "PlanState",
+    "SelectionForm",
     "check_positions",
     "check_ranges",
     "consumer_sets",
@@ -27,7 +34,7 @@ __all__ = [
     "main_set",
     "measured_readers",
     "movable_pair",
-    "selection_forms",
+    "selection_form",
     "single_channel_pairs",
     "write_updates",
     "written",

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from torch import Tensor
 from lightning_coreset.coreset import SampleFit, fit_samples, position_correlation, sample_moments
 from lightning_coreset.layers.group_view import GroupView, NoCoresetForm
 from lightning_coreset.layers.layer_pair import consumer_matrix, put_consumer, to_cpu_float64
-from lightning_coreset.layers.pairing import BatchNormValues
+from lightning_coreset.layers.pairing import constant_target, norm_of_outputs, output_scale
 from lightning_coreset.moments import LayerInput
 from lightning_coreset.structure import Layer, Member
 
@@ -70,27 +71,37 @@ class MeasuredReader:
         """Whether the measured rows tell the kernel positions apart."""
         return self.read.rows.shape[2] == self.weights.shape[3]
 
-    def selection_form(self, *, by_position: bool) -> tuple[Tensor, Tensor]:
-        """Moments and consumers for the choice of channels.
+    def selection_moment(self, *, by_position: bool) -> Tensor:
+        """The moments for the choice of channels.
 
         Args:
             by_position: Whether the positions of a class are channels of their own, (N q, N q), or are alike, (N, N).
         """
-        samples = self.samples()
-        folded = samples.flatten(1, 2) if by_position else samples.movedim(1, 3).flatten(1, 2).transpose(1, 2)
-        # (R, M, T): T positions that are alike, such as those of a kernel.
-        weights = (self.weights if self.start is None else self.start) * self.output_scale[:, None, None, None]
+        rows = self._alike(by_position=by_position).transpose(1, 2).flatten(0, 1)
+        return sample_moments(rows[:: -(-len(rows) // _MOST_SAMPLES)], centred=self.centred)[1]
+
+    def selection_rows(self, *, by_position: bool) -> Tensor:
+        """The consumer's weights for the choice of channels, (J, N q) or (J, N)."""
+        weights = self._now * self.output_scale[:, None, None, None]
         rows = weights.flatten(1, 2) if by_position else weights.flatten(2)
         spread = rows.shape[2]
-        alike = folded.transpose(1, 2).flatten(0, 1)
-        alike = alike[:: -(-len(alike) // _MOST_SAMPLES)]
-        _, moment = sample_moments(alike, centred=self.centred)
         if spread > 1:
+            samples = self._alike(by_position=by_position)
             blur = torch.eye(spread, dtype=torch.float64)  # taps of a transposed convolution make different outputs
-            if folded.shape[2] == spread:
-                blur = position_correlation(folded[: max(_MOST_SAMPLES // spread, 1)])
+            if samples.shape[2] == spread:
+                blur = position_correlation(samples[: max(_MOST_SAMPLES // spread, 1)])
             rows = torch.einsum("onk,kl->onl", rows, _root(blur))
-        return moment, rows.permute(0, 2, 1).flatten(0, 1)
+        return rows.permute(0, 2, 1).flatten(0, 1)
+
+    def _alike(self, *, by_position: bool) -> Tensor:
+        """What it reads, (R, M, T): T positions that are alike, such as those of a kernel."""
+        samples = self.samples()
+        return samples.flatten(1, 2) if by_position else samples.movedim(1, 3).flatten(1, 2).transpose(1, 2)
+
+    @property
+    def _now(self) -> Tensor:
+        """The weights that make of what is read now what it made."""
+        return self.weights if self.start is None else self.start
 
     def fit(
         self, kept: Tensor, *, ridge: float, new: Tensor | None = None, target: LayerInput | None = None
@@ -105,7 +116,7 @@ class MeasuredReader:
         """
         whole = self.samples(target)
         inputs = self.samples()[:, kept] if new is None else new
-        weights, start = self._folded(self.weights), self._folded(self.weights if self.start is None else self.start)
+        weights, start = self._folded(self.weights), self._folded(self._now)
         targets = whole.flatten(1) @ weights.flatten(1).T.to(whole)
         return fit_samples(inputs.flatten(1), targets, start[:, kept].flatten(1), intercept=self.centred, ridge=ridge)
 
@@ -163,13 +174,14 @@ def _readers(
         raise NoCoresetForm(f"{member.name} is a stack of matrices, or reads different numbers of inputs of them")
     if read.transposed and read.groups > 1:
         raise NoCoresetForm(f"{member.name} is a transposed convolution with groups")
-    layer = known or Layer(member.name, read.bias, in_dim=member.dim, out_dim=1 - member.dim, groups=read.groups)
+    layer = known or Layer(member.name, None, in_dim=member.dim, out_dim=1 - member.dim, groups=read.groups)
+    layer = replace(layer, bias=layer.bias or read.bias)
     matrix = consumer_matrix(layer, view.tensors)
     outputs, width = matrix.shape[0] // read.groups, shape[member.dim]
     if read.rows.shape[1] != width * read.groups:
         raise NoCoresetForm(f"{member.name} reads in a way that is not known")
-    gain, variance = _behind(view, layer, matrix.shape[0])
-    constant = _constant(view, layer, read, matrix.shape[0])
+    norm = norm_of_outputs(view, layer, len(matrix))
+    gain = output_scale(view, norm, len(matrix))
     return [
         MeasuredReader(
             layer=layer,
@@ -178,30 +190,12 @@ def _readers(
             inputs=member.positions + part * width,
             weights=member.by_class(matrix[part * outputs : (part + 1) * outputs], dim=1),
             output_scale=gain[part * outputs : (part + 1) * outputs],
-            constant=constant,
+            constant=constant_target(view, layer, len(matrix), norm),
             read=read,
-            variance=variance,
+            variance=None if norm is None else norm.running_var,
         )
         for part in range(read.groups)
     ]
-
-
-def _behind(view: GroupView, layer: Layer, outputs: int) -> tuple[Tensor, str | None]:
-    """The gain of the BatchNorm behind a consumer, and the name of its running variance."""
-    norm = layer.norm
-    if norm is None or norm.running_var is None or len(view.tensors[norm.running_var]) != outputs:
-        return torch.ones(outputs, dtype=torch.float64), None
-    return BatchNormValues.of(norm, view.tensors).gain.abs(), norm.running_var
-
-
-def _constant(view: GroupView, layer: Layer, read: LayerInput, outputs: int) -> tuple[str, float] | None:
-    bias = layer.bias or read.bias
-    if bias is not None and bias in view.tensors and view.tensors[bias].numel() == outputs:
-        return bias, 1.0
-    norm = layer.norm
-    if norm is None or norm.running_mean is None or len(view.tensors[norm.running_mean]) != outputs:
-        return None
-    return norm.running_mean, -1.0
 
 
 def written(
@@ -247,31 +241,42 @@ def written(
     return updates
 
 
-def alike(readers: Sequence[MeasuredReader], classes: int) -> bool:
-    """Whether all readers have as many positions of each class, few enough to be told apart."""
-    numbers = {reader.inputs.shape[1] for reader in readers}
-    return len(numbers) == 1 and classes * numbers.pop() <= _MOST_COLUMNS
-
-
 def _root(correlation: Tensor) -> Tensor:
     """A matrix whose product with its transpose is the correlation."""
     values, vectors = torch.linalg.eigh(correlation)
     return vectors * values.clamp_min(0).sqrt()
 
 
-def selection_forms(
-    readers: Sequence[MeasuredReader], classes: int
-) -> tuple[list[Tensor], list[Tensor], Tensor | None]:
-    """What the choice of channels works with: moments, the consumers' rows for each, and labels of classes.
+class SelectionForm(NamedTuple):
+    """What the choice of channels works with.
 
-    Readers of one tensor have one set of moments. The labels are ``None`` where every class is one channel.
+    Attributes:
+        moments: One for each tensor that is read.
+        rows: The weights of its readers, for each.
+        labels: Of the classes; ``None`` where every class is one channel.
     """
-    by_position = alike(readers, classes)
-    forms: dict[tuple[object, ...], tuple[Tensor, list[Tensor]]] = {}
+
+    moments: list[Tensor]
+    rows: list[Tensor]
+    labels: Tensor | None
+
+
+def selection_form(readers: Sequence[MeasuredReader], classes: int) -> SelectionForm:
+    """What the choice of channels works with; readers of one tensor have one set of moments."""
+    by_position = _told_apart(readers, classes)
+    together: dict[tuple[object, ...], list[MeasuredReader]] = {}
     for reader in readers:
         key = (id(reader.read.rows), reader.centred, *reader.inputs.flatten().tolist())
-        moment, rows = reader.selection_form(by_position=by_position)
-        forms.setdefault(key, (moment, []))[1].append(rows)
+        together.setdefault(key, []).append(reader)
     positions = readers[0].inputs.shape[1] if by_position else 1
-    labels = torch.arange(classes).repeat_interleave(positions) if positions > 1 else None
-    return [moment for moment, _ in forms.values()], [torch.cat(rows) for _, rows in forms.values()], labels
+    return SelectionForm(
+        [some[0].selection_moment(by_position=by_position) for some in together.values()],
+        [torch.cat([one.selection_rows(by_position=by_position) for one in some]) for some in together.values()],
+        torch.arange(classes).repeat_interleave(positions) if positions > 1 else None,
+    )
+
+
+def _told_apart(readers: Sequence[MeasuredReader], classes: int) -> bool:
+    """Whether all readers have as many positions of each class, few enough to be told apart."""
+    numbers = {reader.inputs.shape[1] for reader in readers}
+    return len(numbers) == 1 and classes * numbers.pop() <= _MOST_COLUMNS

@@ -98,12 +98,20 @@ class MovedProducers:
             updates[name] = to_cpu_float64(self.pair.view.tensors[name]).index_copy(dim, positions[kept], values)
         return updates
 
-    def beside(self) -> dict[str, Tensor]:
-        """Tensors of a network that makes both: all channels as they are, and behind them those that moved."""
-        tensors, wide = self.pair.view.tensors, {}
+    def beside(self, so_far: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Tensors of a network that makes both: all channels as they are, and behind them those that moved.
+
+        Args:
+            so_far: Tensors of that network, as other groups made them: what reads another group that moved is wider,
+                with zeros for what is behind.
+        """
+        wide = {}
         for name, values in self.rows.items():
             dim, _ = self._at(name)
-            wide[name] = torch.cat([tensors[name].detach(), values.to(tensors[name])], dim=dim)
+            tensor = so_far.get(name, self.pair.view.tensors[name].detach())
+            room = _zeros_like(tensor, dim, self.count)
+            room[tuple(map(slice, values.shape))] = values.to(tensor)
+            wide[name] = torch.cat([tensor, room], dim=dim)
         return wide
 
     def unread(self, pairs: Sequence[LayerPair], so_far: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -118,9 +126,8 @@ class MovedProducers:
             consumer, places = pair.path.consumer, pair.whole_input
             assert consumer.in_dim is not None and places is not None  # noqa: PT018
             tensor = so_far.get(consumer.weight, pair.view.tensors[consumer.weight].detach())
-            shape = list(tensor.shape)
-            shape[consumer.in_dim] = places.shape[1] * self.count
-            wide[consumer.weight] = torch.cat([tensor, tensor.new_zeros(shape)], dim=consumer.in_dim)
+            room = _zeros_like(tensor, consumer.in_dim, places.shape[1] * self.count)
+            wide[consumer.weight] = torch.cat([tensor, room], dim=consumer.in_dim)
         return wide
 
     def _at(self, name: str) -> tuple[int, Tensor]:
@@ -130,3 +137,8 @@ class MovedProducers:
         member = self.pair.view.group.member_at(name, dim)
         assert member is not None
         return dim, member.positions[:, 0]
+
+
+def _zeros_like(tensor: Tensor, dim: int, length: int) -> Tensor:
+    """Zeros of another length along one dimension."""
+    return tensor.new_zeros([*tensor.shape[:dim], length, *tensor.shape[dim + 1 :]])

@@ -88,7 +88,7 @@ def _layer_pair(view: GroupView, path: Path) -> LayerPair:
     assert columns_at is not None
     shift = _biases(view, producer, rows_at)
     outputs = view.tensors[consumer.weight].shape[consumer.out_dim]
-    norm = _norm_of_outputs(view, consumer, outputs)
+    norm = norm_of_outputs(view, consumer, outputs)
     scale, shift = _fold(view, before, torch.ones_like(shift), shift)
     return LayerPair(
         view,
@@ -102,8 +102,8 @@ def _layer_pair(view: GroupView, path: Path) -> LayerPair:
         behind=_fold(view, behind, torch.ones_like(shift[:, :1]), torch.zeros_like(shift[:, :1])),
         outputs=outputs,
         output_norm=norm,
-        output_scale=_output_scale(view, norm, outputs),
-        constant_target=_constant_target(view, consumer, outputs, norm),
+        output_scale=output_scale(view, norm, outputs),
+        constant_target=constant_target(view, consumer, outputs, norm),
         whole_input=_whole_input(view, consumer, columns_at),
     )
 
@@ -216,7 +216,7 @@ def _biases(view: GroupView, producer: Layer, rows_at: Member) -> Tensor:
     return rows_at.by_class(bias)
 
 
-def _norm_of_outputs(view: GroupView, consumer: Layer, outputs: int) -> Norm | None:
+def norm_of_outputs(view: GroupView, consumer: Layer, outputs: int) -> Norm | None:
     """The BatchNorm behind the consumer.
 
     Behind a concatenation it has more channels than the consumer has outputs, and where they lie is not known here.
@@ -227,13 +227,15 @@ def _norm_of_outputs(view: GroupView, consumer: Layer, outputs: int) -> Norm | N
     return norm if len(view.tensors[norm.running_mean]) == outputs else None
 
 
-def _output_scale(view: GroupView, norm: Norm | None, outputs: int) -> Tensor:
+def output_scale(view: GroupView, norm: Norm | None, outputs: int) -> Tensor:
+    """The gain of the BatchNorm behind a consumer, (O,); ones without."""
     if norm is None or norm.running_var is None:
         return torch.ones(outputs, dtype=torch.float64)
     return BatchNormValues.of(norm, view.tensors).gain.abs()
 
 
-def _constant_target(view: GroupView, consumer: Layer, outputs: int, norm: Norm | None) -> tuple[str, float] | None:
+def constant_target(view: GroupView, consumer: Layer, outputs: int, norm: Norm | None) -> tuple[str, float] | None:
+    """The tensor that can take a constant added to a consumer's outputs, with its sign."""
     if consumer.bias is not None and view.tensors[consumer.bias].numel() == outputs:
         return consumer.bias, 1.0
     return None if norm is None or norm.running_mean is None else (norm.running_mean, -1.0)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from lightning_coreset.coreset import eliminate
@@ -21,13 +22,13 @@ from lightning_coreset.layers import (
     NoCoresetForm,
     measured_readers,
     movable_pair,
-    selection_forms,
+    selection_form,
     written,
 )
-from lightning_coreset.methods.moving import Move, moved, running_mean_before, with_samples
-from lightning_coreset.methods.sampled_rows import NORM_ROWS, rows_of_weight, rows_to_sample
+from lightning_coreset.methods.moving import Move, moved, with_samples
+from lightning_coreset.methods.sampled_rows import layers_of, sampled
 from lightning_coreset.methods.selection import Selection
-from lightning_coreset.moments import LayerInput, MeasuringRuns
+from lightning_coreset.moments import LayerInput, MeasuredInputs, MeasuringRuns
 
 
 @dataclass(frozen=True)
@@ -72,25 +73,14 @@ def prepare(
     Raises:
         Unmeasurable: If the network cannot be run on the probes or batches.
     """
-    wanted: dict[str, tuple[int, int]] = {}
-    for view in views:
-        wanted |= rows_to_sample(view)
     if any(view.group.weight_norms for view in views):
         # A run of the network pruned so far would make other weights of directions with zeros in them.
         settings = replace(settings, sequential=False)
     movable = {view.name: pair for view in views if (pair := _movable(view, sizes[view.name], settings)) is not None}
-    means = {norm for pair in movable.values() if (norm := running_mean_before(pair)) is not None}
-    wanted |= {
-        pair.path.producer.weight: rows_of_weight(
-            view.tensors[pair.path.producer.weight], pair.path.producer.in_dim or 0
-        )
-        for view in views
-        if (pair := movable.get(view.name)) is not None and running_mean_before(pair) is None
-    }
-    measured = runs.measure(wanted, dict.fromkeys(means, NORM_ROWS))
+    measured = sampled(views, movable.values(), runs)
     prepared: dict[str, Prepared] = {}
     for view in views:
-        layers = {name: measured.layers[name] for name in rows_to_sample(view) if name in measured.layers}
+        layers = layers_of(view, measured)
         prepared[view.name] = Prepared(layers)
         if settings.sequential:
             continue
@@ -98,19 +88,36 @@ def prepare(
             readers = measured_readers(view, layers)
         except NoCoresetForm:
             continue
-        kept = _chosen(readers, view.size, sizes[view.name], settings)
-        pair = movable.get(view.name)
-        move = None if pair is None else moved(view, pair, kept, readers, measured, settings.ridge)
+        kept, move = _chosen(view, readers, sizes[view.name], movable.get(view.name), measured, settings)
         prepared[view.name] = Prepared(layers, kept, move)
     moves = {view: one.move for view in views if (one := prepared[view.name]).move is not None}
     return _with_moves(prepared, with_samples(moves, runs))
 
 
-def _chosen(readers: Sequence[MeasuredReader], classes: int, size: int, settings: Settings) -> Tensor:
-    moments, rows, labels = selection_forms(readers, classes)
-    positions = len(moments[0]) // classes
-    kept = eliminate(moments, rows, size * positions, rounds=settings.rounds, ridge=settings.ridge, classes=labels)
-    return kept[::positions] // positions
+def _chosen(
+    view: GroupView,
+    readers: Sequence[MeasuredReader],
+    size: int,
+    pair: LayerPair | None,
+    measured: MeasuredInputs,
+    settings: Settings,
+) -> tuple[Tensor, Move | None]:
+    """The classes that stay, int64 (m,), ascending; and how their producers move, if there is a pair whose rows may."""
+    form = selection_form(readers, view.size)
+    positions = len(form.moments[0]) // view.size
+    kept = eliminate(
+        form.moments,
+        form.rows,
+        size * positions,
+        rounds=settings.rounds,
+        ridge=settings.ridge,
+        classes=form.labels,
+    )
+    kept = kept[::positions] // positions
+    if pair is None or form.labels is not None:
+        return kept, None
+    centred = all(reader.centred for reader in readers)
+    return kept, moved(pair, kept, torch.cat(form.rows), measured, centred=centred, ridge=settings.ridge)
 
 
 def reconstructed(view: GroupView, prepared: Prepared, size: int, settings: Settings, label: str) -> Selection:
@@ -122,8 +129,9 @@ def reconstructed(view: GroupView, prepared: Prepared, size: int, settings: Sett
     """
     readers = measured_readers(view, prepared.layers)
     targets: Mapping[str, LayerInput] = {}
-    if prepared.kept is None:
-        targets, prepared, readers = _as_it_is_now(view, prepared.layers, readers, size, settings)
+    in_turn = prepared.kept is None
+    if in_turn:
+        targets, prepared, readers = _as_it_is_now(view, prepared.layers, size, settings)
     kept, move = prepared.kept, prepared.move
     assert kept is not None
     updates: dict[str, Tensor] = {}
@@ -140,7 +148,7 @@ def reconstructed(view: GroupView, prepared: Prepared, size: int, settings: Sett
         for reader in readers
     ]
     # What is fitted in turn sees smaller variances itself.
-    updates |= written(readers, fits, kept, view, rescale=not settings.sequential)
+    updates |= written(readers, fits, kept, view, rescale=not in_turn)
     energy = sum(fit.energy for fit in fits)
     error = sum(fit.error for fit in fits) / energy if energy > 0 else 0.0
     return Selection(kept, label, updates, error)
@@ -149,7 +157,6 @@ def reconstructed(view: GroupView, prepared: Prepared, size: int, settings: Sett
 def _as_it_is_now(
     view: GroupView,
     targets: Mapping[str, LayerInput],
-    readers: Sequence[MeasuredReader],
     size: int,
     settings: Settings,
 ) -> tuple[Mapping[str, LayerInput], Prepared, list[MeasuredReader]]:
@@ -157,19 +164,10 @@ def _as_it_is_now(
     runs = view.state.runs
     assert runs is not None
     pair = _movable(view, size, settings)
-    wanted = rows_to_sample(view)
-    mean = None if pair is None else running_mean_before(pair)
-    if pair is not None and mean is None:
-        wanted |= {
-            pair.path.producer.weight: rows_of_weight(
-                view.tensors[pair.path.producer.weight], pair.path.producer.in_dim or 0
-            )
-        }
-    measured = runs.measure(wanted, {} if mean is None else {mean: NORM_ROWS}, dict(view.tensors))
-    layers = {name: measured.layers[name] for name in rows_to_sample(view) if name in measured.layers}
+    measured = sampled([view], [] if pair is None else [pair], runs, view.tensors)
+    layers = layers_of(view, measured)
     now = [one.towards(targets[one.layer.weight], ridge=settings.ridge) for one in measured_readers(view, layers)]
-    kept = _chosen(now, view.size, size, settings)
-    move = None if pair is None else moved(view, pair, kept, now, measured, settings.ridge)
+    kept, move = _chosen(view, now, size, pair, measured, settings)
     if move is not None:
         move = with_samples({view: move}, runs, view.tensors)[view.name]
     return targets, Prepared(layers, kept, move), now

@@ -5,19 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from lightning_coreset.coreset import Refinement, refine_producers, sample_moments
 from lightning_coreset.layers import (
     GroupView,
     LayerPair,
-    MeasuredReader,
     MovedProducers,
-    selection_forms,
     single_channel_pairs,
 )
-from lightning_coreset.methods.sampled_rows import rows_to_sample
+from lightning_coreset.methods.sampled_rows import rows_to_sample, running_mean_before
 from lightning_coreset.moments import LayerInput, MeasuredInputs, MeasuringRuns, Unmeasurable
 
 
@@ -38,31 +35,24 @@ class Move:
     samples: Mapping[str, Tensor]
 
 
-def running_mean_before(pair: LayerPair) -> str | None:
-    """The running mean of the BatchNorm before the activation, if there is one."""
-    return None if pair.before is None else pair.before.running_mean
-
-
 def moved(
-    view: GroupView,
-    pair: LayerPair,
-    kept: Tensor,
-    readers: Sequence[MeasuredReader],
-    measured: MeasuredInputs,
-    ridge: float,
+    pair: LayerPair, kept: Tensor, rows: Tensor, measured: MeasuredInputs, *, centred: bool, ridge: float
 ) -> Move | None:
-    """Where the kept producers go; ``None`` if nothing is known of what enters their activation."""
+    """Where the kept producers go; ``None`` if nothing is known of what enters their activation.
+
+    Args:
+        pair: Whose producers these are.
+        kept: The channels that stay, (m,).
+        rows: All that reads the channels, (J, N).
+        measured: What was sampled.
+        centred: Whether errors count around the mean.
+        ridge: As everywhere.
+    """
     samples = _preactivations(pair, measured)
-    if samples is None or len(kept) == view.size:
+    if samples is None or len(kept) == pair.view.size:
         return None
     mean, covariance = sample_moments(samples, centred=True)
-    _, rows, labels = selection_forms(readers, view.size)
-    if labels is not None:
-        return None
-    centred = all(reader.centred for reader in readers)
-    refinement = refine_producers(
-        pair.activation, mean, covariance, torch.cat(rows), kept, centred=centred, ridge=ridge
-    )
+    refinement = refine_producers(pair.activation, mean, covariance, rows, kept, centred=centred, ridge=ridge)
     return Move(refinement, mean, covariance, {})
 
 
@@ -99,8 +89,7 @@ def with_samples(
     pairs = {view: single_channel_pairs(view) for view in moves}
     for view, move in moves.items():
         producers = MovedProducers.of(pairs[view][0], move.refinement, move.mean, move.covariance)
-        for name, tensor in producers.beside().items():
-            wide[name] = _both_ways(name, tensor, wide, view)
+        wide |= producers.beside(wide)
         wide |= producers.unread(pairs[view], wide)
     weights = {name: rows for view in moves for name, rows in rows_to_sample(view).items()}
     try:
@@ -119,17 +108,3 @@ def _behind(move: Move, pairs: Sequence[LayerPair], layers: Mapping[str, LayerIn
             return None
         samples[name] = layers[name].rows[:, places.numel() :].unflatten(1, (-1, places.shape[1]))
     return replace(move, samples=samples)
-
-
-def _both_ways(name: str, tensor: Tensor, wide: Mapping[str, Tensor], view: GroupView) -> Tensor:
-    """A producer that is wider on its input side already, since it reads a group that moved."""
-    known = wide.get(name)
-    if known is None:
-        return tensor
-    before = view.tensors[name].shape
-    grown = [dim for dim, size in enumerate(before) if known.shape[dim] != size]
-    if len(grown) != 1 or known.dim() != tensor.dim():
-        return tensor
-    shape = list(tensor.shape)
-    shape[grown[0]] = known.shape[grown[0]] - before[grown[0]]
-    return torch.cat([tensor, tensor.new_zeros(shape)], dim=grown[0])

@@ -1,26 +1,66 @@
-"""How many rows of what layers read are sampled: some for each unknown of the least squares."""
+"""What is sampled of a run: some rows of what layers read for each unknown of the least squares."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from math import prod
 
 from torch import Tensor
 
-from lightning_coreset.layers import GroupView
+from lightning_coreset.layers import GroupView, LayerPair
+from lightning_coreset.moments import LayerInput, MeasuredInputs, MeasuringRuns
 
 _LEAST_ROWS, _MOST_ROWS = 2048, 16384
 _ROWS_PER_UNKNOWN = 3
-NORM_ROWS = 8192
+_NORM_ROWS = 8192
 """Of what a BatchNorm makes."""
+
+
+def sampled(
+    views: Iterable[GroupView],
+    movable: Iterable[LayerPair],
+    runs: MeasuringRuns,
+    tensors: Mapping[str, Tensor] | None = None,
+) -> MeasuredInputs:
+    """What the consumers of groups read, and what enters the activations of those whose producers may move.
+
+    Args:
+        views: The groups.
+        movable: Pairs whose producers may move: their BatchNorms' outputs, or what the producers read.
+        runs: The network with inputs.
+        tensors: Those of the network pruned so far, if it is not as it was.
+
+    Raises:
+        Unmeasurable: If the network cannot be run.
+    """
+    wanted = {name: rows for view in views for name, rows in rows_to_sample(view).items()}
+    norms: dict[str, int] = {}
+    for pair in movable:
+        producer, mean = pair.path.producer, running_mean_before(pair)
+        if mean is not None:
+            norms[mean] = _NORM_ROWS
+        elif producer.in_dim is not None:
+            wanted[producer.weight] = _rows_of(pair.view.tensors[producer.weight], producer.in_dim)
+    return runs.measure(wanted, norms, None if tensors is None else dict(tensors))
+
+
+def layers_of(view: GroupView, measured: MeasuredInputs) -> dict[str, LayerInput]:
+    """What the consumers of one group read, as far as they were seen."""
+    return {name: measured.layers[name] for name in rows_to_sample(view) if name in measured.layers}
+
+
+def running_mean_before(pair: LayerPair) -> str | None:
+    """The running mean of the BatchNorm before the activation, if there is one."""
+    return None if pair.before is None else pair.before.running_mean
 
 
 def rows_to_sample(view: GroupView) -> dict[str, tuple[int, int]]:
     """The weights that read a group, with the dimension and how many rows to sample."""
     members = view.group.by_role("consumer")
-    return {member.name: rows_of_weight(view.tensors[member.name], member.dim) for member in members if member.dim < 2}
+    return {member.name: _rows_of(view.tensors[member.name], member.dim) for member in members if member.dim < 2}
 
 
-def rows_of_weight(weight: Tensor, dim: int) -> tuple[int, int]:
+def _rows_of(weight: Tensor, dim: int) -> tuple[int, int]:
     """The dimension that is contracted, and how many rows to sample of what is contracted with it."""
     unknowns = weight.shape[dim] * prod(weight.shape[2:])
     return dim, min(max(_ROWS_PER_UNKNOWN * unknowns, _LEAST_ROWS), _MOST_ROWS)

@@ -160,13 +160,13 @@ class _Runner(nn.Module):
 def _of_all_calls(calls: Mapping[str, Sequence[LayerInput]]) -> dict[str, LayerInput]:
     """All samples of each weight together; layers that read one tensor share memory."""
     together: dict[tuple[int, ...], Tensor] = {}
-    joined = {}
+    samples = {}
     for name, parts in calls.items():
         key = tuple(id(part.rows) for part in parts)
         if key not in together:
             together[key] = parts[0].rows if len(parts) == 1 else torch.cat([part.rows for part in parts])
-        joined[name] = replace(parts[0], rows=together[key])
-    return joined
+        samples[name] = replace(parts[0], rows=together[key])
+    return samples
 
 
 def joined(parts: Sequence[MeasuredInputs | Unmeasurable]) -> MeasuredInputs:

@@ -9,14 +9,12 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor
 
 from lightning_coreset.moments import MeasuringRuns
-from lightning_coreset.nested import map_tensors
 from lightning_coreset.planning import Request, measuring_runs, moments_kind
 from lightning_coreset.structure import Example, Structure
 from lightning_coreset.training.examples import ExampleSource
-from lightning_coreset.training.examples.batches import on_device
+from lightning_coreset.training.examples.batches import fresh, on_device
 from lightning_coreset.training.examples.plain_form import bytes_of
 from lightning_coreset.training.examples.steps import StepRun
 from lightning_coreset.training.strategies import gathered
@@ -53,7 +51,7 @@ class MomentRuns:
         if batch_idx == 0:
             self._kept, self._count = [], 0
         if self._count < self._samples:
-            self._kept.append(on_device(map_tensors(Tensor.clone, batch), "cpu"))
+            self._kept.append(on_device(fresh(batch), "cpu"))
             self._count += Example.of(batch).batch_size
 
     def to_plain(self, most: int) -> list[Any] | None:
@@ -91,8 +89,8 @@ class MomentRuns:
         if step is None or not self._kept:
             rank_zero_warn(_NO_BATCHES)
             return measuring_runs(pl_module, structure, replace(measures, moments="auto"), examples, seed=seed)
-        batches = [on_device(map_tensors(Tensor.clone, batch), pl_module.device) for batch in self._kept]
-        runs = [replace(step, inputs=batch) for batch in batches]
+        # A step runs on a copy of its batch.
+        runs = [replace(step, inputs=on_device(batch, pl_module.device)) for batch in self._kept]
         return MeasuringRuns(pl_module, [runs], by_batch=False, source="batches")
 
 
