@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from lightning_coreset.layers.consumer_set import ConsumerSet, consumer_sets, main_set
 from lightning_coreset.layers.group_view import GroupView, NoCoresetForm
-from lightning_coreset.layers.layer_pair import LayerPair
+from lightning_coreset.layers.head_blocks import Columns, HeadBlock, Rows, head_blocks
+from lightning_coreset.layers.layer_pair import LayerPair, to_cpu_float64
 from lightning_coreset.layers.measured_readers import (
     MeasuredReader,
     SelectionForm,
@@ -19,23 +20,28 @@ from lightning_coreset.layers.plan_state import ActivationMoments, PlanState
 
 __all__ = [
     "ActivationMoments",
+    "Columns",
     "ConsumerSet",
     "GroupView",
+    "HeadBlock",
     "LayerPair",
     "MeasuredReader",
     "MovedProducers",
     "NoCoresetForm",
     "PlanState",
+    "Rows",
     "SelectionForm",
     "check_positions",
     "check_ranges",
     "consumer_sets",
+    "head_blocks",
     "layer_pairs",
     "main_set",
     "measured_readers",
     "movable_pair",
     "selection_form",
     "single_channel_pairs",
+    "to_cpu_float64",
     "write_updates",
     "written",
 ]

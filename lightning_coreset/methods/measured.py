@@ -18,15 +18,17 @@ from lightning_coreset.layers import (
     GroupView,
     LayerPair,
     MeasuredReader,
-    MovedProducers,
     NoCoresetForm,
+    SelectionForm,
     measured_readers,
     movable_pair,
     selection_form,
     written,
 )
 from lightning_coreset.methods.moving import Move, moved, with_samples
-from lightning_coreset.methods.sampled_rows import layers_of, sampled
+from lightning_coreset.methods.ranking import rank_by_norms
+from lightning_coreset.methods.rotating import Rotation, rotation, that_hold
+from lightning_coreset.methods.sampled_rows import all_to_sample, layers_of, sampled
 from lightning_coreset.methods.selection import Selection
 from lightning_coreset.moments import LayerInput, MeasuredInputs, MeasuringRuns
 
@@ -62,7 +64,7 @@ class Prepared:
 
     layers: Mapping[str, LayerInput]
     kept: Tensor | None = None
-    move: Move | None = None
+    move: Move | Rotation | None = None
 
 
 def prepare(
@@ -78,20 +80,56 @@ def prepare(
         settings = replace(settings, sequential=False)
     movable = {view.name: pair for view in views if (pair := _movable(view, sizes[view.name], settings)) is not None}
     measured = sampled(views, movable.values(), runs)
+    rotations = {} if settings.sequential else _rotations(views, measured, runs, settings)
     prepared: dict[str, Prepared] = {}
     for view in views:
         layers = layers_of(view, measured)
         prepared[view.name] = Prepared(layers)
         if settings.sequential:
             continue
+        size, turned = sizes[view.name], rotations.get(view.name)
         try:
-            readers = measured_readers(view, layers)
+            readers = _readers(view, layers, turned)
         except NoCoresetForm:
             continue
-        kept, move = _chosen(view, readers, sizes[view.name], movable.get(view.name), measured, settings)
+        if turned is not None:
+            prepared[view.name] = Prepared(layers, _kept_in_heads(view, turned, readers, size, settings), turned)
+            continue
+        kept, move = _chosen(view, readers, size, movable.get(view.name), measured, settings)
         prepared[view.name] = Prepared(layers, kept, move)
-    moves = {view: one.move for view in views if (one := prepared[view.name]).move is not None}
+    moves = {view: move for view in views if isinstance(move := prepared[view.name].move, Move)}
     return _with_moves(prepared, with_samples(moves, runs))
+
+
+def _rotations(
+    views: Sequence[GroupView],
+    measured: MeasuredInputs,
+    runs: MeasuringRuns,
+    settings: Settings,
+    tensors: Mapping[str, Tensor] | None = None,
+) -> dict[str, Rotation]:
+    """How the dimensions within heads rotate, by group; those that are seen to change nothing of what is computed."""
+    if not settings.refined:
+        return {}
+    found = [one for view in views if (one := rotation(view, measured, ridge=settings.ridge)) is not None]
+    wanted = {name: rows for name, rows in all_to_sample(views).items() if name in measured.layers}
+    return {one.view.name: one for one in that_hold(found, wanted, runs, tensors)}
+
+
+def _readers(view: GroupView, layers: Mapping[str, LayerInput], turned: Rotation | None) -> list[MeasuredReader]:
+    """The consumers of a group; none of queries and keys that rotate, whose products are all that counts."""
+    return [] if turned is not None and not view.group.by_role("consumer") else measured_readers(view, layers)
+
+
+def _kept_in_heads(
+    view: GroupView, turned: Rotation, readers: Sequence[MeasuredReader], size: int, settings: Settings
+) -> Tensor:
+    """The classes of dimensions that stay: the leading ones of heads that rotate."""
+    if turned.turns_all:
+        return torch.arange(size)
+    if turned.turns_values:
+        return rank_by_norms(view, size, NoCoresetForm("")).kept
+    return _eliminated(view, selection_form(readers, view.size), size, settings)
 
 
 def _chosen(
@@ -104,6 +142,14 @@ def _chosen(
 ) -> tuple[Tensor, Move | None]:
     """The classes that stay, int64 (m,), ascending; and how their producers move, if there is a pair whose rows may."""
     form = selection_form(readers, view.size)
+    kept = _eliminated(view, form, size, settings)
+    if pair is None or form.labels is not None:
+        return kept, None
+    centred = all(reader.centred for reader in readers)
+    return kept, moved(pair, kept, torch.cat(form.rows), measured, centred=centred, ridge=settings.ridge)
+
+
+def _eliminated(view: GroupView, form: SelectionForm, size: int, settings: Settings) -> Tensor:
     positions = len(form.moments[0]) // view.size
     kept = eliminate(
         form.moments,
@@ -113,11 +159,7 @@ def _chosen(
         ridge=settings.ridge,
         classes=form.labels,
     )
-    kept = kept[::positions] // positions
-    if pair is None or form.labels is not None:
-        return kept, None
-    centred = all(reader.centred for reader in readers)
-    return kept, moved(pair, kept, torch.cat(form.rows), measured, centred=centred, ridge=settings.ridge)
+    return kept[::positions] // positions
 
 
 def reconstructed(view: GroupView, prepared: Prepared, size: int, settings: Settings, label: str) -> Selection:
@@ -127,20 +169,18 @@ def reconstructed(view: GroupView, prepared: Prepared, size: int, settings: Sett
         NoCoresetForm: If its consumers are not linear in what was measured.
         Unmeasurable: If the network pruned so far cannot be run.
     """
-    readers = measured_readers(view, prepared.layers)
     targets: Mapping[str, LayerInput] = {}
     in_turn = prepared.kept is None
     if in_turn:
         targets, prepared, readers = _as_it_is_now(view, prepared.layers, size, settings)
+    else:
+        readers = _readers(view, prepared.layers, prepared.move if isinstance(prepared.move, Rotation) else None)
     kept, move = prepared.kept, prepared.move
     assert kept is not None
     updates: dict[str, Tensor] = {}
     new: Mapping[str, Tensor] = {}
     if move is not None:
-        pair = movable_pair(view)
-        assert pair is not None
-        producers = MovedProducers.of(pair, move.refinement, move.mean, move.covariance)
-        updates, new = producers.in_place_of(kept), move.samples
+        updates, new = move.in_place_of(view, kept), move.samples_for(readers, kept)
     fits = [
         reader.fit(
             kept, ridge=settings.ridge, new=new.get(reader.layer.weight), target=targets.get(reader.layer.weight)
@@ -166,7 +206,10 @@ def _as_it_is_now(
     pair = _movable(view, size, settings)
     measured = sampled([view], [] if pair is None else [pair], runs, view.tensors)
     layers = layers_of(view, measured)
-    now = [one.towards(targets[one.layer.weight], ridge=settings.ridge) for one in measured_readers(view, layers)]
+    turned = _rotations([view], measured, runs, settings, view.tensors).get(view.name)
+    now = [one.towards(targets[one.layer.weight], ridge=settings.ridge) for one in _readers(view, layers, turned)]
+    if turned is not None:
+        return targets, Prepared(layers, _kept_in_heads(view, turned, now, size, settings), turned), now
     kept, move = _chosen(view, now, size, pair, measured, settings)
     if move is not None:
         move = with_samples({view: move}, runs, view.tensors)[view.name]

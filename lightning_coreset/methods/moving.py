@@ -11,7 +11,9 @@ from lightning_coreset.coreset import Refinement, refine_producers, sample_momen
 from lightning_coreset.layers import (
     GroupView,
     LayerPair,
+    MeasuredReader,
     MovedProducers,
+    movable_pair,
     single_channel_pairs,
 )
 from lightning_coreset.methods.sampled_rows import rows_to_sample, running_mean_before
@@ -33,6 +35,16 @@ class Move:
     mean: Tensor
     covariance: Tensor
     samples: Mapping[str, Tensor]
+
+    def in_place_of(self, view: GroupView, kept: Tensor) -> dict[str, Tensor]:
+        """New contents of whole tensors, in which the channels that stay have their new rows."""
+        pair = movable_pair(view)
+        assert pair is not None
+        return MovedProducers.of(pair, self.refinement, self.mean, self.covariance).in_place_of(kept)
+
+    def samples_for(self, readers: Sequence[MeasuredReader], kept: Tensor) -> Mapping[str, Tensor]:
+        """What the readers will read, by the name of the weight, (R, m, q, k)."""
+        return self.samples
 
 
 def moved(

@@ -33,7 +33,7 @@ def sampled(
     Raises:
         Unmeasurable: If the network cannot be run.
     """
-    wanted = {name: rows for view in views for name, rows in rows_to_sample(view).items()}
+    wanted = all_to_sample(views)
     norms: dict[str, int] = {}
     for pair in movable:
         producer, mean = pair.path.producer, running_mean_before(pair)
@@ -42,6 +42,11 @@ def sampled(
         elif producer.in_dim is not None:
             wanted[producer.weight] = _rows_of(pair.view.tensors[producer.weight], producer.in_dim)
     return runs.measure(wanted, norms, None if tensors is None else dict(tensors))
+
+
+def all_to_sample(views: Iterable[GroupView]) -> dict[str, tuple[int, int]]:
+    """The weights that read groups or make dimensions of heads, with the dimension and how many rows to sample."""
+    return {name: rows for view in views for name, rows in (rows_to_sample(view) | _of_projections(view)).items()}
 
 
 def layers_of(view: GroupView, measured: MeasuredInputs) -> dict[str, LayerInput]:
@@ -58,6 +63,14 @@ def rows_to_sample(view: GroupView) -> dict[str, tuple[int, int]]:
     """The weights that read a group, with the dimension and how many rows to sample."""
     members = view.group.by_role("consumer")
     return {member.name: _rows_of(view.tensors[member.name], member.dim) for member in members if member.dim < 2}
+
+
+def _of_projections(view: GroupView) -> dict[str, tuple[int, int]]:
+    """What makes dimensions within attention heads, with the dimension that is contracted."""
+    within = view.group.pairing
+    members = view.group.by_role("producer") if within is not None and within.heads else ()
+    matrices = [member for member in members if view.tensors[member.name].dim() == 2]
+    return {member.name: _rows_of(view.tensors[member.name], 1 - member.dim) for member in matrices}
 
 
 def _rows_of(weight: Tensor, dim: int) -> tuple[int, int]:

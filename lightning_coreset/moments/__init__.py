@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from lightning_coreset.moments.channel_norms import has_channel_norms
 from lightning_coreset.moments.inputs import LayerInput, MeasuredInputs
 from lightning_coreset.moments.runs import MeasuringRuns, Unmeasurable
 
-__all__ = ["LayerInput", "MeasuredInputs", "MeasuringRuns", "Unmeasurable"]
+__all__ = ["LayerInput", "MeasuredInputs", "MeasuringRuns", "Unmeasurable", "has_channel_norms"]

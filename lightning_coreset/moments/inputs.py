@@ -35,7 +35,9 @@ class MeasuredInputs:
     Attributes:
         layers: By the qualified name of the weight.
         normed: Outputs of BatchNorms by the name of their running mean, (R, C).
+        outputs: Some numbers of what every run returned, to compare one run with another.
     """
 
     layers: Mapping[str, LayerInput] = field(default_factory=dict)
     normed: Mapping[str, Tensor] = field(default_factory=dict)
+    outputs: tuple[Tensor, ...] = ()

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from lightning_coreset.moments.channel_norms import NormsByLaw, modules_of_norms
 from lightning_coreset.moments.inputs import LayerInput, MeasuredInputs
+from lightning_coreset.moments.sampling import numbers_of
 from lightning_coreset.moments.watch import BatchNormOutputs, WeightReads
 from lightning_coreset.structure import Example, plain_execution, preserved, run_with_derivatives, set_mode
 from lightning_coreset.surgery import named_tensors
@@ -35,6 +37,7 @@ class MeasuringRuns:
         by_batch: Whether BatchNorms use the statistics of the batch: for probes, which are unlike what the network's
             running statistics were taken of.
         source: What the inputs are, in words: ``"probes"`` or ``"batches"``.
+        norms_by_law: Whether norms over channels make what their law says, for probes of networks that have them.
         gather: Where several ranks measure, each on inputs of its own, returns what all of them found, in their order.
         ranks: How many there are.
     """
@@ -43,6 +46,7 @@ class MeasuringRuns:
     examples: Sequence[Sequence[Example]]
     by_batch: bool
     source: str
+    norms_by_law: bool = False
     gather: Callable[[MeasuredInputs | Unmeasurable], Sequence[MeasuredInputs | Unmeasurable]] | None = None
     ranks: int = 1
 
@@ -81,7 +85,9 @@ class MeasuringRuns:
             left_norms = {name: rows for name, rows in norms.items() if name not in found.normed}
             if left or left_norms:
                 seen = self._seen(runs, left, left_norms, tensors)
-                found = MeasuredInputs({**found.layers, **seen.layers}, {**found.normed, **seen.normed})
+                found = MeasuredInputs(
+                    {**found.layers, **seen.layers}, {**found.normed, **seen.normed}, found.outputs + seen.outputs
+                )
         self._check(found)
         return found
 
@@ -98,25 +104,29 @@ class MeasuringRuns:
         norm_share = {name: -(-rows // parts) for name, rows in norms.items()}
         calls: dict[str, list[LayerInput]] = {}
         normed: dict[str, list[Tensor]] = {}
-        for example in runs:
+        returned: list[Tensor] = []
+        modules = modules_of_norms(self.model) if self.norms_by_law else []
+        for number, example in enumerate(runs):
             with preserved(self.model), plain_execution():  # each run from the state in which the network is
                 set_mode(self.model, example.modes[0])
                 own = {**named_tensors(self.model), **(tensors or {})}
                 reads = WeightReads(own, share)
                 outputs = BatchNormOutputs(own, norm_share, by_batch=self.by_batch)
-                self._run(example, tensors, reads, outputs)
+                laws = [NormsByLaw(modules, number)] if self.norms_by_law else []
+                returned += numbers_of(self._run(example, tensors, reads, outputs, *laws))
             for name, found in reads.found.items():
                 calls.setdefault(name, []).extend(found)
             for name, made in outputs.found.items():
                 normed.setdefault(name, []).extend(made)
-        return MeasuredInputs(_of_all_calls(calls), {name: torch.cat(rows) for name, rows in normed.items()})
+        made = {name: torch.cat(rows) for name, rows in normed.items()}
+        return MeasuredInputs(_of_all_calls(calls), made, tuple(returned))
 
     def _like_own(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Tensors in the precision and on the device of the network's own; others of its tensors are left out."""
         own = named_tensors(self.model)
         return {name: tensor.to(own[name]) for name, tensor in tensors.items() if name in own}
 
-    def _run(self, example: Example, tensors: Mapping[str, Tensor] | None, *modes: AbstractContextManager[Any]) -> None:
+    def _run(self, example: Example, tensors: Mapping[str, Tensor] | None, *modes: AbstractContextManager[Any]) -> Any:
         with ExitStack() as stack:
             # Autocast would multiply with copies of weights; samples are compared with the weights themselves.
             stack.enter_context(torch.autocast(self._device, enabled=False))
@@ -124,10 +134,9 @@ class MeasuringRuns:
                 stack.enter_context(mode)
             try:
                 if tensors is None:
-                    run_with_derivatives(self.model, example)
-                else:
-                    names = {f"model.{name}": tensor for name, tensor in tensors.items()}
-                    functional_call(_Runner(self.model, example), names, ())
+                    return run_with_derivatives(self.model, example)
+                names = {f"model.{name}": tensor for name, tensor in tensors.items()}
+                return functional_call(_Runner(self.model, example), names, ())
             except Exception as error:
                 raise Unmeasurable(f"it cannot be run on {self.source}: {type(error).__name__}: {error}") from error
 
@@ -181,4 +190,5 @@ def joined(parts: Sequence[MeasuredInputs | Unmeasurable]) -> MeasuredInputs:
     found = [part for part in parts if isinstance(part, MeasuredInputs)]
     calls = {name: [part.layers[name] for part in found if name in part.layers] for name in found[0].layers}
     normed = {name: [part.normed[name] for part in found if name in part.normed] for name in found[0].normed}
-    return MeasuredInputs(_of_all_calls(calls), {name: torch.cat(rows) for name, rows in normed.items()})
+    outputs = tuple(one for part in found for one in part.outputs)
+    return MeasuredInputs(_of_all_calls(calls), {name: torch.cat(rows) for name, rows in normed.items()}, outputs)

@@ -8,10 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from lightning_coreset.nested import tensors_in
+
+_NUMBERS = 4096
+"""Of each tensor that a network returns."""
 
 
 def some_of(total: int, wanted: int, call: int = 0) -> Tensor | None:
@@ -27,6 +33,12 @@ def rows_of(matrix: Tensor, wanted: int, call: int = 0) -> Tensor:
     chosen = some_of(len(matrix), wanted, call)
     picked = matrix if chosen is None else matrix[chosen.to(matrix.device)]
     return _kept(picked)
+
+
+def numbers_of(returned: Any) -> list[Tensor]:
+    """Some numbers of every floating-point tensor that a network returned, on the CPU."""
+    tensors = [one.detach() for one in tensors_in(returned) if one.is_floating_point() and not one.is_sparse]
+    return [rows_of(one.reshape(-1, 1), _NUMBERS)[:, 0] for one in tensors]
 
 
 def channels_last(maps: Tensor) -> Tensor:

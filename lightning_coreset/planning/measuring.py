@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lightning_coreset._calls import level_of_caller
 from lightning_coreset.methods import Measures, Method
-from lightning_coreset.moments import MeasuringRuns
+from lightning_coreset.moments import MeasuringRuns, has_channel_norms
 from lightning_coreset.nested import map_tensors, tensors_in
 from lightning_coreset.probes import ProbesUnavailable, as_probes
 from lightning_coreset.structure import Example, StepKind, Structure
@@ -49,7 +49,7 @@ def measuring_runs(
     Raises:
         ValueError: If there are no batches in ``data``, or a user's probes do not fit.
     """
-    kind = moments_kind(measures, structure, examples)
+    kind = moments_kind(measures, model, structure, examples)
     if measures is None or kind == "closed_form":
         return None
     if data is not None:
@@ -62,18 +62,23 @@ def measuring_runs(
         if measures.moments == "synthetic":  # asked for, not chosen by us
             warnings.warn(_no_probes(reason), stacklevel=level_of_caller())
         return None
-    return MeasuringRuns(model, runs, by_batch=True, source="probes")
+    return MeasuringRuns(model, runs, by_batch=True, source="probes", norms_by_law=measures.probes is None)
 
 
 def moments_kind(
-    measures: Measures | None, structure: Structure, examples: Sequence[Example]
+    measures: Measures | None, model: nn.Module, structure: Structure, examples: Sequence[Example]
 ) -> Literal["closed_form", "synthetic", "batches"]:
-    """How a method finds moments in this network."""
+    """How a method finds moments in this network.
+
+    Probes are put to scale by BatchNorms, whose statistics are those of the batch, and by norms over channels, behind
+    which a law stands instead of what the probes would make. Without either, nothing does.
+    """
     if measures is None:
         return "closed_form"
     if measures.moments != "auto":
         return measures.moments
-    return "synthetic" if has_batch_norms(structure) or _reads_vectors(examples) else "closed_form"
+    to_scale = has_batch_norms(structure) or has_channel_norms(model) or _reads_vectors(examples)
+    return "synthetic" if to_scale else "closed_form"
 
 
 def check_data(method: Method, data: Iterable[Any] | None) -> None:

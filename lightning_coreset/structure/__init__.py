@@ -21,7 +21,7 @@ from lightning_coreset.structure.find import Heads, analyse, find_groups
 from lightning_coreset.structure.labels import ChannelLabels, Statistic, TensorInfo
 from lightning_coreset.structure.op_call import OpCall
 from lightning_coreset.structure.ops.pieces import UNEQUAL_PIECES
-from lightning_coreset.structure.pairing import merged, paired, single_dimensions
+from lightning_coreset.structure.pairing import merged, paired, parts_of, single_dimensions
 from lightning_coreset.structure.penalties import note_alike
 from lightning_coreset.structure.propagation import Propagation, Rule
 from lightning_coreset.structure.records import (
@@ -97,6 +97,7 @@ __all__ = [
     "note_alike",
     "output_tensors",
     "paired",
+    "parts_of",
     "plain_execution",
     "preserved",
     "preserved_random",

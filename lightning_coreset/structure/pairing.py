@@ -19,7 +19,7 @@ def paired(group: ChannelGroup, order: Tensor) -> ChannelGroup:
         order: For every block a permutation of the classes, ``(blocks, classes)``: the part that each new class takes.
     """
     rows, members = order.tolist(), []
-    for member, (start, stop), parts in _parts(group):
+    for member, (start, stop), parts in parts_of(group):
         index = tuple(
             tuple(place for block in range(start, stop) for place in parts[rows[block][number]][block - start])
             for number in range(group.size)
@@ -32,7 +32,7 @@ def single_dimensions(group: ChannelGroup) -> ChannelGroup:
     """Every part as a class of its own, those of one class side by side in the order of the blocks; to score them."""
     assert group.pairing is not None
     blocks, members = group.pairing.blocks, []
-    for member, (start, stop), parts in _parts(group):
+    for member, (start, stop), parts in parts_of(group):
         index = [own[block - start] if start <= block < stop else () for own in parts for block in range(blocks)]
         members.append(replace(member, index=tuple(index)))
     return replace(group, members=tuple(members), pairing=Pairing(((0, 1),) * len(members)))
@@ -52,7 +52,7 @@ def merged(groups: Sequence[ChannelGroup]) -> ChannelGroup | None:
     first = 0
     for group in groups:
         several, blocks = group.size // size, 0
-        for member, (start, stop), parts in _parts(group):
+        for member, (start, stop), parts in parts_of(group):
             index = (
                 tuple(
                     place
@@ -89,8 +89,8 @@ def merged(groups: Sequence[ChannelGroup]) -> ChannelGroup | None:
     )
 
 
-def _parts(group: ChannelGroup) -> Iterator[tuple[Member, tuple[int, int], list[list[tuple[int, ...]]]]]:
-    """For every member, its blocks, and for every class its positions in each of them."""
+def parts_of(group: ChannelGroup) -> Iterator[tuple[Member, tuple[int, int], list[list[tuple[int, ...]]]]]:
+    """For every member, its blocks from the first to before the last, and for every class its positions in each."""
     spans = group.pairing.spans if group.pairing is not None else ((0, 1),) * len(group.members)
     for member, (start, stop) in zip(group.members, spans, strict=True):
         parts = []

@@ -83,7 +83,7 @@ class MomentRuns:
         self, pl_module: pl.LightningModule, examples: Sequence[Example], structure: Structure, seed: int
     ) -> MeasuringRuns | None:
         measures = self._measures
-        if measures is None or moments_kind(measures, structure, examples) != "batches":
+        if measures is None or moments_kind(measures, pl_module, structure, examples) != "batches":
             return measuring_runs(pl_module, structure, measures, examples, seed=seed)
         step = next((one for one in examples if isinstance(one.run, StepRun) and one.run.hook == "training_step"), None)
         if step is None or not self._kept:
