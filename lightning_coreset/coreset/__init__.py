@@ -20,6 +20,7 @@ from lightning_coreset.coreset.gaussian_moments import (
     linear_preactivations,
     spatial_correlation,
 )
+from lightning_coreset.coreset.head_bases import query_key_bases, value_basis
 from lightning_coreset.coreset.hermite import gauss_hermite, hermite_coefficients
 from lightning_coreset.coreset.least_squares import (
     LeastSquaresFit,
@@ -76,6 +77,7 @@ __all__ = [
     "paper_error_bound",
     "paper_sample_size",
     "position_correlation",
+    "query_key_bases",
     "reconstruct",
     "refine_producers",
     "register_activation",
@@ -85,6 +87,7 @@ __all__ = [
     "sensitivities",
     "sensitivities_from_norms",
     "spatial_correlation",
+    "value_basis",
     "value_range",
     "variance_ratios",
     "written_out_activation",

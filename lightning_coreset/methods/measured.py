@@ -27,7 +27,8 @@ from lightning_coreset.layers import (
 )
 from lightning_coreset.methods.moving import Move, moved, with_samples
 from lightning_coreset.methods.ranking import rank_by_norms
-from lightning_coreset.methods.rotating import Rotation, rotation, that_hold
+from lightning_coreset.methods.rotating import Rotation, rotation
+from lightning_coreset.methods.rotation_check import that_hold
 from lightning_coreset.methods.sampled_rows import all_to_sample, layers_of, sampled
 from lightning_coreset.methods.selection import Selection
 from lightning_coreset.moments import LayerInput, MeasuredInputs, MeasuringRuns

@@ -47,16 +47,18 @@ class Reconstruction(Method):
               ranked by norms.
             - ``"synthetic"`` measures them on probes (:mod:`lightning_coreset.probes`), for all groups whose consumers
               are linear, whatever stands in between. Right for networks with BatchNorms, which take the statistics of
-              the probes meanwhile, and for vectors. Other networks may lose more than by ``"closed_form"``.
+              the probes meanwhile, with LayerNorms or RMSNorms, behind which their law stands, and for vectors. Other
+              networks may lose more than by ``"closed_form"``.
             - ``"batches"`` measures them on data: the training batches that pass by in a Trainer, or ``data=``.
-            - ``"auto"`` is ``"synthetic"`` for networks with BatchNorms or whose inputs are vectors, else
+            - ``"auto"`` is ``"synthetic"`` for networks with such norms or whose inputs are vectors, else
               ``"closed_form"``: without data in any case.
         samples: How many samples layers are measured on. Fewer than 256 cost accuracy; more gain little. Of vectors
             it is eight times as many probes; of large images, which have more positions each, down to a quarter.
         refine: Whether the filters that stay may move within the span of all filters, to where the expected error is
             least: of chains of one layer, an activation and its readers with at most 1024 channels, where moments are
             measured. ``None`` does so for those with at most 128, since the time grows with the cube of the number, of
-            which at most two thirds stay: the more goes at once, the more it is worth.
+            which at most two thirds stay: the more goes at once, the more it is worth. The same of values, and of
+            queries with keys, within attention heads, which costs next to nothing: by default all of them.
         sequential: Whether every group is fitted to what the layers read in the network as pruned so far, at the cost
             of one or two more runs for each group. By default with ``"batches"``; on probes it gains nothing.
         probes: A function ``(example_inputs, generator) -> inputs`` that makes the probes of ``"synthetic"``, instead

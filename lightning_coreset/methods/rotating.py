@@ -1,9 +1,6 @@
-r"""Dimensions within attention heads that rotate: combinations of all stand for those that stay.
+"""Dimensions within attention heads that rotate: combinations of all stand for those that stay.
 
-No activation lies between values and what reads them, nor between queries and keys: any basis of a head does as well as
-the one in which it was trained. Of values with the covariance :math:`C` that consumers :math:`W` read, as many as stay
-are the leading right singular vectors of :math:`W C^{1/2}`; of queries and keys, whose products are all that counts,
-those of :math:`\Sigma_q^{1/2} \Sigma_k^{1/2}`.
+The bases are those of :mod:`lightning_coreset.coreset.head_bases`.
 
 Shapes: N dimensions of a head, m of which stay; R samples.
 """
@@ -16,11 +13,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from lightning_coreset.coreset import query_key_bases, value_basis
 from lightning_coreset.layers import Columns, GroupView, HeadBlock, MeasuredReader, Rows, head_blocks, to_cpu_float64
-from lightning_coreset.moments import LayerInput, MeasuredInputs, MeasuringRuns, Unmeasurable
+from lightning_coreset.moments import LayerInput, MeasuredInputs
 
-_ALIKE = 1e-3
-"""Part of their size by which what two networks compute may differ by rounding."""
 _SIZE = 2.0
 """Of queries, keys and values where two networks are compared."""
 
@@ -67,24 +63,6 @@ class Rotation:
         blocks = [block if block is not None and block.readers else None for block in self.blocks]
         return replace(self, blocks=blocks)
 
-    def whole(self, tensors: Mapping[str, Tensor], *, turned: bool) -> dict[str, Tensor]:
-        """Tensors of a network with all dimensions of every head, in the old or the new bases, which computes the same.
-
-        Queries, keys and values are so large in both that activations are far from linear, and softmax from uniform.
-        """
-        updates: dict[str, Tensor] = {}
-        for block, (others, queries) in self.moving():
-            for made, basis in ((block.others, others), (block.queries, queries)):
-                for rows in made:
-                    own = basis if turned else torch.eye(len(basis), dtype=basis.dtype)
-                    _write_rows(updates, tensors, rows, rows.places, own * self.gains[rows])
-            for columns in block.readers:
-                value = _own(updates, tensors, columns.weight).movedim(columns.dim, 0)
-                places = list(columns.places)
-                gain = self.gains[block.others[0]]
-                value[places] = (torch.linalg.solve(others.T, value[places]) if turned else value[places]) / gain
-        return updates
-
     def in_place_of(self, view: GroupView, kept: Tensor) -> dict[str, Tensor]:
         """New contents of whole tensors, in which the leading directions are in the places of those that stay."""
         updates: dict[str, Tensor] = {}
@@ -92,7 +70,7 @@ class Rotation:
             for rows in (*block.others, *block.queries):
                 basis = torch.zeros_like(others)  # queries of what goes add nothing to products until it is gone
                 basis[kept] = (queries if rows in block.queries else others)[: len(kept)]
-                _write_rows(updates, view.tensors, rows, rows.places, basis)
+                write_rows(updates, view.tensors, rows, rows.places, basis)
         return updates
 
     def samples_for(self, readers: Sequence[MeasuredReader], kept: Tensor) -> dict[str, Tensor]:
@@ -135,61 +113,6 @@ def rotation(view: GroupView, measured: MeasuredInputs, *, ridge: float) -> Rota
     return rotated if rotated.moves else None
 
 
-def that_hold(
-    rotations: Sequence[Rotation],
-    wanted: Mapping[str, tuple[int, int]],
-    runs: MeasuringRuns,
-    tensors: Mapping[str, Tensor] | None = None,
-) -> list[Rotation]:
-    """The rotations under which the network with all dimensions computes what it did; of all groups or of none.
-
-    Args:
-        rotations: Those of all groups.
-        wanted: What is compared: weights with the dimension and the number of rows to sample.
-        runs: The network with inputs.
-        tensors: Those of the network pruned so far, if it is not as it was.
-    """
-    for tried in (rotations, [one for each in rotations if (one := each.only_values()).moves]):
-        if tried and _computes_the_same(tried, wanted, runs, tensors):
-            return list(tried)
-    return []
-
-
-def _computes_the_same(
-    rotations: Sequence[Rotation],
-    wanted: Mapping[str, tuple[int, int]],
-    runs: MeasuringRuns,
-    tensors: Mapping[str, Tensor] | None,
-) -> bool:
-    runs = replace(runs, norms_by_law=False)  # behind which nothing would be seen of what is before
-    try:
-        before, after = (
-            runs.measure(wanted, tensors=_all(rotations, tensors, turned=turned)) for turned in (False, True)
-        )
-    except Unmeasurable:
-        return False
-    bases = {columns: others for one in rotations for block, (others, _) in one.moving() for columns in block.readers}
-    pairs = [*zip(before.outputs, after.outputs, strict=True)]
-    for columns, basis in bases.items():
-        old, new = (found.layers[columns.weight].rows[:, list(columns.places), 0].double() for found in (before, after))
-        pairs.append((old @ basis.T, new))
-    read = {columns.weight for columns in bases}
-    pairs += [(before.layers[name].rows, after.layers[name].rows) for name in before.layers if name not in read]
-    return all(_alike(one, other) for one, other in pairs)
-
-
-def _all(rotations: Sequence[Rotation], tensors: Mapping[str, Tensor] | None, *, turned: bool) -> dict[str, Tensor]:
-    """The tensors of a network for the comparison; several groups may have parts of one."""
-    updates: dict[str, Tensor] = {}
-    for one in rotations:
-        updates |= one.whole({**one.view.tensors, **(tensors or {}), **updates}, turned=turned)
-    return {**(tensors or {}), **updates}
-
-
-def _alike(before: Tensor, after: Tensor) -> bool:
-    return before.shape == after.shape and bool((after - before).norm() <= _ALIKE * before.norm())
-
-
 def _bases(
     block: HeadBlock, made: Mapping[Rows, Tensor], view: GroupView, layers: Mapping[str, LayerInput], ridge: float
 ) -> tuple[Tensor, Tensor] | None:
@@ -200,15 +123,8 @@ def _bases(
     asked = torch.stack([one.T @ one / len(one) for one in queries]).sum(dim=0)
     # What all keys have in common adds the same to all products of a query, which softmax ignores.
     keys = keys - keys.mean(dim=0)
-    return _of_products(_regular(asked, ridge), _regular(keys.T @ keys / len(keys), ridge))
-
-
-def _of_products(queries: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-    """Bases of keys and of queries, whose products are those of all dimensions, the largest first."""
-    root_q, root_k = _root(queries), _root(keys)
-    u, s, vt = torch.linalg.svd(root_q @ root_k)
-    share = s.clamp_min(1e-12).sqrt()[:, None]
-    return share * torch.linalg.solve(root_k, vt.T).T, share * torch.linalg.solve(root_q, u).T
+    of_queries, of_keys = query_key_bases(asked, keys.T @ keys / len(keys), ridge=ridge)
+    return of_keys, of_queries
 
 
 def _of_values(
@@ -227,10 +143,7 @@ def _of_values(
         covariance = second if covariance is None else covariance + second
         importance = wanted if importance is None else importance + wanted
     assert covariance is not None and importance is not None  # noqa: PT018 - there is a reader
-    root = _root(_regular(covariance, ridge))
-    vectors = torch.linalg.eigh(root @ importance @ root)[1].flip(1)
-    basis = torch.linalg.solve(root, vectors).T
-    return basis / basis.norm(dim=1, keepdim=True)
+    return value_basis(covariance, importance, ridge=ridge)
 
 
 def _made_by(block: HeadBlock, view: GroupView, layers: Mapping[str, LayerInput]) -> dict[Rows, Tensor] | None:
@@ -256,26 +169,18 @@ def _gains(block: HeadBlock, made: Mapping[Rows, Tensor]) -> dict[Rows, float]:
     return gains
 
 
-def _regular(moment: Tensor, ridge: float) -> Tensor:
-    return moment + (ridge * moment.diagonal().mean() + 1e-12) * torch.eye(len(moment), dtype=moment.dtype)
-
-
-def _root(moment: Tensor) -> Tensor:
-    values, vectors = torch.linalg.eigh(moment)
-    return (vectors * values.clamp_min(1e-12).sqrt()) @ vectors.T
-
-
-def _own(updates: dict[str, Tensor], tensors: Mapping[str, Tensor], name: str) -> Tensor:
+def own_copy(updates: dict[str, Tensor], tensors: Mapping[str, Tensor], name: str) -> Tensor:
+    """The new contents of a tensor, float64, to write into."""
     if name not in updates:
         updates[name] = to_cpu_float64(tensors[name]).clone()
     return updates[name]
 
 
-def _write_rows(
+def write_rows(
     updates: dict[str, Tensor], tensors: Mapping[str, Tensor], rows: Rows, places: Sequence[int], basis: Tensor
 ) -> None:
     """Put combinations of the rows of a head in some places."""
     weight, constant = rows.matrix(tensors)
-    _own(updates, tensors, rows.weight).movedim(rows.dim, 0)[list(places)] = basis @ weight
+    own_copy(updates, tensors, rows.weight).movedim(rows.dim, 0)[list(places)] = basis @ weight
     if rows.bias is not None:
-        _own(updates, tensors, rows.bias)[list(places)] = basis @ constant
+        own_copy(updates, tensors, rows.bias)[list(places)] = basis @ constant

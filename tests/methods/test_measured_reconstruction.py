@@ -104,12 +104,22 @@ def tokens() -> Tensor:
     return torch.randn(64, 7, 12, generator=torch.Generator().manual_seed(0)).cumsum(1)
 
 
+class NormedHeads(Heads):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.RMSNorm(12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(self.norm(x))
+
+
 NETWORKS = {
     "convolutions": (Convolutions, images, {}),
     "residual": (Residual, images, {"include_residual": True, "only": ["stem"]}),
     "gated": (Gated, vectors, {}),
     "depthwise": (Depthwise, images, {}),
     "heads": (Heads, tokens, {}),
+    "normed heads": (NormedHeads, tokens, {}),
 }
 
 
@@ -240,8 +250,8 @@ def test_it_is_deterministic_and_disturbs_nothing(name):
         assert one.value is None or torch.equal(one.value, other.value)
 
 
-def test_auto_measures_where_batch_norms_or_vectors_make_it_right():
-    wanted = {"convolutions": "probes", "gated": "probes", "heads": None}
+def test_auto_measures_where_norms_or_vectors_make_it_right():
+    wanted = {"convolutions": "probes", "gated": "probes", "heads": None, "normed heads": "probes"}
     for name, source in wanted.items():
         model, x, options = made(name)
         plan = plan_pruning(model, x[:2], {"*": 0.5}, method=Reconstruction(moments="auto"), **options)

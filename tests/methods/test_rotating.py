@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_coreset import Reconstruction, plan_pruning, prune
-from lightning_coreset.methods.rotating import _of_products, _of_values
 from lightning_coreset.structure import analyse
 
 HEADS, WIDTH, RANK = 4, 8, 3
@@ -151,41 +150,3 @@ def test_nothing_rotates_through_an_activation(options, where):
     assert where in {group.name for group in analyse(model, X[:2], heads="within").groups}
     plan = plan_pruning(model, X[:2], {where: 0.5}, method=Reconstruction(), heads="within")
     assert f"{where}.weight" not in {update.name for update in plan.changes if update.value is not None}
-
-
-def test_no_bases_of_queries_and_keys_are_better():
-    """The expected square of what is lost of the products, over independent queries and keys."""
-    generator = torch.Generator().manual_seed(0)
-    draws = [torch.randn(4000, 6, generator=generator, dtype=torch.float64) for _ in range(2)]
-    mixes = [torch.randn(6, 6, generator=generator, dtype=torch.float64) for _ in range(2)]
-    q, k = (draw @ mix for draw, mix in zip(draws, mixes, strict=True))
-    second_q, second_k = q.T @ q / len(q), k.T @ k / len(k)
-    of_keys, of_queries = _of_products(second_q, second_k)
-    torch.testing.assert_close(of_queries.T @ of_keys, torch.eye(6, dtype=torch.float64))
-    for stay in range(1, 6):
-        lost = torch.eye(6, dtype=torch.float64) - of_queries[:stay].T @ of_keys[:stay]
-        directly = ((q @ lost) @ k.T).square().mean()
-        singular = torch.linalg.svdvals(torch.linalg.cholesky(second_q).T @ torch.linalg.cholesky(second_k))
-        torch.testing.assert_close(directly, singular[stay:].square().sum(), rtol=1e-6, atol=1e-9)  # Eckart and Young
-
-
-def test_no_basis_of_values_is_better():
-    """Against the least squares on the leading directions of the whole product, by its singular values."""
-    from lightning_coreset.layers import Columns, GroupView
-    from lightning_coreset.moments import LayerInput
-
-    generator = torch.Generator().manual_seed(1)
-    rows = torch.randn(5000, 7, generator=generator) @ torch.randn(7, 7, generator=generator)
-    weight = torch.randn(4, 7, generator=generator)
-    model = nn.Sequential(nn.Linear(3, 7), nn.Linear(7, 4))
-    (group,) = analyse(model, torch.randn(1, 3)).groups
-    view = GroupView(group, {"w": weight})
-    columns = Columns("w", 1, tuple(range(7)))
-    basis = _of_values([columns], view, {"w": LayerInput(rows[:, :, None])}, ridge=1e-9)
-    assert basis is not None
-    outputs = rows.double() @ weight.T.double()
-    for stay in range(1, 5):
-        seen = rows.double() @ basis[:stay].T
-        lost = outputs - seen @ torch.linalg.lstsq(seen, outputs).solution
-        expected = torch.linalg.svdvals(outputs)[stay:].square().sum()
-        torch.testing.assert_close(lost.square().sum(), expected, rtol=1e-4, atol=1e-4 * float(outputs.square().sum()))
