@@ -103,7 +103,7 @@ def plan_pruning(
     example = Example.of(example_inputs)
     # Cheap, so before the model is run.
     request.check_rules(model)
-    check_matches(model, as_rules(never_run, "never_run"), "never_run")
+    check_matches(model, as_rules(never_run, "never_run"), "never_run", second_names=True)
     structure = analyse(model, example, heads=request.heads)
     if self_check:
         structure = verified(model, structure, example, change_attributes=change_attributes, heads=request.heads)

@@ -209,7 +209,7 @@ def _structure_and_problem(
     """The structure, and the groups in it that are to be scanned."""
     example = Example.of(example_inputs)
     request.check_rules(model)  # before the model is run
-    check_matches(model, never_run, "never_run")
+    check_matches(model, never_run, "never_run", second_names=True)
     structure = analyse(model, example, heads=request.heads)
     if self_check:
         structure = verified(model, structure, example, change_attributes=change_attributes, heads=request.heads)

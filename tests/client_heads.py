@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import fnmatch
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -52,13 +52,14 @@ def all_double() -> Iterator[None]:
 
 
 @all_double()
-def check_heads(model: nn.Module, inputs: tuple[Any, ...], heads: str) -> None:
+def check_heads(model: nn.Module, inputs: tuple[Any, ...], heads: str, never_run: Sequence[str] = ()) -> None:
     """Channels in front of the heads go, what heads make stays, and the result is that of zeros.
 
     Args:
         model: A network whose outputs, or losses, are made of the parameters of distributions.
         inputs: What it runs on.
         heads: The pattern of the names of the layers that make these parameters.
+        never_run: What a call of the model does not run, such as a loss with layers of its own that reads its outputs.
     """
     model, inputs = copy.deepcopy(model).double().eval(), as_double(inputs)
     model.requires_grad_(True)
@@ -69,7 +70,7 @@ def check_heads(model: nn.Module, inputs: tuple[Any, ...], heads: str) -> None:
         if member.role == "consumer"
     }
     pruned, zeroed = copy.deepcopy(model), copy.deepcopy(model)
-    plan = prune(pruned, inputs, 0.3, method="random", verbose=False)
+    plan = prune(pruned, inputs, 0.3, method="random", never_run=never_run, verbose=False)
 
     layers, narrow = dict(model.named_modules()), dict(pruned.named_modules())
     ends = fnmatch.filter(layers, heads)

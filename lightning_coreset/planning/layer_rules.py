@@ -93,17 +93,18 @@ def matches(rule: Rule, name: str, module: nn.Module | None = None) -> bool:
     return isinstance(module, rule)
 
 
-def check_matches(model: nn.Module, rules: Sequence[Rule], argument: str) -> None:
+def check_matches(model: nn.Module, rules: Sequence[Rule], argument: str, *, second_names: bool = False) -> None:
     """Raise ``ValueError`` if a rule names nothing in a model.
 
     Args:
         model: The network.
         rules: The rules.
         argument: Where they come from, for the message.
+        second_names: Whether a module that the model has under several names may be named by each.
     """
     if not rules:
         return
-    modules = dict(model.named_modules())
+    modules = dict(model.named_modules(remove_duplicate=not second_names))
     # Parameters with a name of their own make channels without a layer around them.
     own = [name for name, _ in model.named_parameters() if "." not in name or not name.endswith((".weight", ".bias"))]
     names = [name for name in (*modules, *own) if name]

@@ -28,7 +28,8 @@ _OUTPUT_SIZES = ("out_features", "out_channels", "hidden_size", "proj_size", "em
 def layers_that_never_ran(model: nn.Module, structure: Structure, rules: Sequence[Rule] = ()) -> list[str]:
     """Layers with tensors of their own of which none was used, where one may read or write channels all the same.
 
-    Torch's own losses are left out, copies, and layers that read indices.
+    Torch's own losses are left out, copies, and layers that read indices. A layer that a module has under two names is
+    listed under both, since each is a place where code may run it; what holds for one name holds for the other.
 
     Args:
         model: The network.
@@ -36,12 +37,14 @@ def layers_that_never_ran(model: nn.Module, structure: Structure, rules: Sequenc
         rules: What is never run, or reads no channels: modules that a rule names, and all that is in them.
     """
     copies = (name for copy in structure.untrained.copies for name in copy.misfits)
-    modules, accounted = dict(model.named_modules()), {*structure.used, *structure.untrained.mirrored, *copies}
-    exempt = tuple(
+    modules = dict(model.named_modules(remove_duplicate=False))
+    accounted = {*structure.used, *structure.untrained.mirrored, *copies}
+    prefixes = tuple(
         f"{path}."
         for path, module in modules.items()
         if is_torch_loss(module) or (path and any(matches(rule, path, module) for rule in rules))
     )
+    exempt = {id(module) for path, module in modules.items() if f"{path}.".startswith(prefixes)}
     return [
         path
         for path, tensors in layers_with_tensors(model).items()
@@ -49,7 +52,7 @@ def layers_that_never_ran(model: nn.Module, structure: Structure, rules: Sequenc
         # The network's own, and buffers alone, such as class weights or a queue, are data and no layer.
         and path
         and own_parameters(modules[path])
-        and not f"{path}.".startswith(exempt)
+        and id(modules[path]) not in exempt
         and module_spec(modules[path]).reads != "indices"
     ]
 

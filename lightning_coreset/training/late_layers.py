@@ -47,7 +47,7 @@ class LateLayers:
 
     def check_rules(self, pl_module: pl.LightningModule) -> None:
         """Raise ``ValueError`` if a rule matches nothing in a model."""
-        check_matches(pl_module, self._never_run, "never_run")
+        check_matches(pl_module, self._never_run, "never_run", second_names=True)
 
     def without_unread(self, pl_module: pl.LightningModule, structure: Structure) -> Structure:
         """The structure without groups whose channels such a layer could read or write."""
@@ -76,13 +76,15 @@ class LateLayers:
             return False  # a rule is about a group, which no other one makes up for
         tensors = layers_with_tensors(pl_module)
         trained = {name for name, one in pl_module.named_parameters() if name not in structure.untrained.uncounted}
+        sizes = {name: one.numel() for own in tensors.values() for name, one in own.items() if name in trained}
         late = {
-            path: sum(tensor.numel() for name, tensor in tensors[path].items() if name in trained)
+            path: size
             for path in layers_that_never_ran(pl_module, structure, self._exempt)
+            if (size := sum(sizes.get(name, 0) for name in tensors[path]))
         }
-        late = {path: size for path, size in late.items() if size}
-        whole = sum(tensor.numel() for own in tensors.values() for name, tensor in own.items() if name in trained)
-        share, most = sum(late.values()) / max(whole, 1), most_that_can_go(pl_module, structure, self._request)
+        held = {name for path in late for name in tensors[path]}  # once, where a layer has two names
+        share = sum(sizes.get(name, 0) for name in held) / max(sum(sizes.values()), 1)
+        most = most_that_can_go(pl_module, structure, self._request)
         if not late or most + share < self._request.target:
             return False
         layers = sorted(late, key=lambda path: -late[path])

@@ -409,6 +409,14 @@ def test_events_wait_for_layers_without_which_the_ratio_cannot_be_reached(since,
     assert widths(module)["net.0"][1] > 1  # it did not have to give what the other could not
 
 
+def test_what_layers_with_two_names_hold_is_counted_once():
+    module, callback = MostSetsInLater(1), CoresetPruningCallback(**THREE_EVENTS)
+    module.again = module.large
+    with pytest.warns(UserWarning, match=r"'again\.2' and 2 more have run, which hold 99\.5% of the parameters"):
+        make_trainer(callback, max_epochs=6).fit(module, make_loader(8))
+    assert [record.epoch for record in callback.history] == [1, 2, 3]
+
+
 def test_events_that_wait_in_vain_are_told():
     module, callback = MostSetsInLater(9), CoresetPruningCallback(**THREE_EVENTS)
     with (

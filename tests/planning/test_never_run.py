@@ -101,6 +101,26 @@ def test_layers_that_never_ran_keep_what_they_would_make():
     assert model.a.out_features == model.c.in_features < 16
 
 
+class Levels(nn.Module):
+    """What keeps numbers and has no weights, as losses do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("levels", torch.arange(16.0))
+
+
+@pytest.mark.parametrize("never_run", [["b"], ["spare"]])
+def test_layers_that_never_ran_may_have_two_names(never_run):
+    model, x = Alternatives(), torch.ones(4, 6)
+    model.spare, model.loss = model.b, Levels()
+    model.valid_loss = model.loss
+    held = r"^'b\.1', 'spare\.1' did not run on the example inputs"
+    with pytest.warns(UserWarning, match=held), pytest.raises(ValueError, match=r"a: could be read or written by b\.1"):
+        prune(model, x, 0.1)
+    prune(model, x, 0.1, never_run=never_run)  # one name tells of the module, and of what is in it
+    assert model.a.out_features == model.c.in_features < 16
+
+
 class Blocks(nn.Module):
     """Experts that are modules of their own, and a layer of their width that no code runs in their place."""
 

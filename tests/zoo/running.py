@@ -120,6 +120,9 @@ def as_double(value: Any) -> Any:
         return value.double() if value.is_floating_point() else value
     if isinstance(value, dict):
         return {key: as_double(one) for key, one in value.items()}
+    if dataclasses.is_dataclass(value):
+        fields = [field.name for field in dataclasses.fields(value) if field.init]
+        return dataclasses.replace(value, **{name: as_double(getattr(value, name)) for name in fields})
     return type(value)(map(as_double, value)) if isinstance(value, tuple | list) else value
 
 
