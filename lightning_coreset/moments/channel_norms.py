@@ -14,7 +14,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
-from torch.nn.modules.module import register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 
 _FUNCTIONS = (F.layer_norm, torch.layer_norm, F.rms_norm, torch.rms_norm)
@@ -31,19 +30,19 @@ class NormsByLaw(TorchFunctionMode):
 
     def __init__(self, modules: Collection[nn.Module], seed: int) -> None:
         super().__init__()
-        self._modules = {id(module) for module in modules}
+        self._modules = list(modules)
         self._generator = Generator().manual_seed(seed)
 
     def __enter__(self) -> NormsByLaw:
-        hook: Any = self._before  # torch declares that it returns nothing, and documents that it may
-        self._hook = register_module_forward_pre_hook(hook)
+        self._hooks = [module.register_forward_pre_hook(self._before) for module in self._modules]
         super().__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._hook.remove()
+        for hook in self._hooks:
+            hook.remove()
         super().__exit__(kind, error, trace)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -53,7 +52,7 @@ class NormsByLaw(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def _before(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        if id(module) not in self._modules or not args or not isinstance(args[0], Tensor):
+        if not args or not isinstance(args[0], Tensor):
             return None
         return (self._normal(args[0]), *args[1:])
 
@@ -76,8 +75,9 @@ def has_channel_norms(model: nn.Module) -> bool:
 
 
 def _is_norm(module: nn.Module) -> bool:
-    if isinstance(module, nn.LayerNorm | nn.RMSNorm):
-        return len(module.normalized_shape) == 1
+    shape = getattr(module, "normalized_shape", None)  # as torch's own norms have it, also without weights
+    if isinstance(shape, tuple):
+        return len(shape) == 1
     own = [*module.parameters()]
     if not 1 <= len(own) <= 2 or any(True for _ in module.children()):
         return False
