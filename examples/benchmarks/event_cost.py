@@ -1,14 +1,15 @@
 """Time of a pruning event on ResNet-50, ViT-B/16 and GPT-2 (124M), by part, compared with Torch-Pruning.
 
-The parts, as in the callback: *structure* (finding groups of channels), *planning* (which channels stay, and new
-weights for their consumers), *surgery*, and *optimizer* (slicing the state of an AdamW after one step). The self-check
-is listed separately, since Torch-Pruning has none. The weights are random. Half of the channels of every group are
-removed, and both libraries must reach the same shapes. Torch-Pruning ranks by L2 norms without reweighting, and its
-user has to create a new optimizer. Every figure is the first call in a fresh process, and the processes of the
-libraries alternate. The slow parts, reconstruction and self-check, are repeated less often.
+The parts, as in the callback: *structure* (finding groups of channels), *probes* (making inputs up, where the method
+measures), *planning* (which channels stay, and new weights for their consumers), *surgery*, and *optimizer* (slicing
+the state of an AdamW after one step). The self-check is listed separately, since Torch-Pruning has none. The weights
+are random. Half of the channels of every group are removed, and both libraries must reach the same shapes. Torch-
+Pruning ranks by L2 norms without reweighting, and its user has to create a new optimizer. Every figure is the first
+call in a fresh process, and the processes of the libraries alternate. The slow parts, reconstruction and self-check,
+are repeated less often.
 
-Groups to which the method does not apply (attention heads, and all of GPT-2 with the GELU of its configuration) are
-ranked by norms. This is much less work than a coreset, so the table shows how many groups were ranked.
+Groups to which the method does not apply are ranked by norms. This is much less work than a coreset, so the table shows
+how many groups were ranked.
 
 On ViT, both libraries also remove heads. On GPT-2, both prune the FFN only: Torch-Pruning needs a custom pruner and
 importance for the Conv1D of `transformers` (``torch_pruning_event.py``), and even then its group for the merged
@@ -38,7 +39,7 @@ THEIRS = "torch-pruning"
 CHECK = "self-check"
 PARTS = (*METHODS, CHECK, THEIRS)
 SLOW = ("reconstruction", CHECK)
-STEPS = ("structure", "planning", "surgery", "optimizer")
+STEPS = ("structure", "probes", "planning", "surgery", "optimizer")
 RATIO = 0.5
 Seconds = dict[str, float]
 Found = dict[tuple[str, str], list[Seconds]]
@@ -59,8 +60,8 @@ def ours(model: nn.Module, inputs: ExampleInputs, work: Work, method: str) -> Se
     """Seconds of every part of an event; also the number of groups, and how many of them were ranked."""
     from lightning_coreset.methods import as_method
     from lightning_coreset.optimizers import slice_optimizer_state
-    from lightning_coreset.planning import Request, make_plan
-    from lightning_coreset.structure import analyse
+    from lightning_coreset.planning import Request, make_plan, measuring_runs
+    from lightning_coreset.structure import Example, analyse
     from lightning_coreset.surgery import apply_changes
 
     optimizer = trained(model)
@@ -68,7 +69,9 @@ def ours(model: nn.Module, inputs: ExampleInputs, work: Work, method: str) -> Se
     watch = Stopwatch()
     structure = analyse(model, inputs)
     watch.lap("structure")
-    plan = make_plan(model, structure, request)
+    runs = measuring_runs(model, structure, request.method.measures, [Example.of(inputs)])
+    watch.lap("probes")
+    plan = make_plan(model, structure, request, runs=runs)
     watch.lap("planning")
     changed = apply_changes(model, plan.changes, plan.attributes)
     watch.lap("surgery")
@@ -149,7 +152,7 @@ def rows(names: Iterable[str], found: Found) -> Iterable[list[str]]:
             runs = found[name, method]
             if not runs:
                 continue
-            event = [one["structure"] + one["planning"] + one["surgery"] for one in runs]
+            event = [sum(one[step] for step in STEPS if step != "optimizer") for one in runs]
             yield [
                 WORKS[name].title,
                 method,
@@ -181,7 +184,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(setting("torch-pruning", "transformers"))
     print(f"{size}: seconds of the first event in a fresh process, median / fastest of {given.repeats}")
     print(
-        f"({' and '.join(SLOW)}: {given.slow_repeats}). An event consists of structure analysis, planning and surgery;"
+        f"({' and '.join(SLOW)}: {given.slow_repeats}). An event consists of structure analysis, probes, planning and "
+        "surgery;"
     )
     print("the time of Torch-Pruning is that of building its graph and of one pruning step.\n")
     head = ["network", "method", "groups", *STEPS, "event", "Torch-Pruning", "event / Torch-Pruning", CHECK]

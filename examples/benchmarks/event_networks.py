@@ -100,8 +100,7 @@ class Work:
     ignore: tuple[str, ...] = ()
 
 
-# GPT-2 computes its GELU with products and sums, so its groups have no coreset form and are ranked by norms;
-# "gelu_pytorch_tanh" is the same function as one operator of torch.
+# GPT-2 computes its GELU with products and sums; "gelu_pytorch_tanh" is the same function as one operator of torch.
 # GPT-2 keeps its heads: Torch-Pruning does not support the merged projection of queries, keys and values.
 WORKS = {
     "resnet50": Work("ResNet-50, inside the blocks", resnet50),
