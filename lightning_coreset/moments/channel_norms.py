@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from lightning_coreset.structure import preserved
+
 _FUNCTIONS = (F.layer_norm, torch.layer_norm, F.rms_norm, torch.rms_norm)
 
 
@@ -79,7 +81,7 @@ def _is_norm(module: nn.Module) -> bool:
     if isinstance(shape, tuple):
         return len(shape) == 1
     own = [*module.parameters()]
-    if not 1 <= len(own) <= 2 or any(True for _ in module.children()):
+    if not 1 <= len(own) <= 2 or any(True for _ in module.children()) or any(True for _ in module.buffers()):
         return False
     sizes = {tuple(one.shape) for one in own}
     if len(sizes) != 1 or own[0].dim() != 1:
@@ -97,7 +99,7 @@ def _ignores_scale(module: nn.Module, like: Tensor, shape: tuple[int, ...], posi
     inputs = torch.randn(shape, generator=generator).to(like)
     factors = (1 + torch.rand(positions, generator=generator)).to(like)
     try:
-        with torch.no_grad():
+        with preserved(module), torch.no_grad():
             # Not the module itself: hooks of a user's do not concern a trial.
             made, scaled = module.forward(inputs), module.forward(inputs * factors)
     except Exception:

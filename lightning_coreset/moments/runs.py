@@ -6,7 +6,7 @@ Nothing that a user can see is disturbed: modes, buffers, gradients and random s
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch.func import functional_call
 from lightning_coreset.moments.channel_norms import NormsByLaw, modules_of_norms
 from lightning_coreset.moments.inputs import LayerInput, MeasuredInputs
 from lightning_coreset.moments.sampling import numbers_of
-from lightning_coreset.moments.watch import BatchNormOutputs, WeightReads
+from lightning_coreset.moments.watch import AllSeen, BatchNormOutputs, WeightReads
 from lightning_coreset.structure import Example, plain_execution, preserved, run_with_derivatives, set_mode
 from lightning_coreset.surgery import named_tensors
 
@@ -106,14 +106,18 @@ class MeasuringRuns:
         normed: dict[str, list[Tensor]] = {}
         returned: list[Tensor] = []
         modules = modules_of_norms(self.model) if self.norms_by_law else []
+        reads_of_one: dict[str, int] | None = None
         for number, example in enumerate(runs):
             with preserved(self.model), plain_execution():  # each run from the state in which the network is
                 set_mode(self.model, example.modes[0])
                 own = {**named_tensors(self.model), **(tensors or {})}
-                reads = WeightReads(own, share)
+                reads = WeightReads(own, share, reads_of_one)
                 outputs = BatchNormOutputs(own, norm_share, by_batch=self.by_batch)
                 laws = [NormsByLaw(modules, number)] if self.norms_by_law else []
-                returned += numbers_of(self._run(example, tensors, reads, outputs, *laws))
+                with suppress(AllSeen):  # of which what the network returns is not known
+                    returned += numbers_of(self._run(example, tensors, reads, outputs, *laws))
+            if not norms:  # which may lie behind the last weight
+                reads_of_one = {name: len(found) for name, found in reads.found.items()}
             for name, found in reads.found.items():
                 calls.setdefault(name, []).extend(found)
             for name, made in outputs.found.items():

@@ -20,21 +20,35 @@ _MOST_CALLS = 4
 """A weight that runs more often in one run, as in a loop over time, is sampled as often as this."""
 
 
+class AllSeen(BaseException):
+    """Ends a run, the rest of which would show nothing; no error, and none that a network should catch."""
+
+
 class WeightReads(TorchDispatchMode):
     """Samples what some weights are multiplied with.
 
     Args:
         tensors: Parameters and buffers of the run by name.
         wanted: For weights by name, the dimension that is contracted, and how many rows a run is to give.
+        calls: How often a run like this one reads each, if that is known: then behind the last of them it ends.
+
+    Raises:
+        AllSeen: Once everything was read as often as ``calls`` says.
 
     Attributes:
         found: For every weight that was seen, a sample for each call.
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, int]]) -> None:
+    def __init__(
+        self,
+        tensors: Mapping[str, Tensor],
+        wanted: Mapping[str, tuple[int, int]],
+        calls: Mapping[str, int] | None = None,
+    ) -> None:
         super().__init__()
         self.found: dict[str, list[LayerInput]] = {}
         self._wanted = wanted
+        self._left = None if calls is None else sum(calls.values())
         self._weights = {_address(tensors[name]): (name, tensors[name]) for name in wanted if name in tensors}
         self._weights.pop(-1, None)
         self._vectors = {_address(tensor): name for name, tensor in tensors.items() if tensor.dim() == 1}
@@ -45,6 +59,8 @@ class WeightReads(TorchDispatchMode):
         if look is not None:
             look(self, *args, **(kwargs or {}))
         made = func(*args, **(kwargs or {}))
+        if self._left is not None and sum(map(len, self.found.values())) >= self._left:
+            raise AllSeen
         if func is aten._weight_norm_interface.default:
             self._see_weight_made(args[0], made[0])
         return made

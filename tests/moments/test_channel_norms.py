@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -77,6 +79,28 @@ def test_norms_are_told_by_what_they_do(norm):
 )
 def test_others_are_none(module):
     assert not has_channel_norms(nn.Sequential(nn.Linear(4, 6), module))
+
+
+class Counting(nn.Module):
+    """Writes into itself whenever it runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.calls = nn.Parameter(torch.ones(6)), 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return x * self.scale
+
+
+@pytest.mark.parametrize("module", [nn.BatchNorm1d(6), nn.BatchNorm2d(6), Counting()], ids=repr)
+def test_to_ask_changes_nothing(module):
+    before, calls = copy.deepcopy(module.state_dict()), getattr(module, "calls", 0)
+    random = torch.get_rng_state()
+    assert not has_channel_norms(module.train())
+    assert all(torch.equal(before[key], value) for key, value in module.state_dict().items())
+    assert getattr(module, "calls", 0) == calls
+    assert torch.equal(torch.get_rng_state(), random)
 
 
 def rows_behind(norm: nn.Module, x: Tensor, last: nn.Module, *, by_law: bool = True) -> Tensor:

@@ -265,3 +265,35 @@ def test_weights_are_found_under_autocast():
     with torch.autocast("cpu", torch.bfloat16):
         found = measured(model, torch.randn(5, 4), {"1.weight": (1, ALL)})
     assert "1.weight" in found.layers
+
+
+def test_later_runs_end_where_they_would_show_nothing_more(capsys):
+    class Tail(nn.Module):
+        def forward(self, x):
+            print(len(x))  # what it keeps would be put back
+            return x
+
+    model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 6), Tail()).eval()
+    x = torch.randn(12, 4)
+    runs = MeasuringRuns(model, [[Example.of(part) for part in x.split(4)]], False, "probes")
+    found = runs.measure({"0.weight": (1, ALL), "2.weight": (1, ALL)})
+    assert capsys.readouterr().out == "4\n"
+    assert len(found.outputs) == 1
+    torch.testing.assert_close(found.layers["0.weight"].rows[:, :, 0], x)
+    torch.testing.assert_close(found.layers["2.weight"].rows[:, :, 0], model[:2](x).detach())
+
+
+def test_weights_that_a_later_run_reads_less_often_are_seen():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.layer(self.layer(x)) if len(x) > 3 else self.layer(x)
+
+    x = torch.randn(7, 4)
+    runs = MeasuringRuns(Twice().eval(), [[Example.of(x[:4]), Example.of(x[4:])]], False, "probes")
+    rows = runs.measure({"layer.weight": (1, ALL)}).layers["layer.weight"].rows[:, :, 0]
+    assert len(rows) == 4 + 4 + 3
+    assert torch.equal(rows[-3:], x[4:])
