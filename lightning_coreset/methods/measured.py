@@ -23,6 +23,7 @@ from lightning_coreset.layers import (
     measured_readers,
     movable_pair,
     selection_form,
+    single_channel_pairs,
     written,
 )
 from lightning_coreset.methods.moving import Move, moved, with_samples
@@ -79,6 +80,8 @@ def prepare(
     if any(view.group.weight_norms for view in views):
         # A run of the network pruned so far would make other weights of directions with zeros in them.
         settings = replace(settings, sequential=False)
+    if runs.independent:
+        views = [view for view in views if not _has_closed_form(view)]
     movable = {view.name: pair for view in views if (pair := _movable(view, sizes[view.name], settings)) is not None}
     measured = sampled(views, movable.values(), runs)
     rotations = {} if settings.sequential else _rotations(views, measured, runs, settings)
@@ -100,6 +103,15 @@ def prepare(
         prepared[view.name] = Prepared(layers, kept, move)
     moves = {view: move for view in views if isinstance(move := prepared[view.name].move, Move)}
     return _with_moves(prepared, with_samples(moves, runs))
+
+
+def _has_closed_form(view: GroupView) -> bool:
+    """Whether moments of the same law are derived, which is exact and takes no run."""
+    try:
+        readers = [pair.path.consumer.weight for pair in single_channel_pairs(view)]
+    except NoCoresetForm:
+        return False
+    return len(set(readers)) == len(readers)
 
 
 def _rotations(

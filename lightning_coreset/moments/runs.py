@@ -38,6 +38,8 @@ class MeasuringRuns:
             running statistics were taken of.
         source: What the inputs are, in words: ``"probes"`` or ``"batches"``.
         norms_by_law: Whether norms over channels make what their law says, for probes of networks that have them.
+        independent: Whether rows of one run are as good as of several, since such norms make all that counts. Then the
+            first runs are enough if they have as many positions as rows are wanted.
         gather: Where several ranks measure, each on inputs of its own, returns what all of them found, in their order.
         ranks: How many there are.
     """
@@ -47,6 +49,7 @@ class MeasuringRuns:
     by_batch: bool
     source: str
     norms_by_law: bool = False
+    independent: bool = False
     gather: Callable[[MeasuredInputs | Unmeasurable], Sequence[MeasuredInputs | Unmeasurable]] | None = None
     ranks: int = 1
 
@@ -99,7 +102,7 @@ class MeasuringRuns:
         tensors: Mapping[str, Tensor] | None,
     ) -> MeasuredInputs:
         """What one way of running the network shows."""
-        parts = len(runs) * self.ranks
+        parts = 1 if self.independent else len(runs) * self.ranks
         share = {name: (dim, -(-rows // parts)) for name, (dim, rows) in weights.items()}
         norm_share = {name: -(-rows // parts) for name, rows in norms.items()}
         calls: dict[str, list[LayerInput]] = {}
@@ -119,9 +122,12 @@ class MeasuringRuns:
             if not norms:  # which may lie behind the last weight
                 reads_of_one = {name: len(found) for name, found in reads.found.items()}
             for name, found in reads.found.items():
-                calls.setdefault(name, []).extend(found)
+                if not self.independent or _rows(calls.get(name, ())) < weights[name][1]:
+                    calls.setdefault(name, []).extend(found)
             for name, made in outputs.found.items():
                 normed.setdefault(name, []).extend(made)
+            if self.independent and all(_rows(calls[name]) >= weights[name][1] for name in calls):
+                break
         made = {name: torch.cat(rows) for name, rows in normed.items()}
         return MeasuredInputs(_of_all_calls(calls), made, tuple(returned))
 
@@ -168,6 +174,10 @@ class _Runner(nn.Module):
 
     def forward(self) -> Any:
         return run_with_derivatives(self.model, self._example[0])
+
+
+def _rows(calls: Sequence[LayerInput]) -> int:
+    return sum(len(one.rows) for one in calls)
 
 
 def _of_all_calls(calls: Mapping[str, Sequence[LayerInput]]) -> dict[str, LayerInput]:

@@ -62,7 +62,11 @@ def measuring_runs(
         if measures.moments == "synthetic":  # asked for, not chosen by us
             warnings.warn(_no_probes(reason), stacklevel=level_of_caller())
         return None
-    return MeasuringRuns(model, runs, by_batch=True, source="probes", norms_by_law=measures.probes is None)
+    by_law = measures.probes is None
+    independent = (
+        by_law and measures.moments == "auto" and not has_batch_norms(structure) and not _reads_vectors(examples)
+    )
+    return MeasuringRuns(model, runs, by_batch=True, source="probes", norms_by_law=by_law, independent=independent)
 
 
 def moments_kind(

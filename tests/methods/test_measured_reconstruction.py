@@ -258,6 +258,23 @@ def test_auto_measures_where_norms_or_vectors_make_it_right():
         assert all((f"({source})" in group.method) == (source is not None) for group in plan.groups), name
 
 
+def test_what_a_norm_s_law_gives_in_closed_form_is_derived():
+    """The same law either way, so that samples of it are only taken where they are needed."""
+    torch.manual_seed(0)
+    block = nn.Sequential(nn.LayerNorm(12), NormedHeads(), nn.LayerNorm(12), nn.Linear(12, 40), nn.GELU())
+    model, x = nn.Sequential(*block, nn.Linear(40, 12)).eval(), tokens()
+    plan = plan_pruning(model, x[:2], {"*": 0.5})
+    methods = {group.name: group.method for group in plan.groups}
+    assert methods["3"] == "reconstruction"
+    assert {name for name, method in methods.items() if method == "reconstruction (probes)"} == {"1.qkv"}
+    errors = []
+    for moments in ("auto", "synthetic"):
+        pruned = copy.deepcopy(model)
+        prune(pruned, x[:2], {"3": 0.5}, method=Reconstruction(moments=moments, refine=False))
+        errors.append(error(model, pruned, x))
+    assert 0.8 < errors[0] / errors[1] < 1.25
+
+
 def test_several_events_go_on_from_each_other():
     model, x, _ = made("convolutions")
     errors, pruned = [], model

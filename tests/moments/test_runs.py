@@ -297,3 +297,19 @@ def test_weights_that_a_later_run_reads_less_often_are_seen():
     rows = runs.measure({"layer.weight": (1, ALL)}).layers["layer.weight"].rows[:, :, 0]
     assert len(rows) == 4 + 4 + 3
     assert torch.equal(rows[-3:], x[4:])
+
+
+def test_independent_rows_are_taken_of_the_first_runs_that_have_enough(capsys):
+    class Head(nn.Module):
+        def forward(self, x):
+            print(len(x))
+            return x
+
+    model = nn.Sequential(Head(), nn.LayerNorm(4), nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 6)).eval()
+    parts = torch.randn(40, 4).split(10)
+    runs = MeasuringRuns(model, [[Example.of(part) for part in parts]], True, "probes", True, True)
+    found = runs.measure({"2.weight": (1, 15), "4.weight": (1, 8)})
+    assert capsys.readouterr().out == "10\n10\n"
+    assert [len(found.layers[name].rows) for name in ("2.weight", "4.weight")] == [20, 8]
+    alone = runs.measure({"4.weight": (1, 8)})
+    assert torch.equal(alone.layers["4.weight"].rows, found.layers["4.weight"].rows)
