@@ -185,6 +185,8 @@ def reconstructed(view: GroupView, prepared: Prepared, size: int, settings: Sett
     targets: Mapping[str, LayerInput] = {}
     in_turn = prepared.kept is None
     if in_turn:
+        if view.group.by_role("consumer"):
+            measured_readers(view, prepared.layers)  # there are none where the network as it was showed nothing
         targets, prepared, readers = _as_it_is_now(view, prepared.layers, size, settings)
     else:
         readers = _readers(view, prepared.layers, prepared.move if isinstance(prepared.move, Rotation) else None)
