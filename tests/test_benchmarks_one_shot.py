@@ -218,5 +218,6 @@ def test_one_shot_halves_parts_of_transformers(load, tmp_path):
     for table in tables:
         assert [row["method"] for row in table] == [*METHODS, CALIBRATED, "energy, then affine ridge (CORP)", *ours]
         parts = {row["method"]: [row[part] for part in load("one_shot").PARTS] for row in table}
-        assert [cell == "-" for cell in parts["energy, then affine ridge (CORP)"]] == [False, True, True]
-        assert all(", " in cell for cell in parts[CALIBRATED])
+        assert [cell == "-" for cell in parts["energy, then affine ridge (CORP)"]] == [False, True, True, True]
+        assert [cell == "-" for cell in parts[CALIBRATED]] == [False, False, True, False]
+        assert all(", " in cell for method in ("L2 norm", *ours) for cell in parts[method])

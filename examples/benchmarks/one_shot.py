@@ -11,7 +11,8 @@ hour or two on one CPU core. Every method prunes copies of them to the same widt
   and with the statistics of BatchNorms recomputed on 500 training images.
 - The ResNet once inside its blocks only, and once with its residual channels.
 - A ViT on MNIST and a Llama on the docstrings of Python's standard library: half of the hidden channels of their MLPs,
-  of their heads, or of the width of their stream. Accuracy, and cross entropy in nats.
+  of their heads, of the dimensions within all heads, or of the width of their stream. Accuracy, and cross entropy in
+  nats.
 
 Methods that see inputs get 512 training images or windows of text, without labels. ``rivals/`` has what others
 published. Prints Markdown tables with means and standard deviations over networks of different seeds.
@@ -42,7 +43,7 @@ from trained import LENET, RESNET, VGG, Recipe, cached, cifar, flat_mnist
 from tuning import accuracy, recalibrate, seeded
 
 RECOMPUTED = 500
-PARTS = {"hidden channels": "*.mlp.*", "heads": "*att*", "width": "*embed*"}
+PARTS = {"hidden channels": "*.mlp.*", "heads": "*att*", "within heads": "*att*", "width": "*embed*"}
 """What is halved in transformers, by the layers that make it."""
 Scores = Callable[[nn.Module], Sequence[float]]
 Results = Mapping[tuple[str, str], Sequence[Sequence[Sequence[float]]]]
@@ -158,7 +159,14 @@ def compare_parts(task: Task, given: argparse.Namespace) -> None:
     batches = calibration(task)
     jobs = [
         Job.of(
-            networks[0], task.inputs, batches, 0.5, rule=rule, include_residual=part == "width", hidden="mlp" in rule
+            networks[0],
+            task.inputs,
+            batches,
+            0.5,
+            rule=rule,
+            include_residual=part == "width",
+            hidden="mlp" in rule,
+            heads="within" if part == "within heads" else "whole",
         )
         for part, rule in PARTS.items()
     ]

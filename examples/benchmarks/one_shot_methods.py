@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lightning_coreset import Magnitude, Random, Reconstruction, plan_pruning, prune
 from lightning_coreset.methods import Method
+from lightning_coreset.structure import Heads
 
 Inputs = Tensor | Mapping[str, Tensor]
 CALIBRATION = 512
@@ -31,6 +32,7 @@ class Job:
         shapes: The shapes of all tensors afterwards.
         chains: Whether each group has one producer and one consumer, as some methods need.
         hidden: Whether the groups are the hidden channels of MLPs.
+        heads: What attention loses, whole heads or dimensions within them.
     """
 
     example: Inputs
@@ -41,6 +43,7 @@ class Job:
     shapes: Shapes
     chains: bool = False
     hidden: bool = False
+    heads: Heads = "whole"
 
     @classmethod
     def of(
@@ -54,14 +57,21 @@ class Job:
         include_residual: bool = False,
         chains: bool = False,
         hidden: bool = False,
+        heads: Heads = "whole",
     ) -> Job:
         """All groups that a rule selects lose the same fraction of their channels."""
         plan = plan_pruning(
-            model, example, {rule: 1 - keep}, method="magnitude", include_residual=include_residual, self_check=False
+            model,
+            example,
+            {rule: 1 - keep},
+            method="magnitude",
+            include_residual=include_residual,
+            heads=heads,
+            self_check=heads == "within",  # which tells by what numbers heads are viewed
         )
         sizes = {one.name: one.channels_after for one in plan.groups if one.channels_after < one.channels_before}
         wanted = shapes_after(plan, shapes(model))
-        return cls(example, batches, keep, include_residual, sizes, wanted, chains, hidden)
+        return cls(example, batches, keep, include_residual, sizes, wanted, chains, hidden, heads)
 
     def check(self, name: str, model: nn.Module) -> None:
         """Raise an error unless the network has the widths that are compared."""
@@ -94,7 +104,8 @@ def contenders(job: Job) -> dict[str, Contender]:
             "model folding": Contender(partial(by_rival, partial(fold, repair=False))),
             "model folding, repaired": Contender(partial(by_rival, fold)),
         }
-    found["L2 norm, then ridge (GRAIL)"] = Contender(partial(by_ridge, False), sees_inputs=True)
+    if job.heads == "whole":
+        found["L2 norm, then ridge (GRAIL)"] = Contender(partial(by_ridge, False), sees_inputs=True)
     if job.hidden:
         found["energy, then affine ridge (CORP)"] = Contender(partial(by_ridge, True), sees_inputs=True)
     return found | ours()
@@ -120,8 +131,9 @@ def by_method(method: Method, model: nn.Module, job: Job, seed: int) -> None:
         pruning_ratio=dict.fromkeys(job.sizes, 1 - job.keep),
         method=method,
         include_residual=job.include_residual,
+        heads=job.heads,
         seed=seed,
-        self_check=False,
+        self_check=job.heads == "within",
         data=job.batches if sees_inputs else None,
     )
 
