@@ -58,6 +58,9 @@ nitpick_ignore = [
     ("py:class", "lightning_coreset.checkpoint.loading.Model"),
     ("py:class", "lightning_coreset.checkpoint.metadata.PruningMetadata"),
     ("py:class", "lightning_coreset.huggingface.updating.Model"),
+    ("py:class", "lightning_coreset.expressions.Expression"),  # of attributes that no extension needs
+    ("py:class", "lightning_coreset.moments.runs.MeasuringRuns"),
+    ("py:class", "lightning_coreset.probes.leaf.IdRange"),
     ("py:class", "Tensor"),  # of functions whose annotations Sphinx cannot evaluate
     ("py:class", "nn.Module"),
     ("py:exc", "MisconfigurationException"),

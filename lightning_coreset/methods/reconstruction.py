@@ -45,7 +45,7 @@ class Reconstruction(Method):
             - ``"closed_form"`` derives them for Gaussian pre-activations, which BatchNorms give or which are carried
               from layer to layer. Only for groups of one layer, one activation and the layers that read it; others are
               ranked by norms.
-            - ``"synthetic"`` measures them on probes (:mod:`lightning_coreset.probes`), for all groups whose consumers
+            - ``"synthetic"`` measures them on probes (``lightning_coreset.probes``), for all groups whose consumers
               are linear, whatever stands in between. Right for networks with BatchNorms, which take the statistics of
               the probes meanwhile, with LayerNorms or RMSNorms, behind which their law stands, and for vectors. Other
               networks may lose more than by ``"closed_form"``.

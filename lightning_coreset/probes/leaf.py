@@ -69,7 +69,7 @@ class Leaf:
 
     @property
     def reader(self) -> Use | None:
-        """The first layer that reads it: a convolution, or a product with a weight."""
+        """The first layer that reads it, a convolution or a product with a weight."""
         return next((use for use in self.uses if use.kind in ("convolution", "product")), None)
 
     @property

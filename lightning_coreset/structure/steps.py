@@ -19,7 +19,7 @@ class StepKind(str, Enum):
     MIXED = "mixed"
     """Values that came along two ways, with different steps, meet."""
     WRITTEN_OUT = "an activation that is written out"
-    """Several element-wise operations that are together a function of every element alone: ``Step.expression``."""
+    """Several element-wise operations that are together a function of every element alone, ``Step.expression``."""
     MAX_POOL = "max_pool"
     """The maximum over positions, as a pooling or a reduction takes it."""
     POSITIONS = "a sum over positions"
