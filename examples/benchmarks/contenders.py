@@ -150,8 +150,8 @@ def shapes(model: nn.Module) -> Shapes:
 
 
 def shapes_after(plan: PruningPlan, before: Shapes) -> Shapes:
-    """The shapes after a plan."""
-    return {**before, **{change.name: change.new_shape for change in plan.changes}}
+    """The shapes after a plan; buffers that no state dict has, such as tables of rotations, are not among them."""
+    return {**before, **{change.name: change.new_shape for change in plan.changes if change.name in before}}
 
 
 def check_shapes(name: str, model: nn.Module, wanted: Shapes) -> None:
