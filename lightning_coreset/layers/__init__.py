@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lightning_coreset.layers.consumer_set import ConsumerSet, consumer_sets, main_set
+from lightning_coreset.layers.consumer_set import ConsumerSet, closed_form_pairs, consumer_sets, main_set
 from lightning_coreset.layers.group_view import GroupView, NoCoresetForm
 from lightning_coreset.layers.head_blocks import Columns, HeadBlock, Rows, head_blocks
 from lightning_coreset.layers.layer_pair import LayerPair, to_cpu_float64
@@ -33,6 +33,7 @@ __all__ = [
     "SelectionForm",
     "check_positions",
     "check_ranges",
+    "closed_form_pairs",
     "consumer_sets",
     "head_blocks",
     "layer_pairs",

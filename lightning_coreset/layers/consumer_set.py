@@ -40,10 +40,7 @@ def consumer_sets(view: GroupView) -> list[ConsumerSet]:
     Raises:
         NoCoresetForm: If the group has no coreset form, or several channels make one class.
     """
-    pairs = single_channel_pairs(view)
-    readers = [pair.path.consumer.weight for pair in pairs]
-    if len(set(readers)) != len(readers):
-        raise NoCoresetForm("one weight reads its channels in two ways")
+    pairs = closed_form_pairs(view)
     # A bias of several consumers cannot take a constant that is meant for one of them.
     targets = Counter(pair.constant_target for pair in pairs)
     alike: dict[tuple[Step, ...], list[LayerPair]] = {}
@@ -54,6 +51,19 @@ def consumer_sets(view: GroupView) -> list[ConsumerSet]:
     for one in sets:
         view.state.input_moments.update(one.carried_moments())
     return sets
+
+
+def closed_form_pairs(view: GroupView) -> tuple[LayerPair, ...]:
+    """The pairs of a group whose moments can be derived.
+
+    Raises:
+        NoCoresetForm: If the group has no coreset form, or several channels make one class.
+    """
+    pairs = single_channel_pairs(view)
+    readers = [pair.path.consumer.weight for pair in pairs]
+    if len(set(readers)) != len(readers):
+        raise NoCoresetForm("one weight reads its channels in two ways")
+    return pairs
 
 
 def main_set(sets: Sequence[ConsumerSet]) -> ConsumerSet:

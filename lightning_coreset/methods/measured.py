@@ -20,10 +20,10 @@ from lightning_coreset.layers import (
     MeasuredReader,
     NoCoresetForm,
     SelectionForm,
+    closed_form_pairs,
     measured_readers,
     movable_pair,
     selection_form,
-    single_channel_pairs,
     written,
 )
 from lightning_coreset.methods.moving import Move, moved, with_samples
@@ -96,10 +96,7 @@ def prepare(
             readers = _readers(view, layers, turned)
         except NoCoresetForm:
             continue
-        if turned is not None:
-            prepared[view.name] = Prepared(layers, _kept_in_heads(view, turned, readers, size, settings), turned)
-            continue
-        kept, move = _chosen(view, readers, size, movable.get(view.name), measured, settings)
+        kept, move = _chosen(view, readers, size, turned or movable.get(view.name), measured, settings)
         prepared[view.name] = Prepared(layers, kept, move)
     moves = {view: move for view in views if isinstance(move := prepared[view.name].move, Move)}
     return _with_moves(prepared, with_samples(moves, runs))
@@ -108,10 +105,10 @@ def prepare(
 def _has_closed_form(view: GroupView) -> bool:
     """Whether moments of the same law are derived, which is exact and takes no run."""
     try:
-        readers = [pair.path.consumer.weight for pair in single_channel_pairs(view)]
+        closed_form_pairs(view)
     except NoCoresetForm:
         return False
-    return len(set(readers)) == len(readers)
+    return True
 
 
 def _rotations(
@@ -141,7 +138,7 @@ def _kept_in_heads(
     if turned.turns_all:
         return torch.arange(size)
     if turned.turns_values:
-        return rank_by_norms(view, size, NoCoresetForm("")).kept
+        return rank_by_norms(view, size, "").kept
     return _eliminated(view, selection_form(readers, view.size), size, settings)
 
 
@@ -149,17 +146,19 @@ def _chosen(
     view: GroupView,
     readers: Sequence[MeasuredReader],
     size: int,
-    pair: LayerPair | None,
+    movable: LayerPair | Rotation | None,
     measured: MeasuredInputs,
     settings: Settings,
-) -> tuple[Tensor, Move | None]:
-    """The classes that stay, int64 (m,), ascending; and how their producers move, if there is a pair whose rows may."""
+) -> tuple[Tensor, Move | Rotation | None]:
+    """The classes that stay, int64 (m,), ascending; and how their producers move, if these are heads or a pair's."""
+    if isinstance(movable, Rotation):
+        return _kept_in_heads(view, movable, readers, size, settings), movable
     form = selection_form(readers, view.size)
     kept = _eliminated(view, form, size, settings)
-    if pair is None or form.labels is not None:
+    if movable is None or form.labels is not None:
         return kept, None
     centred = all(reader.centred for reader in readers)
-    return kept, moved(pair, kept, torch.cat(form.rows), measured, centred=centred, ridge=settings.ridge)
+    return kept, moved(movable, kept, torch.cat(form.rows), measured, centred=centred, ridge=settings.ridge)
 
 
 def _eliminated(view: GroupView, form: SelectionForm, size: int, settings: Settings) -> Tensor:
@@ -187,7 +186,8 @@ def reconstructed(view: GroupView, prepared: Prepared, size: int, settings: Sett
     if in_turn:
         if view.group.by_role("consumer"):
             measured_readers(view, prepared.layers)  # there are none where the network as it was showed nothing
-        targets, prepared, readers = _as_it_is_now(view, prepared.layers, size, settings)
+        targets = prepared.layers
+        prepared, readers = _as_it_is_now(view, targets, size, settings)
     else:
         readers = _readers(view, prepared.layers, prepared.move if isinstance(prepared.move, Rotation) else None)
     kept, move = prepared.kept, prepared.move
@@ -214,7 +214,7 @@ def _as_it_is_now(
     targets: Mapping[str, LayerInput],
     size: int,
     settings: Settings,
-) -> tuple[Mapping[str, LayerInput], Prepared, list[MeasuredReader]]:
+) -> tuple[Prepared, list[MeasuredReader]]:
     """What the consumers read in the network pruned so far, and the choice that follows."""
     runs = view.state.runs
     assert runs is not None
@@ -223,12 +223,10 @@ def _as_it_is_now(
     layers = layers_of(view, measured)
     turned = _rotations([view], measured, runs, settings, view.tensors).get(view.name)
     now = [one.towards(targets[one.layer.weight], ridge=settings.ridge) for one in _readers(view, layers, turned)]
-    if turned is not None:
-        return targets, Prepared(layers, _kept_in_heads(view, turned, now, size, settings), turned), now
-    kept, move = _chosen(view, now, size, pair, measured, settings)
-    if move is not None:
+    kept, move = _chosen(view, now, size, turned or pair, measured, settings)
+    if isinstance(move, Move):
         move = with_samples({view: move}, runs, view.tensors)[view.name]
-    return targets, Prepared(layers, kept, move), now
+    return Prepared(layers, kept, move), now
 
 
 def _with_moves(prepared: Mapping[str, Prepared], moves: Mapping[str, Move | None]) -> dict[str, Prepared]:

@@ -16,6 +16,7 @@ from torch import Tensor
 from lightning_coreset.coreset import query_key_bases, value_basis
 from lightning_coreset.layers import Columns, GroupView, HeadBlock, MeasuredReader, Rows, head_blocks, to_cpu_float64
 from lightning_coreset.moments import LayerInput, MeasuredInputs
+from lightning_coreset.structure import Member
 
 _SIZE = 2.0
 """Of queries, keys and values where two networks are compared."""
@@ -50,13 +51,14 @@ class Rotation:
     @property
     def turns_values(self) -> bool:
         """Whether everything that reads the group reads a head that rotates."""
-        read = {columns for block, _ in self.moving() for columns in block.readers}
+        read = self.read
         members = self.view.group.by_role("consumer")
-        return all(
-            any((one.weight, one.places) == (member.name, tuple(places)) for one in read)
-            for member in members
-            for places in member.positions.T.tolist()
-        )
+        return all(columns in read for member in members for columns in _columns_of(member))
+
+    @property
+    def read(self) -> dict[Columns, Tensor]:
+        """The new basis of what every reader of a head that rotates reads."""
+        return {columns: others for block, (others, _) in self.moving() for columns in block.readers}
 
     def only_values(self) -> Rotation:
         """The same with queries and keys in their own basis."""
@@ -70,24 +72,18 @@ class Rotation:
             for rows in (*block.others, *block.queries):
                 basis = torch.zeros_like(others)  # queries of what goes add nothing to products until it is gone
                 basis[kept] = (queries if rows in block.queries else others)[: len(kept)]
-                write_rows(updates, view.tensors, rows, rows.places, basis)
+                write_rows(updates, view.tensors, rows, basis)
         return updates
 
     def samples_for(self, readers: Sequence[MeasuredReader], kept: Tensor) -> dict[str, Tensor]:
         """What the readers will read, by the name of the weight, (R, m, q, 1)."""
-        bases = {
-            (columns.weight, columns.places): others[: len(kept)]
-            for block, (others, _) in self.moving()
-            for columns in block.readers
-        }
-        found = {}
+        bases, found = self.read, {}
         for reader in readers:
             old = reader.samples()
             new = old[:, kept].clone()
-            for column, places in enumerate(reader.columns.positions.T.tolist()):
-                basis = bases.get((reader.layer.weight, tuple(places)))
-                if basis is not None:
-                    new[:, :, column, 0] = old[:, :, column, 0] @ basis.T.to(old)
+            for column, columns in enumerate(_columns_of(reader.columns)):
+                if columns in bases:
+                    new[:, :, column, 0] = old[:, :, column, 0] @ bases[columns][: len(kept)].T.to(old)
             found[reader.layer.weight] = new
         return found
 
@@ -160,11 +156,9 @@ def _made_by(block: HeadBlock, view: GroupView, layers: Mapping[str, LayerInput]
 
 def _gains(block: HeadBlock, made: Mapping[Rows, Tensor]) -> dict[Rows, float]:
     """What brings the dimensions of a head to a size of about two; parts that are summed by one factor."""
-    queries = {rows: made[rows] for rows in block.queries}
-    others = {rows: made[rows] for rows in block.others}
-    gains = {}
-    for together in (queries, others):
-        size = sum(float(one.square().mean()) for one in together.values()) ** 0.5
+    gains: dict[Rows, float] = {}
+    for together in (block.queries, block.others):
+        size = sum(float(made[rows].square().mean()) for rows in together) ** 0.5
         gains |= dict.fromkeys(together, _SIZE / size if size > 0 else 1.0)
     return gains
 
@@ -176,11 +170,15 @@ def own_copy(updates: dict[str, Tensor], tensors: Mapping[str, Tensor], name: st
     return updates[name]
 
 
-def write_rows(
-    updates: dict[str, Tensor], tensors: Mapping[str, Tensor], rows: Rows, places: Sequence[int], basis: Tensor
-) -> None:
-    """Put combinations of the rows of a head in some places."""
+def write_rows(updates: dict[str, Tensor], tensors: Mapping[str, Tensor], rows: Rows, basis: Tensor) -> None:
+    """Put combinations of the rows of a head in their place."""
     weight, constant = rows.matrix(tensors)
-    own_copy(updates, tensors, rows.weight).movedim(rows.dim, 0)[list(places)] = basis @ weight
+    places = list(rows.places)
+    own_copy(updates, tensors, rows.weight).movedim(rows.dim, 0)[places] = basis @ weight
     if rows.bias is not None:
-        own_copy(updates, tensors, rows.bias)[list(places)] = basis @ constant
+        own_copy(updates, tensors, rows.bias)[places] = basis @ constant
+
+
+def _columns_of(member: Member) -> Iterator[Columns]:
+    """What one consumer reads, head by head."""
+    return (Columns(member.name, member.dim, tuple(places)) for places in member.positions.T.tolist())

@@ -53,7 +53,7 @@ def _computes_the_same(
         return False
     if len(before.outputs) != len(after.outputs):
         return False
-    bases = {columns: others for one in rotations for block, (others, _) in one.moving() for columns in block.readers}
+    bases = {columns: basis for one in rotations for columns, basis in one.read.items()}
     pairs = [*zip(before.outputs, after.outputs, strict=True)]
     for columns, basis in bases.items():
         old, new = (found.layers[columns.weight].rows[:, list(columns.places), 0].double() for found in (before, after))
@@ -85,7 +85,7 @@ def _whole(rotation: Rotation, tensors: Mapping[str, Tensor], *, turned: bool) -
         for made, basis in ((block.others, others), (block.queries, queries)):
             for rows in made:
                 own = basis if turned else torch.eye(len(basis), dtype=basis.dtype)
-                write_rows(updates, tensors, rows, rows.places, own * rotation.gains[rows])
+                write_rows(updates, tensors, rows, own * rotation.gains[rows])
         for columns in block.readers:
             value = own_copy(updates, tensors, columns.weight).movedim(columns.dim, 0)
             places = list(columns.places)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -108,7 +109,6 @@ class MeasuringRuns:
         calls: dict[str, list[LayerInput]] = {}
         normed: dict[str, list[Tensor]] = {}
         returned: list[Tensor] = []
-        modules = modules_of_norms(self.model) if self.norms_by_law else []
         reads_of_one: dict[str, int] | None = None
         for number, example in enumerate(runs):
             with preserved(self.model), plain_execution():  # each run from the state in which the network is
@@ -116,10 +116,10 @@ class MeasuringRuns:
                 own = {**named_tensors(self.model), **(tensors or {})}
                 reads = WeightReads(own, share, reads_of_one)
                 outputs = BatchNormOutputs(own, norm_share, by_batch=self.by_batch)
-                laws = [NormsByLaw(modules, number)] if self.norms_by_law else []
+                laws = [NormsByLaw(self._norms, number)] if self.norms_by_law else []
                 with suppress(AllSeen):  # of which what the network returns is not known
                     returned += numbers_of(self._run(example, tensors, reads, outputs, *laws))
-            if not norms:  # which may lie behind the last weight
+            if reads_of_one is None and not norms:  # which may lie behind the last weight
                 reads_of_one = {name: len(found) for name, found in reads.found.items()}
             for name, found in reads.found.items():
                 if not self.independent or _rows(calls.get(name, ())) < weights[name][1]:
@@ -149,6 +149,10 @@ class MeasuringRuns:
                 return functional_call(_Runner(self.model, example), names, ())
             except Exception as error:
                 raise Unmeasurable(f"it cannot be run on {self.source}: {type(error).__name__}: {error}") from error
+
+    @cached_property
+    def _norms(self) -> list[nn.Module]:
+        return modules_of_norms(self.model)
 
     @property
     def _device(self) -> str:

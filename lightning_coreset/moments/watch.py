@@ -59,7 +59,7 @@ class WeightReads(TorchDispatchMode):
         if look is not None:
             look(self, *args, **(kwargs or {}))
         made = func(*args, **(kwargs or {}))
-        if self._left is not None and sum(map(len, self.found.values())) >= self._left:
+        if look is not None and self._left is not None and sum(map(len, self.found.values())) >= self._left:
             raise AllSeen
         if func is aten._weight_norm_interface.default:
             self._see_weight_made(args[0], made[0])

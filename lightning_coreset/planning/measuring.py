@@ -63,9 +63,7 @@ def measuring_runs(
             warnings.warn(_no_probes(reason), stacklevel=level_of_caller())
         return None
     by_law = measures.probes is None
-    independent = (
-        by_law and measures.moments == "auto" and not has_batch_norms(structure) and not _reads_vectors(examples)
-    )
+    independent = by_law and measures.moments == "auto" and not _probes_count(structure, examples)
     return MeasuringRuns(model, runs, by_batch=True, source="probes", norms_by_law=by_law, independent=independent)
 
 
@@ -81,7 +79,7 @@ def moments_kind(
         return "closed_form"
     if measures.moments != "auto":
         return measures.moments
-    to_scale = has_batch_norms(structure) or has_channel_norms(model) or _reads_vectors(examples)
+    to_scale = _probes_count(structure, examples) or has_channel_norms(model)
     return "synthetic" if to_scale else "closed_form"
 
 
@@ -115,6 +113,11 @@ def has_batch_norms(structure: Structure) -> bool:
     return any(
         path.consumer.norm is not None or any(step.op == StepKind.BATCH_NORM for step in path.steps) for path in paths
     )
+
+
+def _probes_count(structure: Structure, examples: Sequence[Example]) -> bool:
+    """Whether probes are to scale in the layers, so that what the network makes of them counts."""
+    return has_batch_norms(structure) or _reads_vectors(examples)
 
 
 def _reads_vectors(examples: Sequence[Example]) -> bool:
