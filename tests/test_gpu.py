@@ -82,12 +82,14 @@ def fit(
 def test_prune_does_what_it_does_on_the_cpu(name, method, gpu_or_slow):
     model, x = make(name)
     there = copy.deepcopy(model).to(gpu_or_slow)
+    # CUDA's hardswish multiplies by a sixth in single precision, in float64 as well.
+    rounding = float((there(x.to(gpu_or_slow)).cpu() - model(x)).detach().abs().max())
 
     ours, theirs = (prune(m, x.to(d), 0.3, method=method) for m, d in ((model, "cpu"), (there, gpu_or_slow)))
 
     assert chosen([theirs]) == chosen([ours])
     assert {tensor.device.type for tensor in there.state_dict().values()} == {gpu_or_slow}
-    torch.testing.assert_close(there(x.to(gpu_or_slow)).cpu(), model(x), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(there(x.to(gpu_or_slow)).cpu(), model(x), rtol=1e-9, atol=1e-9 + 10 * rounding)
 
 
 def test_certificates_are_those_of_the_cpu(device):
@@ -284,6 +286,7 @@ def test_compiled_networks_are_compiled_anew(mode):
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:The AccumulateGrad node's stream")  # of torch's own function
 def test_what_torch_captured_is_refused():
     net = torch.cuda.make_graphed_callables(mlp(8, 32, 3).cuda(), (torch.randn(4, 8, device="cuda"),))
 

@@ -55,15 +55,19 @@ class Task:
         return 100 * right / count, loss / count
 
 
-def train(task: Task, model: nn.Module, share: float = 1.0, lr: float = 2e-3, seed: int = 0) -> None:
-    """Train for a share of the steps, with AdamW and one cycle of the learning rate."""
+def train(
+    task: Task, model: nn.Module, share: float = 1.0, lr: float = 2e-3, seed: int = 0, device: str = "cpu"
+) -> None:
+    """Train for a share of the steps, with AdamW and one cycle of the learning rate; the model moves to the device."""
     steps = max(round(share * task.steps), 2)
+    model.to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr, weight_decay=0.01)
     schedule = OneCycleLR(optimizer, lr, total_steps=steps)
     model.train()
     for _, (inputs, targets) in zip(range(steps), task.batches(Generator().manual_seed(seed)), strict=False):
         optimizer.zero_grad()
-        F.cross_entropy(model(**inputs).logits.flatten(0, -2), targets.flatten()).backward()
+        logits = model(**{name: tensor.to(device) for name, tensor in inputs.items()}).logits
+        F.cross_entropy(logits.flatten(0, -2), targets.to(device).flatten()).backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()

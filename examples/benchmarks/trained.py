@@ -71,12 +71,13 @@ class Recipe:
         """With another number of epochs, if one is given."""
         return self if epochs is None else replace(self, epochs=epochs)
 
-    def trained(self, images: Images, seed: int, cache: Path) -> nn.Sequential:
-        """The network, from the cache or trained, in evaluation mode."""
+    def trained(self, images: Images, seed: int, cache: Path, device: str = "cpu") -> nn.Sequential:
+        """The network in evaluation mode on the CPU, from the cache or trained on ``device``."""
 
         def fit(model: nn.Sequential) -> None:
-            batches = Batches(images.train, torch.Generator().manual_seed(seed), augment=self.augment)
-            train(model, batches, self.epochs, self.optimizer, warm_up=0.05)
+            x, y = images.train
+            batches = Batches((x.to(device), y.to(device)), torch.Generator().manual_seed(seed), augment=self.augment)
+            train(model.to(device), batches, self.epochs, self.optimizer, warm_up=0.05)
 
         setting = f"{self.name}, {len(images.train[1])} images, {self.epochs} epochs, seed {seed}"
         return cached(cache, setting, lambda: seeded(self.build, seed), fit)
@@ -98,13 +99,13 @@ def cifar(path: Path, count: int, test_count: int) -> Images:
 
 
 def cached(cache: Path, setting: str, build: Callable[[], nn.Module], fit: Callable[[nn.Module], None]) -> nn.Module:
-    """A trained network in evaluation mode; trained only if no file of this ``setting`` is in the folder.
+    """A trained network in evaluation mode on the CPU; trained only if no file of this ``setting`` is in the folder.
 
     Args:
         cache: The folder.
         setting: All that the weights depend on, in words: the name of the file.
         build: Builds the untrained network.
-        fit: Trains it.
+        fit: Trains it, on any device.
     """
     model = build()
     path = cache / (re.sub(r"[^a-z0-9]+", "-", setting.lower()) + ".pt")
@@ -112,6 +113,7 @@ def cached(cache: Path, setting: str, build: Callable[[], nn.Module], fit: Calla
         model.load_state_dict(torch.load(path, weights_only=True))
         return model.eval()
     fit(model)
+    model.cpu()
     cache.mkdir(parents=True, exist_ok=True)
     state: dict[str, Tensor] = model.state_dict()
     torch.save(state, path)

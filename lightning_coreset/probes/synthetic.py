@@ -85,8 +85,14 @@ def _takes_others(
 
 def _made_of(example: Example, leaves: Sequence[Leaf], samples: int, generator: Generator) -> Example:
     made = iter([_made(leaf, samples, generator) for leaf in leaves])
-    # Both walk through containers in the same order.
-    return replace(example, inputs=map_tensors(lambda _: next(made), example.inputs), batch_size=samples)
+    try:  # both walk through containers in the same order
+        inputs = map_tensors(lambda _: next(made), example.inputs)
+    except Exception as error:  # of a class that validates what is put into it, and asks for the example's own values
+        raise ProbesUnavailable(
+            f"Expected inputs whose tensors can be replaced but {type(example.inputs).__name__} raised "
+            f"{type(error).__name__}: {error} {WAY_OUT}"
+        ) from error
+    return replace(example, inputs=inputs, batch_size=samples)
 
 
 def _made(leaf: Leaf, samples: int, generator: Generator) -> Tensor:
@@ -107,7 +113,12 @@ def _check_all_reached(example: Example) -> None:
     """Tensors within objects that are no containers cannot be replaced in a copy."""
     reached = tensors_by_path(example.inputs)
     replaced: list[Tensor] = []
-    map_tensors(replaced.append, example.inputs)
+
+    def itself(tensor: Tensor) -> Tensor:  # an object may refuse anything else in its place
+        replaced.append(tensor)
+        return tensor
+
+    map_tensors(itself, example.inputs)
     if len(replaced) != len(reached) or len([*tensors_in(example.inputs)]) != len(reached):
         raise ProbesUnavailable(
             "Expected inputs in tuples, lists, dicts and dataclasses but got tensors within other objects, in "

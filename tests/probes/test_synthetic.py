@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import numpy as np
@@ -298,6 +299,50 @@ def test_padded_and_normalised_images_are_still_images_to_their_layer():
     made = probes_of(Forward(forward, a=nn.Conv2d(5, 4, 3), **parts), torch.zeros(2, 9, 9, 5), 256).inputs
 
     assert correlation(made[..., 0], made[..., 1]) > 0.8  # the last dimension is that of channels
+
+
+class Field:
+    """A field of a dataclass that looks at every value it is given, as those of anomalib's batches do."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+
+    def __get__(self, batch, owner=None):
+        if batch is None:
+            raise AttributeError  # so that it has no default
+        return batch.__dict__["x"]
+
+    def __set__(self, batch, value) -> None:
+        if not isinstance(value, torch.Tensor) or len(value) > self.most:
+            raise TypeError(f"Expected at most {self.most} rows of a tensor but got {type(value).__name__}")
+        batch.__dict__["x"] = value
+
+
+@dataclass
+class Checked:
+    x: torch.Tensor = Field(64)
+
+
+@dataclass
+class Small:
+    x: torch.Tensor = Field(2)
+
+
+def test_batches_that_look_at_what_is_put_into_them_are_made_up():
+    model = Forward(lambda net, batch: net.a(batch.x), a=nn.Linear(6, 4))
+
+    made = probes_of(model, (Checked(torch.zeros(2, 6)),), 64)
+
+    assert made.batch_size == 64
+    assert made.inputs[0].x.shape == (64, 6)
+    assert made.inputs[0].x.std() > 0.5
+
+
+def test_batches_that_refuse_what_was_made_up_say_so():
+    model = Forward(lambda net, batch: net.a(batch.x), a=nn.Linear(6, 4))
+
+    with pytest.raises(ProbesUnavailable, match="tuple raised TypeError: Expected at most 2 rows.*Give probes="):
+        probes_of(model, (Small(torch.zeros(2, 6)),), 64)
 
 
 REFUSED = {
