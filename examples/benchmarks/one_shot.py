@@ -5,7 +5,7 @@
 
 MNIST and CIFAR-10 are ``.npz`` files, or folders that torchvision downloads into; what is not given is left out. Some
 networks are trained, or read from ``--cache``, where every trained network is kept: training is most of the time, an
-hour or two on one CPU core, a minute or two with ``--device cuda``. Every method prunes copies of them to the same widths.
+hour or two on one CPU core, some minutes with ``--device cuda``. Every method prunes copies of them to the same widths.
 
 - LeNet-300-100 on MNIST; a small VGG and a small ResNet on 25000 images of CIFAR-10: test accuracy right after pruning,
   and with the statistics of BatchNorms recomputed on 500 training images.

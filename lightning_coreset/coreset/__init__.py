@@ -40,6 +40,7 @@ from lightning_coreset.coreset.sampling_bounds import (
     sampling_complexity,
 )
 from lightning_coreset.coreset.sensitivity import sensitivities, sensitivities_from_norms
+from lightning_coreset.coreset.stream_basis import StreamBasis, any_stream_basis, stream_basis
 from lightning_coreset.coreset.written_out import written_out_activation
 
 __all__ = [
@@ -52,7 +53,9 @@ __all__ = [
     "Refinement",
     "Sample",
     "SampleFit",
+    "StreamBasis",
     "activation_moments",
+    "any_stream_basis",
     "batchnorm_preactivations",
     "certify",
     "compress_rows",
@@ -87,6 +90,7 @@ __all__ = [
     "sensitivities",
     "sensitivities_from_norms",
     "spatial_correlation",
+    "stream_basis",
     "value_basis",
     "value_range",
     "variance_ratios",

@@ -17,6 +17,7 @@ from lightning_coreset.layers.moved_producers import MovedProducers, movable_pai
 from lightning_coreset.layers.new_weights import write_updates
 from lightning_coreset.layers.pairing import check_positions, check_ranges, layer_pairs, single_channel_pairs
 from lightning_coreset.layers.plan_state import ActivationMoments, PlanState
+from lightning_coreset.layers.stream_parts import StreamNorm, StreamParts, norms_to_sample, stream_parts
 
 __all__ = [
     "ActivationMoments",
@@ -31,6 +32,8 @@ __all__ = [
     "PlanState",
     "Rows",
     "SelectionForm",
+    "StreamNorm",
+    "StreamParts",
     "check_positions",
     "check_ranges",
     "closed_form_pairs",
@@ -40,8 +43,10 @@ __all__ = [
     "main_set",
     "measured_readers",
     "movable_pair",
+    "norms_to_sample",
     "selection_form",
     "single_channel_pairs",
+    "stream_parts",
     "to_cpu_float64",
     "write_updates",
     "written",

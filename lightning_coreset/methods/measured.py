@@ -8,7 +8,7 @@ group by group, the consumers get new weights by least squares.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -29,10 +29,12 @@ from lightning_coreset.layers import (
 from lightning_coreset.methods.moving import Move, moved, with_samples
 from lightning_coreset.methods.ranking import rank_by_norms
 from lightning_coreset.methods.rotating import Rotation, rotation
+from lightning_coreset.methods.rotating_streams import StreamRotation
 from lightning_coreset.methods.rotation_check import that_hold
-from lightning_coreset.methods.sampled_rows import all_to_sample, layers_of, sampled
+from lightning_coreset.methods.sampled_rows import all_to_sample, layers_of, norms_of, sampled
 from lightning_coreset.methods.selection import Selection
-from lightning_coreset.moments import LayerInput, MeasuredInputs, MeasuringRuns
+from lightning_coreset.methods.stream_check import stream_that_holds
+from lightning_coreset.moments import LayerInput, MeasuredInputs, MeasuringRuns, NormInput
 
 
 @dataclass(frozen=True)
@@ -62,11 +64,15 @@ class Prepared:
         layers: What its consumers read in the network as it was.
         kept: The channels that stay; ``None`` if they are chosen later.
         move: How its producers move, if they do.
+        stream: How it rotates, if it is a stream that does.
+        norms: What norms over its channels read in the network as it was.
     """
 
     layers: Mapping[str, LayerInput]
     kept: Tensor | None = None
     move: Move | Rotation | None = None
+    stream: StreamRotation | None = None
+    norms: Mapping[str, NormInput] = field(default_factory=dict)
 
 
 def prepare(
@@ -88,10 +94,14 @@ def prepare(
     prepared: dict[str, Prepared] = {}
     for view in views:
         layers = layers_of(view, measured)
-        prepared[view.name] = Prepared(layers)
+        prepared[view.name] = Prepared(layers, norms=norms_of(view, measured))
         if settings.sequential:
             continue
         size, turned = sizes[view.name], rotations.get(view.name)
+        stream = stream_that_holds(view, measured, size, runs, ridge=settings.ridge) if settings.refined else None
+        if stream is not None:
+            prepared[view.name] = Prepared(layers, stream=stream)
+            continue
         try:
             readers = _readers(view, layers, turned)
         except NoCoresetForm:
@@ -183,6 +193,10 @@ def reconstructed(view: GroupView, prepared: Prepared, size: int, settings: Sett
     """
     targets: Mapping[str, LayerInput] = {}
     in_turn = prepared.kept is None
+    if settings.sequential and prepared.norms and settings.refined:
+        prepared = _stream_as_it_is_now(view, prepared, size, settings)
+    if prepared.stream is not None:
+        return Selection(prepared.stream.basis.kept, label, prepared.stream.updates(view), prepared.stream.error)
     if in_turn:
         if view.group.by_role("consumer"):
             measured_readers(view, prepared.layers)  # there are none where the network as it was showed nothing
@@ -207,6 +221,15 @@ def reconstructed(view: GroupView, prepared: Prepared, size: int, settings: Sett
     energy = sum(fit.energy for fit in fits)
     error = sum(fit.error for fit in fits) / energy if energy > 0 else 0.0
     return Selection(kept, label, updates, error)
+
+
+def _stream_as_it_is_now(view: GroupView, prepared: Prepared, size: int, settings: Settings) -> Prepared:
+    """With the rotation of a stream, if it can rotate, fitted to the network pruned so far."""
+    runs = view.state.runs
+    assert runs is not None
+    measured = sampled([view], [], runs, view.tensors)
+    stream = stream_that_holds(view, measured, size, runs, ridge=settings.ridge, targets=prepared.norms)
+    return replace(prepared, stream=stream)
 
 
 def _as_it_is_now(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from math import prod
 
 from torch import Tensor
 
-from lightning_coreset.layers import GroupView, LayerPair
-from lightning_coreset.moments import LayerInput, MeasuredInputs, MeasuringRuns
+from lightning_coreset.layers import GroupView, LayerPair, norms_to_sample
+from lightning_coreset.moments import LayerInput, MeasuredInputs, MeasuringRuns, NormInput
 
 _LEAST_ROWS, _MOST_ROWS = 2048, 16384
 _ROWS_PER_UNKNOWN = 3
@@ -17,7 +17,7 @@ _NORM_ROWS = 8192
 
 
 def sampled(
-    views: Iterable[GroupView],
+    views: Sequence[GroupView],
     movable: Iterable[LayerPair],
     runs: MeasuringRuns,
     tensors: Mapping[str, Tensor] | None = None,
@@ -41,7 +41,8 @@ def sampled(
             norms[mean] = _NORM_ROWS
         elif producer.in_dim is not None:
             wanted[producer.weight] = _rows_of(pair.view.tensors[producer.weight], producer.in_dim)
-    return runs.measure(wanted, norms, None if tensors is None else dict(tensors))
+    channel_norms = {name: rows for view in views for name, rows in _norms_to_sample(view).items()}
+    return runs.measure(wanted, norms, None if tensors is None else dict(tensors), channel_norms)
 
 
 def all_to_sample(views: Iterable[GroupView]) -> dict[str, tuple[int, int]]:
@@ -59,10 +60,21 @@ def running_mean_before(pair: LayerPair) -> str | None:
     return None if pair.before is None else pair.before.running_mean
 
 
+def norms_of(view: GroupView, measured: MeasuredInputs) -> dict[str, NormInput]:
+    """What norms over the channels of a group read, as far as they were seen."""
+    return {name: measured.channel_norms[name] for name in norms_to_sample(view) if name in measured.channel_norms}
+
+
 def rows_to_sample(view: GroupView) -> dict[str, tuple[int, int]]:
     """The weights that read a group, with the dimension and how many rows to sample."""
     members = view.group.by_role("consumer")
     return {member.name: _rows_of(view.tensors[member.name], member.dim) for member in members if member.dim < 2}
+
+
+def _norms_to_sample(view: GroupView) -> dict[str, int]:
+    """The norms over the channels of a group, with how many rows to sample."""
+    rows = min(max(_ROWS_PER_UNKNOWN * view.size, _LEAST_ROWS), _MOST_ROWS)
+    return dict.fromkeys(norms_to_sample(view), rows)
 
 
 def _of_projections(view: GroupView) -> dict[str, tuple[int, int]]:

@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 from lightning_coreset.moments.channel_norms import has_channel_norms
-from lightning_coreset.moments.inputs import LayerInput, MeasuredInputs
+from lightning_coreset.moments.inputs import LayerInput, MeasuredInputs, NormInput
+from lightning_coreset.moments.norm_watch import normalised
 from lightning_coreset.moments.runs import MeasuringRuns, Unmeasurable
 
-__all__ = ["LayerInput", "MeasuredInputs", "MeasuringRuns", "Unmeasurable", "has_channel_norms"]
+__all__ = [
+    "LayerInput",
+    "MeasuredInputs",
+    "MeasuringRuns",
+    "NormInput",
+    "Unmeasurable",
+    "has_channel_norms",
+    "normalised",
+]

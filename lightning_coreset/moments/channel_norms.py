@@ -1,65 +1,11 @@
-"""Norms over the channels of each position, LayerNorm and RMSNorm: what they make by law, whatever goes in.
-
-Such a norm gives its channels mean 0 and deviation 1 at every position before it scales them. A network on made-up
-inputs has other correlations there than on the data that it was trained on, the more the deeper; the law that uses
-none, independent standard normal numbers, is nearer to the truth.
-"""
+"""Norms over the channels of each position, LayerNorm and RMSNorm: which modules are such norms."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from types import TracebackType
-from typing import Any
-
 import torch
-import torch.nn.functional as F
 from torch import Generator, Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from lightning_coreset.structure import preserved
-
-_FUNCTIONS = (F.layer_norm, torch.layer_norm, F.rms_norm, torch.rms_norm)
-
-
-class NormsByLaw(TorchFunctionMode):
-    """Replaces what norms over channels read by independent standard normal numbers, the same in every run.
-
-    Args:
-        modules: Those that write such a norm out, as :func:`modules_of_norms` finds them. The functions of torch are
-            known.
-        seed: Of the numbers.
-    """
-
-    def __init__(self, modules: Collection[nn.Module], seed: int) -> None:
-        super().__init__()
-        self._modules = list(modules)
-        self._generator = Generator().manual_seed(seed)
-
-    def __enter__(self) -> NormsByLaw:
-        self._hooks = [module.register_forward_pre_hook(self._before) for module in self._modules]
-        super().__enter__()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for hook in self._hooks:
-            hook.remove()
-        super().__exit__(kind, error, trace)
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func in _FUNCTIONS and args and len(_shape_of(args, kwargs)) == 1:
-            args = (self._normal(args[0]), *args[1:])
-        return func(*args, **kwargs)
-
-    def _before(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        if not args or not isinstance(args[0], Tensor):
-            return None
-        return (self._normal(args[0]), *args[1:])
-
-    def _normal(self, like: Tensor) -> Tensor:
-        return torch.randn(like.shape, generator=self._generator).to(like)
 
 
 def modules_of_norms(model: nn.Module) -> list[nn.Module]:
@@ -107,8 +53,3 @@ def _ignores_scale(module: nn.Module, like: Tensor, shape: tuple[int, ...], posi
     if not isinstance(made, Tensor) or made.shape != inputs.shape:
         return False
     return bool(torch.allclose(made, scaled, rtol=1e-2, atol=1e-2 * float(made.abs().mean())))
-
-
-def _shape_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, ...]:
-    shape = kwargs.get("normalized_shape", args[1] if len(args) > 1 else ())
-    return (shape,) if isinstance(shape, int) else tuple(shape)

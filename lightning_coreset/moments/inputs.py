@@ -20,12 +20,34 @@ class LayerInput:
         groups: Convolution groups; the inputs I are those of all groups.
         transposed: Whether it is a transposed convolution, of which every row meets all kernel positions.
         bias: Qualified name of the bias that is added, if it is a parameter.
+        norm: Qualified name of the weight of the norm over channels that made what is read, where one of those that
+            were looked at did.
     """
 
     rows: Tensor
     groups: int = 1
     transposed: bool = False
     bias: str | None = None
+    norm: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class NormInput:
+    """What a norm over channels reads.
+
+    Attributes:
+        rows: On the CPU, (R, N), float32 unless the network is in float64.
+        centred: Whether the norm takes the mean of the channels off, as LayerNorm does.
+        epsilon: What is added to the mean square.
+        gain: What the norm multiplies with, float64 (N,).
+        shift: What it adds, float64 (N,).
+    """
+
+    rows: Tensor
+    centred: bool
+    epsilon: float
+    gain: Tensor
+    shift: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,8 +58,10 @@ class MeasuredInputs:
         layers: By the qualified name of the weight.
         normed: Outputs of BatchNorms by the name of their running mean, (R, C).
         outputs: Some numbers of what every run returned, to compare one run with another.
+        channel_norms: What norms over channels read, by the name of their weight.
     """
 
     layers: Mapping[str, LayerInput] = field(default_factory=dict)
     normed: Mapping[str, Tensor] = field(default_factory=dict)
     outputs: tuple[Tensor, ...] = ()
+    channel_norms: Mapping[str, NormInput] = field(default_factory=dict)

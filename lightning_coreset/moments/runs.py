@@ -15,16 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from lightning_coreset.moments.channel_norms import NormsByLaw, modules_of_norms
-from lightning_coreset.moments.inputs import LayerInput, MeasuredInputs
+from lightning_coreset.moments.channel_norms import modules_of_norms
+from lightning_coreset.moments.inputs import LayerInput, MeasuredInputs, NormInput
+from lightning_coreset.moments.joining import Unmeasurable, joined, of_all_calls, of_all_norms, rows_in
+from lightning_coreset.moments.norm_watch import ChannelNorms
 from lightning_coreset.moments.sampling import numbers_of
 from lightning_coreset.moments.watch import AllSeen, BatchNormOutputs, WeightReads
 from lightning_coreset.structure import Example, plain_execution, preserved, run_with_derivatives, set_mode
 from lightning_coreset.surgery import named_tensors
-
-
-class Unmeasurable(Exception):  # noqa: N818 - a finding, not an error
-    """A network cannot be measured on these inputs; the message says why, in words for a user."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +57,7 @@ class MeasuringRuns:
         weights: Mapping[str, tuple[int, int]],
         norms: Mapping[str, int] | None = None,
         tensors: Mapping[str, Tensor] | None = None,
+        channel_norms: Mapping[str, int] | None = None,
     ) -> MeasuredInputs:
         """Run the network, and sample what layers read.
 
@@ -66,70 +65,70 @@ class MeasuringRuns:
             weights: For weights by name, the dimension that is contracted, and how many rows to sample of all runs.
             norms: For running means of BatchNorms by name, how many rows to sample of what these make.
             tensors: Parameters and buffers for the run, by name; those of the network by default.
+            channel_norms: For weights of norms over channels by name, how many rows to sample of what these read.
 
         Raises:
             Unmeasurable: If a run fails, or shows NaN or infinity, on any rank.
         """
+        wanted = _Wanted(weights, norms or {}, channel_norms or {})
         if self.gather is None:
-            return self._measured(weights, norms or {}, tensors)
+            return self._measured(wanted, tensors)
         own: MeasuredInputs | Unmeasurable
         try:
-            own = self._measured(weights, norms or {}, tensors)
+            own = self._measured(wanted, tensors)
         except Unmeasurable as reason:
             own = reason  # told to all ranks, which would wait for this one
         return joined(self.gather(own))
 
-    def _measured(
-        self, weights: Mapping[str, tuple[int, int]], norms: Mapping[str, int], tensors: Mapping[str, Tensor] | None
-    ) -> MeasuredInputs:
+    def _measured(self, wanted: _Wanted, tensors: Mapping[str, Tensor] | None) -> MeasuredInputs:
         found = MeasuredInputs()
         tensors = None if tensors is None else self._like_own(tensors)
         for runs in self.examples:
-            left = {name: wanted for name, wanted in weights.items() if name not in found.layers}
-            left_norms = {name: rows for name, rows in norms.items() if name not in found.normed}
-            if left or left_norms:
-                seen = self._seen(runs, left, left_norms, tensors)
+            left = wanted.besides(found)
+            if left.weights or left.norms:
+                seen = self._seen(runs, left, tensors)
                 found = MeasuredInputs(
-                    {**found.layers, **seen.layers}, {**found.normed, **seen.normed}, found.outputs + seen.outputs
+                    {**found.layers, **seen.layers},
+                    {**found.normed, **seen.normed},
+                    found.outputs + seen.outputs,
+                    {**found.channel_norms, **seen.channel_norms},
                 )
         self._check(found)
         return found
 
-    def _seen(
-        self,
-        runs: Sequence[Example],
-        weights: Mapping[str, tuple[int, int]],
-        norms: Mapping[str, int],
-        tensors: Mapping[str, Tensor] | None,
-    ) -> MeasuredInputs:
+    def _seen(self, runs: Sequence[Example], wanted: _Wanted, tensors: Mapping[str, Tensor] | None) -> MeasuredInputs:
         """What one way of running the network shows."""
-        parts = 1 if self.independent else len(runs) * self.ranks
-        share = {name: (dim, -(-rows // parts)) for name, (dim, rows) in weights.items()}
-        norm_share = {name: -(-rows // parts) for name, rows in norms.items()}
+        share = wanted.share(1 if self.independent else len(runs) * self.ranks)
         calls: dict[str, list[LayerInput]] = {}
         normed: dict[str, list[Tensor]] = {}
+        channels: dict[str, list[NormInput]] = {}
         returned: list[Tensor] = []
         reads_of_one: dict[str, int] | None = None
         for number, example in enumerate(runs):
             with preserved(self.model), plain_execution():  # each run from the state in which the network is
                 set_mode(self.model, example.modes[0])
                 own = {**named_tensors(self.model), **(tensors or {})}
-                reads = WeightReads(own, share, reads_of_one)
-                outputs = BatchNormOutputs(own, norm_share, by_batch=self.by_batch)
-                laws = [NormsByLaw(self._norms, number)] if self.norms_by_law else []
+                reads = WeightReads(own, share.weights, reads_of_one)
+                outputs = BatchNormOutputs(own, share.norms, by_batch=self.by_batch)
+                modules = self._norms if self.norms_by_law or share.channel_norms else ()
+                watch = ChannelNorms(
+                    modules, by_law=self.norms_by_law, seed=number, tensors=own, wanted=share.channel_norms
+                )
                 with suppress(AllSeen):  # of which what the network returns is not known
-                    returned += numbers_of(self._run(example, tensors, reads, outputs, *laws))
-            if reads_of_one is None and not norms:  # which may lie behind the last weight
+                    returned += numbers_of(self._run(example, tensors, reads, outputs, watch))
+            if reads_of_one is None and not wanted.norms:  # which may lie behind the last weight
                 reads_of_one = {name: len(found) for name, found in reads.found.items()}
             for name, found in reads.found.items():
-                if not self.independent or _rows(calls.get(name, ())) < weights[name][1]:
-                    calls.setdefault(name, []).extend(found)
+                if not self.independent or rows_in(calls.get(name, ())) < wanted.weights[name][1]:
+                    calls.setdefault(name, []).extend(replace(one, norm=watch.behind(one.rows)) for one in found)
             for name, made in outputs.found.items():
                 normed.setdefault(name, []).extend(made)
-            if self.independent and all(_rows(calls[name]) >= weights[name][1] for name in calls):
+            for name, given in watch.found.items():
+                channels.setdefault(name, []).extend(given)
+            if self.independent and all(rows_in(calls[name]) >= wanted.weights[name][1] for name in calls):
                 break
         made = {name: torch.cat(rows) for name, rows in normed.items()}
-        return MeasuredInputs(_of_all_calls(calls), made, tuple(returned))
+        return MeasuredInputs(of_all_calls(calls), made, tuple(returned), of_all_norms(channels))
 
     def _like_own(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Tensors in the precision and on the device of the network's own; others of its tensors are left out."""
@@ -167,6 +166,31 @@ class MeasuringRuns:
                 raise Unmeasurable(f"the {self.source} make NaN or infinity where {name} is")
 
 
+@dataclass(frozen=True)
+class _Wanted:
+    """What is to be sampled, with the number of rows of each; as in :meth:`MeasuringRuns.measure`."""
+
+    weights: Mapping[str, tuple[int, int]]
+    norms: Mapping[str, int]
+    channel_norms: Mapping[str, int]
+
+    def besides(self, found: MeasuredInputs) -> _Wanted:
+        """What is not found yet."""
+        return _Wanted(
+            {name: wanted for name, wanted in self.weights.items() if name not in found.layers},
+            {name: rows for name, rows in self.norms.items() if name not in found.normed},
+            {name: rows for name, rows in self.channel_norms.items() if name not in found.channel_norms},
+        )
+
+    def share(self, parts: int) -> _Wanted:
+        """What one of several runs is to give."""
+        return _Wanted(
+            {name: (dim, -(-rows // parts)) for name, (dim, rows) in self.weights.items()},
+            {name: -(-rows // parts) for name, rows in self.norms.items()},
+            {name: -(-rows // parts) for name, rows in self.channel_norms.items()},
+        )
+
+
 class _Runner(nn.Module):
     """The network and an example as one module, whose tensors ``functional_call`` can replace."""
 
@@ -178,35 +202,3 @@ class _Runner(nn.Module):
 
     def forward(self) -> Any:
         return run_with_derivatives(self.model, self._example[0])
-
-
-def _rows(calls: Sequence[LayerInput]) -> int:
-    return sum(len(one.rows) for one in calls)
-
-
-def _of_all_calls(calls: Mapping[str, Sequence[LayerInput]]) -> dict[str, LayerInput]:
-    """All samples of each weight together; layers that read one tensor share memory."""
-    together: dict[tuple[int, ...], Tensor] = {}
-    samples = {}
-    for name, parts in calls.items():
-        key = tuple(id(part.rows) for part in parts)
-        if key not in together:
-            together[key] = parts[0].rows if len(parts) == 1 else torch.cat([part.rows for part in parts])
-        samples[name] = replace(parts[0], rows=together[key])
-    return samples
-
-
-def joined(parts: Sequence[MeasuredInputs | Unmeasurable]) -> MeasuredInputs:
-    """What several ranks found, as if one had.
-
-    Raises:
-        Unmeasurable: If one of them could not measure.
-    """
-    for part in parts:
-        if isinstance(part, Unmeasurable):
-            raise part
-    found = [part for part in parts if isinstance(part, MeasuredInputs)]
-    calls = {name: [part.layers[name] for part in found if name in part.layers] for name in found[0].layers}
-    normed = {name: [part.normed[name] for part in found if name in part.normed] for name in found[0].normed}
-    outputs = tuple(one for part in found for one in part.outputs)
-    return MeasuredInputs(_of_all_calls(calls), {name: torch.cat(rows) for name, rows in normed.items()}, outputs)

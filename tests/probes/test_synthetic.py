@@ -341,7 +341,7 @@ def test_batches_that_look_at_what_is_put_into_them_are_made_up():
 def test_batches_that_refuse_what_was_made_up_say_so():
     model = Forward(lambda net, batch: net.a(batch.x), a=nn.Linear(6, 4))
 
-    with pytest.raises(ProbesUnavailable, match="tuple raised TypeError: Expected at most 2 rows.*Give probes="):
+    with pytest.raises(ProbesUnavailable, match=r"tuple raised TypeError: Expected at most 2 rows.*Give probes="):
         probes_of(model, (Small(torch.zeros(2, 6)),), 64)
 
 
