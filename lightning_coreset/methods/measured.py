@@ -28,6 +28,7 @@ from lightning_coreset.layers import (
 )
 from lightning_coreset.methods.moving import Move, moved, with_samples
 from lightning_coreset.methods.ranking import rank_by_norms
+from lightning_coreset.methods.refining import Refining
 from lightning_coreset.methods.rotating import Rotation, rotation
 from lightning_coreset.methods.rotating_streams import StreamRotation
 from lightning_coreset.methods.rotation_check import that_hold
@@ -44,15 +45,13 @@ class Settings:
     Attributes:
         rounds: Of the elimination.
         ridge: Regularisation.
-        refined: The most channels of a group whose producers move; 0 for none.
-        refined_share: The most of its channels that may stay if they move, as a part of all.
+        refining: How far producers move.
         sequential: Whether a group's consumers are fitted to what the network pruned so far gives them.
     """
 
     rounds: int
     ridge: float
-    refined: int
-    refined_share: float
+    refining: Refining
     sequential: bool
 
 
@@ -66,6 +65,7 @@ class Prepared:
         move: How its producers move, if they do.
         stream: How it rotates, if it is a stream that does.
         norms: What norms over its channels read in the network as it was.
+        refined: Whether its producers may move.
     """
 
     layers: Mapping[str, LayerInput]
@@ -73,6 +73,7 @@ class Prepared:
     move: Move | Rotation | None = None
     stream: StreamRotation | None = None
     norms: Mapping[str, NormInput] = field(default_factory=dict)
+    refined: bool = False
 
 
 def prepare(
@@ -88,17 +89,17 @@ def prepare(
         settings = replace(settings, sequential=False)
     if runs.independent:
         views = [view for view in views if not _has_closed_form(view)]
-    movable = {view.name: pair for view in views if (pair := _movable(view, sizes[view.name], settings)) is not None}
+    movable = settings.refining.pairs(views, sizes)
     measured = sampled(views, movable.values(), runs)
     rotations = {} if settings.sequential else _rotations(views, measured, runs, settings)
     prepared: dict[str, Prepared] = {}
     for view in views:
         layers = layers_of(view, measured)
-        prepared[view.name] = Prepared(layers, norms=norms_of(view, measured))
+        prepared[view.name] = Prepared(layers, norms=norms_of(view, measured), refined=view.name in movable)
         if settings.sequential:
             continue
         size, turned = sizes[view.name], rotations.get(view.name)
-        stream = stream_that_holds(view, measured, size, runs, ridge=settings.ridge) if settings.refined else None
+        stream = stream_that_holds(view, measured, size, runs, ridge=settings.ridge) if settings.refining else None
         if stream is not None:
             prepared[view.name] = Prepared(layers, stream=stream)
             continue
@@ -129,7 +130,7 @@ def _rotations(
     tensors: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Rotation]:
     """How the dimensions within heads rotate, by group; those that are seen to change nothing of what is computed."""
-    if not settings.refined:
+    if not settings.refining:
         return {}
     found = [one for view in views if (one := rotation(view, measured, ridge=settings.ridge)) is not None]
     wanted = {name: rows for name, rows in all_to_sample(views).items() if name in measured.layers}
@@ -193,7 +194,7 @@ def reconstructed(view: GroupView, prepared: Prepared, size: int, settings: Sett
     """
     targets: Mapping[str, LayerInput] = {}
     in_turn = prepared.kept is None
-    if settings.sequential and prepared.norms and settings.refined:
+    if settings.sequential and prepared.norms and settings.refining:
         prepared = _stream_as_it_is_now(view, prepared, size, settings)
     if prepared.stream is not None:
         return Selection(prepared.stream.basis.kept, label, prepared.stream.updates(view), prepared.stream.error)
@@ -201,7 +202,7 @@ def reconstructed(view: GroupView, prepared: Prepared, size: int, settings: Sett
         if view.group.by_role("consumer"):
             measured_readers(view, prepared.layers)  # there are none where the network as it was showed nothing
         targets = prepared.layers
-        prepared, readers = _as_it_is_now(view, targets, size, settings)
+        prepared, readers = _as_it_is_now(view, prepared, size, settings)
     else:
         readers = _readers(view, prepared.layers, prepared.move if isinstance(prepared.move, Rotation) else None)
     kept, move = prepared.kept, prepared.move
@@ -234,18 +235,18 @@ def _stream_as_it_is_now(view: GroupView, prepared: Prepared, size: int, setting
 
 def _as_it_is_now(
     view: GroupView,
-    targets: Mapping[str, LayerInput],
+    before: Prepared,
     size: int,
     settings: Settings,
 ) -> tuple[Prepared, list[MeasuredReader]]:
     """What the consumers read in the network pruned so far, and the choice that follows."""
     runs = view.state.runs
     assert runs is not None
-    pair = _movable(view, size, settings)
+    pair = movable_pair(view) if before.refined else None
     measured = sampled([view], [] if pair is None else [pair], runs, view.tensors)
     layers = layers_of(view, measured)
     turned = _rotations([view], measured, runs, settings, view.tensors).get(view.name)
-    now = [one.towards(targets[one.layer.weight], ridge=settings.ridge) for one in _readers(view, layers, turned)]
+    now = [one.towards(before.layers[one.layer.weight], ridge=settings.ridge) for one in _readers(view, layers, turned)]
     kept, move = _chosen(view, now, size, turned or pair, measured, settings)
     if isinstance(move, Move):
         move = with_samples({view: move}, runs, view.tensors)[view.name]
@@ -254,9 +255,3 @@ def _as_it_is_now(
 
 def _with_moves(prepared: Mapping[str, Prepared], moves: Mapping[str, Move | None]) -> dict[str, Prepared]:
     return {name: replace(one, move=moves[name]) if name in moves else one for name, one in prepared.items()}
-
-
-def _movable(view: GroupView, size: int, settings: Settings) -> LayerPair | None:
-    if view.size > settings.refined or size > settings.refined_share * view.size:
-        return None
-    return movable_pair(view)

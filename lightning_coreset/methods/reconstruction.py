@@ -17,15 +17,9 @@ from lightning_coreset.methods import measured
 from lightning_coreset.methods.measures import Measures, MomentsKind
 from lightning_coreset.methods.method import Method, expected_error_curve
 from lightning_coreset.methods.ranking import rank_by_norms
+from lightning_coreset.methods.refining import Refining
 from lightning_coreset.methods.selection import Selection
 from lightning_coreset.moments import Unmeasurable
-
-_MOST_REFINED = 1024
-"""Producers of groups with more channels stay as they are: refining them takes minutes."""
-_REFINED_BY_DEFAULT = 128
-"""Up to so many channels it takes less than about a second a group."""
-_REFINED_SHARE = 2 / 3
-"""Where more channels stay, as in the events of a schedule, it takes longer than all else and gains next to nothing."""
 
 
 @dataclass(frozen=True)
@@ -56,9 +50,10 @@ class Reconstruction(Method):
             it is eight times as many probes; of large images, which have more positions each, down to a quarter.
         refine: Whether the filters that stay may move within the span of all filters, to where the expected error is
             least: of chains of one layer, an activation and its readers with at most 1024 channels, where moments are
-            measured. ``None`` does so for those with at most 128, since the time grows with the cube of the number, of
-            which at most two thirds stay: the more goes at once, the more it is worth. The same of values, and of
-            queries with keys, within attention heads, which costs next to nothing: by default all of them.
+            measured. ``None`` does so for those with at most 512 of which at most two thirds stay (the more goes at
+            once, the more it is worth), the smallest first, up to 1500 channels in all: some seconds. The same of
+            values, and of queries with keys, within attention heads, and of streams behind LayerNorms and RMSNorms,
+            which costs next to nothing: by default of all of them.
         sequential: Whether every group is fitted to what the layers read in the network as pruned so far, at the cost
             of one or two more runs for each group. By default with ``"batches"``; on probes it gains nothing.
         probes: A function ``(example_inputs, generator) -> inputs`` that makes the probes of ``"synthetic"``, instead
@@ -131,9 +126,7 @@ class Reconstruction(Method):
     @property
     def _settings(self) -> measured.Settings:
         sequential = self.moments == "batches" if self.sequential is None else self.sequential
-        largest = {None: _REFINED_BY_DEFAULT, True: _MOST_REFINED, False: 0}[self.refine]
-        share = _REFINED_SHARE if self.refine is None else 1.0
-        return measured.Settings(self.rounds, self.ridge, largest, share, sequential)
+        return measured.Settings(self.rounds, self.ridge, Refining.of(self.refine), sequential)
 
     def _measured_label(self, group: GroupView) -> str:
         assert group.state.runs is not None
