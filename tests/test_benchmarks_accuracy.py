@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -18,6 +19,7 @@ from test_benchmarks_cost import load, printed  # noqa: F401 - load is a fixture
 from torch import nn
 
 from lightning_coreset import Magnitude, count_macs, prune
+from lightning_coreset.schedule import pruning_events
 
 Load = Callable[[str], ModuleType]
 
@@ -140,6 +142,56 @@ def test_full_schedule_is_one_flag_away(load, cifar):
     assert "32 x 32" in text
     assert [[row["method"] for row in table] for table in tables] == [["unpruned", "L2 norm"]] * 2
     assert {row["MACs"] for table in tables for row in table[:1]} == {"125,747,840"}
+
+
+@pytest.mark.slow
+def test_tuning_budget_prints_every_budget_and_goes_on_where_it_ended(load, cifar, tmp_path):
+    budget, results = load("tuning_budget"), tmp_path / "results.jsonl"
+    some = ["--cifar", cifar, "--cache", str(tmp_path / "cache"), *TINY, "--seeds", "2", "--networks", "*VGG"]
+    some += ["--ratios", "0.5", "--tuning-epochs", "12", "--contenders", "L2 norm|*batches"]
+
+    (alone,), _ = printed(budget, *some, "--only-seed", "0", "--results", str(results))
+    (both,), _ = printed(budget, *some, "--results", str(results))
+    (again,), text = printed(budget, *some, "--results", str(tmp_path / "new.jsonl"), str(results))
+
+    columns = ["-50%, 0", "-50%, 1.2", "-50%, 12"]
+    for table in (alone, both):
+        assert [row["method"] for row in table] == ["L2 norm", "reconstruction, batches"]
+        assert all([*row] == ["method", *columns] for row in table)
+    assert all(0 <= float(row[column]) <= 100 for row in alone for column in columns)
+    assert all(" ± " in row[column] for row in both for column in columns)
+    assert again == both
+    assert not (tmp_path / "new.jsonl").exists()  # all was known
+    runs = [json.loads(line) for line in results.read_text().splitlines()]
+    assert len(runs) == 2 * (1 + len(both) * len(columns))  # each once, and the unpruned networks
+    assert len({run["parameters"] for run in runs}) == 2
+    assert "24 training and 10 test images, 1 epochs" in text
+
+
+@pytest.mark.slow
+def test_tuning_budget_says_how_far_a_transformer_can_go(load, tmp_path):
+    pytest.importorskip("transformers")
+    np.savez(tmp_path / "mnist.npz", **arrays(30, 28, 28))
+    some = ["--mnist", tmp_path / "mnist.npz", "--cache", tmp_path / "cache", *TINY, "--seeds", 1]
+    some = [*some, "--networks", "ViT", "--contenders", "L2 norm|*default", "--ratios", 0.5, 0.9, "--tuning-epochs", 1]
+
+    (table,), text = printed(load("tuning_budget"), *map(str, some))
+
+    assert [row["method"] for row in table] == ["L2 norm", "reconstruction, default"]
+    assert all(0 <= float(row[f"-50%, {epochs}"]) <= 100 for row in table for epochs in ("0", "0.1", "1"))
+    assert {row[f"-90%, {epochs}"] for row in table for epochs in ("0", "0.1", "1")} == {"-"}
+    assert "Without 90%: Expected pruning_ratio to be at most 0.85" in text
+
+
+@pytest.mark.parametrize("steps", [10, 20, 78, 784])
+def test_tuning_budget_prunes_in_the_first_half(load, steps):
+    budget = load("tuning_budget")
+
+    events = [*pruning_events(budget.early(steps), 0.5, length=steps)]
+
+    assert events[0] == budget.FIRST
+    assert events[-1] == steps // 2
+    assert len(events) == (3 if steps == 10 else budget.EVENTS)
 
 
 @pytest.mark.slow
