@@ -60,6 +60,7 @@ class Course:
         optimizer: Makes the optimizer.
         warm_up: The part of the steps in which the learning rate rises.
         augment: Whether training images are shifted and mirrored.
+        batch: Images in a batch.
     """
 
     epochs: int
@@ -71,11 +72,13 @@ class Course:
     optimizer: Build = SGD
     warm_up: float = 0.05
     augment: bool = True
+    batch: int = 128
 
     def train(self, network: nn.Module, images: Images, seed: int, callbacks: Sequence[L.Callback] = ()) -> float:
         """Train on the device of the images; return the test accuracy in percent."""
         network.train()  # Lightning leaves a network in evaluation mode as it is
-        batches = Batches(images.train, torch.Generator().manual_seed(seed), augment=self.augment)
+        generator = torch.Generator().manual_seed(seed)
+        batches = Batches(images.train, generator, self.batch, augment=self.augment)
         self.trainer(images, callbacks).fit(self.module(network, images), batches)
         return accuracy(network.to(images.example.device), images.test)
 
