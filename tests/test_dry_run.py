@@ -47,6 +47,20 @@ def test_it_shows_the_sizes_that_training_will_have(order, unit):
     assert count_params(module) == callback.plans[-1].params_after
 
 
+def test_the_example_goes_where_the_weights_are():
+    """A network that was moved before a LightningModule was made of it: the module knows nothing of that."""
+    module = WithExample()
+    weights = copy.deepcopy(dict(module.named_children()))
+    module.to("meta")
+    for name, child in weights.items():
+        setattr(module, name, child)
+    assert module.device.type == "meta"
+
+    dry = CoresetPruningCallback(0.5, schedule={1: 0.5}).dry_run(make_trainer(max_epochs=5), module)
+
+    assert len(dry) == 1
+
+
 def test_it_is_iterated_over_as_its_plans():
     dry = CoresetPruningCallback(0.5, schedule={1: 0.2, 3: 0.5}).dry_run(make_trainer(max_epochs=5), WithExample())
 

@@ -167,14 +167,14 @@ def run(scenario: Scenario, device: str) -> tuple[Chosen, list[dict[str, Tensor]
     return module, on_cpu([*watcher.weights, module.state_dict()]), chosen(pruning.plans)
 
 
-def check(scenario: Scenario, device: str, like: Scenario) -> None:
+def check(scenario: Scenario, device: str, like: Scenario, tolerance: float = 1e-8) -> None:
     """A run equals another one on the CPU."""
     module, weights, kept = run(scenario, device)
     _, expected, expected_kept = run(like, "cpu")
 
     assert kept == expected_kept
     assert len(weights) == 13
-    torch.testing.assert_close(weights, expected, rtol=0, atol=1e-8)
+    torch.testing.assert_close(weights, expected, rtol=0, atol=tolerance)
     assert min(len(each["net.0.bias"]) for each in weights) < len(weights[0]["net.0.bias"])
     kernels = [each for each in module.parameters() if each.dim() == 4 and min(each.shape[:2]) > 1]
     assert all(kernel.is_contiguous(memory_format=scenario.memory_format) for kernel in kernels)
@@ -190,7 +190,8 @@ def test_a_capturable_optimizer_goes_on():
     def adam(parameters: Any) -> torch.optim.Optimizer:
         return torch.optim.Adam(parameters, lr=torch.tensor(1e-2, dtype=torch.float64, device="cuda"), capturable=True)
 
-    check(Scenario(optimizer=adam), "cuda", like=Scenario())
+    # Its number of steps is a tensor in single precision, of which it takes powers.
+    check(Scenario(optimizer=adam), "cuda", like=Scenario(), tolerance=1e-6)
 
 
 class Saver(pl.Callback):
@@ -226,6 +227,7 @@ def test_the_memory_of_what_is_gone_is_given_back():
     class Measure(pl.Callback):
         def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
             pl_module.zero_grad(set_to_none=True)
+            torch._C._cuda_clearCublasWorkspaces()  # of tens of megabytes for each way of multiplying
             held.append(torch.cuda.memory_allocated())
 
     fit(
@@ -270,7 +272,7 @@ def test_mixed_precision_goes_on(precision, device):
         state = optimizer.state[parameter]
         assert parameter.dtype == state["exp_avg"].dtype == torch.float32
         assert parameter.shape == state["exp_avg"].shape
-        assert parameter.device.type == state["exp_avg"].device.type == device
+        assert parameter.device == state["exp_avg"].device  # after a fit Lightning moves both to the CPU
         assert state["step"].item() == 12
 
 

@@ -163,6 +163,10 @@ class _Problem:
         return best[1], best[2]
 
     def result(self, combination: Tensor, shift: Tensor) -> Refinement:
+        if self.activation.half_slopes is not None:  # its size is free, and steps may have taken it anywhere
+            new = ((combination @ self.covariance) * combination).sum(dim=1).clamp_min(_TINY).sqrt()
+            factor = self.scale[self.kept] / new
+            combination, shift = factor[:, None] * combination, factor * shift
         across, within, mean = self._new_moments(combination, shift)
         return Refinement(
             combination=combination,

@@ -114,11 +114,15 @@ class MeasuredReader:
             new: What they will be, (R, m, q, k'), if that is not what was measured.
             target: What the network as it was read here, row by row, if it is not what is read now.
         """
-        whole = self.samples(target)
-        inputs = self.samples()[:, kept] if new is None else new
+        whole, old = self.samples(target), self.samples()[:, kept]
+        # A class that moved may be of any size: it is fitted in that which it had.
+        sizes = old.new_ones(len(kept)) if new is None else _sizes(old) / _sizes(new)
+        inputs = old if new is None else new * sizes[:, None, None]
         weights, start = self._folded(self.weights), self._folded(self._now)
         targets = whole.flatten(1) @ weights.flatten(1).T.to(whole)
-        return fit_samples(inputs.flatten(1), targets, start[:, kept].flatten(1), intercept=self.centred, ridge=ridge)
+        fit = fit_samples(inputs.flatten(1), targets, start[:, kept].flatten(1), intercept=self.centred, ridge=ridge)
+        each = sizes.double().repeat_interleave(inputs[0, 0].numel())
+        return fit if new is None else replace(fit, weights=fit.weights * each)
 
     def towards(self, target: LayerInput, *, ridge: float) -> MeasuredReader:
         """The reader with weights that make of all channels as they are now what they made of them once."""
@@ -137,6 +141,11 @@ class MeasuredReader:
             return fit.weights.reshape(outputs, len(kept), q, k), fit.constant
         new = fit.weights.reshape(k, outputs, len(kept), q).movedim(0, 3)
         return new, fit.constant.reshape(k, outputs).sum(dim=0)
+
+
+def _sizes(samples: Tensor) -> Tensor:
+    """The root mean square of every class in samples (R, m, q, k)."""
+    return samples.square().mean(dim=(0, 2, 3)).clamp_min(1e-30).sqrt()
 
 
 def measured_readers(view: GroupView, layers: Mapping[str, LayerInput]) -> list[MeasuredReader]:

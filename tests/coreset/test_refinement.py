@@ -63,6 +63,17 @@ def test_more_steps_never_make_it_worse():
     assert errors[0] > errors[1] >= errors[2] > 0
 
 
+@pytest.mark.parametrize("name", ["relu", "gelu"])
+def test_rows_keep_their_size_where_any_would_do(name):
+    """A ReLU of a row of any size makes the same up to a factor; steps may take it to thousands."""
+    mean, covariance, consumers = law()
+    kept = torch.tensor([1, 4, 7])
+    found = refine_producers(find_activation(name), mean, 1e-3 * covariance, consumers, kept, centred=True)
+    deviations = ((found.combination @ covariance) * found.combination).sum(dim=1).sqrt()
+
+    assert torch.allclose(deviations, covariance.diagonal()[kept].sqrt()) == (name == "relu")
+
+
 def test_without_steps_rows_stay_as_they_are():
     mean, covariance, consumers = law()
     kept = torch.tensor([2, 7])

@@ -208,6 +208,21 @@ def test_producers_that_move_come_nearer():
     assert errors[1] < 0.95 * errors[0]
 
 
+@pytest.mark.parametrize("seed", [2, 3])
+def test_weights_stay_of_their_size_where_producers_move(seed):
+    """Inputs of three directions: the size of a row is then nothing to the error, and was once over a hundred."""
+    generator = torch.Generator().manual_seed(seed)
+    x = (torch.randn(1024, 3, generator=generator) @ torch.randn(3, 40, generator=generator)).relu() / 3
+    torch.manual_seed(seed)
+    model = nn.Sequential(nn.Linear(40, 200), nn.ReLU(), nn.Linear(200, 100), nn.ReLU(), nn.Linear(100, 5))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3)
+    prune(model, x[:2], 0.95, unit="channels", method=Reconstruction(moments="batches", refine=True), data=x.split(256))
+
+    assert max(float(parameter.detach().abs().max()) for parameter in model.parameters()) < 30
+
+
 def test_the_expected_error_of_moved_producers_is_the_error_that_the_network_makes():
     """The second run shows what the rows really become: through BatchNorm, activation and padding."""
     model, x, _ = made("convolutions")

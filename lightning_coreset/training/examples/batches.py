@@ -36,6 +36,15 @@ def shallow(batch: Any) -> Any:
         return batch
 
 
+def device_of(pl_module: Any) -> torch.device:
+    """Where the weights of a LightningModule are.
+
+    Its own ``device`` is where it was last moved as a whole: outside of a fit its parts may be elsewhere.
+    """
+    places = [parameter.device for parameter in pl_module.parameters()]
+    return pl_module.device if pl_module.device in places or not places else places[0]
+
+
 def on_device(batch: Any, device: torch.device | str) -> Any:
     """A batch on another device; the original is not changed.
 

@@ -17,7 +17,7 @@ from lightning_coreset._compat import methods_before_compile, trainer_of
 from lightning_coreset.nested import map_tensors
 from lightning_coreset.qualified_names import listed
 from lightning_coreset.structure import Example, ExampleInputs, RunMode, Structure, raise_or_warn
-from lightning_coreset.training.examples.batches import fresh, on_device
+from lightning_coreset.training.examples.batches import device_of, fresh, on_device
 from lightning_coreset.training.examples.candidate import Candidate, Origin, always, guesses, in_short
 from lightning_coreset.training.examples.moment import Moment
 from lightning_coreset.training.examples.observer import StepObserver
@@ -411,9 +411,9 @@ def _on_module(trainer: pl.Trainer, pl_module: pl.LightningModule, candidate: Ca
     """The inputs of a candidate on the module's device, and of its type where they were given."""
     inputs = candidate.example.inputs
     if candidate.origin is not Origin.GIVEN:  # batches are converted already
-        return on_device(inputs, pl_module.device)
+        return on_device(inputs, device_of(pl_module))
     try:
-        return map_tensors(trainer.precision_plugin.convert_input, on_device(inputs, pl_module.device))
+        return map_tensors(trainer.precision_plugin.convert_input, on_device(inputs, device_of(pl_module)))
     except Exception as error:  # tensors without data, such as on "meta", or what an object's own `to` raises
         raise _wrong_inputs(candidate, in_short({"evaluation": error})) from error
 
