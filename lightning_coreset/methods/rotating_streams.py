@@ -42,7 +42,6 @@ class StreamRotation:
         mixes: For every norm by the name of its gain.
         read: What the norms read in the network as it was.
         error: The mean squared error of the readers' outputs, over their mean square.
-        scale: What the stream is multiplied with.
     """
 
     parts: StreamParts
@@ -50,14 +49,14 @@ class StreamRotation:
     mixes: Mapping[str, Mix]
     read: Mapping[str, NormInput]
     error: float = 0.0
-    scale: float = 1.0
 
     def updates(self, view: GroupView) -> dict[str, Tensor]:
         """New contents of whole tensors, in which the directions are in the places of the channels that stay."""
         updates: dict[str, Tensor] = {}
         everything = self._at_full_width(view.size)
         for member in self.parts.writers:
-            value = own_copy(updates, view.tensors, member.name).movedim(member.dim, 0)
+            # A layer may make other channels behind those of the stream.
+            value = own_copy(updates, view.tensors, member.name).movedim(member.dim, 0)[: view.size]
             value.copy_(torch.tensordot(everything, value.clone(), dims=1))
         for norm in self.parts.norms:
             self._write_readers(updates, view, norm)
@@ -76,7 +75,7 @@ class StreamRotation:
             mixed = mixed - mixed.mean(dim=0)
         found = torch.zeros(total, total, dtype=matrix.dtype)
         found[kept], found[gone] = matrix, mixed @ matrix
-        return self.scale * found
+        return found
 
     def _write_readers(self, updates: dict[str, Tensor], view: GroupView, norm: StreamNorm) -> None:
         kept, mix, read = self.basis.kept, self.mixes[norm.gain], self.read[norm.gain]

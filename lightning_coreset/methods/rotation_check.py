@@ -60,7 +60,7 @@ def _computes_the_same(
         pairs.append((old @ basis.T, new))
     read = {columns.weight for columns in bases}
     pairs += [(before.layers[name].rows, after.layers[name].rows) for name in before.layers if name not in read]
-    return all(alike(one, other) for one, other in pairs)
+    return all(_alike(one, other) for one, other in pairs)
 
 
 def _all(rotations: Sequence[Rotation], tensors: Mapping[str, Tensor] | None, *, turned: bool) -> dict[str, Tensor]:
@@ -71,8 +71,7 @@ def _all(rotations: Sequence[Rotation], tensors: Mapping[str, Tensor] | None, *,
     return {**(tensors or {}), **updates}
 
 
-def alike(before: Tensor, after: Tensor) -> bool:
-    """Whether two tensors are the same but for rounding."""
+def _alike(before: Tensor, after: Tensor) -> bool:
     return before.shape == after.shape and bool((after - before).norm() <= _ALIKE * before.norm())
 
 

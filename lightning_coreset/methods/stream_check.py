@@ -11,13 +11,20 @@ from torch import Tensor
 from lightning_coreset.coreset import any_stream_basis
 from lightning_coreset.layers import GroupView, to_cpu_float64
 from lightning_coreset.methods.rotating_streams import Mix, StreamRotation, stream_rotation
-from lightning_coreset.methods.rotation_check import alike
 from lightning_coreset.moments import MeasuredInputs, MeasuringRuns, NormInput, Unmeasurable
+from lightning_coreset.nested import map_tensors, tensors_in
+from lightning_coreset.structure import Example
 
 _ROWS = 2048
 """Of what is compared."""
+_SAMPLES = 8
+"""Of what networks are run on to be compared."""
 _SIZE = 2.0
 """Of channels where two networks are compared: activations are far from linear there."""
+_ALIKE = 1e-3
+"""Part of the change by a wrong basis by which numbers may differ."""
+_ROUNDING = 1e-6
+"""Part of their own size by which numbers may differ."""
 
 
 def stream_that_holds(
@@ -49,7 +56,8 @@ def holds(
 ) -> bool:
     """Whether a network whose stream is in another basis, with all directions, computes what it did.
 
-    What its writers read and what it returns is compared.
+    What its writers read and what it returns is compared, once with the stream as it is and once with a large one, to
+    which random numbers are added wherever a vector stands: one that is not added but multiplied with then shows.
 
     Args:
         rotation: Of the stream.
@@ -57,25 +65,68 @@ def holds(
         runs: The network with inputs; one of each way of running it is enough.
         tensors: Those of the network pruned so far, if it is not as it was.
     """
-    runs = replace(runs, norms_by_law=False, examples=[each[:1] for each in runs.examples])
-    parts = rotation.parts
+    parts, generator = rotation.parts, torch.Generator().manual_seed(0)
+    basis = any_stream_basis(view.size, generator, centred=parts.centred)
+    mix = Mix(basis.matrix.T, torch.zeros(view.size, dtype=torch.float64))
+    turned = replace(rotation, basis=basis, mixes=dict.fromkeys(rotation.mixes, mix))
+    size = min(float(rotation.read[norm.gain].rows.double().square().mean()) for norm in parts.norms) ** 0.5
+    writers = {one.name: to_cpu_float64(view.tensors[one.name]) for one in parts.writers}
+    large = {
+        one.name: _SIZE * torch.randn(writers[one.name].shape, generator=generator, dtype=torch.float64)
+        if one.role == "channelwise"
+        else writers[one.name] * (_SIZE / size if size > 0 else 1.0)
+        for one in parts.writers
+    }
+    runs = replace(runs, norms_by_law=False, examples=[[_few(one) for one in each[:1]] for each in runs.examples])
+    return all(_same(turned, view, written, runs, tensors or {}) for written in (writers, large))
+
+
+def _same(
+    turned: StreamRotation,
+    view: GroupView,
+    written: Mapping[str, Tensor],
+    runs: MeasuringRuns,
+    tensors: Mapping[str, Tensor],
+) -> bool:
+    """Whether it comes to the same with these weights of writers.
+
+    By how much numbers may differ is measured by what they become where writers alone are in the new basis.
+    """
+    parts = turned.parts
     readers = [reader.columns for norm in parts.norms for reader in norm.readers]
     writers = [one for one in parts.writers if one.role == "producer" and view.tensors[one.name].dim() == 2]
     wanted = {one.name: (one.dim, 1) for one in readers} | {one.name: (1 - one.dim, _ROWS) for one in writers}
-    size = min(float(rotation.read[norm.gain].rows.double().square().mean()) for norm in parts.norms) ** 0.5
-    scale = _SIZE / size if size > 0 else 1.0
-    basis = any_stream_basis(view.size, torch.Generator().manual_seed(0), centred=parts.centred)
-    mix = Mix(basis.matrix.T, torch.zeros(view.size, dtype=torch.float64))
-    turned = replace(rotation, basis=basis, mixes=dict.fromkeys(rotation.mixes, mix), scale=scale)
-    larger = {one.name: to_cpu_float64(view.tensors[one.name]) * scale for one in parts.writers}
+    before = {**tensors, **written}
+    after = {**before, **turned.updates(view.with_tensors({**view.tensors, **written}))}
+    wrong = {**before, **{one.name: after[one.name] for one in parts.writers}}
     try:
-        before, after = (
-            runs.measure(wanted, tensors={**(tensors or {}), **updates}) for updates in (larger, turned.updates(view))
-        )
+        one, other, third = (runs.measure(wanted, tensors=each) for each in (before, after, wrong))
     except Unmeasurable:
         return False
-    if len(before.outputs) != len(after.outputs) or before.layers.keys() != after.layers.keys():
+    if not len(one.outputs) == len(other.outputs) == len(third.outputs):
         return False
-    pairs = [*zip(before.outputs, after.outputs, strict=True)]
-    pairs += [(read.rows, after.layers[name].rows) for name, read in before.layers.items() if wanted[name][1] > 1]
-    return bool(pairs) and all(alike(*pair) for pair in pairs)
+    triples = [*zip(one.outputs, other.outputs, third.outputs, strict=True)]
+    seen = [
+        name
+        for name, (_, rows) in wanted.items()
+        if rows > 1 and all(name in run.layers for run in (one, other, third))
+    ]
+    triples += [(one.layers[name].rows, other.layers[name].rows, third.layers[name].rows) for name in seen]
+    return any(_far(wrong - right) for right, _, wrong in triples) and all(_alike(*three) for three in triples)
+
+
+def _alike(right: Tensor, found: Tensor, wrong: Tensor) -> bool:
+    same = right.shape == found.shape == wrong.shape
+    return same and bool((found - right).norm() <= _ALIKE * (wrong - right).norm() + _ROUNDING * right.norm())
+
+
+def _far(difference: Tensor) -> bool:
+    return bool(difference.norm() > 0)
+
+
+def _few(example: Example) -> Example:
+    """The first samples."""
+    batched = {id(one) for one in tensors_in(example.inputs) if one.dim() > 0 and len(one) == example.batch_size}
+    few = min(example.batch_size, _SAMPLES)
+    inputs = map_tensors(lambda tensor: tensor[:few] if id(tensor) in batched else tensor, example.inputs)
+    return replace(example, inputs=inputs, batch_size=few)

@@ -75,10 +75,13 @@ class WeightReads(TorchDispatchMode):
         """A product of matrices, ``left @ right``."""
         if left.layout is not torch.strided or right.layout is not torch.strided:
             return
-        if left.dim() == 3:  # a batch of one, as of an einsum
-            if len(left) != 1 or len(right) != 1:
+        if left.dim() == 3:
+            if right.stride(0) == 0 or len(right) == 1:  # a Linear of one weight for all, or an einsum
+                left, right = left.flatten(0, 1), right[0]
+            elif left.stride(0) == 0 or len(left) == 1:
+                left, right = left[0], right.transpose(1, 2).flatten(0, 1).T
+            else:
                 return
-            left, right = left[0], right[0]
         for inputs, weight, contracted in ((left, right, 0), (right.T, left, 1)):
             name = self._name(weight, contracted)
             if name is not None:

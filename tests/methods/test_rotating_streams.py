@@ -222,7 +222,25 @@ class Bypassed(Stream):
         return self.head(x + 0 * self.norm(x))
 
 
-@pytest.mark.parametrize("kind", [Tied, PostNorm, Scaled, Bent, Bypassed])
+class Bright(Stream):
+    """An activation on the stream, before outputs that a large constant hides."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embedded(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.norm(x.relu())) + 3000
+
+
+class SlightlyScaled(Scaled):
+    """As networks with such scales begin: the branches add next to nothing."""
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.scale.mul_(1e-5)
+
+
+@pytest.mark.parametrize("kind", [Tied, PostNorm, Scaled, SlightlyScaled, Bent, Bright, Bypassed])
 @pytest.mark.parametrize("norm", [nn.RMSNorm, nn.LayerNorm])
 def test_what_does_not_rotate_keeps_channels_as_they_are(kind, norm):
     model, x = kind(norm, bias=True).eval(), inputs()
@@ -242,3 +260,52 @@ def test_only_where_producers_may_move(method):
     group = narrowed(model, x, RANK, method)
 
     torch.testing.assert_close(model.positions.detach(), before[:, :, list(group.kept)])
+
+
+class Encoder(nn.Module):
+    """With torch's own layers, which multiply by a weight in one operator or another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(IDS, WIDTH)
+        self.layer = nn.TransformerEncoderLayer(WIDTH, 4, 32, batch_first=True, norm_first=True, dropout=0.0)
+        self.norm, self.head = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.norm(self.layer(self.embed(x))))
+
+
+@pytest.mark.parametrize("moments", ["synthetic", "batches"])
+def test_torch_s_own_transformers_rotate(moments):
+    model, x = Encoder().eval(), inputs().repeat(8, 1)
+    data = {"data": x.split(16)} if moments == "batches" else {}
+
+    group = narrowed(model, x, 12, Reconstruction(moments=moments), **data)
+
+    assert group.method.startswith("reconstruction")
+    assert model.layer.self_attn.embed_dim == 12
+
+
+class Latent(nn.Module):
+    """The layer that makes the stream makes other channels as well, as in DeepSeek's attention."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.norm = nn.Linear(5, WIDTH + 6), nn.RMSNorm(WIDTH)
+        self.head, self.other = nn.Linear(WIDTH, 3), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        stream, rest = self.embed(x).split([self.norm.weight.shape[0], 6], dim=-1)
+        return self.head(self.norm(stream)) + self.other(rest)
+
+
+def test_what_else_a_layer_makes_stays_as_it_is():
+    model, x = Latent().eval(), inputs(ids=False)
+    before = model.embed.weight[WIDTH:].clone(), model.other(model.embed(x)[..., WIDTH:])
+
+    (group,) = prune(model, x, {"embed": 0.5}, include_residual=True).groups
+
+    assert group.method == "reconstruction (probes)"
+    assert model.embed.weight.shape[0] == WIDTH // 2 + 6
+    torch.testing.assert_close(model.embed.weight[-6:], before[0])
+    torch.testing.assert_close(model.other(model.embed(x)[..., -6:]), before[1])
