@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lightning_coreset.layers.group_view import GroupView
-from lightning_coreset.moments import LayerInput, MeasuredInputs, NormInput
+from lightning_coreset.moments import LayerInput, MeasuredInputs
 from lightning_coreset.structure import Member, layer_of
 
 
@@ -45,6 +45,11 @@ class StreamNorm:
     def biased(self) -> bool:
         """Whether every reader adds a constant."""
         return all(reader.bias is not None for reader in self.readers)
+
+    @property
+    def lifts(self) -> bool:
+        """Whether its shift has to hold the constants that some reader has no bias for."""
+        return not self.biased and self.shift is not None
 
 
 @dataclass(frozen=True)
@@ -90,15 +95,11 @@ def stream_parts(view: GroupView, measured: MeasuredInputs) -> StreamParts | Non
     of_norms = {layer_of(name): name for name in norms}
     others = [one for one in view.group.members if one.role != "consumer" and one.name not in norms]
     shifts = {of_norms[layer_of(one.name)]: one.name for one in others if layer_of(one.name) in of_norms}
-    found = [_norm(name, norms[name], shifts.get(name), tuple(readers[name])) for name in norms]
+    found = [StreamNorm(name, shifts.get(name), norms[name].centred, tuple(readers[name])) for name in norms]
     if not all(one.readers for one in found) or _shares_constants(found):
         return None
     writers = tuple(one for one in others if one.name not in shifts.values())
     return StreamParts(writers, tuple(found))
-
-
-def _norm(name: str, read: NormInput, shift: str | None, readers: tuple[StreamReader, ...]) -> StreamNorm:
-    return StreamNorm(name, shift, read.centred, readers)
 
 
 def _reads_all(view: GroupView, member: Member, read: LayerInput) -> bool:

@@ -30,11 +30,11 @@ from lightning_coreset.methods.moving import Move, moved, with_samples
 from lightning_coreset.methods.ranking import rank_by_norms
 from lightning_coreset.methods.refining import Refining
 from lightning_coreset.methods.rotating import Rotation, rotation
-from lightning_coreset.methods.rotating_streams import StreamRotation
+from lightning_coreset.methods.rotating_streams import StreamRotation, stream_rotation
 from lightning_coreset.methods.rotation_check import that_hold
 from lightning_coreset.methods.sampled_rows import all_to_sample, layers_of, norms_of, sampled
 from lightning_coreset.methods.selection import Selection
-from lightning_coreset.methods.stream_check import stream_that_holds
+from lightning_coreset.methods.stream_check import holds
 from lightning_coreset.moments import LayerInput, MeasuredInputs, MeasuringRuns, NormInput
 
 
@@ -99,8 +99,8 @@ def prepare(
         if settings.sequential:
             continue
         size, turned = sizes[view.name], rotations.get(view.name)
-        stream = stream_that_holds(view, measured, size, runs, ridge=settings.ridge) if settings.refining else None
-        if stream is not None:
+        stream = stream_rotation(view, measured, size, ridge=settings.ridge) if settings.refining else None
+        if stream is not None and holds(stream, view, runs):
             prepared[view.name] = Prepared(layers, stream=stream)
             continue
         try:
@@ -229,7 +229,9 @@ def _stream_as_it_is_now(view: GroupView, prepared: Prepared, size: int, setting
     runs = view.state.runs
     assert runs is not None
     measured = sampled([view], [], runs, view.tensors)
-    stream = stream_that_holds(view, measured, size, runs, ridge=settings.ridge, targets=prepared.norms)
+    stream = stream_rotation(view, measured, size, ridge=settings.ridge, targets=prepared.norms)
+    if stream is None or not holds(stream, view, runs, view.tensors):
+        return prepared
     return replace(prepared, stream=stream)
 
 

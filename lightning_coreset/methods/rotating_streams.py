@@ -81,9 +81,8 @@ class StreamRotation:
         kept, mix, read = self.basis.kept, self.mixes[norm.gain], self.read[norm.gain]
         gain = own_copy(updates, view.tensors, norm.gain)
         gain[kept] += 1 - read.gain[kept]  # some norms multiply with one more than their weight
-        lifted = not norm.biased and norm.shift is not None
         if norm.shift is not None:
-            own_copy(updates, view.tensors, norm.shift)[kept] = float(lifted)
+            own_copy(updates, view.tensors, norm.shift)[kept] = float(norm.lifts)
         for reader in norm.readers:
             weight = own_copy(updates, view.tensors, reader.columns.name).movedim(reader.columns.dim, -1)
             old = weight.clone()
@@ -92,7 +91,7 @@ class StreamRotation:
             weight[..., kept] = (old * read.gain) @ mix.matrix
             if reader.bias is not None:
                 own_copy(updates, view.tensors, reader.bias).add_(constant.flatten())
-            elif lifted:  # what the norm makes has no part in the direction of ones, which is free for a constant
+            elif norm.lifts:  # what the norm makes has no part in the direction of ones, which is free for a constant
                 weight[..., kept] += constant[..., None] / len(kept)
 
 
@@ -137,7 +136,7 @@ def stream_rotation(
 
 def _can_hold_constants(parts: StreamParts) -> bool:
     """Whether what norms add to what is not a multiple of their inputs can go into readers."""
-    return all(norm.biased or norm.shift is None or norm.centred for norm in parts.norms)
+    return all(norm.centred or not norm.lifts for norm in parts.norms)
 
 
 def _importance(view: GroupView, norm: StreamNorm, read: NormInput) -> Tensor:
@@ -161,8 +160,7 @@ def _fitted(
     dtype = torch.float64 if len(importance) <= _MOST_EXACT else now.rows.dtype
     wanted, rows = _unit(was, was.rows.to(dtype)), now.rows.to(dtype)
     made = _unit(now, rows @ basis.matrix.T.to(rows))
-    has_constant = norm.biased or (norm.centred and norm.shift is not None)
-    fit = fit_samples(made, wanted, basis.matrix.T, intercept=has_constant, ridge=ridge)
+    fit = fit_samples(made, wanted, basis.matrix.T, intercept=norm.biased or norm.lifts, ridge=ridge)
     left = wanted - made @ fit.weights.T.to(made) - fit.constant.to(made)
     lost, whole = (float((((one.T @ one) / len(one)).double() * importance).sum()) for one in (left, wanted))
     return Mix(fit.weights, fit.constant), lost, whole

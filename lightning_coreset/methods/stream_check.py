@@ -10,10 +10,8 @@ from torch import Tensor
 
 from lightning_coreset.coreset import any_stream_basis
 from lightning_coreset.layers import GroupView, to_cpu_float64
-from lightning_coreset.methods.rotating_streams import Mix, StreamRotation, stream_rotation
-from lightning_coreset.moments import MeasuredInputs, MeasuringRuns, NormInput, Unmeasurable
-from lightning_coreset.nested import map_tensors, tensors_in
-from lightning_coreset.structure import Example
+from lightning_coreset.methods.rotating_streams import Mix, StreamRotation
+from lightning_coreset.moments import MeasuringRuns, Unmeasurable
 
 _ROWS = 2048
 """Of what is compared."""
@@ -25,30 +23,6 @@ _ALIKE = 1e-3
 """Part of the change by a wrong basis by which numbers may differ."""
 _ROUNDING = 1e-6
 """Part of their own size by which numbers may differ."""
-
-
-def stream_that_holds(
-    view: GroupView,
-    measured: MeasuredInputs,
-    size: int,
-    runs: MeasuringRuns,
-    *,
-    ridge: float,
-    targets: Mapping[str, NormInput] | None = None,
-) -> StreamRotation | None:
-    """How a stream rotates, if it is seen to change nothing of what is computed.
-
-    Args:
-        view: The group.
-        measured: What was sampled.
-        size: Channels that stay.
-        runs: The network with inputs.
-        ridge: As everywhere.
-        targets: What the norms read in the network as it was, if the view has that of the network pruned so far.
-    """
-    found = stream_rotation(view, measured, size, ridge=ridge, targets=targets)
-    tensors = None if targets is None else view.tensors
-    return found if found is not None and holds(found, view, runs, tensors) else None
 
 
 def holds(
@@ -77,7 +51,9 @@ def holds(
         else writers[one.name] * (_SIZE / size if size > 0 else 1.0)
         for one in parts.writers
     }
-    runs = replace(runs, norms_by_law=False, examples=[[_few(one) for one in each[:1]] for each in runs.examples])
+    runs = replace(
+        runs, norms_by_law=False, examples=[[one.part(0, _SAMPLES) for one in each[:1]] for each in runs.examples]
+    )
     return all(_same(turned, view, written, runs, tensors or {}) for written in (writers, large))
 
 
@@ -112,21 +88,10 @@ def _same(
         if rows > 1 and all(name in run.layers for run in (one, other, third))
     ]
     triples += [(one.layers[name].rows, other.layers[name].rows, third.layers[name].rows) for name in seen]
-    return any(_far(wrong - right) for right, _, wrong in triples) and all(_alike(*three) for three in triples)
+    shows = any(bool((wrong - right).norm() > 0) for right, _, wrong in triples)
+    return shows and all(_alike(*three) for three in triples)
 
 
 def _alike(right: Tensor, found: Tensor, wrong: Tensor) -> bool:
     same = right.shape == found.shape == wrong.shape
     return same and bool((found - right).norm() <= _ALIKE * (wrong - right).norm() + _ROUNDING * right.norm())
-
-
-def _far(difference: Tensor) -> bool:
-    return bool(difference.norm() > 0)
-
-
-def _few(example: Example) -> Example:
-    """The first samples."""
-    batched = {id(one) for one in tensors_in(example.inputs) if one.dim() > 0 and len(one) == example.batch_size}
-    few = min(example.batch_size, _SAMPLES)
-    inputs = map_tensors(lambda tensor: tensor[:few] if id(tensor) in batched else tensor, example.inputs)
-    return replace(example, inputs=inputs, batch_size=few)

@@ -104,9 +104,9 @@ class ChannelNorms(TorchFunctionMode):
     def _after(self, module: nn.Module, args: tuple[Any, ...], made: Any) -> None:
         names = [name for one in module.parameters() if (name := self._names.get(id(one))) is not None]
         given = self._given.pop(module, None)
-        if (
-            names and given is not None and names[0] not in self.found and isinstance(made, Tensor)
-        ):  # not by one of the functions
+        if not names or names[0] in self.found:  # where it calls one of the functions, these have seen it
+            return
+        if given is not None and isinstance(made, Tensor):
             epsilon = getattr(module, "variance_epsilon", getattr(module, "eps", 0.0))
             self._note(names[0], *given, made, float(epsilon or 0.0))
 

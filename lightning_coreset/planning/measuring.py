@@ -9,12 +9,12 @@ from itertools import islice
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lightning_coreset._calls import level_of_caller
 from lightning_coreset.methods import Measures, Method
 from lightning_coreset.moments import MeasuringRuns, has_channel_norms
-from lightning_coreset.nested import map_tensors, tensors_in
+from lightning_coreset.nested import tensors_in
 from lightning_coreset.probes import ProbesUnavailable, as_probes
 from lightning_coreset.structure import Example, StepKind, Structure
 
@@ -157,21 +157,12 @@ def _numbers(example: Example, is_floating: bool) -> int:
 
 def _in_parts(example: Example) -> list[Example]:
     """The example, a part of its samples at a time."""
-    batched = [one for one in tensors_in(example.inputs) if one.dim() > 0 and len(one) == example.batch_size]
     runs = max(-(-_numbers(example, True) // _NUMBERS_A_RUN), -(-_numbers(example, False) // _IDS_A_RUN), 1)
     at_once = max(-(-example.batch_size // runs), _FEWEST_A_RUN)
     if example.batch_size <= at_once:
         return [example]
-
-    def part(start: int) -> Example:
-        def cut(tensor: Tensor) -> Tensor:
-            return tensor[start : start + at_once] if any(tensor is one for one in batched) else tensor
-
-        inputs = map_tensors(cut, example.inputs)
-        return replace(example, inputs=inputs, batch_size=min(at_once, example.batch_size - start))
-
     starts = range(0, example.batch_size - at_once // 2, at_once)
-    return [part(start) for start in starts]
+    return [example.part(start, at_once) for start in starts]
 
 
 def _batches(data: Iterable[Any], example: Example, samples: int) -> list[Example]:

@@ -130,6 +130,15 @@ class Example:
 
         return replace(self, inputs=map_tensors(redraw, self.inputs))
 
+    def part(self, start: int, count: int) -> Example:
+        """Some of the samples: what has no batch dimension stays whole."""
+        batched = {
+            id(tensor) for tensor in tensors_in(self.inputs) if tensor.dim() > 0 and len(tensor) == self.batch_size
+        }
+        stop = min(start + count, self.batch_size)
+        inputs = map_tensors(lambda one: one[start:stop] if id(one) in batched else one, self.inputs)
+        return replace(self, inputs=inputs, batch_size=stop - start)
+
     def to(self, dtype: torch.dtype) -> Example:
         """The example with its floating tensors in another precision."""
 
