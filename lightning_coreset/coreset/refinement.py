@@ -82,7 +82,7 @@ def refine_producers(
         The refinement; with the rows as they were if no step helps.
 
     Example:
-        Two rows that are nearly equal: their sum stands for both.
+        Two rows that are nearly equal: their mean, which is nearly as large as one of them, stands for both.
 
         >>> from lightning_coreset.coreset import find_activation
         >>> covariance = torch.tensor([[1.0, 0.9], [0.9, 1.0]])
@@ -90,7 +90,7 @@ def refine_producers(
         ...     find_activation("relu"), torch.zeros(2), covariance, torch.ones(1, 2), torch.tensor([0]), centred=True
         ... )
         >>> found.error < 0.1 * found.error_before, found.combination.round(decimals=1)
-        (True, tensor([[0.7000, 0.7000]], dtype=torch.float64))
+        (True, tensor([[0.5000, 0.5000]], dtype=torch.float64))
 
     """
     with torch.inference_mode(False), torch.no_grad():

@@ -5,6 +5,7 @@ Shapes: R samples, N channels, T positions at which a consumer reads a channel, 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,10 @@ from torch import Tensor
 
 from lightning_coreset.coreset.elimination import regularisation
 from lightning_coreset.coreset.gaussian_moments import matrix_dtype
+
+
+_USUAL = (2.0**-40, 2.0**40)
+"""Between these largest values products of samples are computed as they are."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,9 +70,9 @@ def fit_samples(
     if not intercept:
         mean, wanted = torch.zeros_like(mean), torch.zeros_like(wanted)
     centred, rest = inputs - mean.to(inputs), targets - wanted.to(targets)
-    moment = (centred.T @ centred).double() / samples
+    moment = _products(centred, centred) / samples
     lacking = rest - centred @ start.T.to(centred)
-    across = (lacking.T @ centred).double() / samples
+    across = _products(lacking, centred) / samples
     shifted = moment.clone()
     shifted.diagonal().add_(regularisation(moment, ridge))
     weights = start.double() + torch.cholesky_solve(across.T, torch.linalg.cholesky(shifted)).T
@@ -99,8 +104,7 @@ def sample_moments(samples: Tensor, *, centred: bool) -> tuple[Tensor, Tensor]:
     """
     mean = samples.mean(dim=0, dtype=torch.float64)
     around = samples - mean.to(samples) if centred else samples
-    moment = (around.T @ around).to(matrix_dtype(samples.shape[1])) / len(samples)
-    return mean, moment
+    return mean, _products(around, around, matrix_dtype(samples.shape[1])) / len(samples)
 
 
 def position_correlation(samples: Tensor) -> Tensor:
@@ -119,11 +123,25 @@ def position_correlation(samples: Tensor) -> Tensor:
 
     """
     flat = (samples - samples.mean(dim=0)).flatten(0, 1)
-    covariance = (flat.T @ flat).double()
+    covariance = _products(flat, flat)
     scale = covariance.diagonal().clamp_min(torch.finfo(torch.float64).tiny).sqrt()
     correlation = covariance / scale[:, None] / scale
     correlation.fill_diagonal_(1.0)
     return correlation
+
+
+def _products(left: Tensor, right: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
+    """The sums over samples of products, (N, M); samples whose squares single precision cannot hold are scaled."""
+    scales = [_power_of_two(values) for values in (left, right)]
+    left, right = (values if scale == 1 else values / scale for values, scale in zip((left, right), scales, strict=True))
+    return (left.T @ right).to(dtype) * (scales[0] * scales[1])
+
+
+def _power_of_two(values: Tensor) -> float:
+    """What to divide by, without rounding, where the largest value is so small or large that squares are lost."""
+    largest = float(values.abs().amax()) if values.numel() else 0.0
+    usual = largest in {0.0, math.inf} or math.isnan(largest) or _USUAL[0] <= largest <= _USUAL[1]
+    return 1.0 if usual else 2.0 ** max(math.frexp(largest)[1], -120)  # the inverse of less would be infinite
 
 
 def _variances(values: Tensor) -> Tensor:
@@ -131,4 +149,4 @@ def _variances(values: Tensor) -> Tensor:
 
 
 def _mean_square(values: Tensor) -> float:
-    return float(values.square().sum(dim=1, dtype=torch.float64).mean())
+    return float(values.double().square().sum(dim=1).mean())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from lightning_coreset.coreset import fit_samples, position_correlation, sample_moments
@@ -65,3 +66,17 @@ def test_positions_correlate_as_they_were_made():
     noise = torch.randn(4000, 5, 3, generator=generator, dtype=torch.float64)
     found = position_correlation(noise @ torch.linalg.cholesky(wanted).T + torch.arange(5.0)[:, None])
     assert torch.allclose(found, wanted, atol=0.03)
+
+
+@pytest.mark.parametrize("size", [1e-35, 1e-22, 1e22, 1e30])
+def test_samples_whose_squares_single_precision_cannot_hold(size):
+    x, y = (one.float() for one in data())
+    x = torch.cat([x, 1e-3 * x], dim=1)  # dependent inputs: rounding of the moments must not make them indefinite
+    start = torch.zeros(3, 14, dtype=torch.float64)
+    expected = fit_samples(x, y, start)
+    fit = fit_samples(x * size, y * size, start)
+    assert torch.allclose(fit.weights, expected.weights, rtol=1e-4, atol=1e-5)
+    assert abs(fit.error / size / size - expected.error) < 1e-4 * expected.error
+    _, moment = sample_moments(x * size, centred=True)
+    assert torch.allclose(moment / size / size, sample_moments(x, centred=True)[1], rtol=1e-5, atol=1e-6)
+    assert torch.allclose(position_correlation((x * size)[:, None]), position_correlation(x[:, None]), atol=1e-5)
