@@ -9,7 +9,7 @@ from lightning_coreset.coreset.absolute_sum import largest_absolute_sum
 from lightning_coreset.coreset.activation_registry import register_activation
 from lightning_coreset.coreset.activation_table import find_activation
 from lightning_coreset.coreset.activations import Activation, PiecewiseLinear, largest_magnitude, value_range
-from lightning_coreset.coreset.certificate import Certificate, certify, largest_found_error, output_radius
+from lightning_coreset.coreset.certificate import Certificate, certify, output_radius
 from lightning_coreset.coreset.elimination import eliminate, elimination_curve
 from lightning_coreset.coreset.elimination_state import compress_rows
 from lightning_coreset.coreset.gaussian_moments import (
@@ -41,6 +41,7 @@ from lightning_coreset.coreset.sampling_bounds import (
 )
 from lightning_coreset.coreset.sensitivity import sensitivities, sensitivities_from_norms
 from lightning_coreset.coreset.stream_basis import StreamBasis, any_stream_basis, stream_basis
+from lightning_coreset.coreset.worst_input import largest_found_error
 from lightning_coreset.coreset.written_out import written_out_activation
 
 __all__ = [

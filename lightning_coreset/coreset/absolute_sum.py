@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightning_coreset.coreset.eigenvalues import proven_largest_eigenvalues
+
 # Power iterations a step: the direction of descent needs an eigenvector to a few digits, kept from step to step.
 _POWER_ITERATIONS = 8
 _BATCH = 2**22
@@ -48,7 +50,10 @@ def largest_absolute_sum(weights: Tensor, producers: Tensor, *, steps: int = 30)
     bounds = []
     for part in weights.split(size):
         scale = _descend(part, producers, norms, steps)
-        eigenvalue = _proven_eigenvalue(torch.where(scale > 0, part.square() / scale.clamp_min(1e-300), 0.0), producers)
+        squares = torch.where(scale > 0, part.square() / scale.clamp_min(1e-300), 0.0)
+        matrices = (producers.T * squares[:, None]) @ producers
+        trace = matrices.diagonal(dim1=1, dim2=2).sum(dim=1)
+        eigenvalue = proven_largest_eigenvalues(matrices, trace, len(producers))
         bounds.append((scale.sum(dim=1) * eigenvalue).sqrt())
     return torch.cat(bounds)
 
@@ -78,29 +83,3 @@ def _descend(weights: Tensor, P: Tensor, norms: Tensor, steps: int) -> Tensor:
         y = torch.where(live, (y - y.amax(dim=1, keepdim=True)).clamp_min(-60), -torch.inf)
         d = y.exp()
     return best
-
-
-def _proven_eigenvalue(squares: Tensor, P: Tensor) -> Tensor:
-    r"""Upper bounds on the largest eigenvalue of :math:`B_j = P^T \mathrm{diag}(squares_j) P`."""
-    B = (P.T * squares[:, None]) @ P
-    trace = B.diagonal(dim1=1, dim2=2).sum(dim=1)
-    size = B.shape[1]
-    v = torch.ones(len(B), size, 1, dtype=B.dtype, device=B.device)
-    for _ in range(4 * _POWER_ITERATIONS):
-        v = B @ (v / v.norm(dim=1, keepdim=True).clamp_min(1e-300))
-    estimate = torch.minimum(v.norm(dim=1)[:, 0], trace)
-    # What rounding can hide: a factorisation that succeeds proves positive definiteness up to n eps times the trace
-    # (Rump, 2006), and forming B rounds by as much again.
-    slack = 4 * (size + len(P)) * torch.finfo(B.dtype).eps
-    proven = trace.clone()  # always an upper bound
-    open_rows = (trace > 0).nonzero().flatten()
-    margin = 1e-4
-    while len(open_rows) and margin < size:
-        candidate = torch.minimum(estimate[open_rows] * (1 + margin), trace[open_rows])
-        shifted = -B[open_rows]
-        shifted.diagonal(dim1=1, dim2=2).add_(candidate[:, None])
-        passed = torch.linalg.cholesky_ex(shifted).info == 0
-        proven[open_rows[passed]] = candidate[passed]
-        open_rows = open_rows[~passed]
-        margin *= 4
-    return proven + slack * (size * proven + trace)

@@ -14,7 +14,6 @@ from torch import Tensor
 from lightning_coreset.coreset.elimination import regularisation
 from lightning_coreset.coreset.gaussian_moments import matrix_dtype
 
-
 _USUAL = (2.0**-40, 2.0**40)
 """Between these largest values products of samples are computed as they are."""
 
@@ -133,7 +132,9 @@ def position_correlation(samples: Tensor) -> Tensor:
 def _products(left: Tensor, right: Tensor, dtype: torch.dtype = torch.float64) -> Tensor:
     """The sums over samples of products, (N, M); samples whose squares single precision cannot hold are scaled."""
     scales = [_power_of_two(values) for values in (left, right)]
-    left, right = (values if scale == 1 else values / scale for values, scale in zip((left, right), scales, strict=True))
+    left, right = (
+        values if scale == 1 else values / scale for values, scale in zip((left, right), scales, strict=True)
+    )
     return (left.T @ right).to(dtype) * (scales[0] * scales[1])
 
 

@@ -47,6 +47,8 @@ _ASCENDED = 8
 _ENTRIES = 2**26
 """Rows times N times min(N, d + 1) that get the sharp bound: 745 rows for 300 channels, 64 for 1024, 4 for 4096."""
 _LEAST_SHARPENED = 4
+_AT_ONCE = 2**20
+"""Rows times entries of the producers that are bounded together."""
 
 
 @dataclass(frozen=True)
@@ -201,16 +203,19 @@ class _Change:
         constant = torch.maximum(self.constant.abs(), self.at_padding.abs())
         cheap = certify(self.change, self.producers, self.activation, input_radius=radius, sharpen=False)
         bound = (cheap.triangle if self.pooled else cheap.bound) + constant
-        if self.pooled or self.activation.half_slopes is None:
+        if self.pooled:
             return bound
         affordable = _ENTRIES // (len(self.producers) * min(self.producers.shape))
         left = max(_LEAST_SHARPENED, affordable) if rows is None else rows
-        waiting = bound.clone()  # what is sharp already waits no more
-        while left > 0 and bool(waiting.max() >= bound.max()):
-            some = waiting.topk(min(8, left, len(waiting))).indices
-            sharp = certify(self.change[some], self.producers, self.activation, input_radius=radius).bound
-            bound[some] = torch.minimum(bound[some], sharp + constant[some])
+        waiting, reached = bound.clone(), 0.0  # what is sharp already waits no more
+        at_once = max(_LEAST_SHARPENED, min(_AT_ONCE // self.producers.numel(), 64))
+        while left > 0 and float(waiting.max()) >= reached:
+            some = waiting.topk(min(at_once, left, len(waiting))).indices
+            enough = max(reached - float(constant[some].max()), 0.0)
+            sharp = certify(self.change[some], self.producers, self.activation, input_radius=radius, enough=enough)
+            bound[some] = torch.minimum(bound[some], sharp.bound + constant[some])
             waiting[some] = -math.inf
+            reached = max(reached, float(bound[some].max()))
             left -= len(some)
         return bound
 

@@ -45,7 +45,6 @@ def test_no_ascent_breaks_any_bound(op, radius, shape):
         if bound is not None:
             assert bool((found <= bound * (1 + 1e-9)).all())
     assert bool((found > 0).all())
-    assert (certificate.sharp is None) == (op not in ("relu", "leaky_relu", ""))
 
 
 def test_low_dimensions_are_bracketed_tightly():
@@ -71,14 +70,16 @@ def test_the_identity_is_certified_exactly():
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_the_bound_is_the_formula_for_a_leaky_relu(seed):
+def test_the_bound_is_below_that_with_signs_apart(seed):
     producers, change = _problem(seed=seed)
     slope, radius = 0.3, 1.5
     certificate = certify(change, producers, find_activation("leaky_relu", (slope,)), input_radius=radius)
     linear = radius * (change @ producers[:, :-1]).norm(dim=1) + (change @ producers[:, -1]).abs()
     parts = [largest_absolute_sum(p.clamp_min(0), producers) for p in (change, -change)]
     kinked = math.sqrt(radius**2 + 1) * torch.maximum(*parts)
-    torch.testing.assert_close(certificate.sharp, (1 + slope) / 2 * linear + (1 - slope) / 2 * kinked)
+    apart = (1 + slope) / 2 * linear + (1 - slope) / 2 * kinked
+    assert bool((certificate.sharp <= apart * (1 + 1e-9)).all())
+    assert float((certificate.sharp / apart).mean()) < 0.8  # signs together are much sharper
 
 
 @pytest.mark.parametrize("steps", [0, 1, 30])
@@ -125,7 +126,7 @@ def test_scale_equivariance():
     producers, change = _problem()
     relu = find_activation("relu")
     plain = certify(change, producers, relu, input_radius=1.0).bound
-    torch.testing.assert_close(certify(3 * change, 5 * producers, relu, input_radius=1.0).bound, 15 * plain)
+    torch.testing.assert_close(certify(4 * change, 8 * producers, relu, input_radius=1.0).bound, 32 * plain)
     scale = torch.logspace(-2, 2, 16, dtype=torch.float64)
     moved = certify(change / scale, producers * scale[:, None], relu, input_radius=1.0)
     torch.testing.assert_close(moved.sharp, certify(change, producers, relu, input_radius=1.0).sharp, rtol=1e-2, atol=0)
