@@ -44,8 +44,8 @@ from lightning_coreset.planning.input_norms import InputNorms
 from lightning_coreset.planning.working_weights import reweighted_consumers
 
 _ASCENDED = 8
-_ENTRIES = 2**26
-"""Rows times N times min(N, d + 1) that get the sharp bound: 745 rows for 300 channels, 64 for 1024, 4 for 4096."""
+_ENTRIES = 2**24
+"""Rows times N times min(N, d + 1) that get the sharp bound: 186 rows for 300 channels, 16 for 1024. Some minutes."""
 _LEAST_SHARPENED = 4
 _AT_ONCE = 2**20
 """Rows times entries of the producers that are bounded together."""
