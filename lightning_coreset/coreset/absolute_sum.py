@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightning_coreset.coreset.ball import in_their_span
 from lightning_coreset.coreset.eigenvalues import proven_largest_eigenvalues
 
 # Power iterations a step: the direction of descent needs an eigenvector to a few digits, kept from step to step.
@@ -43,8 +44,7 @@ def largest_absolute_sum(weights: Tensor, producers: Tensor, *, steps: int = 30)
 
     """
     # The smaller of N x N and (d + 1) x (d + 1) carries the eigenvalue; a square factor serves both.
-    if producers.shape[0] < producers.shape[1]:
-        producers = torch.linalg.qr(producers.T, mode="r").R.T
+    producers = in_their_span(producers)
     norms = producers.norm(dim=1)
     size = max(1, _BATCH // producers.numel())  # there are no fewer rows than columns now
     bounds = []

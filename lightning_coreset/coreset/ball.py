@@ -32,8 +32,11 @@ class Ball:
     def of(cls, producers: Tensor, activation: Activation, radius: float) -> Ball:
         """Of the rows (N, d + 1), the bias last."""
         linear, bias = producers[:, :-1], producers[:, -1]
-        if linear.shape[0] < linear.shape[1]:  # the ball in the span of the rows is all that matters
-            linear = torch.linalg.qr(linear.T, mode="r").R.T
-        rows = torch.cat([radius * linear, bias[:, None]], dim=1)
+        rows = torch.cat([radius * in_their_span(linear), bias[:, None]], dim=1)
         reach = rows[:, :-1].norm(dim=1) * (1 + 1e-12)
         return cls(rows, (bias.abs() + reach).clamp_min(1e-150), bias - reach, bias + reach, activation)
+
+
+def in_their_span(rows: Tensor) -> Tensor:
+    """Rows in an orthonormal basis of their span if that is shorter: what they make of a ball stays the same."""
+    return torch.linalg.qr(rows.T, mode="r").R.T if len(rows) < rows.shape[1] else rows

@@ -25,10 +25,9 @@ import torch
 from torch import Tensor
 
 from lightning_coreset.coreset.ball import Ball
-from lightning_coreset.coreset.eigenvalues import follow_largest, proven_largest_eigenvalues
+from lightning_coreset.coreset.eigenvalues import first_vectors, follow_largest, proven_largest_eigenvalues
 from lightning_coreset.coreset.majorants import majorants
 
-_VECTORS = 10
 _SETTLED = 4
 """After so many steps the vectors that are followed are near enough to eigenvectors to believe a value."""
 _RATE = 0.05
@@ -151,7 +150,7 @@ class JointBound:
     def _descended(self, choice: Choice, steps: int, enough: float) -> tuple[Choice, Tensor]:
         """The best choice on the way down the softened bound, whose temperature falls; and the last eigenvectors."""
         best, least = choice, torch.full_like(choice.log_k, torch.inf)
-        vectors, adam = self._first_vectors(), _Adam(choice)
+        vectors, adam = first_vectors(len(self.change), self.rows.T), _Adam(choice)
         for step in range(steps):
             share = 1 - step / steps
             value, slope, vectors = self._value(choice, vectors, _SMOOTHING[0] * share + _SMOOTHING[1])
@@ -206,9 +205,3 @@ class JointBound:
         scale = self.rows.new_ones(len(k), self.rows.shape[1], 1)
         scale[:, -1, 0] = k.rsqrt()
         return scale
-
-    def _first_vectors(self) -> Tensor:
-        size = self.rows.shape[1]
-        generator = torch.Generator().manual_seed(0)
-        start = torch.randn(size, min(_VECTORS, size), generator=generator, dtype=torch.float64).to(self.rows)
-        return torch.linalg.qr(start).Q.expand(len(self.change), -1, -1)

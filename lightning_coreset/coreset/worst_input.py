@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_coreset.coreset.activations import Activation
+from lightning_coreset.coreset.ball import in_their_span
 from lightning_coreset.coreset.certificate import checked_problem
 
 # Rows times channels (or inputs) handled at once: 2^22 numbers of float64 are 32 MB.
@@ -58,9 +59,7 @@ def largest_found_error(
 
     """
     delta, P = checked_problem(change, producers, input_radius)
-    A, bias = P[:, :-1], P[:, -1]
-    if len(A) < A.shape[1]:  # only the part of an input in the span of the rows makes a difference
-        A = torch.linalg.qr(A.T, mode="r").R.T
+    A, bias = in_their_span(P[:, :-1]), P[:, -1]
     rows = max(1, _BATCH // ((starts + 1) * max(A.shape)))
     ascents = [_Ascent(part, A, bias, activation, input_radius, generator) for part in delta.split(rows)]
     return torch.cat([ascent.largest(starts, steps) for ascent in ascents]).clamp_min(0)
