@@ -8,7 +8,13 @@ from lightning_coreset._deprecated import deprecated_names
 from lightning_coreset.coreset.absolute_sum import largest_absolute_sum
 from lightning_coreset.coreset.activation_registry import register_activation
 from lightning_coreset.coreset.activation_table import find_activation
-from lightning_coreset.coreset.activations import Activation, PiecewiseLinear, largest_magnitude, value_range
+from lightning_coreset.coreset.activations import (
+    Activation,
+    PiecewiseLinear,
+    largest_magnitude,
+    slope_range,
+    value_range,
+)
 from lightning_coreset.coreset.certificate import Certificate, certify, output_radius
 from lightning_coreset.coreset.elimination import eliminate, elimination_curve
 from lightning_coreset.coreset.elimination_state import compress_rows
@@ -29,6 +35,7 @@ from lightning_coreset.coreset.least_squares import (
     reconstruct,
     variance_ratios,
 )
+from lightning_coreset.coreset.moved_certificate import certify_moved
 from lightning_coreset.coreset.refinement import Refinement, refine_producers
 from lightning_coreset.coreset.sample_fit import SampleFit, fit_samples, position_correlation, sample_moments
 from lightning_coreset.coreset.sampling import Sample, draw_distinct, draw_fixed, draw_pps, inclusion_probabilities
@@ -59,6 +66,7 @@ __all__ = [
     "any_stream_basis",
     "batchnorm_preactivations",
     "certify",
+    "certify_moved",
     "compress_rows",
     "draw_distinct",
     "draw_fixed",
@@ -90,6 +98,7 @@ __all__ = [
     "sampling_complexity",
     "sensitivities",
     "sensitivities_from_norms",
+    "slope_range",
     "spatial_correlation",
     "stream_basis",
     "value_basis",

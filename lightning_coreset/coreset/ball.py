@@ -19,22 +19,31 @@ class Ball:
         reach: The largest magnitudes, (N,).
         low: The least values, (N,).
         high: The largest, (N,).
-        activation: What follows.
+        activations: What follows, and how many channels it follows: of the first ones, of the next ones, ...
     """
 
     rows: Tensor
     reach: Tensor
     low: Tensor
     high: Tensor
-    activation: Activation
+    activations: tuple[tuple[Activation, int], ...]
 
     @classmethod
-    def of(cls, producers: Tensor, activation: Activation, radius: float) -> Ball:
-        """Of the rows (N, d + 1), the bias last."""
+    def of(cls, radius: float, *parts: tuple[Tensor, Activation]) -> Ball:
+        """Of rows (N, d + 1), the bias last, and what follows them."""
+        producers = torch.cat([rows for rows, _ in parts])
         linear, bias = producers[:, :-1], producers[:, -1]
         rows = torch.cat([radius * in_their_span(linear), bias[:, None]], dim=1)
         reach = rows[:, :-1].norm(dim=1) * (1 + 1e-12)
-        return cls(rows, (bias.abs() + reach).clamp_min(1e-150), bias - reach, bias + reach, activation)
+        activations = tuple((activation, len(some)) for some, activation in parts)
+        return cls(rows, (bias.abs() + reach).clamp_min(1e-150), bias - reach, bias + reach, activations)
+
+    def outputs(self, preactivations: Tensor) -> Tensor:
+        """The channels, (..., N), of their pre-activations, (..., N)."""
+        parts = preactivations.split([count for _, count in self.activations], dim=-1)
+        return torch.cat(
+            [activation.function(part) for (activation, _), part in zip(self.activations, parts, strict=True)], dim=-1
+        )
 
 
 def in_their_span(rows: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from lightning_coreset.coreset.activations import Activation, largest_magnitude,
 from lightning_coreset.coreset.ball import Ball
 from lightning_coreset.coreset.branching import largest_sum
 
-_AT_ONCE = 2**20
+AT_ONCE = 2**20
 """Rows times channels times points of a search that are bounded together."""
 
 
@@ -103,17 +103,15 @@ def certify(
     triangle = torch.maximum((plus @ high - minus @ low).abs(), (plus @ low - minus @ high).abs())
 
     at_zero = float(activation.function(torch.zeros((), dtype=torch.float64)))
-    spectral = (
-        delta.norm(dim=1) * (activation.lipschitz * _spectral_norm(P) * ball) + (delta.sum(dim=1) * at_zero).abs()
-    )
+    spectral = delta.norm(dim=1) * (activation.lipschitz * spectral_norm(P) * ball) + (delta.sum(dim=1) * at_zero).abs()
 
     sharp = None
     bound = torch.fmin(triangle, spectral)  # fmin: an infinite Lipschitz constant times no change is NaN
     if sharpen:
-        space = Ball.of(P, activation, input_radius)
+        space = Ball.of(input_radius, (P, activation))
         parts = [
             largest_sum(space, some, steps=steps, splits=splits, enough=enough)
-            for some in delta.split(max(1, _AT_ONCE // (128 * len(P))))
+            for some in delta.split(max(1, AT_ONCE // (128 * len(P))))
         ]
         sharp = torch.cat(parts)
         if activation.half_slopes is not None:
@@ -154,11 +152,12 @@ def output_radius(producers: Tensor, activation: Activation, *, input_radius: fl
     _, P = checked_problem(producers.new_zeros(1, len(producers)), producers, input_radius)
     ball = math.sqrt(input_radius**2 + 1)
     at_zero = abs(float(activation.function(torch.zeros((), dtype=torch.float64))))
-    lipschitz = activation.lipschitz * _spectral_norm(P) * ball + at_zero * math.sqrt(len(P))
+    lipschitz = activation.lipschitz * spectral_norm(P) * ball + at_zero * math.sqrt(len(P))
     return min(lipschitz, float(largest_magnitude(activation, P.norm(dim=1) * ball).norm()))
 
 
-def _spectral_norm(P: Tensor) -> float:
+def spectral_norm(P: Tensor) -> float:
+    """The largest singular value, or a hair more."""
     square = P @ P.T if P.shape[0] <= P.shape[1] else P.T @ P
     return math.sqrt(max(float(torch.linalg.eigvalsh(square)[-1]), 0.0) * (1 + 1e-9))
 

@@ -1,9 +1,10 @@
 r"""An upper bound, with proof, on a sum of activations over a ball: all channels and both signs in one quadratic form.
 
-With :math:`y = (x / \beta, 1)` and :math:`z_p = Y_p \cdot y`, any quadratic majorants of the channels give
+With :math:`y = (x / \beta, 1)`, :math:`z_p = Y_p \cdot y` and a linear part :math:`v`, any quadratic majorants of the
+channels give
 
-.. math:: \sum_p \Delta_p \phi(z_p) \le \sum_p \gamma_p + y^T Q y, \qquad
-    Q = \sum_p \alpha_p Y_p Y_p^T + \tfrac12 (c e^T + e c^T), \; c = \sum_p \tau_p Y_p,
+.. math:: v \cdot y + \sum_p \Delta_p \phi(z_p) \le \sum_p \gamma_p + y^T Q y, \qquad
+    Q = \sum_p \alpha_p Y_p Y_p^T + \tfrac12 (c e^T + e c^T), \; c = v + \sum_p \tau_p Y_p,
 
 and over the ball :math:`y^T Q y \le (1 + k) \, \lambda_{\max}(S Q S)` for every :math:`k > 0`, with :math:`S` the
 identity but for :math:`k^{-1/2}` in the last place (the S-lemma: the least over :math:`k` is the maximum itself). This
@@ -95,14 +96,24 @@ class JointBound:
         change: :math:`\Delta`, float64 ``(R, N)``.
         low: Inputs of which pre-activations lie above these, ``(R, N)``; of the whole ball by default.
         high: And below these.
+        linear: Weights of the pre-activations themselves, which are added to the sum, ``(R, N)``; none by default.
     """
 
-    def __init__(self, ball: Ball, change: Tensor, low: Tensor | None = None, high: Tensor | None = None) -> None:
-        self.rows, self.reach, self.activation = ball.rows, ball.reach, ball.activation
+    def __init__(
+        self,
+        ball: Ball,
+        change: Tensor,
+        low: Tensor | None = None,
+        high: Tensor | None = None,
+        *,
+        linear: Tensor | None = None,
+    ) -> None:
+        self.ball, self.rows, self.reach = ball, ball.rows, ball.reach
         self.change, self.weight = change, change.abs()
-        self.unit = (self.weight * self.reach).sum(dim=1).clamp_min(1e-150)
+        self.linear = torch.zeros_like(change) if linear is None else linear
+        self.unit = ((self.weight + self.linear.abs()) * self.reach).sum(dim=1).clamp_min(1e-150)
         self.majorants = majorants(
-            ball.activation, ball.low if low is None else low, ball.high if high is None else high
+            ball.activations, ball.low if low is None else low, ball.high if high is None else high
         )
 
     def proven(self, steps: int, *, enough: float = 0.0, start: Choice | None = None) -> Bounded:
@@ -110,8 +121,8 @@ class JointBound:
         choice, vectors = self._descended(start or self._start(), steps, enough * (1 - 1e-3))
         square, tilt, k = self._in_units(choice)
         offsets = self.majorants.proven(self.change, square, tilt)
-        magnitude = square.abs() * self.reach.square() + tilt.abs() * self.reach
-        linear, scale = tilt @ self.rows, self._scale(k)
+        magnitude = square.abs() * self.reach.square() + (tilt.abs() + self.linear.abs()) * self.reach
+        linear, scale = (tilt + self.linear) @ self.rows, self._scale(k)
         apply = self._form(square, linear, scale)
         for _ in range(_SETTLED):
             values, vectors = follow_largest(apply, vectors)
@@ -136,12 +147,12 @@ class JointBound:
         direction = direction / direction.norm(dim=1, keepdim=True).clamp_min(1e-300)
         z = direction @ self.rows[:, :-1].T + self.rows[:, -1]
         z = torch.minimum(torch.maximum(z, self.majorants.low), self.majorants.high)
-        return offsets + (square * z + tilt) * z - self.change * self.activation.function(z)
+        return offsets + (square * z + tilt) * z - self.change * self.ball.outputs(z)
 
     def _start(self) -> Choice:
         """Parabolas that touch kinks where pre-activations mostly lie, about a third of the reach from zero."""
-        function, reach = self.activation.function, self.reach
-        right, left, middle = (function(z).expand_as(reach) for z in (reach, -reach, torch.zeros_like(reach)))
+        reach = self.reach
+        right, left, middle = (self.ball.outputs(z) for z in (reach, -reach, torch.zeros_like(reach)))
         bend = (right + left - 2 * middle) / (2 * reach)  # that of ReLU is 1/2
         upwards = torch.where(self.change * bend > 0, 1.7 * bend.abs(), -0.05 * bend.abs())
         tilt = (right - left) / (2 * reach) * self.change.sign()
@@ -165,7 +176,7 @@ class JointBound:
         """The bound as far as a search shows it, (R,), its softened slope, and eigenvectors for the next step."""
         square, tilt, k = self._in_units(choice)
         offsets, at = self.majorants.searched(self.change, square, tilt)
-        linear, scale = tilt @ self.rows, self._scale(k)
+        linear, scale = (tilt + self.linear) @ self.rows, self._scale(k)
 
         apply = self._form(square, linear, scale)
         values, vectors = follow_largest(apply, vectors)

@@ -12,6 +12,7 @@ Shapes: R problems, N channels, G points of a grid.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import torch
@@ -40,17 +41,45 @@ class Majorants(Protocol):
         ...
 
 
-def majorants(activation: Activation, low: Tensor, high: Tensor) -> Majorants:
+def majorants(activations: Sequence[tuple[Activation, int]], low: Tensor, high: Tensor) -> Majorants:
     r"""Majorants on intervals.
 
     Args:
-        activation: :math:`\phi`; its turning points must be known.
+        activations: Activations :math:`\phi` with known turning points, and how many channels each of them follows.
         low: The left ends :math:`l`, float64 ``(N,)`` or ``(R, N)``.
         high: The right ends :math:`h`, likewise.
     """
+    counts = [count for _, count in activations]
+    ends = zip(activations, low.split(counts, dim=-1), high.split(counts, dim=-1), strict=True)
+    parts = [_majorants(activation, *both) for (activation, _), *both in ends]
+    return parts[0] if len(parts) == 1 else _SideBySide(parts, counts, low, high)
+
+
+def _majorants(activation: Activation, low: Tensor, high: Tensor) -> Majorants:
     if activation.linear is not None:
         return _OfPieces(activation, activation.linear, low, high)
     return _OfCells(activation, low, high)
+
+
+class _SideBySide:
+    """Of one activation for the first channels, of another for the next."""
+
+    def __init__(self, parts: Sequence[Majorants], counts: Sequence[int], low: Tensor, high: Tensor) -> None:
+        self.parts, self.counts, self.low, self.high = parts, list(counts), low, high
+
+    def searched(self, change: Tensor, square: Tensor, tilt: Tensor) -> tuple[Tensor, Tensor]:
+        """Of all parts."""
+        found = [part.searched(*given) for part, given in self._split(change, square, tilt)]
+        offsets, at = zip(*found, strict=True)
+        return torch.cat(offsets, dim=-1), torch.cat(at, dim=-1)
+
+    def proven(self, change: Tensor, square: Tensor, tilt: Tensor) -> Tensor:
+        """Of all parts."""
+        return torch.cat([part.proven(*given) for part, given in self._split(change, square, tilt)], dim=-1)
+
+    def _split(self, *tensors: Tensor) -> Iterator[tuple[Majorants, tuple[Tensor, ...]]]:
+        given = zip(*(one.split(self.counts, dim=-1) for one in tensors), strict=True)
+        return zip(self.parts, given, strict=True)
 
 
 class _OfPieces:

@@ -10,12 +10,14 @@ of the running mean behind it, is shared equally among the coordinates of its ou
 Where producers move, the sum is over both sets of rows: those of all channels as they were, and those that stay as they
 will be.
 
-A certificate does not cover several layers together, fine-tuning, and the rescaled running variance of a BatchNorm
-behind the consumer, which rescales its output. A sum over positions (``x.sum((2, 3))``) multiplies errors by their
-number, which is that of the example. Averages and interpolation do no harm; where positions are added up with weights
-that are not known (attention, a product with another activation, bicubic interpolation) there is no certificate.
-Behind max pooling, where every channel may come from another position, the triangle bound alone counts, and the error
-found is that of positions which are all alike.
+Behind a BatchNorm that follows the consumer, and whose running variance the plan rescales, outputs are compared as that
+BatchNorm scales them, in units of its scale before.
+
+A certificate does not cover several layers together, and fine-tuning. A sum over positions (``x.sum((2, 3))``)
+multiplies errors by their number, which is that of the example. Averages and interpolation do no harm; where positions
+are added up with weights that are not known (attention, a product with another activation, bicubic interpolation) there
+is no certificate. Behind max pooling, where every channel may come from another position, the triangle bound alone
+counts, and the error found is that of positions which are all alike.
 
 Shapes as in ``layers.group_view``; J coordinates.
 """
@@ -29,7 +31,15 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from lightning_coreset.coreset import Activation, certify, largest_found_error, largest_magnitude, output_radius
+from lightning_coreset.coreset import (
+    Activation,
+    Certificate,
+    certify,
+    certify_moved,
+    largest_found_error,
+    largest_magnitude,
+    output_radius,
+)
 from lightning_coreset.layers import (
     GroupView,
     LayerPair,
@@ -98,12 +108,14 @@ class Certifier:
             radius, source = self._radius(pairs[0].path.producer.weight)
             check_positions(pairs)
             check_ranges(pairs, radius)
+            moved = [_moved(pair, {**view.tensors, **selection.updates}) or pair for pair in pairs]
+            check_ranges(moved, radius)
             changes = [_Change.of(pair, selection) for pair in pairs]
         except NoCoresetForm as reason:
             return GroupCertificate(None, None, None, f"none: {reason}")
         if source != "measured":
-            for pair in pairs:
-                self._propagate(_moved(pair, {**view.tensors, **selection.updates}) or pair, selection.kept, radius)
+            for pair in moved:
+                self._propagate(pair, selection.kept, radius)
         brackets = [(0.0, 0.0)]
         if len(selection.kept) < view.size:
             brackets = [change.bracket(radius, self.rows, self.seed) for change in changes]
@@ -151,6 +163,7 @@ class _Change:
         constant: Old constants minus new ones, (J,).
         at_padding: The same where padding takes the place of the channels, (J,).
         producers: The rows that make the channels, (N, d + 1); with those that moved behind them, if any did.
+        moved: The channels that those are, (S,); none where no row moves.
         activation: What stands between.
         pooled: Whether a max pooling stands between, too.
     """
@@ -159,6 +172,7 @@ class _Change:
     constant: Tensor
     at_padding: Tensor
     producers: Tensor
+    moved: Tensor
     activation: Activation
     pooled: bool
 
@@ -171,22 +185,24 @@ class _Change:
         moved = _moved(pair, {**tensors, **rounded})
         after = pair.with_tensors({**tensors, **rounded})
         kept = torch.zeros(view.size, dtype=torch.float64).index_fill_(0, selection.kept, 1.0)
-        before, left = _coordinates(pair), _coordinates(after) * kept
-        share = (_constants(pair) - _constants(after)) / math.prod(before.shape[1:3])
+        rescaled = _rescaled(pair, after)
+        before, left = _coordinates(pair), _coordinates(after) * kept * rescaled[:, None, None, None]
+        share = (_constants(pair) - rescaled * _constants(after)) / math.prod(before.shape[1:3])
         at_padding = share[:, None, None].expand(before.shape[:3])
         if moved is None:
             scale, offset = pair.affine_behind
-            difference, producers = before - left, pair.producers
+            difference, producers, behind = before - left, pair.producers, selection.kept[:0]
         else:  # all neurons as they were, and beside them those that stay as they will be, with opposite signs
             scale, offset = (torch.cat([part, part[selection.kept]]) for part in pair.affine_behind)
             difference = torch.cat([before, -left[..., selection.kept]], dim=3)
-            producers = torch.cat([pair.producers, moved.producers[selection.kept]])
+            producers, behind = torch.cat([pair.producers, moved.producers[selection.kept]]), selection.kept
         constant = difference @ offset + at_padding
         return cls(
             (difference * scale).flatten(0, 2),
             constant.flatten(),
             at_padding.flatten(),
             producers,
+            behind,
             pair.activation,
             pair.max_pooled,
         )
@@ -201,7 +217,7 @@ class _Change:
         """Valid bounds for all coordinates, the largest of them sharp unless the limit of rows comes first."""
         # An average over positions and padding lies between the two.
         constant = torch.maximum(self.constant.abs(), self.at_padding.abs())
-        cheap = certify(self.change, self.producers, self.activation, input_radius=radius, sharpen=False)
+        cheap = self._certificate(self.change, radius, sharpen=False)
         bound = (cheap.triangle if self.pooled else cheap.bound) + constant
         if self.pooled:
             return bound
@@ -212,12 +228,29 @@ class _Change:
         while left > 0 and float(waiting.max()) >= reached:
             some = waiting.topk(min(at_once, left, len(waiting))).indices
             enough = max(reached - float(constant[some].max()), 0.0)
-            sharp = certify(self.change[some], self.producers, self.activation, input_radius=radius, enough=enough)
+            sharp = self._certificate(self.change[some], radius, enough=enough)
             bound[some] = torch.minimum(bound[some], sharp.bound + constant[some])
             waiting[some] = -math.inf
             reached = max(reached, float(bound[some].max()))
             left -= len(some)
         return bound
+
+    def _certificate(self, change: Tensor, radius: float, *, enough: float = 0.0, sharpen: bool = True) -> Certificate:
+        """Bounds for some rows of the change, without the constant."""
+        if not len(self.moved):
+            return certify(change, self.producers, self.activation, input_radius=radius, enough=enough, sharpen=sharpen)
+        channels = len(self.producers) - len(self.moved)
+        return certify_moved(
+            change[:, :channels],
+            -change[:, channels:],
+            self.producers[:channels],
+            self.producers[channels:],
+            self.moved,
+            self.activation,
+            input_radius=radius,
+            enough=enough,
+            sharpen=sharpen,
+        )
 
     def _found(self, rows: Tensor, radius: float, seed: int) -> float:
         change, producers = self.change[rows], self.producers
@@ -252,6 +285,15 @@ def _coordinates(pair: LayerPair) -> Tensor:
 
 def _value(activation: Activation, at: float) -> float:
     return float(activation.function(torch.tensor(at, dtype=torch.float64)))
+
+
+def _rescaled(pair: LayerPair, after: LayerPair) -> Tensor:
+    """What a BatchNorm behind the consumer multiplies its outputs by, in units of what it did before, (O,)."""
+    norm = pair.output_norm
+    if norm is None or norm.running_var is None:
+        return torch.ones(pair.outputs, dtype=torch.float64)
+    old, new = (to_cpu_float64(one.view.tensors[norm.running_var]) + norm.eps for one in (pair, after))
+    return (old / new).sqrt()
 
 
 def _constants(pair: LayerPair) -> Tensor:

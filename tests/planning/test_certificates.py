@@ -92,13 +92,20 @@ SMALL: Mapping[str, Callable[[], nn.Sequential]] = {
 }
 
 
-def consumed(model: nn.Module, x: Tensor) -> Tensor:
-    """What the consumer gives to what follows: a BatchNorm's running mean counts, its scale does not."""
+def consumed(model: nn.Module, x: Tensor, before: nn.Module) -> Tensor:
+    """What the consumer gives to what follows, with a BatchNorm's running mean, in units of what its scale was."""
     layers = list(model)  # type: ignore[arg-type]
     norm = layers.pop() if isinstance(layers[-1], nn.BatchNorm1d) else None
     with torch.no_grad():
         y = nn.Sequential(*layers)(x)
-    return y if norm is None else y - norm.running_mean
+    return y if norm is None else (y - norm.running_mean) * rescaled(norm, before[-1])  # type: ignore[index]
+
+
+def rescaled(norm: nn.BatchNorm1d | nn.BatchNorm2d, before: nn.BatchNorm1d | nn.BatchNorm2d) -> Tensor:
+    """By how much more a BatchNorm scales than before."""
+    assert norm.running_var is not None
+    assert before.running_var is not None
+    return ((before.running_var + before.eps) / (norm.running_var + norm.eps)).sqrt()
 
 
 @pytest.mark.parametrize(("name", "method", "radius"), crossed(SMALL, METHODS, [0.5, 4.0]))
@@ -110,7 +117,7 @@ def test_the_truth_lies_between_found_and_certified(name, method, radius):
     angle = torch.linspace(0, 2 * torch.pi, 601, dtype=torch.float64)
     length = torch.linspace(0, radius, 101, dtype=torch.float64)
     ball = (length[:, None, None] * torch.stack([angle.cos(), angle.sin()], dim=1)).reshape(-1, 2)
-    truth = float((consumed(model, ball) - consumed(applied(model, plan), ball)).abs().max())
+    truth = float((consumed(model, ball, model) - consumed(applied(model, plan), ball, model)).abs().max())
     assert truth <= certified * (1 + 1e-9)
     assert found <= certified * (1 + 1e-9)
     assert 0 < found <= truth * 1.01
@@ -176,8 +183,10 @@ def test_a_convolution_by_hand():
     plan = planned(model, x, {"3": 5})
     pruned = applied(model, plan)
     change = model[6].weight.detach().clone()  # type: ignore[index]
-    change[:, list(plan.groups[1].kept)] -= pruned[6].weight.detach()  # type: ignore[index]
-    constant = (pruned[7].running_mean - model[7].running_mean) / 9  # type: ignore[index]
+    ratio = rescaled(pruned[7], model[7])  # type: ignore[index]
+    assert (ratio - 1).abs().max() > 1e-3
+    change[:, list(plan.groups[1].kept)] -= pruned[6].weight.detach() * ratio[:, None, None, None]  # type: ignore[index]
+    constant = (pruned[7].running_mean * ratio - model[7].running_mean) / 9  # type: ignore[index]
     assert constant.abs().max() > 1e-3
     rows = folded(model[3], model[4])  # type: ignore[index]
     with torch.no_grad():
@@ -194,7 +203,7 @@ def test_a_convolution_by_hand():
     with torch.no_grad():
         before = model[:7](x) - model[7].running_mean[:, None, None]  # type: ignore[index]
         after = pruned[:7](x) - pruned[7].running_mean[:, None, None]  # type: ignore[index]
-    assert float((before - after).abs().max()) <= 9 * certified
+    assert float((before - after * ratio[:, None, None]).abs().max()) <= 9 * certified
 
 
 def test_behind_max_pooling_only_the_triangle_counts():
