@@ -124,12 +124,14 @@ def test_event_cost_prints_a_row_for_every_network_and_method(load, monkeypatch)
         return json.loads(out.getvalue())
 
     monkeypatch.setattr(event_cost, "in_fresh_process", here)
-    parts = ["sensitivity", "reconstruction", "self-check"]
+    parts = ["sensitivity", "reconstruction", "self-check", "event memory", "step memory"]
+    if not Path("/proc/self/clear_refs").exists():
+        pytest.skip("memory is read from Linux")
     arguments = ["--tiny", "--repeats", "2", "--model", "resnet50", "resnet50-all", "--parts", *parts]
 
     (table,), text = printed(event_cost, *arguments)
 
-    assert len(asked) == 2 * (2 + 1 + 1)  # the slow parts once
+    assert len(asked) == 2 * (2 + 1 + 1 + 1 + 1)  # the slow parts once
     assert [(row["network"], row["method"]) for row in table] == [
         (f"ResNet-50, {what}", method)
         for what in ("inside the blocks", "all channels")
@@ -137,6 +139,8 @@ def test_event_cost_prints_a_row_for_every_network_and_method(load, monkeypatch)
     ]
     assert all(float(row["event"].partition(" / ")[0]) > 0 for row in table)
     assert all(row["self-check"] and not row["Torch-Pruning"] for row in table)
+    memory = [row["MiB: event / training step"].split(" / ") for row in table if row["method"] == "reconstruction"]
+    assert all(int(event) >= 0 and int(step) >= 0 for event, step in memory)
     assert "thread" in text.splitlines()[0]
 
 
@@ -172,6 +176,7 @@ def test_growth_prints_a_row_for_every_size(load):
     (table,), _ = printed(load("growth"), "--sizes", "16", "32", "--repeats", "1")
     assert [row["N"] for row in table] == ["16", "32"]
     assert all(float(row["sensitivity / pass"]) > 0 and float(row["reconstruction / Cholesky"]) > 0 for row in table)
+    assert all(float(row["measured"]) > 0 for row in table)
 
 
 # ---- overhead.py

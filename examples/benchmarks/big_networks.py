@@ -24,10 +24,10 @@ import json
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
+from footprint import Memory
 from measuring import in_fresh_process
 from reporting import markdown, setting
 from torch import Tensor, nn
@@ -88,24 +88,6 @@ NETWORKS: dict[str, tuple[str, Callable[[bool], Built]]] = {
     "swin": ("Swin-B, images of 224", lambda tiny: of_timm("swin_base_patch4_window7_224", 224, tiny)),
     "llama": ("Llama of 1.1B in bfloat16, sequences of 8", llama),
 }
-
-
-class Memory:
-    """The most memory that this process held since the last look, beyond what it held at first; of Linux."""
-
-    def __init__(self) -> None:
-        self._base = self._read("VmRSS")
-
-    def lap(self) -> int:
-        """Bytes at the highest point since the last call."""
-        highest = self._read("VmHWM")
-        Path("/proc/self/clear_refs").write_text("5")
-        return highest - self._base
-
-    @staticmethod
-    def _read(field: str) -> int:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
 
 def measured(name: str, tiny: bool) -> dict[str, Any]:

@@ -11,6 +11,10 @@ are repeated less often.
 Groups to which the method does not apply are ranked by norms. This is much less work than a coreset, so the table shows
 how many groups were ranked.
 
+The highest memory of an event with reconstruction is compared with that of a training step of AdamW on a batch (32
+images or sequences), each in a process of its own after a small warm-up, above what the process held before the network
+was built; network and optimizer state are part of both.
+
 On ViT, both libraries also remove heads. On GPT-2, both prune the FFN only: Torch-Pruning needs a custom pruner and
 importance for the Conv1D of `transformers` (``torch_pruning_event.py``), and even then its group for the merged
 projection of queries, keys and values asks for all 2304 columns of the next layer, which has 768.
@@ -30,6 +34,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from event_networks import WORKS, ExampleInputs, Work, run
+from footprint import Memory
 from measuring import Stopwatch, format_ratio, format_times, in_fresh_process
 from reporting import markdown, setting
 from torch import nn
@@ -37,8 +42,9 @@ from torch import nn
 METHODS = ("sensitivity", "reconstruction")
 THEIRS = "torch-pruning"
 CHECK = "self-check"
-PARTS = (*METHODS, CHECK, THEIRS)
-SLOW = ("reconstruction", CHECK)
+MEMORY = ("event memory", "step memory")
+PARTS = (*METHODS, CHECK, THEIRS, *MEMORY)
+SLOW = ("reconstruction", CHECK, *MEMORY)
 STEPS = ("structure", "probes", "planning", "surgery", "optimizer")
 RATIO = 0.5
 Seconds = dict[str, float]
@@ -95,6 +101,39 @@ def self_check(model: nn.Module, inputs: ExampleInputs) -> Seconds:
     return watch.parts
 
 
+def peak(work: Work, part: str, tiny: bool) -> Seconds:
+    """The highest memory of an event or of a training step in this process, in bytes."""
+    from lightning_coreset import prune
+
+    small = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    prune(small, torch.randn(2, 4), 0.5)  # imports all that is used
+    small(torch.randn(2, 4)).sum().backward()
+    memory = Memory()
+    model, inputs = work.build(tiny)
+    memory.lap()
+    if part == "event memory":
+        ours(model, inputs, work, "reconstruction")
+    else:
+        step(model, inputs, work.batch)
+    return {part: memory.lap()}
+
+
+def step(model: nn.Module, inputs: ExampleInputs, batch: int) -> None:
+    """One training step, with the optimizer state of one before."""
+    optimizer = trained(model)
+    run(model.train(), repeated(inputs, batch)).square().mean().backward()
+    optimizer.step()
+
+
+def repeated(inputs: ExampleInputs, batch: int) -> ExampleInputs:
+    """The samples again and again, as many as a batch has."""
+    if isinstance(inputs, dict):
+        return {
+            name: tensor.repeat(-(-batch // len(tensor)), *[1] * (tensor.ndim - 1)) for name, tensor in inputs.items()
+        }
+    return inputs.repeat(-(-batch // len(inputs)), *[1] * (inputs.ndim - 1))
+
+
 def theirs(model: nn.Module, inputs: ExampleInputs, work: Work) -> Seconds:
     """Seconds for building Torch-Pruning's dependency graph and pruning."""
     import torch_pruning_event
@@ -112,6 +151,8 @@ Measured = tuple[Seconds, list[tuple[int, ...]]]
 def measured(work: Work, part: str, tiny: bool = False) -> Measured:
     """Seconds of one part in this process, and the resulting parameter shapes."""
     torch.manual_seed(0)
+    if part in MEMORY:
+        return peak(work, part, tiny), []
     model, inputs = work.build(tiny)
     if part == CHECK:
         found = self_check(model, inputs)
@@ -137,7 +178,7 @@ def measure(names: Iterable[str], parts: Sequence[str], repeats: int, slow_repea
                     continue
                 one = in_fresh_process(__file__, "--child", "--model", name, "--parts", part, *["--tiny"] * tiny)
                 found[name, part].append(one["seconds"])
-                if part != CHECK:
+                if part not in (CHECK, *MEMORY):
                     shapes[part] = one["shapes"]
             assert len(set(map(str, shapes.values()))) <= 1, f"{name}: other shapes by {' than by '.join(shapes)}"
     return found
@@ -148,6 +189,7 @@ def rows(names: Iterable[str], found: Found) -> Iterable[list[str]]:
     for name in names:
         checks = [one[CHECK] for one in found[name, CHECK]]
         other = [one[THEIRS] for one in found[name, THEIRS]]
+        held = [max(one[part] for one in found[name, part]) for part in MEMORY if found[name, part]]
         for method in METHODS:
             runs = found[name, method]
             if not runs:
@@ -162,6 +204,7 @@ def rows(names: Iterable[str], found: Found) -> Iterable[list[str]]:
                 format_times(other, ".2f") if other else "",
                 format_ratio(event, other) if other else "",
                 format_times(checks, ".2f") if checks else "",
+                " / ".join(f"{bytes / 2**20:,.0f}" for bytes in held) if method == "reconstruction" else "",
             ]
 
 
@@ -189,6 +232,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     print("the time of Torch-Pruning is that of building its graph and of one pruning step.\n")
     head = ["network", "method", "groups", *STEPS, "event", "Torch-Pruning", "event / Torch-Pruning", CHECK]
+    head.append("MiB: event / training step")
     print(markdown(head, rows(given.model, results)))
 
 

@@ -92,12 +92,14 @@ class Work:
         build: Returns the network and its example inputs; takes whether to build the tiny version.
         include_residual: Whether residual channels are pruned.
         ignore: Patterns of layers whose channels stay.
+        batch: Images or sequences of a training step that its memory is compared with.
     """
 
     title: str
     build: Callable[[bool], tuple[nn.Module, ExampleInputs]]
     include_residual: bool = False
     ignore: tuple[str, ...] = ()
+    batch: int = 32
 
 
 # GPT-2 computes its GELU with products and sums; "gelu_pytorch_tanh" is the same function as one operator of torch.

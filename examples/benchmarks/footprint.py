@@ -1,4 +1,4 @@
-"""Memory and file size of a network: the peak during training, and its ONNX file."""
+"""Memory and file size: the peak of a process or of training, and the ONNX file of a network."""
 
 from __future__ import annotations
 
@@ -15,6 +15,24 @@ from torch import Tensor, nn
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler reports that it starts and stops
 
 from torch.profiler import ProfilerActivity, profile
+
+
+class Memory:
+    """The most memory that this process held since the last look, beyond what it held at first; of Linux."""
+
+    def __init__(self) -> None:
+        self._base = self._read("VmRSS")
+
+    def lap(self) -> int:
+        """Bytes at the highest point since the last call."""
+        highest = self._read("VmHWM")
+        Path("/proc/self/clear_refs").write_text("5")
+        return highest - self._base
+
+    @staticmethod
+    def _read(field: str) -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
 
 def training_peak(model: nn.Module, x: Tensor) -> int:

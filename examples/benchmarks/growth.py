@@ -1,7 +1,8 @@
 """Planning time by number of channels of a group, compared with lower bounds.
 
 One group: Linear(N, N), ReLU, Linear(N, N); half of the N channels between them are removed. Only planning is timed,
-with a known structure, in one process, alternating. The lower bounds:
+with a known structure, in one process, alternating. *reconstruction* has moments in closed form; *measured* are the
+moments of synthetic inputs, with the runs that measure them, as by default for such a network. The lower bounds:
 
 - *one pass*: the norms of all rows of the first weight and of all columns of the second. A method that reads the
   weights cannot be faster.
@@ -25,12 +26,17 @@ from measuring import interleaved, seconds
 from reporting import markdown, setting
 from torch import nn
 
-from lightning_coreset.methods import as_method
-from lightning_coreset.planning import Request, make_plan
-from lightning_coreset.structure import analyse
+from lightning_coreset import Reconstruction, Sensitivity
+from lightning_coreset.methods import Method
+from lightning_coreset.planning import Request, make_plan, measuring_runs
+from lightning_coreset.structure import Example, analyse
 
 SIZES = (256, 512, 1024, 2048, 4096)
-METHODS = ("sensitivity", "reconstruction")
+METHODS = {
+    "sensitivity": Sensitivity(),
+    "reconstruction": Reconstruction(moments="closed_form"),
+    "measured": Reconstruction(),
+}
 
 
 def contenders(channels: int) -> dict[str, Callable[[], float]]:
@@ -38,12 +44,16 @@ def contenders(channels: int) -> dict[str, Callable[[], float]]:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, channels))
     first, second = model[0].weight.detach(), model[2].weight.detach()
-    structure = analyse(model, torch.randn(2, channels))
+    example = Example.of(torch.randn(2, channels))
+    structure = analyse(model, example)
     wide = first.double()
     moment = wide @ wide.T + torch.eye(channels, dtype=torch.float64)
-    timed = {
-        method: partial(make_plan, model, structure, Request(0.5, "channels", as_method(method))) for method in METHODS
-    }
+
+    def plan(method: Method) -> None:
+        request = Request(0.5, "channels", method)
+        make_plan(model, structure, request, runs=measuring_runs(model, structure, method.measures, [example]))
+
+    timed: dict[str, Callable[[], object]] = {name: partial(plan, method) for name, method in METHODS.items()}
     timed["pass"] = lambda: (first.norm(dim=1), second.norm(dim=0))
     timed["cholesky"] = partial(torch.linalg.cholesky, moment)
     timed["product"] = partial(torch.mm, wide, moment)
@@ -77,6 +87,7 @@ def rows(found: dict[int, dict[str, float]]) -> Iterable[list[str]]:
             ms(flops),
             f"{one['reconstruction'] / one['cholesky']:.1f}",
             f"{one['reconstruction'] / flops:.1f}",
+            f"{one['measured'] / one['cholesky']:.1f}",
         ]
         before = one
 
@@ -97,8 +108,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     found = measure(given.sizes, given.repeats)
     print(setting())
     print(f"Milliseconds of planning for one group of N channels, medians of {given.repeats} calls at N = 1024.\n")
-    head = ["N", "sensitivity", "growth", "reconstruction", "growth", "one pass", "sensitivity / pass"]
+    head = ["N", *(cell for method in METHODS for cell in (method, "growth")), "one pass", "sensitivity / pass"]
     head += ["Cholesky", "N^3/3 at the rate of a product", "reconstruction / Cholesky", "reconstruction / N^3/3"]
+    head += ["measured / Cholesky"]
     print(markdown(head, rows(found)))
 
 
