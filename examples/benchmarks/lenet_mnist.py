@@ -26,11 +26,11 @@ from contenders import METHODS, Prune, Target, contenders
 from images import Batches, Images, Split, mnist
 from reporting import markdown
 from studies import averaged, begin
-from torch import nn
+from torch import Tensor, nn
 from tuning import accuracy, adam, seeded, train
 
 from lightning_coreset import prune
-from lightning_coreset.coreset import certify, find_activation, largest_found_error
+from lightning_coreset.coreset import certify_moved, find_activation, largest_found_error
 from lightning_coreset.methods import Method
 
 KEEP = (0.5, 0.25, 0.1, 0.05)
@@ -94,23 +94,28 @@ def certified(
         input_radius=radius,
     )
     (group,) = plan.groups
-    first, second, reweighted = model[0], model[2], pruned[2]
-    assert isinstance(first, nn.Linear)
+    second, reweighted = model[2], pruned[2]
     assert isinstance(second, nn.Linear)
     assert isinstance(reweighted, nn.Linear)
-    rows = torch.cat([first.weight, first.bias[:, None]], dim=1).detach()
-    weight = second.weight.detach()
-    change = weight.clone()
-    change[:, list(group.kept)] -= reweighted.weight.detach()
+    rows, moved = rows_of(model[0]), rows_of(pruned[0])
+    weight, kept = second.weight.detach(), torch.tensor(group.kept)
     relu = find_activation("relu")
     assert relu is not None
     largest = weight.norm(dim=1).topk(16).indices
     generator = torch.Generator().manual_seed(seed)
     own = largest_found_error(weight[largest], rows, relu, input_radius=radius, generator=generator)
-    triangle = certify(change, rows, relu, input_radius=radius, sharpen=False).triangle
+    bounds = certify_moved(
+        weight, reweighted.weight.detach(), rows, moved, kept, relu, input_radius=radius, sharpen=False
+    )
     assert group.found_error is not None
     assert group.certified_error is not None
-    return float(own.max()), group.found_error, group.certified_error, float(triangle.max())
+    return float(own.max()), group.found_error, group.certified_error, float(bounds.triangle.max())
+
+
+def rows_of(layer: nn.Module) -> Tensor:
+    """The weights of every output and its bias, (N, d + 1)."""
+    assert isinstance(layer, nn.Linear)
+    return torch.cat([layer.weight, layer.bias[:, None]], dim=1).detach()
 
 
 def main(argv: Sequence[str] | None = None) -> None:
