@@ -16,6 +16,7 @@ from lightning_coreset.coreset.activations import (
     value_range,
 )
 from lightning_coreset.coreset.certificate import Certificate, certify, output_radius
+from lightning_coreset.coreset.draw_law import DrawLaw, draw_law
 from lightning_coreset.coreset.elimination import eliminate, elimination_curve
 from lightning_coreset.coreset.elimination_state import compress_rows
 from lightning_coreset.coreset.gaussian_moments import (
@@ -36,6 +37,7 @@ from lightning_coreset.coreset.least_squares import (
     variance_ratios,
 )
 from lightning_coreset.coreset.moved_certificate import certify_moved
+from lightning_coreset.coreset.refined_bounds import failure_probability, refined_error_bound, refined_sample_size
 from lightning_coreset.coreset.refinement import Refinement, refine_producers
 from lightning_coreset.coreset.sample_fit import SampleFit, fit_samples, position_correlation, sample_moments
 from lightning_coreset.coreset.sampling import Sample, draw_distinct, draw_fixed, draw_pps, inclusion_probabilities
@@ -54,6 +56,7 @@ from lightning_coreset.coreset.written_out import written_out_activation
 __all__ = [
     "Activation",
     "Certificate",
+    "DrawLaw",
     "Gaussian",
     "LeastSquaresFit",
     "Moments",
@@ -70,11 +73,13 @@ __all__ = [
     "compress_rows",
     "draw_distinct",
     "draw_fixed",
+    "draw_law",
     "draw_pps",
     "eliminate",
     "elimination_curve",
     "error_bound",
     "expected_error",
+    "failure_probability",
     "find_activation",
     "fit_samples",
     "gauss_hermite",
@@ -92,6 +97,8 @@ __all__ = [
     "query_key_bases",
     "reconstruct",
     "refine_producers",
+    "refined_error_bound",
+    "refined_sample_size",
     "register_activation",
     "sample_moments",
     "sample_size",

@@ -28,6 +28,7 @@ def largest_found_error(
     generator: torch.Generator,
     starts: int = 16,
     steps: int = 60,
+    constant: Tensor | None = None,
 ) -> Tensor:
     r"""The largest :math:`|e_j(x)|` that ascent over the ball finds from many starts: a lower bound on the truth.
 
@@ -42,6 +43,7 @@ def largest_found_error(
         generator: The source of the random starts, on the CPU.
         starts: Starting points for each row and sign, besides the gradient of the linear part.
         steps: Steps from each.
+        constant: What is added to the sum over the channels, ``(J,)``; nothing by default.
 
     Returns:
         The errors found, float64 ``(J,)``: the value at an input of the ball, whatever the quality of the ascent.
@@ -61,7 +63,11 @@ def largest_found_error(
     delta, P = checked_problem(change, producers, input_radius)
     A, bias = in_their_span(P[:, :-1]), P[:, -1]
     rows = max(1, _BATCH // ((starts + 1) * max(A.shape)))
-    ascents = [_Ascent(part, A, bias, activation, input_radius, generator) for part in delta.split(rows)]
+    added = delta.new_zeros(len(delta)) if constant is None else constant.detach().double()
+    ascents = [
+        _Ascent(part, also, A, bias, activation, input_radius, generator)
+        for part, also in zip(delta.split(rows), added.split(rows), strict=True)
+    ]
     return torch.cat([ascent.largest(starts, steps) for ascent in ascents]).clamp_min(0)
 
 
@@ -69,9 +75,16 @@ class _Ascent:
     """From many starts for some rows and either sign, with the best value and input of every start."""
 
     def __init__(
-        self, delta: Tensor, A: Tensor, bias: Tensor, activation: Activation, radius: float, generator: torch.Generator
+        self,
+        delta: Tensor,
+        constant: Tensor,
+        A: Tensor,
+        bias: Tensor,
+        activation: Activation,
+        radius: float,
+        generator: torch.Generator,
     ) -> None:
-        self.delta = torch.cat([delta, -delta])
+        self.delta, self.constant = torch.cat([delta, -delta]), torch.cat([constant, -constant])[:, None]
         self.A, self.bias, self.activation, self.radius, self.generator = A, bias, activation, radius, generator
 
     def largest(self, starts: int, steps: int) -> Tensor:
@@ -89,7 +102,7 @@ class _Ascent:
         momentum, h = torch.zeros_like(X), 1e-6
         for step in range(steps + 1):
             z = X @ self.A.T + self.bias
-            value = torch.einsum("jn,jsn->js", self.delta, self.activation.function(z))
+            value = torch.einsum("jn,jsn->js", self.delta, self.activation.function(z)) + self.constant
             better = value > self.best
             self.best, self.at = torch.where(better, value, self.best), torch.where(better[..., None], X, self.at)
             # A central difference gives the slope of any activation; inference mode forbids autograd.

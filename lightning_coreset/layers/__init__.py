@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lightning_coreset.layers.consumer_set import ConsumerSet, closed_form_pairs, consumer_sets, main_set
+from lightning_coreset.layers.coordinate_change import CoordinateChange
 from lightning_coreset.layers.group_view import GroupView, NoCoresetForm
 from lightning_coreset.layers.head_blocks import Columns, HeadBlock, Rows, head_blocks
 from lightning_coreset.layers.layer_pair import LayerPair, to_cpu_float64
@@ -23,6 +24,7 @@ __all__ = [
     "ActivationMoments",
     "Columns",
     "ConsumerSet",
+    "CoordinateChange",
     "GroupView",
     "HeadBlock",
     "LayerPair",

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from torch import Tensor
 
 from lightning_coreset._arguments import is_number
-from lightning_coreset.coreset import draw_distinct, draw_fixed, draw_pps, sample_size, sensitivities_from_norms
-from lightning_coreset.layers import GroupView, LayerPair, NoCoresetForm, check_positions, check_ranges, layer_pairs
+from lightning_coreset.coreset import draw_distinct, draw_fixed, draw_pps, sensitivities_from_norms
+from lightning_coreset.layers import (
+    GroupView,
+    NoCoresetForm,
+    check_positions,
+    check_ranges,
+    layer_pairs,
+    single_channel_pairs,
+)
+from lightning_coreset.methods.asked_draws import AskedDraws, of_single_channels
+from lightning_coreset.methods.certified_draws import CertifiedDraws
 from lightning_coreset.methods.method import Method
 from lightning_coreset.methods.ranking import rank_by_norms
 from lightning_coreset.methods.selection import Selection
 
 _SAMPLERS = {"distinct": draw_distinct, "draws": draw_fixed, "pps": draw_pps}
 _VACUOUS = "kept whole (the bound is vacuous)"
+_TOO_LARGE = "kept whole (too large to certify)"
+_UNCERTIFIED = "kept whole (no smaller coreset was certified)"
 
 
 @dataclass(frozen=True)
@@ -52,9 +61,9 @@ class Sensitivity(Method):
     delta: float = 0.05
 
     def __post_init__(self) -> None:
-        if self.sampler is None:
-            object.__setattr__(self, "sampler", "distinct" if self.epsilon is None else "draws")
-        if self.sampler not in _SAMPLERS:
+        if self.sampler is None and self.epsilon is None:
+            object.__setattr__(self, "sampler", "distinct")
+        if self.sampler not in _SAMPLERS and self.sampler is not None:
             raise ValueError(f"Expected sampler to be 'distinct', 'draws' or 'pps' but got {self.sampler!r}.")
         if not is_number(self.input_radius) or self.input_radius <= 0:
             raise ValueError(
@@ -64,8 +73,6 @@ class Sensitivity(Method):
             raise ValueError(f"Expected epsilon to be a positive number but got {self.epsilon!r}.")
         if not is_number(self.delta) or not 0 < self.delta < 1:
             raise ValueError(f"Expected delta to be a number between 0 and 1 but got {self.delta!r}.")
-        if self.epsilon is not None and self.sampler != "draws":
-            raise ValueError(f"Expected sampler 'draws' with epsilon, as the theorem has it, but got {self.sampler!r}.")
 
     @property
     def chooses_sizes(self) -> bool:
@@ -112,61 +119,59 @@ class Sensitivity(Method):
         return selection
 
     def _guarantee(self, group: GroupView, epsilon: float) -> Selection:
-        """As many draws as the theorem asks for; the whole group if it has no more channels than that."""
-        pairs = layer_pairs(group)
+        """The fewest channels that the theorem allows or a certificate proves; the whole group without any."""
+        by_theorem = self.sampler in (None, "draws")
+        pairs = layer_pairs(group) if by_theorem else single_channel_pairs(group)
         check_positions(pairs)
         if any(pair.max_pooled for pair in pairs):  # the theorem is about one input for all channels
             raise NoCoresetForm("a max pooling takes every channel from a position of its own")
         check_ranges(pairs, self.input_radius)
-        bounds = [_PairBound.of(pair, self.input_radius) for pair in pairs]
-        scores = torch.stack([bound.scores for bound in bounds]).amax(dim=0)
-        drawn = scores > 0
-        squares = torch.stack([(bound.slopes[drawn].square() / scores[drawn]).sum() for bound in bounds])
-        complexity = math.sqrt(float(scores.sum() * squares.amax()))
-        coordinates = sum(bound.coordinates for bound in bounds)
-        if not math.isfinite(complexity):  # an activation without a Lipschitz constant
-            return Selection.whole(group.size, _VACUOUS)
-        draws = sample_size(float(scores.sum()), epsilon, coordinates, self.delta, complexity=complexity)
-        if draws >= group.size:
-            return Selection.whole(group.size, _VACUOUS)
-        sample = draw_fixed(scores, draws, group.generator)
-        return Selection(sample.kept, self.label, weights=sample.weights)
+        asked = AskedDraws.of(pairs, epsilon, self.delta, self.input_radius)
+        best = Selection.whole(group.size, _VACUOUS if by_theorem else _TOO_LARGE)
+        if by_theorem and asked.draws < group.size:
+            sample = draw_fixed(asked.scores, int(asked.draws), group.generator)
+            best = Selection(sample.kept, self._decided_by(asked.bound), weights=sample.weights)
+        if not of_single_channels(pairs):
+            return best
+        search = CertifiedDraws(
+            group,
+            pairs,
+            asked.scores,
+            _SAMPLERS[self.sampler or "pps"],
+            input_radius=self.input_radius,
+            epsilon=epsilon,
+        )
+        certified = search.smallest(len(best.kept))
+        if certified is not None:
+            return Selection(certified.kept, self._decided_by("certificate"), weights=certified.weights)
+        if len(best.kept) == group.size and not search.unaffordable:
+            return replace(best, method=_UNCERTIFIED)
+        return best
+
+    def _decided_by(self, bound: str) -> str:
+        return f"{self.label[:-1]}, {bound})"
 
     def warnings(self, selections: Mapping[str, Selection]) -> Iterable[str]:
-        """Groups that stay whole because the theorem asks for more draws than they have channels."""
-        names = [name for name, selection in selections.items() if selection.method == _VACUOUS]
+        """Groups that stay whole because no bound lets them shrink."""
+        named = {
+            method: ", ".join(name for name, selection in selections.items() if selection.method == method)
+            for method in (_VACUOUS, _UNCERTIFIED, _TOO_LARGE)
+        }
         messages = []
-        if names:
+        if named[_VACUOUS]:
             messages.append(
-                f"The bound is vacuous for {', '.join(names)}: the theorem asks for at least as many draws as there "
-                "are channels, so all of them stay. Ask for a larger epsilon."
+                f"The bound is vacuous for {named[_VACUOUS]}: the theorem asks for at least as many draws as there are "
+                "channels, and what is drawn cannot be certified in reasonable time, so all of them stay. Ask for a "
+                "larger epsilon."
+            )
+        if named[_UNCERTIFIED]:
+            messages.append(
+                f"No coreset of {named[_UNCERTIFIED]} was certified to keep the error {self.epsilon:g}, so all "
+                "channels stay. Ask for a larger epsilon."
+            )
+        if named[_TOO_LARGE]:
+            messages.append(
+                f"No coreset of {named[_TOO_LARGE]} can be certified in reasonable time, so all channels stay. Leave "
+                "out the sampler, so that the theorem may decide."
             )
         return messages
-
-
-@dataclass(frozen=True, eq=False)
-class _PairBound:
-    """What the theorem of ``coreset.sampling_bounds`` needs of one layer pair.
-
-    In units of the consumer's outputs, before any BatchNorm behind it. A BatchNorm behind the activation makes a
-    channel ``a phi(z) + t``: its offset counts in the sensitivity, but no more in the Rademacher average than any
-    constant, whose mean over random signs is zero.
-
-    Attributes:
-        scores: Bounds on what a channel adds to any coordinate, (N,).
-        slopes: Lipschitz constants times the largest norm of input and row, (N,).
-        coordinates: Outputs times positions.
-    """
-
-    scores: Tensor
-    slopes: Tensor
-    coordinates: int
-
-    @classmethod
-    def of(cls, pair: LayerPair, input_radius: float) -> _PairBound:
-        scale, offset = pair.affine_behind
-        norms, weights = pair.producer_norms(), pair.consumer_norms()
-        scores = sensitivities_from_norms(norms, weights, pair.activation, input_radius=input_radius)
-        slopes = weights * scale.abs() * norms * math.sqrt(input_radius**2 + 1)
-        slopes = torch.where(slopes > 0, slopes * pair.activation.lipschitz, 0.0)  # an infinite constant times 0 is NaN
-        return cls(scale.abs() * scores + weights * offset.abs(), slopes, pair.coordinates)

@@ -50,8 +50,8 @@ from lightning_coreset.layers import (
 )
 from lightning_coreset.layers.layer_pair import to_cpu_float64
 from lightning_coreset.methods import Selection
+from lightning_coreset.methods.reweighting import reweighted_consumers
 from lightning_coreset.planning.input_norms import InputNorms
-from lightning_coreset.planning.working_weights import reweighted_consumers
 
 _ASCENDED = 8
 _ENTRIES = 2**24

@@ -132,17 +132,3 @@ class WorkingWeights(dict[str, Tensor]):
             left = own[kept[dim]] if dim in kept else own
             factors[dim] = factors[dim] * left if dim in factors else left
         return replace(change, factors=factors)
-
-
-def reweighted_consumers(
-    group: ChannelGroup, selection: Selection, tensors: Mapping[str, Tensor]
-) -> Mapping[str, Tensor]:
-    """New contents of whole tensors by name, whether the selection has them as ``updates`` or as ``weights``."""
-    if selection.weights is None:
-        return selection.updates
-    factors = selection.factors(group.size)
-    scaled: dict[str, Tensor] = {}
-    for member in group.by_role("consumer"):
-        tensor = scaled.setdefault(member.name, tensors[member.name].detach().clone())
-        scale_dims_(tensor, {member.dim: member.at_positions(factors, tensor.shape[member.dim])})
-    return scaled

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lightning_coreset.coreset import draw_distinct, draw_fixed, draw_pps
 from lightning_coreset.layers import GroupView, PlanState
 from lightning_coreset.methods import Magnitude, Method, Random, Reconstruction, Selection, Sensitivity
-from lightning_coreset.planning.working_weights import reweighted_consumers
+from lightning_coreset.methods.reweighting import reweighted_consumers
 from lightning_coreset.structure import ChannelGroup, analyse
 from lightning_coreset.surgery import named_tensors
 

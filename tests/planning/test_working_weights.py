@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from lightning_coreset import Sensitivity, plan_pruning
 from lightning_coreset.methods import Selection
-from lightning_coreset.planning.working_weights import WorkingWeights, reweighted_consumers
+from lightning_coreset.methods.reweighting import reweighted_consumers
+from lightning_coreset.planning.working_weights import WorkingWeights
 from lightning_coreset.structure import find_groups
 from lightning_coreset.surgery import apply_changes, index_dims, named_tensors, slice_members
 
