@@ -114,8 +114,10 @@ def certify(
             for some in delta.split(max(1, AT_ONCE // (128 * len(P))))
         ]
         sharp = torch.cat(parts)
-        if activation.half_slopes is not None:
-            sharp = torch.minimum(sharp, _signs_apart(delta, P, activation.half_slopes, input_radius, steps))
+        above = ~(sharp <= enough)
+        if activation.half_slopes is not None and above.any():
+            apart = _signs_apart(delta[above], P, activation.half_slopes, input_radius, steps)
+            sharp = sharp.masked_scatter(above, torch.minimum(sharp[above], apart))
         bound = torch.fmin(bound, sharp)
     return Certificate(bound=bound, triangle=triangle, spectral=spectral, sharp=sharp)
 
