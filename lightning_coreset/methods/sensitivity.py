@@ -41,18 +41,29 @@ class Sensitivity(Method):
         sampler: ``"distinct"`` draws with replacement until enough distinct channels came up, as the authors' code
             does; ``"draws"`` draws exactly as many times as channels are wanted, as the theorem does (fewer distinct
             ones are left); ``"pps"`` fixes the size and has the least variance.
-            With ``epsilon`` it is ``"draws"``, else ``"distinct"`` unless given.
+            ``"distinct"`` unless given; with ``epsilon`` the theorem has ``"draws"`` and what is certified ``"pps"``.
         input_radius: Bound on the norm of a layer's input. It cancels out for ReLU.
-        epsilon: The error to guarantee instead of a size: every group is drawn as often as the theorem asks, and with
-            probability ``1 - delta`` no input of norm at most ``input_radius`` moves any coordinate of the next layer's
-            outputs by more than this (a coordinate is one output and one kernel position; the bound is about one
-            group at one event). No pruning ratio is solved for then. Groups for which the theorem asks for as many
-            draws as they have channels, and groups without a coreset form, stay whole.
-        delta: The probability with which the guarantee may fail, for each group.
+        epsilon: The error to guarantee instead of a size: no input of norm at most ``input_radius`` moves any
+            coordinate of the next layer's outputs by more than this (a coordinate is one output and one kernel
+            position; the guarantee is about one group at one event). Every group gets the fewest channels that one of
+            these allows, and its method in the plan says which: the *theorem*, with probability ``1 - delta``; the
+            *refined theorem*, the same with the layer's own numbers in place of the worst; the *certificate* of a
+            coreset that was drawn, with certainty. The certificate allows the least, and takes up to some minutes for a
+            group; layers above about 1024 channels, grouped convolutions and layers with too many outputs are left to
+            the theorems. With another sampler than ``"draws"`` the certificate alone decides. No pruning ratio is
+            solved for. Groups for which nothing is proven, and groups without a coreset form, stay whole.
+        delta: The probability with which the theorems may fail, for each group.
 
     Raises:
-        ValueError: If an option is of another kind or out of its range, or ``epsilon`` is given with another sampler
-            than the theorem's.
+        ValueError: If an option is of another kind or out of its range.
+
+    Example:
+        >>> from torch import nn
+        >>> from lightning_coreset import plan_pruning
+        >>> network = nn.Sequential(nn.Linear(3, 40), nn.ReLU(), nn.Linear(40, 2))
+        >>> plan = plan_pruning(network, torch.zeros(1, 3), method=Sensitivity(epsilon=2.0))
+        >>> plan.groups[0].method
+        'sensitivity (epsilon=2, certificate)'
     """
 
     sampler: Literal["distinct", "draws", "pps"] | None = None

@@ -64,7 +64,8 @@ def epsilon_for(model: nn.Sequential, name: str, draws: int, radius: float = 1.0
 def test_draws_are_those_of_the_theorem(name, radius):
     model = wide(ACTIVATIONS[name])
     epsilon = epsilon_for(model, name, 300, radius, 0.2)
-    draws = draws_by_hand(model, name, epsilon, radius, 0.2)
+    # A part of 1e-5 is left to norms in single precision.
+    draws = draws_by_hand(model, name, epsilon * (1 - 1e-5), radius, 0.2)
     assert 299 <= draws <= 301
     method = Sensitivity(input_radius=radius, epsilon=epsilon, delta=0.2)
     plan = prune(copy.deepcopy(model), torch.randn(2, 5).double(), method=method)

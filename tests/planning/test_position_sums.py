@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_coreset import plan_pruning
-from lightning_coreset.methods import Magnitude, Method, Reconstruction, Sensitivity
+from lightning_coreset.methods import Magnitude, Method, Reconstruction, Sensitivity, certified_draws
 from lightning_coreset.plan import PruningPlan
 from lightning_coreset.surgery import apply_changes
 
@@ -206,13 +206,48 @@ def promised(model: nn.Module, epsilon: float) -> PruningPlan:
     return plan_pruning(model, model.inputs(2), method=Sensitivity(epsilon=epsilon), only=["a"], seed=1)
 
 
+@pytest.mark.parametrize("name", thinned([name for name in COVERED if "max" not in name], 4))
+def test_no_input_breaks_a_promise(name: str) -> None:
+    """Of an error that about half of the channels can keep: certified, and attacked in the network as it is pruned."""
+    torch.manual_seed(2)
+    model = COVERED[name]().eval()
+    half = planned(model, Sensitivity("pps"), certify=True, input_radius=1.0).groups[0].certified_error
+    assert half is not None
+    epsilon = 1.1 * half
+    plan = plan_pruning(model, model.inputs(2), method=Sensitivity(epsilon=epsilon), only=["a"], seed=1)
+    (group,) = plan.groups
+    assert group.method == f"sensitivity (epsilon={epsilon:g}, certificate)"
+    assert group.channels_after < WIDTH
+    pruned = applied(model, plan)
+    found = largest(model, lambda x: model.seen(x) - pruned.seen(x))
+    assert found <= epsilon * coordinates(model) * (1 + 1e-9)
+
+
+@pytest.fixture
+def no_certificate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(certified_draws, "_WORK", 0)
+
+
+@pytest.mark.usefixtures("no_certificate")
+@pytest.mark.parametrize("behind", [lambda h: h.sum(1), lambda h: h.mean(1)], ids=["sum", "mean"])
+def test_no_input_breaks_what_the_refined_theorem_promises(behind: Callable[[Tensor], Tensor]) -> None:
+    model = wide(behind)
+    epsilon = 2.5 * (POSITIONS if float(behind(torch.ones(1, POSITIONS, 1))) > 1 else 1)
+    (group,) = promised(model, epsilon).groups
+    assert group.method.endswith("refined theorem)")
+    assert group.channels_after < 8000
+    pruned = applied(model, promised(model, epsilon))
+    assert largest(model, lambda x: model.seen(x) - pruned.seen(x), steps=20) <= epsilon
+
+
+@pytest.mark.usefixtures("no_certificate")
 def test_a_sum_is_drawn_for_a_promise_as_often_as_the_mean_for_its_share() -> None:
     (of_sum,) = promised(wide(lambda h: h.sum(1)), 6.0 * POSITIONS).groups
     (of_mean,) = promised(wide(lambda h: h.mean(1)), 6.0).groups
     assert of_sum.kept == of_mean.kept
     assert of_sum.channels_after < 8000
     with pytest.warns(UserWarning, match="The bound is vacuous for a"):
-        promised(wide(lambda h: h.sum(1)), 6.0)
+        promised(wide(lambda h: h.sum(1)), 1.0)
 
 
 def test_no_size_is_promised_where_every_channel_has_a_position_of_its_own() -> None:
