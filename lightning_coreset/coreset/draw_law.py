@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_coreset.coreset.activations import Activation, value_range
+from lightning_coreset.coreset.activations import Activation, slope_range, value_range
 
 _ROUNDED = 1 + 1e-9
 """Sums and eigenvalues in float64 are within this of the truth."""
@@ -191,14 +191,8 @@ class _Layer:
 
 def _parts(activation: Activation) -> tuple[float, float]:
     """The slope of a linear part, and the Lipschitz constant of what is left: half the sum of slopes, half the span."""
-    if activation.linear is not None:
-        slopes = [activation.linear.slope]
-        for _, change in activation.linear.kinks:
-            slopes.append(slopes[-1] + change)
-        return abs(min(slopes) + max(slopes)) / 2, (max(slopes) - min(slopes)) / 2
-    if activation.turning_points == ():  # monotone: all slopes are of one sign
-        return activation.lipschitz / 2, activation.lipschitz / 2
-    return 0.0, activation.lipschitz
+    least, most = slope_range(activation)
+    return abs(least + most) / 2, (most - least) / 2
 
 
 def _largest_eigenvalues(weights: Tensor, rows: Tensor) -> Tensor:

@@ -25,21 +25,11 @@ Shapes as in ``layers.group_view``; J coordinates.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
-from lightning_coreset.coreset import (
-    Activation,
-    Certificate,
-    certify,
-    certify_moved,
-    largest_found_error,
-    largest_magnitude,
-    output_radius,
-)
+from lightning_coreset.coreset import largest_magnitude, output_radius
 from lightning_coreset.layers import (
     GroupView,
     LayerPair,
@@ -48,17 +38,9 @@ from lightning_coreset.layers import (
     check_ranges,
     single_channel_pairs,
 )
-from lightning_coreset.layers.layer_pair import to_cpu_float64
 from lightning_coreset.methods import Selection
-from lightning_coreset.methods.reweighting import reweighted_consumers
+from lightning_coreset.planning.consumer_change import ConsumerChange, moved_pair
 from lightning_coreset.planning.input_norms import InputNorms
-
-_ASCENDED = 8
-_ENTRIES = 2**24
-"""Rows times N times min(N, d + 1) that get the sharp bound: 186 rows for 300 channels, 16 for 1024. Some minutes."""
-_LEAST_SHARPENED = 4
-_AT_ONCE = 2**20
-"""Rows times entries of the producers that are bounded together."""
 
 
 @dataclass(frozen=True)
@@ -108,9 +90,9 @@ class Certifier:
             radius, source = self._radius(pairs[0].path.producer.weight)
             check_positions(pairs)
             check_ranges(pairs, radius)
-            moved = [_moved(pair, {**view.tensors, **selection.updates}) or pair for pair in pairs]
+            moved = [moved_pair(pair, {**view.tensors, **selection.updates}) or pair for pair in pairs]
             check_ranges(moved, radius)
-            changes = [_Change.of(pair, selection) for pair in pairs]
+            changes = [ConsumerChange.of(pair, selection) for pair in pairs]
         except NoCoresetForm as reason:
             return GroupCertificate(None, None, None, f"none: {reason}")
         if source != "measured":
@@ -152,157 +134,3 @@ class Certifier:
         proven = math.sqrt(positions) * (float(scale.abs().max()) * largest + float(offset.norm()))
         if proven > 0 and math.isfinite(proven):
             self._proven[weight] = max(proven, self._proven.get(weight, 0.0))
-
-
-@dataclass(frozen=True, eq=False)
-class _Change:
-    """What a plan changes in one consumer.
-
-    Attributes:
-        change: Old weights minus new ones, BatchNorms behind the activation included, (J, N).
-        constant: Old constants minus new ones, (J,).
-        at_padding: The same where padding takes the place of the channels, (J,).
-        producers: The rows that make the channels, (N, d + 1); with those that moved behind them, if any did.
-        moved: The channels that those are, (S,); none where no row moves.
-        activation: What stands between.
-        pooled: Whether a max pooling stands between, too.
-    """
-
-    change: Tensor
-    constant: Tensor
-    at_padding: Tensor
-    producers: Tensor
-    moved: Tensor
-    activation: Activation
-    pooled: bool
-
-    @classmethod
-    def of(cls, pair: LayerPair, selection: Selection) -> _Change:
-        view, tensors = pair.view, pair.view.tensors
-        # In the dtype of the model: the certificate is about the weights that it will have.
-        new = reweighted_consumers(view.group, selection, tensors)
-        rounded = {name: value.to(tensors[name].dtype) for name, value in new.items()}
-        moved = _moved(pair, {**tensors, **rounded})
-        after = pair.with_tensors({**tensors, **rounded})
-        kept = torch.zeros(view.size, dtype=torch.float64).index_fill_(0, selection.kept, 1.0)
-        rescaled = _rescaled(pair, after)
-        before, left = _coordinates(pair), _coordinates(after) * kept * rescaled[:, None, None, None]
-        share = (_constants(pair) - rescaled * _constants(after)) / math.prod(before.shape[1:3])
-        at_padding = share[:, None, None].expand(before.shape[:3])
-        if moved is None:
-            scale, offset = pair.affine_behind
-            difference, producers, behind = before - left, pair.producers, selection.kept[:0]
-        else:  # all neurons as they were, and beside them those that stay as they will be, with opposite signs
-            scale, offset = (torch.cat([part, part[selection.kept]]) for part in pair.affine_behind)
-            difference = torch.cat([before, -left[..., selection.kept]], dim=3)
-            producers, behind = torch.cat([pair.producers, moved.producers[selection.kept]]), selection.kept
-        constant = difference @ offset + at_padding
-        return cls(
-            (difference * scale).flatten(0, 2),
-            constant.flatten(),
-            at_padding.flatten(),
-            producers,
-            behind,
-            pair.activation,
-            pair.max_pooled,
-        )
-
-    def bracket(self, radius: float, rows: int | None, seed: int) -> tuple[float, float]:
-        """The certified error and the one found, both the largest over the coordinates."""
-        bound = self._certified(radius, rows)
-        worst = bound.topk(min(_ASCENDED, len(bound))).indices
-        return float(bound.max()), self._found(worst, radius, seed)
-
-    def _certified(self, radius: float, rows: int | None) -> Tensor:
-        """Valid bounds for all coordinates, the largest of them sharp unless the limit of rows comes first."""
-        # An average over positions and padding lies between the two.
-        constant = torch.maximum(self.constant.abs(), self.at_padding.abs())
-        cheap = self._certificate(self.change, radius, sharpen=False)
-        bound = (cheap.triangle if self.pooled else cheap.bound) + constant
-        if self.pooled:
-            return bound
-        affordable = _ENTRIES // (len(self.producers) * min(self.producers.shape))
-        left = max(_LEAST_SHARPENED, affordable) if rows is None else rows
-        waiting, reached = bound.clone(), 0.0  # what is sharp already waits no more
-        at_once = max(_LEAST_SHARPENED, min(_AT_ONCE // self.producers.numel(), 64))
-        while left > 0 and float(waiting.max()) >= reached:
-            some = waiting.topk(min(at_once, left, len(waiting))).indices
-            enough = max(reached - float(constant[some].max()), 0.0)
-            sharp = self._certificate(self.change[some], radius, enough=enough)
-            bound[some] = torch.minimum(bound[some], sharp.bound + constant[some])
-            waiting[some] = -math.inf
-            reached = max(reached, float(bound[some].max()))
-            left -= len(some)
-        return bound
-
-    def _certificate(self, change: Tensor, radius: float, *, enough: float = 0.0, sharpen: bool = True) -> Certificate:
-        """Bounds for some rows of the change, without the constant."""
-        if not len(self.moved):
-            return certify(change, self.producers, self.activation, input_radius=radius, enough=enough, sharpen=sharpen)
-        channels = len(self.producers) - len(self.moved)
-        return certify_moved(
-            change[:, :channels],
-            -change[:, channels:],
-            self.producers[:channels],
-            self.producers[channels:],
-            self.moved,
-            self.activation,
-            input_radius=radius,
-            enough=enough,
-            sharpen=sharpen,
-        )
-
-    def _found(self, rows: Tensor, radius: float, seed: int) -> float:
-        change, producers = self.change[rows], self.producers
-        constant = self.constant[rows]
-        if constant.any():
-            # A channel that no input moves carries the constant, so that the ascent sees it.
-            at = next((t for t in (1.0, -1.0) if abs(_value(self.activation, t)) > 1e-3), None)
-            if at is None:
-                return 0.0
-            still = producers.new_zeros(1, producers.shape[1])
-            still[0, -1] = at
-            producers = torch.cat([producers, still])
-            change = torch.cat([change, (constant / _value(self.activation, at))[:, None]], dim=1)
-        generator = torch.Generator().manual_seed(seed)
-        found = largest_found_error(change, producers, self.activation, input_radius=radius, generator=generator)
-        return float(found.max())
-
-
-def _moved(pair: LayerPair, after: Mapping[str, Tensor]) -> LayerPair | None:
-    """The pair with the rows that a plan gives its producers; ``None`` if it leaves them as they are."""
-    made = [member.name for member in pair.view.group.members if member.role != "consumer"]
-    if all(after[name] is pair.view.tensors[name] for name in made):
-        return None
-    others = single_channel_pairs(pair.view.with_tensors(after))
-    return next(one for one in others if one.path is pair.path)
-
-
-def _coordinates(pair: LayerPair) -> Tensor:
-    """The weights that read the channels, (O, q, k, N)."""
-    return pair.consumers.permute(0, 2, 3, 1)
-
-
-def _value(activation: Activation, at: float) -> float:
-    return float(activation.function(torch.tensor(at, dtype=torch.float64)))
-
-
-def _rescaled(pair: LayerPair, after: LayerPair) -> Tensor:
-    """What a BatchNorm behind the consumer multiplies its outputs by, in units of what it did before, (O,)."""
-    norm = pair.output_norm
-    if norm is None or norm.running_var is None:
-        return torch.ones(pair.outputs, dtype=torch.float64)
-    old, new = (to_cpu_float64(one.view.tensors[norm.running_var]) + norm.eps for one in (pair, after))
-    return (old / new).sqrt()
-
-
-def _constants(pair: LayerPair) -> Tensor:
-    """The constant added to each output of the consumer, up to one that no plan changes, (O,)."""
-    tensors = pair.view.tensors
-    constant = torch.zeros(pair.outputs, dtype=torch.float64)
-    bias, norm = pair.path.consumer.bias, pair.output_norm
-    if bias is not None and tensors[bias].numel() == len(constant):
-        constant = constant + to_cpu_float64(tensors[bias]).reshape(-1)
-    if norm is not None and norm.running_mean is not None:
-        constant = constant - to_cpu_float64(tensors[norm.running_mean])
-    return constant

@@ -16,7 +16,7 @@ from lightning_coreset.layers import CoordinateChange, GroupView, PlanState, sin
 from lightning_coreset.methods import Selection, asked_draws, certified_draws, sensitivity
 from lightning_coreset.methods.reweighting import reweighted_consumers
 from lightning_coreset.plan import GroupPlan
-from lightning_coreset.planning import certificates
+from lightning_coreset.planning import consumer_change
 from lightning_coreset.structure import analyse
 from lightning_coreset.surgery import named_tensors
 
@@ -232,7 +232,7 @@ def test_changes_are_those_that_plans_certify(dtype):
     for pair in single_channel_pairs(view):
         new = reweighted_consumers(group, selection, view.tensors)
         change = CoordinateChange.of(pair, new, selection.kept)
-        certified = certificates._Change.of(pair, selection)
+        certified = consumer_change.ConsumerChange.of(pair, selection)
         assert torch.equal(change.weights, certified.change)
         torch.testing.assert_close(change.constant, certified.constant, rtol=1e-12, atol=1e-12)
         assert (change.magnitude >= change.constant.abs()).all()
