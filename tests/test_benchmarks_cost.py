@@ -307,6 +307,17 @@ def test_worst_case_prints_brackets_in_order(worst_case):
 
 
 @pytest.mark.slow
+def test_promises_need_fewer_neurons_by_what_knows_more(load, worst_case, monkeypatch):
+    script = load("promised_error")
+    monkeypatch.setattr(script, "trained_network", worst_case.trained_network)
+    (table,), _ = printed(script, "--parts", "1", "3")
+    for row in table:
+        theorem, refined = (int(row[name].split()[0]) for name in ("theorem", "refined theorem"))
+        draws, pps = (int(row[f"certificate, {sampler}"]) for sampler in script.SAMPLERS)
+        assert max(draws, pps) <= refined <= theorem <= 24
+
+
+@pytest.mark.slow
 def test_the_picture_is_the_same_whenever_it_is_drawn(worst_case, tmp_path):
     pytest.importorskip("matplotlib")
     found = [worst_case.Worst(keep, 3.0, {"sensitivity": (1, 2, 9), "reconstruction": (1, 2, 4)}, 9, 20, 30)

@@ -4,7 +4,8 @@ Layer 1 of LeNet-300-100 is drawn by the paper's sensitivities, so that no input
 of the largest training image, moves an output of layer 2 by more than :math:`\epsilon`, in parts of the largest output
 that gradient ascent finds. Neurons that stay of N = 300:
 
-- *theorem*: draws with replacement, as many as ``sample_size`` asks for (probability 0.95);
+- *theorem*: draws with replacement, as many as ``sample_size`` asks for (probability 0.95), and the different neurons
+  among them on average. Where these are 300 draws and more ``Sensitivity(epsilon=...)`` keeps all instead;
 - *refined theorem*: as many as ``refined_sample_size`` asks for (probability 0.95);
 - *certificate*: what ``Sensitivity(epsilon=...)`` draws and certifies, with certainty, by the samplers "draws" and
   "pps". The latter is what it does by default.
@@ -57,8 +58,6 @@ def rows(model: nn.Sequential, parts: Sequence[float], radius: float) -> Iterato
     output = largest_found_error(consumers, producers, relu, input_radius=radius, generator=generator)
 
     def stay(draws: int) -> str:
-        if draws >= len(scores):
-            return f"{len(scores)} ({draws} draws)"
         kept = [len(draw_fixed(scores, draws, generator).kept) for _ in range(REPEATED)]
         return f"{sum(kept) / REPEATED:.0f} ({draws} draws)"
 

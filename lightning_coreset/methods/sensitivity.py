@@ -60,6 +60,7 @@ class Sensitivity(Method):
     Example:
         >>> from torch import nn
         >>> from lightning_coreset import plan_pruning
+        >>> _ = torch.manual_seed(0)
         >>> network = nn.Sequential(nn.Linear(3, 40), nn.ReLU(), nn.Linear(40, 2))
         >>> plan = plan_pruning(network, torch.zeros(1, 3), method=Sensitivity(epsilon=2.0))
         >>> plan.groups[0].method
