@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from lightning_coreset.agreement import Agreement, OutputChange, SampleAgreement, certified_agreement, output_change
 from lightning_coreset.callback import CoresetPruningCallback
 from lightning_coreset.checkpoint import PrunedCheckpointMixin, load_pruned, make_plain, make_resizable, resizable
 from lightning_coreset.latency import LatencyTable, LayerShape, measure_latency
@@ -17,26 +18,31 @@ __version__ = "0.1.0"
 __all__ = [
     "AccuracyGuard",
     "AccuracyMonitor",
+    "Agreement",
     "CoresetPruningCallback",
     "GroupPlan",
     "Importance",
     "LatencyTable",
     "LayerShape",
     "Magnitude",
+    "OutputChange",
     "ParameterChange",
     "PrunedCheckpointMixin",
     "PruningPlan",
     "PruningSchedule",
     "Random",
     "Reconstruction",
+    "SampleAgreement",
     "Scan",
     "ScanRecord",
     "Sensitivity",
+    "certified_agreement",
     "count_macs",
     "load_pruned",
     "make_plain",
     "make_resizable",
     "measure_latency",
+    "output_change",
     "plan_pruning",
     "prune",
     "resizable",

@@ -1,0 +1,56 @@
+"""Copies of networks that may be run without a trace."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lightning_coreset.state import duplicate
+from lightning_coreset.structure import plain_execution, preserved_random
+
+
+@dataclass(frozen=True, eq=False)
+class Twin:
+    """A copy of a network, in float64 and in evaluation mode.
+
+    Attributes:
+        name: What messages call the network.
+        module: The copy.
+        device: Of its parameters.
+    """
+
+    name: str
+    module: nn.Module
+    device: torch.device
+
+    @classmethod
+    def of(cls, name: str, network: nn.Module) -> Twin:
+        """A copy of the network, which stays as it is."""
+        with torch.inference_mode(False), preserved_random(network):
+            module = duplicate(network).double().eval()
+        tensors = [*module.parameters(), *module.buffers()]
+        return cls(name, module, tensors[0].device if tensors else torch.device("cpu"))
+
+    @contextmanager
+    def ready(self) -> Iterator[None]:
+        """A context in which the copy can be run, without gradients; random states are as before in the end."""
+        with preserved_random(self.module), plain_execution(), torch.backends.cudnn.flags(enabled=False):
+            yield
+
+    def output(self, inputs: Tensor) -> Tensor:
+        """What the copy makes of a batch.
+
+        Raises:
+            ValueError: If that is not one tensor.
+        """
+        result = self.module(inputs)
+        if not isinstance(result, Tensor):
+            raise ValueError(
+                f"Expected the {self.name} network to return one tensor but got {type(result).__name__}. Wrap it in a "
+                "module that returns the scores alone."
+            )
+        return result
