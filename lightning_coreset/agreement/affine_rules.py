@@ -82,8 +82,9 @@ def _moves(call: OpCall, arguments: Arguments) -> tuple[Function, Function] | No
 
 
 def _keeps(call: OpCall, arguments: Arguments) -> tuple[Function, Function] | None:
-    """The same numbers in other memory, or of another precision."""
-    return _same, _same
+    """The same numbers in other memory, or cast to another type of real numbers."""
+    dtype = arguments.get("dtype")
+    return (_same, _same) if dtype is None or dtype.is_floating_point else None
 
 
 def _same(x: Tensor) -> Tensor:
@@ -177,7 +178,7 @@ pixel_unshuffle channel_shuffle im2col diagonal _reshape_alias
 
 _RULES: dict[str, Rule] = {
     **dict.fromkeys(_MOVING, _moves),
-    **dict.fromkeys(("clone", "detach", "alias", "contiguous", "lift_fresh"), _keeps),
+    **dict.fromkeys(("clone", "detach", "alias", "contiguous", "lift_fresh", "_to_copy"), _keeps),
     **dict.fromkeys(("add", "sub", "rsub"), _adds),
     **dict.fromkeys(("mul", "div"), _multiplies),
     "neg": _negates,

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lightning_coreset.agreement.backward import Coupling, Relaxed
 from lightning_coreset.agreement.relaxations import curved, difference_lines, lines
+from lightning_coreset.agreement.slopes import slope_range
 from lightning_coreset.agreement.spreads import Spreads
 from lightning_coreset.agreement.tape import Affine, Pointwise
 from lightning_coreset.coreset import value_range
@@ -137,5 +138,9 @@ class Bounds:
         ends = self.low[source], self.high[source]
         gap = lines(node.activation, *ends).gap(*ends) + own_gap
         low, high = self.low[difference], self.high[difference]
-        found = difference_lines(node.pair.slopes, low, high)
-        self.relaxed.pairs[number] = found, (found.gap(low, high) < gap).to(low.dtype)
+        own = self.low[node.inputs[0]], self.high[node.inputs[0]]
+        hull = torch.minimum(ends[0], own[0]), torch.maximum(ends[1], own[1])
+        slopes = slope_range(node.activation, *hull)
+        finite = slopes[0].isfinite() & slopes[1].isfinite()
+        found = difference_lines((slopes[0].where(finite, 0.0), slopes[1].where(finite, 0.0)), low, high)
+        self.relaxed.pairs[number] = found, ((found.gap(low, high) < gap) & finite).to(low.dtype)

@@ -7,13 +7,11 @@ a matter of how tight bounds are, never of whether they hold.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from lightning_coreset.agreement.relaxations import slope_range
 from lightning_coreset.agreement.tape import Affine, Function, Node, Pair, Pointwise, Tape
 
 
@@ -72,7 +70,7 @@ def _write_pair(nodes: list[Node], node: Pointwise, partner: int, choose: Functi
         nodes.append(Affine((one,), choose, choose, node.shape, node.place))
     source, output = len(nodes) - 2, len(nodes) - 1
     nodes.append(_difference(nodes, source, node.inputs[0]))
-    return Pair(source, output, len(nodes) - 1, slope_range(node.activation))
+    return Pair(source, output, len(nodes) - 1)
 
 
 def _partners(first: Tape, second: Tape, samples: Tensor) -> dict[int, tuple[int, Function]]:
@@ -93,9 +91,9 @@ def _partners(first: Tape, second: Tape, samples: Tensor) -> dict[int, tuple[int
         return {}
     values = first.run(samples, [a.inputs[0] for _, a in ours]), second.run(samples, [b.inputs[0] for _, b in theirs])
     found = {}
-    for (partner, _), (number, node), *arguments in zip(ours, theirs, *values, strict=True):
+    for (partner, _), (number, _), *arguments in zip(ours, theirs, *values, strict=True):
         choose = _nearest(*arguments)
-        if choose is not None and all(map(math.isfinite, slope_range(node.activation))):
+        if choose is not None:
             found[number] = partner, choose
     return found
 

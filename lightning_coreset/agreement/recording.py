@@ -22,6 +22,7 @@ _OF_SHAPE = frozenset(
     "empty_like zeros_like ones_like full_like rand_like randn_like new_empty new_zeros new_ones new_full".split()
 )
 """Operators that read the shape of a tensor and none of its numbers."""
+_UNFOLLOWED, _OVERWRITTEN = -1, -2
 
 
 def record(twin: Twin, sample: Tensor) -> Tape:
@@ -37,7 +38,7 @@ def record(twin: Twin, sample: Tensor) -> Tape:
         with recorder:
             result = twin.output(sample)
     number = recorder.number(result)
-    if number is None:
+    if number < 0:
         raise ValueError(
             f"Expected the output of the {twin.name} network to be computed from its input in torch's operators but it "
             "is not."
@@ -56,13 +57,13 @@ class _Recorder(DispatchMode):
     def __init__(self, twin: Twin, sample: Tensor) -> None:
         super().__init__()
         self.twin, self.writer = twin, Writer(sample)
-        # By ids, which stay their own as long as the tensors are held; None where a value is not followed.
-        self._known: dict[int, tuple[Tensor, int | None]] = {id(sample): (sample, 0)}
+        # By ids, which stay their own as long as the tensors are held.
+        self._known: dict[int, tuple[Tensor, int]] = {id(sample): (sample, 0)}
         self._path: list[str] = []
 
-    def number(self, tensor: Tensor) -> int | None:
-        """The node of a tensor."""
-        return self._known.get(id(tensor), (tensor, None))[1]
+    def number(self, tensor: Tensor) -> int:
+        """The node of a tensor, or why there is none, as a negative number."""
+        return self._known.get(id(tensor), (tensor, _UNFOLLOWED))[1]
 
     def followed_modules(self) -> Iterator[Any]:
         """Hooks on the copy that say which module runs."""
@@ -86,8 +87,6 @@ class _Recorder(DispatchMode):
         if not any(id(one) in self._known for one in read):
             return function(*args, **kwargs)
         call = OpCall.read(function, args, kwargs, read, None)
-        if call.name == "_to_copy" and kwargs.get("dtype", torch.float64).is_floating_point:
-            return args[0]  # numbers are real ones here, whatever their precision
         inputs: list[int] = []
         arguments = {name: self._argument(value, inputs) for name, value in call.arguments.items()}
         result = function(*args, **kwargs)
@@ -102,7 +101,7 @@ class _Recorder(DispatchMode):
         if not isinstance(value, Tensor):
             return value
         if id(value) in self._known:
-            inputs.append(-1 if (number := self.number(value)) is None else number)
+            inputs.append(self.number(value))
             return Data(len(inputs) - 1)
         copied = value.detach().clone()
         return copied.double() if copied.is_floating_point() else copied
@@ -110,6 +109,9 @@ class _Recorder(DispatchMode):
     def _write(self, call: OpCall, arguments: dict[str, Any], inputs: list[int]) -> None:
         path = self._path[-1] if self._path else ""
         self.writer.place = f"{call.title} in {path!r}" if path else f"{call.title} in the forward of the whole"
+        if call.results and {*inputs} == {_UNFOLLOWED} and not call.written:  # indices of maxima that nobody reads
+            self._known |= {id(one): (one, _UNFOLLOWED) for one in call.results}
+            return
         if min(inputs) < 0 or call.has_out or (call.inplace and id(call.tensors[0]) not in self._known):
             raise self._refusal()
         functions = affine_functions(call, arguments)
@@ -117,15 +119,15 @@ class _Recorder(DispatchMode):
             number = write_nonlinear(self.writer, call, arguments, inputs)
             if number is None:
                 raise self._refusal()
-            numbers: list[int | None] = [number]
+            numbers = [number]
         else:
             numbers = self._affine(*functions, inputs)
         self._forget_overwritten(call)
-        numbers += [None] * (len(call.results) - len(numbers))
+        numbers += [_UNFOLLOWED] * (len(call.results) - len(numbers))
         for tensor, number in zip(call.results, numbers, strict=True):
             self._known[id(tensor)] = (tensor, number)
 
-    def _affine(self, function: Any, magnitude: Any, inputs: list[int]) -> list[int | None]:
+    def _affine(self, function: Any, magnitude: Any, inputs: list[int]) -> list[int]:
         """A node for every result."""
         shapes = [self.writer.nodes[one].shape for one in inputs]
         result = function(*(torch.zeros(shape, dtype=torch.float64, device=self.writer.device) for shape in shapes))
@@ -144,7 +146,7 @@ class _Recorder(DispatchMode):
         written = {storage_number(one) for one in call.written}
         for key, (tensor, _) in self._known.items():
             if written and storage_number(tensor) in written:
-                self._known[key] = (tensor, None)
+                self._known[key] = (tensor, _OVERWRITTEN)
 
     def _refusal(self) -> ValueError:
         return ValueError(

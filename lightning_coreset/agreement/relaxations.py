@@ -16,11 +16,13 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from lightning_coreset.agreement.slopes import enclosed_slopes
 from lightning_coreset.coreset import Activation, value_range
 from lightning_coreset.coreset.majorants import majorants
 
-_ROUNDING = 8 * torch.finfo(torch.float64).eps
+_ROUNDING = 64 * torch.finfo(torch.float64).eps
 _SLOPES = 9
+_CELLS = 64
 _AT_ONCE = 2**13
 """Intervals whose offsets are proven together, each on some hundreds of cells."""
 
@@ -95,28 +97,14 @@ def curved(activation: Activation, low: Tensor, high: Tensor) -> Tensor:
     return found
 
 
-def slope_range(activation: Activation) -> tuple[float, float]:
-    """The least slope of an activation and the largest, or numbers below and above; infinite where none is known."""
-    steepest = activation.lipschitz
-    if activation.linear is not None:
-        slopes = [activation.linear.slope]
-        for _, change in activation.linear.kinks:
-            slopes.append(slopes[-1] + change)
-        return min(slopes), max(slopes)
-    ends = activation.function(torch.tensor([-1.0, 1.0], dtype=torch.float64))
-    if activation.turning_points == ():
-        return (0.0, steepest) if float(ends[1]) >= float(ends[0]) else (-steepest, 0.0)
-    return -steepest, steepest
-
-
-def difference_lines(slopes: tuple[float, float], low: Tensor, high: Tensor) -> Lines:
+def difference_lines(slopes: tuple[Tensor, Tensor], low: Tensor, high: Tensor) -> Lines:
     r"""Lines below and above :math:`\phi(z) - \phi(z')` as a function of :math:`z - z'`.
 
     With the slopes of :math:`\phi` between :math:`m` and :math:`M` it lies between the lesser and the greater of
     :math:`m d` and :math:`M d`: the one is concave, the other convex, so that the ends of the interval decide.
 
     Args:
-        slopes: :math:`m` and :math:`M`.
+        slopes: :math:`m` and :math:`M` between the neurons' arguments, in the shape of the intervals.
         low: The least values of :math:`d = z - z'`.
         high: The largest.
     """
@@ -124,9 +112,9 @@ def difference_lines(slopes: tuple[float, float], low: Tensor, high: Tensor) -> 
     ends = torch.stack([low, high])
     least, most = torch.minimum(flattest * ends, steepest * ends), torch.maximum(flattest * ends, steepest * ends)
     width = (high - low).clamp_min(1e-300)
-    slope = ((least[1] - least[0]) / width).clamp(flattest, steepest)
-    upper = ((most[1] - most[0]) / width).clamp(flattest, steepest)
-    room = _ROUNDING * max(abs(flattest), abs(steepest)) * ends.abs().amax(0)
+    slope = torch.minimum(torch.maximum((least[1] - least[0]) / width, flattest), steepest)
+    upper = torch.minimum(torch.maximum((most[1] - most[0]) / width, flattest), steepest)
+    room = _ROUNDING * torch.maximum(flattest.abs(), steepest.abs()) * ends.abs().amax(0)
     return Lines(slope, (least - slope * ends).amin(0) - room, upper, (most - upper * ends).amax(0) + room)
 
 
@@ -144,20 +132,60 @@ def _pieces(low: Tensor, high: Tensor) -> list[tuple[Tensor, Tensor]]:
 
 def _of_any(activation: Activation, low: Tensor, high: Tensor) -> Lines:
     """Of intervals (n,)."""
-    found, middle = majorants(activation, low, high), (low + high) / 2
-    slopes = _slopes(activation, low, high)
+    found, middle, slopes = majorants(activation, low, high), (low + high) / 2, _slopes(activation, low, high)
     zero, one = torch.zeros_like(slopes), torch.ones_like(slopes)
     reach = torch.maximum(low.abs(), high.abs())
     least, most = value_range(activation, low, high)
+    cells = _Cells.of(activation, low, high)
     chosen = []
     for sign in (-1, 1):  # a line below is one above the negative
         offsets, _ = found.searched(sign * one, zero, sign * slopes)
         best = (offsets + sign * slopes * middle).argmin(dim=0, keepdim=True)
         slope = slopes.gather(0, best)
-        offset = found.proven(sign * one[:1], zero[:1], sign * slope)[0]
+        if cells is None:
+            offset = found.proven(sign * one[:1], zero[:1], sign * slope)[0]
+        else:
+            offset = cells.offset(sign, slope[0])
         room = _ROUNDING * (slope[0].abs() * reach + torch.maximum(least.abs(), most.abs()))
         chosen += [slope[0], sign * (offset + room)]
     return Lines(*chosen)
+
+
+@dataclass(frozen=True, eq=False)
+class _Cells:
+    """Parts of intervals, (cells, n), with bounds of a smooth activation and of its slope on each."""
+
+    low: Tensor
+    high: Tensor
+    least: Tensor
+    most: Tensor
+    value: Tensor
+    slopes: tuple[Tensor, Tensor]
+
+    @classmethod
+    def of(cls, activation: Activation, low: Tensor, high: Tensor) -> _Cells | None:
+        """``None`` for an activation whose slopes cannot be enclosed, or that consists of lines."""
+        parts = torch.linspace(0, 1, _CELLS + 1, dtype=low.dtype, device=low.device)[:, None]
+        edges = torch.minimum(low + (high - low) * parts, high)
+        edges[-1] = high
+        left, right = edges[:-1], edges[1:]
+        slopes = None if activation.linear is not None else enclosed_slopes(activation, left, right)
+        if slopes is None:
+            return None
+        return cls(left, right, *value_range(activation, left, right), activation.function((left + right) / 2), slopes)
+
+    def offset(self, sign: int, slope: Tensor) -> Tensor:
+        r"""A number above :math:`\pm (\phi(z) - s z)` for all z, (n,).
+
+        On a cell of width w it is at most the value in the middle and w / 2 times the steepest slope more; and at most
+        the largest value of the activation and of the line, apart.
+        """
+        middle = self.value - slope * (self.low + self.high) / 2
+        steepest = torch.maximum((self.slopes[0] - slope).abs(), (self.slopes[1] - slope).abs())
+        by_slopes = sign * middle + steepest * (self.high - self.low) / 2
+        apart = torch.maximum(sign * self.least, sign * self.most)
+        apart = apart + torch.maximum(-sign * slope * self.low, -sign * slope * self.high)
+        return torch.fmin(by_slopes, apart).amax(dim=0)
 
 
 def _slopes(activation: Activation, low: Tensor, high: Tensor) -> Tensor:

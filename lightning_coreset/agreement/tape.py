@@ -68,13 +68,11 @@ class Pair:
         source: The node of their pre-activations, in the order of this node's neurons.
         output: The node of their activations.
         difference: The node of their pre-activations minus the ones of this node.
-        slopes: The least and the largest slope of the activation.
     """
 
     source: int
     output: int
     difference: int
-    slopes: tuple[float, float]
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lightning_coreset._compat import DispatchMode
 from lightning_coreset.state import duplicate
 from lightning_coreset.structure import plain_execution, preserved_random
 
@@ -47,10 +49,26 @@ class Twin:
         Raises:
             ValueError: If that is not one tensor.
         """
-        result = self.module(inputs)
+        with _RealNumbers():
+            result = self.module(inputs)
         if not isinstance(result, Tensor):
             raise ValueError(
                 f"Expected the {self.name} network to return one tensor but got {type(result).__name__}. Wrap it in a "
                 "module that returns the scores alone."
             )
         return result
+
+
+class _RealNumbers(DispatchMode):
+    """Keeps numbers in float64 where a network casts them to another precision."""
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run an operation."""
+        kwargs = kwargs or {}
+        if function is torch.ops.aten._to_copy.default and args[0].is_floating_point():
+            dtype = kwargs.get("dtype")
+            if dtype is None or dtype.is_floating_point:
+                kwargs = {**kwargs, "dtype": torch.float64}
+        return function(*args, **kwargs)
