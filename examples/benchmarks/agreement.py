@@ -39,7 +39,7 @@ from images import Batches
 
 KEEP = (0.9, 0.75, 0.5, 0.25, 0.1)
 RADII = {"LeNet-300-100": (0.0, 0.1, 0.3, 0.5, 1.0), "convolutional": (0.0, 0.02, 0.05, 0.1)}
-COUNT = {"LeNet-300-100": 200, "convolutional": 40}
+COUNT = {"LeNet-300-100": 100, "convolutional": 20}
 EPOCHS = {"LeNet-300-100": 8, "convolutional": 4}
 
 
@@ -80,7 +80,7 @@ def measured(name: str, split: Images, epochs: int, count: int, keeps: Sequence[
     for keep in keeps:
         pruned = copy.deepcopy(model)
         prune(pruned, split.train[0][:2], 1 - keep, unit="channels", self_check=False)
-        results = [certified_agreement(model, pruned, x, radius=radius) for radius in RADII[name]]
+        results = [certified_agreement(model, pruned, x, radius=radius, restarts=4, steps=20) for radius in RADII[name]]
         if keep == keeps[0]:
             yield ["original", f"{accuracy(model, (split.test[0], y)):.1f}", *map(_original, results)]
         yield [f"{keep:.0%}", f"{accuracy(pruned, (split.test[0], y)):.1f}", *map(_cell, results)]
@@ -105,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, help="MNIST: an .npz file or a folder (default: scikit-learn's digits)")
     parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
     parser.add_argument("--keep", type=float, nargs="+", default=list(KEEP), help="fractions of the channels kept")
-    parser.add_argument("--count", type=int, help="test images; by default 200 and 40")
+    parser.add_argument("--count", type=int, help="test images; by default 100 and 20")
     parser.add_argument("--epochs", type=int, help="epochs of training before pruning; by default 8 and 4")
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)

@@ -120,19 +120,17 @@ class Tape:
     @classmethod
     def of(cls, nodes: Sequence[Node], output: int, device: torch.device) -> Tape:
         """The nodes that an output needs."""
-        needed = {0, output}
-        for number in range(output, 0, -1):
-            if number in needed:
-                needed |= {*nodes[number].inputs}
-        places = {number: place for place, number in enumerate(sorted(needed))}
-        kept = [nodes[number].renumbered(places) for number in sorted(needed)]
+        needed = sorted(_needed(nodes, (output,)))
+        places = {number: place for place, number in enumerate(needed)}
+        kept = [nodes[number].renumbered(places) for number in needed]
         return cls(tuple(kept), (places[output],), device)
 
     def run(self, inputs: Tensor, results: Sequence[int] | None = None) -> list[Tensor]:
         """Values of nodes (of the outputs by default) for samples ``(S, 1, ...)``, each ``(S, 1, ...)``."""
         wanted = self.outputs if results is None else tuple(results)
         values: dict[int, Tensor] = {0: inputs}
-        for number, node in enumerate(self.nodes[: max(wanted, default=0) + 1]):
+        for number in sorted(_needed(self.nodes, wanted)):
+            node = self.nodes[number]
             if isinstance(node, Affine):
                 values[number] = torch.vmap(node.function)(*(values[one] for one in node.inputs))
             elif isinstance(node, Pointwise):
@@ -191,3 +189,12 @@ class Tape:
 
     def _zeros(self, node: Affine) -> list[Tensor]:
         return [torch.zeros(self.nodes[one].shape, dtype=torch.float64, device=self.device) for one in node.inputs]
+
+
+def _needed(nodes: Sequence[Node], wanted: Sequence[int]) -> set[int]:
+    """The nodes that some nodes are computed from, with these and the input."""
+    needed = {0, *wanted}
+    for number in range(max(needed), 0, -1):
+        if number in needed:
+            needed |= {*nodes[number].inputs}
+    return needed
