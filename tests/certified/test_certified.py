@@ -5,8 +5,8 @@ import random
 
 import pytest
 import torch
-from agreement.searching import in_ball
-from agreement.zoo import network
+from certified.searching import in_ball
+from certified.zoo import network
 from torch import Tensor, nn
 
 from lightning_coreset import Agreement, certified_agreement, output_change, prune

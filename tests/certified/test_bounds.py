@@ -5,9 +5,9 @@ from itertools import pairwise
 
 import pytest
 import torch
-from agreement.searching import difference, extremes
-from agreement.zoo import NETWORKS, network
 from breadth import crossed, thinned
+from certified.searching import difference, extremes
+from certified.zoo import NETWORKS, network
 from torch import Tensor, nn
 
 from lightning_coreset import output_change
