@@ -13,10 +13,9 @@ from torch import Tensor
 
 from lightning_coreset.agreement.backward import Coupling, Relaxed
 from lightning_coreset.agreement.relaxations import curved, difference_lines, lines
-from lightning_coreset.agreement.slopes import slope_range
 from lightning_coreset.agreement.spreads import Spreads
 from lightning_coreset.agreement.tape import Affine, Pointwise
-from lightning_coreset.coreset import value_range
+from lightning_coreset.coreset import slope_range, value_range
 
 _NARROW = 1e-9
 """An interval that is this narrow, relative to the magnitudes that its value is made of, is narrow enough."""

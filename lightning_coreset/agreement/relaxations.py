@@ -16,9 +16,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from lightning_coreset.agreement.slopes import enclosed_slopes
 from lightning_coreset.coreset import Activation, value_range
 from lightning_coreset.coreset.majorants import majorants
+from lightning_coreset.coreset.slopes import enclosed_slopes
 
 _ROUNDING = 64 * torch.finfo(torch.float64).eps
 _SLOPES = 9
@@ -132,7 +132,11 @@ def _pieces(low: Tensor, high: Tensor) -> list[tuple[Tensor, Tensor]]:
 
 def _of_any(activation: Activation, low: Tensor, high: Tensor) -> Lines:
     """Of intervals (n,)."""
-    found, middle, slopes = majorants(activation, low, high), (low + high) / 2, _slopes(activation, low, high)
+    found, middle, slopes = (
+        majorants([(activation, low.shape[-1])], low, high),
+        (low + high) / 2,
+        _slopes(activation, low, high),
+    )
     zero, one = torch.zeros_like(slopes), torch.ones_like(slopes)
     reach = torch.maximum(low.abs(), high.abs())
     least, most = value_range(activation, low, high)

@@ -8,13 +8,7 @@ from lightning_coreset._deprecated import deprecated_names
 from lightning_coreset.coreset.absolute_sum import largest_absolute_sum
 from lightning_coreset.coreset.activation_registry import register_activation
 from lightning_coreset.coreset.activation_table import find_activation
-from lightning_coreset.coreset.activations import (
-    Activation,
-    PiecewiseLinear,
-    largest_magnitude,
-    slope_range,
-    value_range,
-)
+from lightning_coreset.coreset.activations import Activation, PiecewiseLinear, largest_magnitude, value_range
 from lightning_coreset.coreset.certificate import Certificate, certify, output_radius
 from lightning_coreset.coreset.draw_law import DrawLaw, draw_law
 from lightning_coreset.coreset.elimination import eliminate, elimination_curve
@@ -49,6 +43,7 @@ from lightning_coreset.coreset.sampling_bounds import (
     sampling_complexity,
 )
 from lightning_coreset.coreset.sensitivity import sensitivities, sensitivities_from_norms
+from lightning_coreset.coreset.slopes import slope_range
 from lightning_coreset.coreset.stream_basis import StreamBasis, any_stream_basis, stream_basis
 from lightning_coreset.coreset.worst_input import largest_found_error
 from lightning_coreset.coreset.written_out import written_out_activation

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -93,33 +92,6 @@ def value_range(activation: Activation, low: Tensor, high: Tensor) -> tuple[Tens
         infimum = torch.where(inside, infimum.clamp(max=value), infimum)
         supremum = torch.where(inside, supremum.clamp(min=value), supremum)
     return infimum, supremum
-
-
-def slope_range(activation: Activation) -> tuple[float, float]:
-    r"""Numbers :math:`m \le M` with :math:`\phi(a) - \phi(b) = s (a - b)`, :math:`m \le s \le M`, for all arguments.
-
-    Args:
-        activation: The function :math:`\phi`.
-
-    Returns:
-        ``(m, M)``: the least and the largest slope of a function in pieces; of others zero and the Lipschitz constant
-        where they are monotone, else the constant with either sign.
-
-    Example:
-        >>> from lightning_coreset.coreset import find_activation
-        >>> slope_range(find_activation("relu")), slope_range(find_activation("tanh"))
-        ((0.0, 1.0), (0.0, 1.0))
-
-    """
-    if activation.linear is not None:
-        slopes = list(accumulate((change for _, change in activation.linear.kinks), initial=activation.linear.slope))
-        return float(min(slopes)), float(max(slopes))
-    largest = activation.lipschitz
-    ends = torch.tensor([-1.0, 1.0], dtype=torch.float64) * min(activation.checked, 1.0)
-    first, last = activation.function(ends).tolist()
-    if activation.turning_points != () or first == last:
-        return -largest, largest
-    return (0.0, largest) if last > first else (-largest, 0.0)
 
 
 def largest_magnitude(activation: Activation, radius: Tensor) -> Tensor:

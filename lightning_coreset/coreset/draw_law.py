@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_coreset.coreset.activations import Activation, slope_range, value_range
+from lightning_coreset.coreset.activations import Activation, value_range
+from lightning_coreset.coreset.slopes import slope_range
 
 _ROUNDED = 1 + 1e-9
 """Sums and eigenvalues in float64 are within this of the truth."""
@@ -168,7 +169,10 @@ class _Layer:
 
     def mean(self) -> Tensor:
         """Root M times a bound on the mean of the largest error, (J,)."""
-        linear, rest = _parts(self.activation)
+        if not len(self.scores):
+            return self.consumers.new_zeros(len(self.consumers))
+        reach, bias = self.rows.norm(dim=1), self.producers[:, -1]
+        linear, rest = _parts(self.activation, (bias - reach).min(), (bias + reach).max())
         squares = (self.slopes.square() * self.inverse) @ self.rows.square().sum(dim=1)
         centred = squares - (self.slopes @ self.rows).square().sum(dim=1)
         return linear * torch.maximum(centred, 1e-12 * squares).sqrt() + 2 * rest * squares.sqrt()
@@ -189,9 +193,9 @@ class _Layer:
         return math.sqrt(float((linear.square() * self.inverse).sum()))
 
 
-def _parts(activation: Activation) -> tuple[float, float]:
+def _parts(activation: Activation, low: Tensor, high: Tensor) -> tuple[float, float]:
     """The slope of a linear part, and the Lipschitz constant of what is left: half the sum of slopes, half the span."""
-    least, most = slope_range(activation)
+    least, most = map(float, slope_range(activation, low, high))
     return abs(least + most) / 2, (most - least) / 2
 
 

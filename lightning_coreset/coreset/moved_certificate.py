@@ -7,11 +7,12 @@ Old weights :math:`W` and new ones :math:`U` of the next layer, old rows :math:`
     + \sum_{p \in S} W_{jp} \big( \phi(z_p) - \phi(z'_p) \big) .
 
 Bounded as two sets of channels with opposite signs, the old rows and the moved ones, a sum of large terms would have to
-cancel, and parabolas above single channels do not. So what the moves change is a channel of its own: with slopes of
-:math:`\phi` in :math:`[m, M]` and :math:`u_p = z_p - z'_p`, the row of which is as small as the move,
+cancel, and parabolas above single channels do not. So what the moves change is a channel of its own: with the slopes of
+:math:`\phi` in :math:`[m_p, M_p]` wherever :math:`z_p` and :math:`z'_p` can be, and :math:`u_p = z_p - z'_p`, whose row
+is as small as the move,
 
-.. math:: W_{jp} \big( \phi(z_p) - \phi(z'_p) \big) \le |W_{jp}| (M - m) \max(u_p, 0)
-    + W_{jp} u_p \begin{cases} m & W_{jp} \ge 0 \\ M & W_{jp} < 0 \end{cases}
+.. math:: W_{jp} \big( \phi(z_p) - \phi(z'_p) \big) \le |W_{jp}| (M_p - m_p) \max(u_p, 0)
+    + W_{jp} u_p \begin{cases} m_p & W_{jp} \ge 0 \\ M_p & W_{jp} < 0 \end{cases}
 
 which is the larger one of :math:`m W u` and :math:`M W u`: a ReLU and a linear part. It is not symmetric, so that the
 two signs of :math:`e_j` are bounded apart.
@@ -26,10 +27,11 @@ import torch
 from torch import Tensor
 
 from lightning_coreset.coreset.activation_table import in_pieces
-from lightning_coreset.coreset.activations import Activation, slope_range
+from lightning_coreset.coreset.activations import Activation
 from lightning_coreset.coreset.ball import Ball
 from lightning_coreset.coreset.certificate import AT_ONCE, Certificate, certify, checked_problem, spectral_norm
 from lightning_coreset.coreset.joint_bound import JointBound
+from lightning_coreset.coreset.slopes import slope_range
 
 _RELU = in_pieces("relu", (), torch.relu, 0.0, ((0.0, 1.0),))
 
@@ -86,18 +88,18 @@ def certify_moved(
     """
     moves = _Moves.of(before, after, producers, moved, kept, input_radius)
     side_by_side = torch.cat([before, -after], dim=1), torch.cat([producers, moved])
-    slopes = slope_range(activation)
-    if not all(map(math.isfinite, slopes)):
+    least, most = slopes = moves.slopes(activation, input_radius)
+    if not bool((least.isfinite() & most.isfinite()).all()):
         return certify(
             *side_by_side, activation, input_radius=input_radius, steps=steps, enough=enough, sharpen=sharpen
         )
     apart = certify(*side_by_side, activation, input_radius=input_radius, sharpen=False)
     weights = certify(moves.change, moves.rows, activation, input_radius=input_radius, sharpen=False)
-    largest = max(map(abs, slopes))
+    steepest = torch.maximum(least.abs(), most.abs())
     reach = input_radius * moves.shift[:, :-1].norm(dim=1) + moves.shift[:, -1].abs()
-    triangle = torch.minimum(apart.triangle, weights.triangle + largest * (moves.weight.abs() @ reach))
-    lipschitz = largest * spectral_norm(moves.shift) * math.sqrt(input_radius**2 + 1)
-    spectral = torch.fmin(apart.spectral, weights.spectral + lipschitz * moves.weight.norm(dim=1))
+    triangle = torch.minimum(apart.triangle, weights.triangle + moves.weight.abs() @ (steepest * reach))
+    lipschitz = spectral_norm(moves.shift) * math.sqrt(input_radius**2 + 1)
+    spectral = torch.fmin(apart.spectral, weights.spectral + lipschitz * (moves.weight * steepest).norm(dim=1))
     bound, sharp = torch.fmin(triangle, spectral), None
     if sharpen:
         sharp = moves.jointly(activation, slopes, input_radius, steps, enough)
@@ -114,12 +116,14 @@ class _Moves:
         rows: The rows of all channels, of those that stay the moved ones, (N, d + 1).
         weight: The old weights of the channels that stay, (J, S).
         shift: Their old rows minus the moved ones, (S, d + 1).
+        both: Their rows, the old ones and the moved ones, (2, S, d + 1).
     """
 
     change: Tensor
     rows: Tensor
     weight: Tensor
     shift: Tensor
+    both: Tensor
 
     @classmethod
     def of(
@@ -138,11 +142,17 @@ class _Moves:
                 f"rows of one length in `producers` and `moved`, but got shapes {tuple(kept.shape)}, "
                 f"{tuple(moved.shape)}, {tuple(after.shape)}, {tuple(before.shape)} and {tuple(producers.shape)}."
             )
-        weight, shift = old[:, kept], rows[kept] - others
-        return cls(old.index_add(1, kept, -new), rows.index_copy(0, kept, others), weight, shift)
+        both = torch.stack([rows[kept], others])
+        changed = old.index_add(1, kept, -new), rows.index_copy(0, kept, others)
+        return cls(*changed, old[:, kept], both[0] - both[1], both)
+
+    def slopes(self, activation: Activation, radius: float) -> tuple[Tensor, Tensor]:
+        """The least and the largest slope of every channel that stays between what it was and what it becomes, (S,)."""
+        reach, bias = radius * self.both[..., :-1].norm(dim=2), self.both[..., -1]
+        return slope_range(activation, (bias - reach).amin(dim=0), (bias + reach).amax(dim=0))
 
     def jointly(
-        self, activation: Activation, slopes: tuple[float, float], radius: float, steps: int, enough: float
+        self, activation: Activation, slopes: tuple[Tensor, Tensor], radius: float, steps: int, enough: float
     ) -> Tensor:
         """All channels of both kinds in one quadratic form, the two signs apart, (J,)."""
         least, most = slopes

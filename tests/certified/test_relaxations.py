@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from lightning_coreset.agreement.relaxations import curved, difference_lines, lines
-from lightning_coreset.agreement.slopes import enclosed_slopes, slope_range
 from lightning_coreset.coreset import find_activation
+from lightning_coreset.coreset.slopes import enclosed_slopes, slope_range
 
 OPS = {
     "relu": (),

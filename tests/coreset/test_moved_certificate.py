@@ -83,10 +83,10 @@ def test_nothing_that_changes_is_no_error():
 
 
 def test_a_move_alone_errs_by_slope_times_move():
-    """Of one channel with weight 2 and a move of its row by (0, 0.1): 2 * 0.1 * radius, met where the channel is on."""
-    weight, rows = torch.tensor([[2.0]]), torch.tensor([[1.0, 0.0, 5.0]])
-    moved, kept = torch.tensor([[1.0, 0.1, 5.0]]), torch.tensor([0])
-    for op, slope in (("relu", 1.0), ("sigmoid", 0.25)):
+    """Of one channel with weight 2 and a move of its row by (0, 0.1): 2 * 0.1 * radius times the steepest slope."""
+    weight, kept = torch.tensor([[2.0]]), torch.tensor([0])
+    for op, bias, slope in (("relu", 5.0, 1.0), ("sigmoid", 0.0, 0.25)):
+        rows, moved = torch.tensor([[1.0, 0.0, bias]]), torch.tensor([[1.0, 0.1, bias]])
         found = certify_moved(weight, weight, rows, moved, kept, find_activation(op), input_radius=3.0)
         torch.testing.assert_close(found.bound, torch.tensor([2 * 0.1 * 3 * slope]).double(), rtol=1e-5, atol=0)
 
@@ -111,18 +111,42 @@ def test_shapes_that_do_not_fit_are_refused():
 
 
 @pytest.mark.parametrize(
-    ("op", "expected"),
-    [("relu", (0, 1)), ("tanh", (0, 1)), ("sigmoid", (0, 0.25)), ("hardtanh", (0, 1)), ("", (1, 1))],
+    ("op", "low", "high", "expected"),
+    [
+        ("relu", -1, 1, (0, 1)),
+        ("relu", 0.5, 1, (1, 1)),
+        ("relu", -9, -1, (0, 0)),
+        ("hardtanh", -5, 5, (0, 1)),
+        ("", -1, 1, (1, 1)),
+    ],
 )
-def test_slopes_of_activations(op, expected):
-    assert slope_range(find_activation(op)) == pytest.approx(expected)
+def test_slopes_of_activations(op, low, high, expected):
+    ends = torch.tensor([low, high]).double()
+    assert tuple(map(float, slope_range(find_activation(op), *ends))) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("op", ["relu", "gelu", "silu", "tanh", "sigmoid", "hardswish", "elu", "leaky_relu"])
+@pytest.mark.parametrize(
+    "op", ["relu", "gelu", "silu", "tanh", "sigmoid", "hardswish", "elu", "leaky_relu", "softplus"]
+)
 def test_no_slope_leaves_its_range(op):
     activation = find_activation(op)
-    least, most = slope_range(activation)
-    z = torch.linspace(-9, 9, 100001, dtype=torch.float64)
-    slopes = torch.diff(activation.function(z)) / torch.diff(z)
-    assert least <= float(slopes.min()) + 1e-6
-    assert float(slopes.max()) <= most + 1e-6
+    for low, high in ((-9, 9), (-2, 0.5), (1, 4), (-6, -3)):
+        least, most = slope_range(activation, *torch.tensor([low, high]).double())
+        z = torch.linspace(low, high, 100001, dtype=torch.float64)
+        slopes = torch.diff(activation.function(z)) / torch.diff(z)
+        assert float(least) <= float(slopes.min()) + 1e-6
+        assert float(slopes.max()) <= float(most) + 1e-6
+
+
+def test_a_channel_that_is_always_on_is_no_kink():
+    """What a linear channel changes by moving is bounded exactly."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(6, 4, generator=generator, dtype=torch.float64)
+    rows[:, -1] = 50
+    moved = rows + 0.1 * torch.randn(6, 4, generator=generator, dtype=torch.float64)
+    weight, kept = torch.randn(3, 6, generator=generator, dtype=torch.float64), torch.arange(6)
+    shift = weight @ (rows - moved)
+    exact = 2.0 * shift[:, :-1].norm(dim=1) + shift[:, -1].abs()
+    found = certify_moved(weight, weight, rows, moved, kept, find_activation("relu"), input_radius=2.0, steps=300)
+    torch.testing.assert_close(found.sharp, exact, rtol=1e-2, atol=0)
+    assert bool((found.sharp >= exact * (1 - 1e-12)).all())

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from lightning_coreset.coreset import Activation
+from lightning_coreset.coreset.activations import Activation
 from lightning_coreset.coreset.enclosure_rules import enclose
 from lightning_coreset.expressions import Expression, applied
 
@@ -34,15 +34,35 @@ def enclosed_slopes(activation: Activation, low: Tensor, high: Tensor) -> tuple[
 
 
 def slope_range(activation: Activation, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-    """The same, by the Lipschitz constant where no more is known; infinite where there is none."""
+    r"""Numbers :math:`m \le M` with :math:`\phi(a) - \phi(b) = s (a - b)`, :math:`m \le s \le M`, on intervals.
+
+    Args:
+        activation: The function :math:`\phi`.
+        low: Left ends, float64 of any shape.
+        high: Right ends, the same shape.
+
+    Returns:
+        ``(m, M)``, shaped like ``low``: the slopes of pieces that are lines, or enclosed by interval arithmetic; of
+        other functions the Lipschitz constant with either sign, or zero and that constant where they are monotone.
+        Infinite where there is no such constant.
+
+    Example:
+        >>> from lightning_coreset.coreset import find_activation
+        >>> low, high = torch.tensor([-2.0, 1.0]).double(), torch.tensor([3.0, 2.0]).double()
+        >>> slope_range(find_activation("relu"), low, high)
+        (tensor([0., 1.], dtype=torch.float64), tensor([1., 1.], dtype=torch.float64))
+
+    """
     found = enclosed_slopes(activation, low, high)
     if found is not None:
         return found
     most = torch.full_like(low, activation.lipschitz)
     if activation.turning_points == ():
-        ends = activation.function(torch.tensor([-1.0, 1.0], dtype=torch.float64))
+        unit = min(activation.checked, 1.0)
+        first, last = activation.function(torch.tensor([-unit, unit], dtype=torch.float64)).tolist()
         zero = torch.zeros_like(low)
-        return (zero, most) if float(ends[1]) >= float(ends[0]) else (-most, zero)
+        if first != last:
+            return (zero, most) if last > first else (-most, zero)
     return -most, most
 
 
