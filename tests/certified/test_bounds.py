@@ -6,7 +6,7 @@ from itertools import pairwise
 import pytest
 import torch
 from breadth import crossed, thinned
-from certified.searching import difference, extremes
+from certified.searching import difference, extremes, in_ball
 from certified.zoo import NETWORKS, network
 from torch import Tensor, nn
 
@@ -85,6 +85,19 @@ def test_radius_zero_is_the_change_itself(name):
     assert bool((proven.low <= exact).all())
     assert bool((proven.high >= exact).all())
     torch.testing.assert_close(proven.high, proven.low, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", thinned(list(NETWORKS), 3))
+def test_every_value_on_the_way_lies_in_its_interval(name):
+    first, second, x = network(name)
+    with followed(first, second, x, 0.5) as networks:
+        bounds, everything = networks.bounds(networks.samples), range(len(networks.joined.tape.nodes))
+        points = in_ball(x, 0.5, 400)
+        values = networks.joined.tape.run(points.flatten(0, 1)[:, None], everything)
+    for number, value in zip(everything, values, strict=True):
+        some = value.unflatten(0, points.shape[:2])
+        assert bool((some >= bounds.low[number]).all())
+        assert bool((some <= bounds.high[number]).all())
 
 
 def test_linear_networks_are_bounded_exactly():

@@ -16,6 +16,10 @@ from lightning_coreset.structure import register_activation
 def classifiers(seed: int, classes: int = 3) -> tuple[nn.Module, nn.Module, Tensor]:
     torch.manual_seed(seed)
     first = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, classes))
+    with torch.no_grad():
+        for weight in first.parameters():
+            weight *= 2.5
+        first[4].bias -= first(torch.randn(200, 2)).mean(0)  # so that all classes occur
     second = copy.deepcopy(first)
     with torch.no_grad():
         for weight in second.parameters():
@@ -32,7 +36,7 @@ def kept_classes(model: nn.Module, prediction: Tensor, x: Tensor, radius: float)
 
 @pytest.mark.parametrize("radius", [0.0, 0.05, 0.2, 0.8])
 def test_between_what_is_certified_and_what_is_attacked_lies_the_truth(radius):
-    proven = open_ = 0
+    proven = refuted = unknown = 0
     for seed in range(4):
         first, second, x = classifiers(seed)
         result = certified_agreement(first, second, x, radius=radius)
@@ -47,13 +51,22 @@ def test_between_what_is_certified_and_what_is_attacked_lies_the_truth(radius):
             assert not bool((certified & ~attacked).any())
             # In two dimensions so many points find nearly all that there is, and so does the attack.
             assert int((attacked & ~sampled).sum()) <= 1
-            proven, open_ = proven + int(certified.sum()), open_ + int((attacked & ~certified).sum())
+            proven, refuted = proven + int(certified.sum()), refuted + int((~attacked).sum())
+            unknown += int((attacked & ~certified).sum())
         assert 0 <= result.certified <= result.attacked <= 1
         assert result.both_certified <= min(result.certified, result.original_certified)
         assert bool((found.found_change <= found.change).all())
         assert result.change == float(found.change.max()) >= result.found_change
-    assert proven >= (20 if radius > 0.5 else 40)
-    assert open_ < 40
+    # Of 4 x 12 samples and two networks; if all were of one kind, nothing would be shown.
+    least_proven, least_refuted, most_unknown = {
+        0.0: (70, 5, 0),
+        0.05: (60, 10, 3),
+        0.2: (40, 25, 6),
+        0.8: (15, 45, 16),
+    }[radius]
+    assert proven >= least_proven
+    assert refuted >= least_refuted
+    assert unknown <= most_unknown
 
 
 def test_at_radius_zero_it_is_plain_agreement():
