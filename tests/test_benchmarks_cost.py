@@ -278,6 +278,31 @@ def test_the_peak_of_training_counts_all_that_a_step_needs(load):
     assert 4 <= peak < 7  # and what AdamW needs in between
 
 
+# ---- agreement.py
+
+
+def test_agreement_prints_what_is_proven_beside_what_is_found(load, monkeypatch):
+    module = load("agreement")
+    small = {"LeNet-300-100": lambda: nn.Sequential(nn.Linear(784, 12), nn.ReLU(), nn.Linear(12, 10))}
+    monkeypatch.setattr(module, "NETWORKS", small)
+    monkeypatch.setattr(module, "RADII", {"LeNet-300-100": (0.0, 0.2)})
+    (table,), _ = printed(module, "--networks", "LeNet-300-100", "--keep", "0.5", "--count", "8", "--epochs", "3")
+    assert [row["keep"] for row in table] == ["original", "50%"]
+    for row in table:
+        for radius in ("r = 0", "r = 0.2"):
+            shares, _, changes = row[radius].partition("; ")
+            certified, attacked = (int(one.rstrip("%")) for one in shares.split(" / "))
+            assert 0 <= certified <= attacked <= 100
+            if changes:
+                proven, found = map(float, changes.split(" / "))
+                assert found <= proven
+
+
+def test_the_convolutional_network_of_agreement_is_one_of_digits(load):
+    module = load("agreement")
+    assert module.convolutional().eval()(module.images(None, flat=False).test[0][:2]).shape == (2, 10)
+
+
 # ---- worst_case.py
 
 
