@@ -120,8 +120,13 @@ def test_one_layer_of_relus_on_whose_ball_no_sign_changes_is_exact():
     torch.manual_seed(0)
     first, second = (nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 1)) for _ in range(2))
     x = torch.randn(4, 3)
-    proven, found = check(first, second, x, 1e-4)
-    torch.testing.assert_close(proven, found, rtol=1e-6, atol=0)
+    change, radius = difference(first, second), 1e-4
+    at = x.double().requires_grad_()
+    (slope,) = torch.autograd.grad(change(at).sum(), at)
+    proven = output_change(first, second, x, radius=radius)
+    reach = radius * slope.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(proven.high - change(x.double()), reach, rtol=1e-8, atol=0)
+    torch.testing.assert_close(change(x.double()) - proven.low, reach, rtol=1e-8, atol=0)
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1e-3, 1e3, 1e6])
