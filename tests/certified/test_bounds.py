@@ -7,7 +7,7 @@ import pytest
 import torch
 from breadth import crossed, thinned
 from certified.searching import difference, extremes, in_ball
-from certified.zoo import NETWORKS, network
+from certified.zoo import NETWORKS, Computed, network
 from torch import Tensor, nn
 
 from lightning_coreset import output_change
@@ -138,6 +138,14 @@ def test_weights_and_inputs_of_all_sizes(scale):
                 next(iter(one.parameters())).mul_(scale)
         check(first, second, x, 0.3)
         check(first, second, x * scale, 0.3 * scale)
+
+
+def test_casts_are_taken_as_exact():
+    first, second, x = network("relu")
+    cast = [nn.Sequential(Computed(lambda y: y.float()), one, Computed(lambda y: y.half())) for one in (first, second)]
+    proven, plain = output_change(*cast, x, radius=0.2), output_change(first, second, x, radius=0.2)
+    torch.testing.assert_close(proven.high, plain.high, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(proven.low, plain.low, rtol=1e-12, atol=1e-12)
 
 
 def test_one_ball_around_zero_is_a_call_like_any_other():

@@ -34,7 +34,7 @@ class Residual(nn.Module):
 
 
 class Scaled(nn.Module):
-    """Has tensors of its own that are no parameters, one of them in float32, and casts."""
+    """Has tensors of its own that are no parameters, one of them in float32."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class Scaled(nn.Module):
         self.register_buffer("mean", torch.tensor([0.1, 0.2, -0.3]))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = (x.float() - self.mean) / 2 * self.factor
+        x = (x - self.mean) / 2 * self.factor
         return 1 - torch.relu(self.inner(x)).clone()
 
 
