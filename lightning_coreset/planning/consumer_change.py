@@ -100,7 +100,8 @@ class ConsumerChange:
         bound = (cheap.triangle if self.pooled else cheap.bound) + constant
         if self.pooled:
             return bound
-        affordable = _ENTRIES // (len(self.producers) * min(self.producers.shape))
+        channels = len(self.producers) - len(self.moved)
+        affordable = _ENTRIES // (channels * min(channels, self.producers.shape[1]))
         left = max(_LEAST_SHARPENED, affordable) if rows is None else rows
         waiting, reached = bound.clone(), 0.0  # what is sharp already waits no more
         at_once = max(_LEAST_SHARPENED, min(_AT_ONCE // self.producers.numel(), 64))
