@@ -66,7 +66,7 @@ def holds_data(value: Any) -> bool:
 
 def _absolute(value: Any) -> Any:
     if isinstance(value, Tensor):
-        return value.abs()
+        return value if value.dtype == torch.bool else value.abs()
     return abs(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else value
 
 
@@ -75,10 +75,18 @@ def _moves(call: OpCall, arguments: Arguments) -> tuple[Function, Function] | No
     (name, first), *others = arguments.items()
     if call.inplace or any(holds_data(value) for _, value in others):
         return None
-    magnitudes = {name: _absolute(value) if name == "value" else value for name, value in others}
+    if isinstance(dtype := arguments.get("dtype"), torch.dtype) and not dtype.is_floating_point:
+        return None
+    changed = {"dtype": None} if "dtype" in arguments else {}  # numbers are real: no cast makes others of them
+    magnitudes = {name: _absolute(value) if name in _SIGNED else value for name, value in others}
     magnitudes[name] = [_absolute(one) for one in first] if isinstance(first, (list, tuple)) else first
-    run = _by_keywords(call)
-    return _calling(run, arguments), _calling(run, magnitudes)
+    run = _reshaped if call.name in _VIEWS else _by_keywords(call)
+    return _calling(run, {**arguments, **changed}), _calling(run, {**magnitudes, **changed})
+
+
+def _reshaped(self: Tensor, size: Any, **_: Any) -> Tensor:
+    """A view by the order of numbers, whatever their places in memory."""
+    return self.reshape(tuple(size))
 
 
 def _keeps(call: OpCall, arguments: Arguments) -> tuple[Function, Function] | None:
@@ -166,6 +174,11 @@ def _batch_norm(call: OpCall, arguments: Arguments) -> tuple[Function, Function]
     scale, shift = scale.view(-1, *[1] * dims), shift.view(-1, *[1] * dims)
     return (lambda x: x * scale + shift), (lambda x: x * scale.abs() + shift.abs())
 
+
+_SIGNED = ("value", "divisor_override")
+"""Arguments of ``_moves`` whose sign is one of the result."""
+
+_VIEWS = ("view", "_unsafe_view", "_reshape_alias", "reshape")
 
 _MOVING = """
 view _unsafe_view reshape permute t transpose unsqueeze squeeze select slice narrow split split_with_sizes chunk unbind

@@ -41,7 +41,9 @@ def output_change(
     Raises:
         ValueError: If an argument is not what it should be, the outputs' shapes differ, or a network has operators that
             are neither affine in the data nor activations whose turning points are known (attention, softmax,
-            LayerNorm, products of two activations, comparisons). Max pooling is covered, but loosely.
+            LayerNorm, products of two activations, comparisons), makes NaN or infinity, or mixes the samples of a
+            batch. Max pooling is covered, but loosely. Branches on numbers that a network takes out of torch
+            (``tolist``, ``numpy``) are not seen unless one of the inputs takes another.
 
     Example:
         >>> from lightning_coreset import output_change
@@ -105,6 +107,8 @@ def certified_agreement(
     for name, value in (("restarts", restarts), ("steps", steps)):
         if not is_whole_number(value) or value < 1:
             raise ValueError(f"Expected {name} to be a positive whole number but got {value!r}.")
+    if not is_whole_number(seed) or not 0 <= seed < 2**63:
+        raise ValueError(f"Expected seed to be a whole number between 0 and 2**63 but got {seed!r}.")
     with followed(original, pruned, inputs, radius) as networks:
         if len(networks.output_shape) != 1 or networks.output_shape[0] < 2:
             raise ValueError(

@@ -23,7 +23,7 @@ _AT_ONCE = 16
 _PAIRED_BY = 64
 """Samples by which neurons are paired."""
 _AGREES = 1e-8
-"""What is written down computes the same as the network up to this, relatively."""
+"""What is written down computes the same as the network up to this, relatively, and up to rounding."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,12 +75,17 @@ def followed(original: nn.Module, pruned: nn.Module, inputs: Any, radius: float)
         )
     with torch.inference_mode(False), twins[0].ready():
         samples = samples_of(inputs, twins[0].device)[:, None]
-        tapes = [record(twin, samples[0]) for twin in twins]
+        tapes = [record(twin, samples[0].clone()) for twin in twins]  # which a network may write into
         shapes = [tape.nodes[tape.outputs[0]].shape for tape in tapes]
         if shapes[0] != shapes[1]:
             raise ValueError(
                 f"Expected outputs of the same shape but for a sample the original network has {shapes[0]} and the "
                 f"pruned one {shapes[1]}. Pass the network before and after pruning."
+            )
+        if shapes[0][:1] != (1,):
+            raise ValueError(
+                f"Expected one row of outputs for each sample but for a batch of one the networks return {shapes[0]}. "
+                "Keep the first dimension that of the batch."
             )
         joined = join(tapes[0], tapes[1], samples[:_PAIRED_BY])
         for twin, node in zip(twins, (joined.first, joined.second), strict=True):
@@ -90,14 +95,22 @@ def followed(original: nn.Module, pruned: nn.Module, inputs: Any, radius: float)
 
 def _check_followed(twin: Twin, joined: Joined, node: int, samples: Tensor, radius: float) -> None:
     """Compare what was written down with the network: on samples, and within balls, all in one batch."""
+    if len(samples) == 1:  # a batch of its own does not show what depends on the others
+        samples = torch.cat([samples, 1.01 * samples + 0.01 * samples.abs().amax().clamp_min(1e-3)])
     generator = torch.Generator().manual_seed(0)
     moves = torch.randn(samples.shape, generator=generator, dtype=torch.float64).to(samples.device)
     moves *= radius / moves[0].numel() ** 0.5
     for points in (samples, samples + moves):
         (written,) = joined.tape.run(points, [node])
-        computed = twin.output(points.flatten(0, 1))
-        same = computed.numel() == written.numel()
-        if not same or bool(((written.flatten() - computed.flatten()).abs() > _AGREES * computed.abs().amax()).any()):
+        computed = twin.output(points.flatten(0, 1).clone())
+        if not bool(computed.isfinite().all()):
+            raise ValueError(
+                f"Expected finite outputs but for some inputs the {twin.name} network makes NaN or infinity. Leave out "
+                "what masks scores with -inf."
+            )
+        same = len(computed) == len(points) and computed.numel() == written.numel()
+        room = _AGREES * written.abs() + joined.tape.rounding * joined.tape.loads(points, node)
+        if not same or bool(((written.flatten() - computed.flatten()).abs() > room.flatten()).any()):
             raise ValueError(
                 f"Expected the {twin.name} network to compute every sample alike and by itself, in torch's operators, "
                 "but for a batch its outputs are not those of its operators for each sample. Outputs that depend on "

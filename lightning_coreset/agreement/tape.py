@@ -5,6 +5,7 @@ Shapes are those of one sample, whose batch has size one. Values of S samples ca
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -136,6 +137,18 @@ class Tape:
             elif isinstance(node, Pointwise):
                 values[number] = node.activation.function(values[node.inputs[0]])
         return [values[number] for number in wanted]
+
+    def loads(self, inputs: Tensor, number: int) -> Tensor:
+        """The magnitudes of all that is added up to compute a node for samples ``(S, 1, ...)``: what rounding is of."""
+        found: dict[int, Tensor] = {0: inputs.abs()}
+        values = self.run(inputs, range(number + 1))
+        for one, node in enumerate(self.nodes[: number + 1]):
+            if isinstance(node, Affine):
+                found[one] = torch.vmap(node.magnitude)(*(found[source] for source in node.inputs))
+            elif isinstance(node, Pointwise):
+                steepest = node.activation.lipschitz if math.isfinite(node.activation.lipschitz) else 1.0
+                found[one] = steepest * found[node.inputs[0]] + values[one].abs()
+        return found[number]
 
     def pulled_back(self, number: int, rows: Tensor) -> Sequence[Tensor]:
         """Rows ``(S, K, ...)`` that multiply the result of an affine node as rows that multiply each of its inputs."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from lightning_coreset._compat import DispatchMode
 from lightning_coreset.state import duplicate
-from lightning_coreset.structure import plain_execution, preserved_random
+from lightning_coreset.structure import check_initialised, plain_execution, preserved_random
+from lightning_coreset.structure.op_call import tensors_among, written_by
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +32,17 @@ class Twin:
 
     @classmethod
     def of(cls, name: str, network: nn.Module) -> Twin:
-        """A copy of the network, which stays as it is."""
+        """A copy of the network, which stays as it is.
+
+        Raises:
+            ValueError: If it cannot be followed: a parameter has no shape yet, or it is a TorchScript module.
+        """
+        check_initialised(network)
+        if any(isinstance(module, torch.jit.ScriptModule) for module in network.modules()):
+            raise ValueError(
+                f"Expected Python modules but the {name} network has a TorchScript module, whose operations cannot be "
+                "followed. Pass the network before torch.jit.script or torch.jit.trace."
+            )
         with torch.inference_mode(False), preserved_random(network):
             module = duplicate(network).double().eval()
         tensors = [*module.parameters(), *module.buffers()]
@@ -60,7 +71,7 @@ class Twin:
 
 
 class _RealNumbers(DispatchMode):
-    """Keeps numbers in float64 where a network casts them to another precision."""
+    """Keeps numbers in float64 where a network casts them to another precision, or meets constants of another one."""
 
     def __torch_dispatch__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -71,4 +82,21 @@ class _RealNumbers(DispatchMode):
             dtype = kwargs.get("dtype")
             if dtype is None or dtype.is_floating_point:
                 kwargs = {**kwargs, "dtype": torch.float64}
+        elif isinstance(dtype := kwargs.get("dtype"), torch.dtype) and dtype.is_floating_point:
+            kwargs = {**kwargs, "dtype": torch.float64}
+        if not written_by(function) and _is_mixed(tensors_among((args, kwargs))):
+            args, kwargs = _widened(args), {name: _widened(value) for name, value in kwargs.items()}
         return function(*args, **kwargs)
+
+
+def _is_mixed(tensors: Sequence[Tensor]) -> bool:
+    """Whether some numbers are in float64 and others in another precision."""
+    dtypes = {one.dtype for one in tensors if one.is_floating_point()}
+    return torch.float64 in dtypes and len(dtypes) > 1
+
+
+def _widened(value: Any) -> Any:
+    """An argument with all real numbers in float64."""
+    if isinstance(value, Tensor):
+        return value.double() if value.is_floating_point() and value.dtype != torch.float64 else value
+    return type(value)(map(_widened, value)) if type(value) in (list, tuple) else value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -44,7 +45,7 @@ def slope_range(activation: Activation, low: Tensor, high: Tensor) -> tuple[Tens
     Returns:
         ``(m, M)``, shaped like ``low``: the slopes of pieces that are lines, or enclosed by interval arithmetic; of
         other functions the Lipschitz constant with either sign, or zero and that constant where they are monotone.
-        Infinite where there is no such constant.
+        Infinite where there is no such constant, or the interval holds a step.
 
     Example:
         >>> from lightning_coreset.coreset import find_activation
@@ -57,6 +58,9 @@ def slope_range(activation: Activation, low: Tensor, high: Tensor) -> tuple[Tens
     if found is not None:
         return found
     most = torch.full_like(low, activation.lipschitz)
+    for (at, before), (also_at, behind) in pairwise(activation.turning_points or ()):
+        if at == also_at and before != behind:  # a step, as of softplus at its threshold, however small
+            most = torch.where((low <= at) & (high >= at), math.inf, most)
     if activation.turning_points == ():
         unit = min(activation.checked, 1.0)
         first, last = activation.function(torch.tensor([-unit, unit], dtype=torch.float64)).tolist()

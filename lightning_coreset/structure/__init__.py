@@ -40,6 +40,7 @@ from lightning_coreset.structure.result import Structure
 from lightning_coreset.structure.rule_kinds import Contraction, Elementwise, Movement, Pinned
 from lightning_coreset.structure.steps import Norm, Step, StepKind
 from lightning_coreset.structure.trace import (
+    check_initialised,
     plain_execution,
     preserved,
     preserved_random,
@@ -89,6 +90,7 @@ __all__ = [
     "WeightNorm",
     "analyse",
     "as_examples",
+    "check_initialised",
     "find_groups",
     "layer_of",
     "local_collectives",

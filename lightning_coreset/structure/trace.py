@@ -77,7 +77,7 @@ def trace(
         ValueError: If a parameter is not initialised yet, or a module differs from its registered ``ModuleSpec``.
         Exception: What ``on_failure`` raises; by default what the network does, if an example runs in no mode.
     """
-    _check_initialised(model)
+    check_initialised(model)
     check_module_sizes(model)
     with ExitStack() as stack:
         for context in (preserved_random(model), plain_execution()):
@@ -189,7 +189,8 @@ def train_mode(model: nn.Module) -> None:
             module.eval()
 
 
-def _check_initialised(model: nn.Module) -> None:
+def check_initialised(model: nn.Module) -> None:
+    """Raise ``ValueError`` if a parameter has no shape yet."""
     for name, parameter in model.named_parameters():
         if is_lazy(parameter):
             raise ValueError(
