@@ -72,7 +72,7 @@ class Agreement:
 
     @property
     def certified(self) -> float:
-        """The share of samples whose prediction is proven not to change: pruned, on the whole ball."""
+        """The share of samples to which the pruned network is proven to give the same prediction on the whole ball."""
         return _share(self.per_sample.certified)
 
     @property
@@ -92,7 +92,7 @@ class Agreement:
 
     @property
     def both_certified(self) -> float:
-        """The share of samples for which both are proven: at every input of the ball the two networks agree."""
+        """The share of samples for which both are proven, so that the networks agree at every input of the ball."""
         return _share(self.per_sample.certified & self.per_sample.original_certified)
 
     @property
