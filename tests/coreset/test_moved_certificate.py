@@ -1,5 +1,7 @@
 """Bounds where rows move: never below the exact supremum, and nearer to it than those of rows side by side."""
 
+from itertools import product
+
 import pytest
 import torch
 from breadth import crossed
@@ -49,6 +51,16 @@ def test_nearer_to_the_truth_than_rows_side_by_side_where_little_moves():
         together += (certify_moved(*given, kept, relu, input_radius=radius).bound / exact).tolist()
     assert sum(together) < 0.9 * sum(apart)
     assert max(together) < 2
+
+
+def test_where_rows_move_far_no_worse_than_side_by_side():
+    relu = find_activation("relu")
+    for seed, length in product(range(6), (1.0, 2.0)):
+        *given, kept, radius = moves(seed, length)
+        change, rows = side_by_side(*given)
+        apart = certify(change, rows, relu, input_radius=radius).bound
+        found = certify_moved(*given, kept, relu, input_radius=radius).bound
+        assert bool((found <= apart * (1 + 1e-9)).all())
 
 
 @pytest.mark.parametrize("op", ["relu", "gelu", "tanh", "sigmoid", "hardswish", "relu6", "elu", "softplus"])
