@@ -6,10 +6,8 @@ import torch
 from torch import Tensor
 
 from lightning_coreset.agreement.tape import Affine, Function, Input, Node, Pointwise
-from lightning_coreset.coreset import Activation, find_activation
-
-_RELU = find_activation("relu")
-assert _RELU is not None
+from lightning_coreset.coreset import Activation
+from lightning_coreset.coreset.activation_table import RELU
 
 
 class Writer:
@@ -48,8 +46,7 @@ class Writer:
 
     def relu(self, source: int) -> int:
         """Add a ReLU."""
-        assert _RELU is not None
-        return self.pointwise(_RELU, source)
+        return self.pointwise(RELU, source)
 
     def maximum(self, a: int, b: int) -> int:
         r"""Add the elementwise maximum of two nodes of one shape, :math:`b + \max(a - b, 0)`."""

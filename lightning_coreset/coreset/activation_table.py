@@ -79,6 +79,10 @@ def _relu(name: str, args: _Args) -> Activation:
     return in_pieces(name, args, torch.relu, 0.0, ((0.0, 1.0),))
 
 
+RELU = _relu("relu", ())
+"""What other functions are written with."""
+
+
 def _leaky_relu(name: str, args: _Args) -> Activation:
     (slope,) = _filled(args, (0.01,))
     return in_pieces(name, args, partial(functional.leaky_relu, negative_slope=slope), slope, ((0.0, 1.0 - slope),))

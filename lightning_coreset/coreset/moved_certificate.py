@@ -26,14 +26,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_coreset.coreset.activation_table import in_pieces
+from lightning_coreset.coreset.activation_table import RELU
 from lightning_coreset.coreset.activations import Activation
 from lightning_coreset.coreset.ball import Ball
 from lightning_coreset.coreset.certificate import AT_ONCE, Certificate, certify, checked_problem, spectral_norm
 from lightning_coreset.coreset.joint_bound import JointBound
 from lightning_coreset.coreset.slopes import slope_range
-
-_RELU = in_pieces("relu", (), torch.relu, 0.0, ((0.0, 1.0),))
 
 
 def certify_moved(
@@ -88,13 +86,18 @@ def certify_moved(
 
     """
     moves = _Moves.of(before, after, producers, moved, kept, input_radius)
-    side_by_side = torch.cat([before, -after], dim=1), torch.cat([producers, moved])
+    apart = certify(
+        torch.cat([before, -after], dim=1),
+        torch.cat([producers, moved]),
+        activation,
+        input_radius=input_radius,
+        steps=steps,
+        enough=enough,
+        sharpen=sharpen,
+    )
     least, most = slopes = moves.slopes(activation, input_radius)
     if not bool((least.isfinite() & most.isfinite()).all()):
-        return certify(
-            *side_by_side, activation, input_radius=input_radius, steps=steps, enough=enough, sharpen=sharpen
-        )
-    apart = certify(*side_by_side, activation, input_radius=input_radius, sharpen=False)
+        return apart
     weights = certify(moves.change, moves.rows, activation, input_radius=input_radius, sharpen=False)
     steepest = torch.maximum(least.abs(), most.abs())
     reach = input_radius * moves.shift[:, :-1].norm(dim=1) + moves.shift[:, -1].abs()
@@ -102,11 +105,8 @@ def certify_moved(
     lipschitz = spectral_norm(moves.shift) * math.sqrt(input_radius**2 + 1)
     spectral = torch.fmin(apart.spectral, weights.spectral + lipschitz * (moves.weight * steepest).norm(dim=1))
     bound, sharp = torch.fmin(triangle, spectral), None
-    if sharpen:
-        sharp = moves.jointly(activation, slopes, input_radius, steps, enough)
-        # Where rows move far, those side by side may have the lesser bound.
-        others = certify(*side_by_side, activation, input_radius=input_radius, steps=steps, enough=enough).sharp
-        sharp = sharp if others is None else torch.minimum(sharp, others)
+    if apart.sharp is not None:  # the lesser one where rows move far
+        sharp = torch.minimum(moves.jointly(activation, slopes, input_radius, steps, enough), apart.sharp)
         bound = torch.fmin(bound, sharp)
     return Certificate(bound=bound, triangle=triangle, spectral=spectral, sharp=sharp)
 
@@ -160,7 +160,7 @@ class _Moves:
     ) -> Tensor:
         """All channels of both kinds in one quadratic form, the two signs apart, (J,)."""
         least, most = slopes
-        ball = Ball.of(radius, (self.rows, activation), (self.shift, _RELU))
+        ball = Ball.of(radius, (self.rows, activation), (self.shift, RELU))
         none = torch.zeros_like(self.change)
         bounds = []
         for change, weight in zip(self._some(self.change, ball), self._some(self.weight, ball), strict=True):

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lightning_coreset.coreset import Activation, Certificate, certify, certify_moved, largest_found_error
 from lightning_coreset.layers import LayerPair, single_channel_pairs
+from lightning_coreset.layers.coordinate_change import coordinate_weights
 from lightning_coreset.layers.layer_pair import to_cpu_float64
 from lightning_coreset.methods import Selection
 from lightning_coreset.methods.reweighting import reweighted_consumers
@@ -59,21 +60,23 @@ class ConsumerChange:
         after = pair.with_tensors({**tensors, **rounded})
         kept = torch.zeros(view.size, dtype=torch.float64).index_fill_(0, selection.kept, 1.0)
         rescaled = _rescaled(pair, after)
-        before, left = _coordinates(pair), _coordinates(after) * kept * rescaled[:, None, None, None]
-        share = (_constants(pair) - rescaled * _constants(after)) / math.prod(before.shape[1:3])
-        at_padding = share[:, None, None].expand(before.shape[:3])
+        before, left = coordinate_weights(pair), coordinate_weights(after) * kept
+        positions = len(before) // pair.outputs
+        left *= rescaled.repeat_interleave(positions)[:, None]
+        share = (_constants(pair) - rescaled * _constants(after)) / positions
+        at_padding = share.repeat_interleave(positions)
         if moved is None:
             scale, offset = pair.affine_behind
             difference, producers, behind = before - left, pair.producers, selection.kept[:0]
         else:  # all neurons as they were, and beside them those that stay as they will be, with opposite signs
             scale, offset = (torch.cat([part, part[selection.kept]]) for part in pair.affine_behind)
-            difference = torch.cat([before, -left[..., selection.kept]], dim=3)
+            difference = torch.cat([before, -left[:, selection.kept]], dim=1)
             producers, behind = torch.cat([pair.producers, moved.producers[selection.kept]]), selection.kept
         constant = difference @ offset + at_padding
         return cls(
-            (difference * scale).flatten(0, 2),
-            constant.flatten(),
-            at_padding.flatten(),
+            difference * scale,
+            constant,
+            at_padding,
             producers,
             behind,
             pair.activation,
@@ -151,11 +154,6 @@ def moved_pair(pair: LayerPair, after: Mapping[str, Tensor]) -> LayerPair | None
         return None
     others = single_channel_pairs(pair.view.with_tensors(after))
     return next(one for one in others if one.path is pair.path)
-
-
-def _coordinates(pair: LayerPair) -> Tensor:
-    """The weights that read the channels, (O, q, k, N)."""
-    return pair.consumers.permute(0, 2, 3, 1)
 
 
 def _rescaled(pair: LayerPair, after: LayerPair) -> Tensor:
