@@ -11,7 +11,7 @@ Shapes: J rows of the consumers, N channels, d inputs.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from lightning_coreset.coreset.absolute_sum import largest_absolute_sum
 from lightning_coreset.coreset.activations import Activation, largest_magnitude, value_range
 from lightning_coreset.coreset.ball import Ball
 from lightning_coreset.coreset.branching import largest_sum
+from lightning_coreset.coreset.product_bound import worst_with_products
 
 AT_ONCE = 2**20
 """Rows times channels times points of a search that are bounded together."""
@@ -34,12 +35,15 @@ class Certificate:
         triangle: Each channel at the end of its own range, ``(J,)``.
         spectral: :math:`\|\Delta_j\| L \|P\|_2 \tilde\beta` plus the constant part, ``(J,)``.
         sharp: The bound that takes all channels together, ``(J,)``; ``None`` unless it was asked for.
+        products: The bound that knows of products of channels, too, ``(J,)``, infinite for rows that have none;
+            ``None`` unless it was asked for.
     """
 
     bound: Tensor
     triangle: Tensor
     spectral: Tensor
     sharp: Tensor | None
+    products: Tensor | None = None
 
 
 def certify(
@@ -52,6 +56,7 @@ def certify(
     splits: int = 0,
     enough: float = 0.0,
     sharpen: bool = True,
+    products: int = 0,
 ) -> Certificate:
     r"""Bound the error of any coreset over the whole ball of inputs.
 
@@ -78,6 +83,12 @@ def certify(
             what is left to the truth and take ten times as long; for hundreds they gain nothing.
         enough: Rows need not be bounded more tightly than this, which ends their descent earlier.
         sharpen: Whether to compute the sharp bound at all, which is nearly all of the cost.
+        products: How many rows at most, the worst first, are bounded once more with products of pairs of channels
+            (``product_bound``), where the activation is zero at zero and linear on either side of it (others have no
+            such bound). It takes most of what the sharp bound leaves to the truth: on LeNet-300-100 that one is 1.4
+            to 1.8 times what an attack finds, this one 1.1 to 1.3 times. It ends sooner once the largest bound is one
+            of these, so that ``len(change)`` gives the best for the layer; but a row of 100 channels takes some ten
+            seconds, one of 300 minutes, and memory grows as ``100 N^2`` numbers. Hence none by default.
 
     Returns:
         The bounds. Time grows as ``J * N * min(N, d + 1) * steps`` multiplications in float64 and a few factorisations
@@ -119,7 +130,25 @@ def certify(
             apart = _signs_apart(delta[above], P, activation.half_slopes, input_radius, steps)
             sharp = sharp.masked_scatter(above, torch.minimum(sharp[above], apart))
         bound = torch.fmin(bound, sharp)
-    return Certificate(bound=bound, triangle=triangle, spectral=spectral, sharp=sharp)
+    certificate = Certificate(bound=bound, triangle=triangle, spectral=spectral, sharp=sharp)
+    return with_products(certificate, delta, P, activation, input_radius, products, enough)
+
+
+def with_products(
+    certificate: Certificate,
+    delta: Tensor,
+    P: Tensor,
+    activation: Activation,
+    radius: float,
+    rows: int,
+    enough: float,
+) -> Certificate:
+    """With the bound of products for some rows, where the activation has one."""
+    if not rows or activation.half_slopes is None:
+        return certificate
+    ball = Ball.of(radius, (P, activation))
+    found = worst_with_products(ball, delta, activation.half_slopes, certificate.bound, rows, enough)
+    return replace(certificate, bound=torch.minimum(certificate.bound, found), products=found)
 
 
 def _signs_apart(delta: Tensor, P: Tensor, slopes: tuple[float, float], radius: float, steps: int) -> Tensor:

@@ -29,7 +29,14 @@ from torch import Tensor
 from lightning_coreset.coreset.activation_table import RELU
 from lightning_coreset.coreset.activations import Activation
 from lightning_coreset.coreset.ball import Ball
-from lightning_coreset.coreset.certificate import AT_ONCE, Certificate, certify, checked_problem, spectral_norm
+from lightning_coreset.coreset.certificate import (
+    AT_ONCE,
+    Certificate,
+    certify,
+    checked_problem,
+    spectral_norm,
+    with_products,
+)
 from lightning_coreset.coreset.joint_bound import JointBound
 from lightning_coreset.coreset.slopes import slope_range
 
@@ -46,6 +53,7 @@ def certify_moved(
     steps: int = 60,
     enough: float = 0.0,
     sharpen: bool = True,
+    products: int = 0,
 ) -> Certificate:
     r"""Bound the error of a coreset whose channels are made by other rows than before.
 
@@ -64,6 +72,7 @@ def certify_moved(
         steps: As in :func:`certify`.
         enough: As there.
         sharpen: As there.
+        products: As there, with the old rows and the moved ones side by side.
 
     Returns:
         The bounds. All terms of ``triangle`` are channels at the ends of their own ranges; ``spectral`` adds the
@@ -86,9 +95,10 @@ def certify_moved(
 
     """
     moves = _Moves.of(before, after, producers, moved, kept, input_radius)
+    change, both = torch.cat([before, -after], dim=1), torch.cat([producers, moved])
     apart = certify(
-        torch.cat([before, -after], dim=1),
-        torch.cat([producers, moved]),
+        change,
+        both,
         activation,
         input_radius=input_radius,
         steps=steps,
@@ -97,7 +107,7 @@ def certify_moved(
     )
     least, most = slopes = moves.slopes(activation, input_radius)
     if not bool((least.isfinite() & most.isfinite()).all()):
-        return apart
+        return apart  # such an activation has no bound of products, either
     weights = certify(moves.change, moves.rows, activation, input_radius=input_radius, sharpen=False)
     steepest = torch.maximum(least.abs(), most.abs())
     reach = input_radius * moves.shift[:, :-1].norm(dim=1) + moves.shift[:, -1].abs()
@@ -108,7 +118,8 @@ def certify_moved(
     if apart.sharp is not None:  # the lesser one where rows move far
         sharp = torch.minimum(moves.jointly(activation, slopes, input_radius, steps, enough), apart.sharp)
         bound = torch.fmin(bound, sharp)
-    return Certificate(bound=bound, triangle=triangle, spectral=spectral, sharp=sharp)
+    certificate = Certificate(bound=bound, triangle=triangle, spectral=spectral, sharp=sharp)
+    return with_products(certificate, change.double(), both.double(), activation, input_radius, products, enough)
 
 
 @dataclass(frozen=True, eq=False)
