@@ -36,8 +36,9 @@ def eliminate(
     .. math:: \mathrm{tr}(B_D \, Q_{DD}^{-1} B_D^T) \qquad (= \|B_q\|^2 / Q_{qq} \text{ for one channel}).
 
     Rounds shrink the channels geometrically. The cheapest candidates of a round, twice as many as have to go, are taken
-    out one at a time with their costs kept exact; :math:`Q` and :math:`B` of the others follow once a round by a block
-    downdate. Without that inner loop a round would drop both of two channels that replace each other.
+    out one at a time with their costs kept exact; :math:`B` and the diagonal of :math:`Q` of the others follow once a
+    round by a block downdate, and other entries of :math:`Q` where they are asked for. Without that inner loop a round
+    would drop both of two channels that replace each other.
 
     Args:
         moment: The moments :math:`C` of the activations, centred or not, ``(N, N)``. Computed in its dtype, except that

@@ -81,8 +81,8 @@ def reconstruct(
         offset = mean.to(mix) - mix @ mean.to(mix)[kept]
         offset[kept] = 0
     weights = consumers.to(mix)
-    change = weights.clone()
-    change[:, kept] -= weights @ mix
+    change, dropped = weights.clone(), _others(kept, len(moment))
+    change[:, kept] = -weights[:, dropped] @ mix[dropped]  # rows of kept channels are the identity's
     return LeastSquaresFit(
         kept=kept,
         mix=mix,
@@ -112,12 +112,19 @@ def mixing_matrix(moment: Tensor, kept: Tensor, *, ridge: float = 1e-3) -> Tenso
                 [0.4000]], dtype=torch.float64)
 
     """
-    within = moment[kept][:, kept].double()
+    rows = moment[kept]
+    within = rows[:, kept].double()
     within.diagonal().add_(regularisation(moment, ridge))
-    factor = torch.linalg.cholesky(within)
-    mix = torch.cholesky_solve(moment[kept].double(), factor).T.contiguous()
-    mix[kept] = torch.eye(len(kept), dtype=mix.dtype, device=mix.device)
+    dropped = _others(kept, len(moment))
+    mix = torch.zeros(len(moment), len(kept), dtype=within.dtype, device=within.device)
+    mix[dropped] = torch.cholesky_solve(rows[:, dropped].double(), torch.linalg.cholesky(within)).T
+    mix[kept, torch.arange(len(kept), device=kept.device)] = 1
     return mix
+
+
+def _others(kept: Tensor, total: int) -> Tensor:
+    """The positions that are not kept."""
+    return torch.ones(total, dtype=torch.bool, device=kept.device).index_fill(0, kept, False).nonzero().flatten()
 
 
 def expected_error(moment: Tensor, change: Tensor) -> float:

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from lightning_coreset.layers.consumer_set import ConsumerSet, closed_form_pairs, consumer_sets, main_set
+from lightning_coreset.layers.consumer_set import (
+    ConsumerSet,
+    closed_form_pairs,
+    consumer_sets,
+    main_set,
+    makers_of_derived,
+)
 from lightning_coreset.layers.coordinate_change import CoordinateChange
 from lightning_coreset.layers.group_view import GroupView, NoCoresetForm
 from lightning_coreset.layers.head_blocks import Columns, HeadBlock, Rows, head_blocks
@@ -43,6 +49,7 @@ __all__ = [
     "head_blocks",
     "layer_pairs",
     "main_set",
+    "makers_of_derived",
     "measured_readers",
     "movable_pair",
     "norms_to_sample",

@@ -6,8 +6,10 @@ Shapes: N channels; O outputs of a consumer, q inputs that one channel becomes, 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from functools import cached_property
 from math import isqrt, prod
 
 import torch
@@ -66,9 +68,22 @@ def closed_form_pairs(view: GroupView) -> tuple[LayerPair, ...]:
     return pairs
 
 
+def makers_of_derived(views: Iterable[GroupView]) -> frozenset[str]:
+    """The weights that make the channels of groups whose moments can be derived: those of whose inputs moments count.
+
+    Args:
+        views: The groups of a plan.
+    """
+    found: set[str] = set()
+    for view in views:
+        with suppress(NoCoresetForm):
+            found |= {pair.path.producer.weight for pair in closed_form_pairs(view)}
+    return frozenset(found)
+
+
 def main_set(sets: Sequence[ConsumerSet]) -> ConsumerSet:
     """The consumers by which channels are chosen: those that get most of the signal."""
-    return max(sets, key=lambda one: one.energy)
+    return sets[0] if len(sets) == 1 else max(sets, key=lambda one: one.energy)
 
 
 class ConsumerSet:
@@ -84,7 +99,6 @@ class ConsumerSet:
         centre: The mean if every consumer can take a constant, so that the moments are centred; ``None`` otherwise.
         moment: The moments that the selection works with, (N, N).
         rows: The consumers' weights, scaled by the BatchNorms behind them and compressed, (min(J, N), N).
-        energy: The expected square of the consumers' outputs.
     """
 
     def __init__(self, pairs: Sequence[LayerPair]) -> None:
@@ -94,11 +108,19 @@ class ConsumerSet:
         self.centre = self.mean if pairs[0].before is not None and takes_constant else None
         self.moment = self.covariance if self.centre is not None else second_moment(self.mean, self.covariance)
         self.rows = compress_rows(torch.cat([_scaled_rows(pair) for pair in pairs]))
-        self.energy = expected_error(self.moment, self.rows)
+
+    @cached_property
+    def energy(self) -> float:
+        """The expected square of the consumers' outputs."""
+        return expected_error(self.moment, self.rows)
 
     def carried_moments(self) -> dict[str, ActivationMoments]:
         """The moments of the consumers' inputs, by weight, where this group is all of them."""
-        found = {pair.path.consumer.weight: carried_moments(pair, self.mean, self.covariance) for pair in self.pairs}
+        found = {
+            pair.path.consumer.weight: carried_moments(pair, self.mean, self.covariance)
+            for pair in self.pairs
+            if pair.view.state.carried is None or pair.path.consumer.weight in pair.view.state.carried
+        }
         return {name: moments for name, moments in found.items() if moments is not None}
 
 

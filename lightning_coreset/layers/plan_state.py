@@ -38,6 +38,8 @@ class PlanState:
     Attributes:
         generator: The source of random numbers, on the CPU.
         input_moments: The moments of the inputs of layers, by the name of their weight, as far as they are known.
+        carried: The layers of whose inputs moments are kept, by the name of their weight: those that make channels of
+            other groups; ``None`` for all. They are as large as the layers' inputs squared.
         filter_norms: Norms of the filters of layers, by the name of their weight, where they are known without another
             look at it: float64 (rows,).
         runs: The network with inputs to measure it on; ``None`` where nothing is measured.
@@ -46,6 +48,7 @@ class PlanState:
 
     generator: torch.Generator = field(default_factory=_seeded)
     input_moments: dict[str, ActivationMoments] = field(default_factory=dict)
+    carried: frozenset[str] | None = None
     filter_norms: dict[str, Tensor] = field(default_factory=dict)
     runs: MeasuringRuns | None = None
     prepared: dict[str, Any] = field(default_factory=dict)

@@ -71,9 +71,11 @@ class StreamParts:
 
 
 def norms_to_sample(view: GroupView) -> list[str]:
-    """Vectors over the channels of a group that may be the weights of norms."""
+    """Vectors over the channels of a group that may be the weights of norms, where the group may be a stream."""
     group = view.group
     if not group.normalized or group.pairing is not None or group.weight_norms or group.standardised:
+        return []
+    if not all(member.one_each for member in group.members):
         return []
     return [one.name for one in group.by_role("channelwise") if view.tensors[one.name].dim() == 1]
 
@@ -84,7 +86,7 @@ def stream_parts(view: GroupView, measured: MeasuredInputs) -> StreamParts | Non
     Whether what writes it only adds to it is not known here.
     """
     norms = {name: measured.channel_norms[name] for name in norms_to_sample(view) if name in measured.channel_norms}
-    if not all(member.one_each for member in view.group.members) or len({one.centred for one in norms.values()}) != 1:
+    if len({one.centred for one in norms.values()}) != 1:
         return None
     readers: dict[str, list[StreamReader]] = {name: [] for name in norms}
     for member in view.group.by_role("consumer"):

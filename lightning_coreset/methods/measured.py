@@ -32,7 +32,7 @@ from lightning_coreset.methods.refining import Refining
 from lightning_coreset.methods.rotating import Rotation, rotation
 from lightning_coreset.methods.rotating_streams import StreamRotation, stream_rotation
 from lightning_coreset.methods.rotation_check import that_hold
-from lightning_coreset.methods.sampled_rows import all_to_sample, layers_of, norms_of, sampled
+from lightning_coreset.methods.sampled_rows import all_to_sample, layers_of, norms_of, sampled, worth_sampling
 from lightning_coreset.methods.selection import Selection
 from lightning_coreset.methods.stream_check import holds
 from lightning_coreset.moments import LayerInput, MeasuredInputs, MeasuringRuns, NormInput
@@ -90,7 +90,8 @@ def prepare(
     if runs.independent:
         views = [view for view in views if not _has_closed_form(view)]
     movable = settings.refining.pairs(views, sizes)
-    measured = sampled(views, movable.values(), runs)
+    counting = worth_sampling(views, streams=bool(settings.refining))
+    measured = sampled(counting, movable.values(), runs)
     rotations = {} if settings.sequential else _rotations(views, measured, runs, settings)
     prepared: dict[str, Prepared] = {}
     for view in views:
@@ -133,7 +134,9 @@ def _rotations(
     if not settings.refining:
         return {}
     found = [one for view in views if (one := rotation(view, measured, ridge=settings.ridge)) is not None]
-    wanted = {name: rows for name, rows in all_to_sample(views).items() if name in measured.layers}
+    asked = all_to_sample(worth_sampling(views, streams=True))
+    # What reads streams that cannot rotate is compared as well, though nothing else is done with it.
+    wanted = {name: rows for name, rows in all_to_sample(views).items() if name in measured.layers or name not in asked}
     return {one.view.name: one for one in that_hold(found, wanted, runs, tensors)}
 
 

@@ -12,7 +12,15 @@ from torch import Tensor
 from lightning_coreset import coreset
 from lightning_coreset._arguments import is_number, is_whole_number
 from lightning_coreset._calls import level_of_caller
-from lightning_coreset.layers import ConsumerSet, GroupView, NoCoresetForm, consumer_sets, main_set, write_updates
+from lightning_coreset.layers import (
+    ConsumerSet,
+    GroupView,
+    NoCoresetForm,
+    consumer_sets,
+    main_set,
+    makers_of_derived,
+    write_updates,
+)
 from lightning_coreset.methods import measured
 from lightning_coreset.methods.measures import Measures, MomentsKind
 from lightning_coreset.methods.method import Method, expected_error_curve
@@ -97,7 +105,10 @@ class Reconstruction(Method):
 
     def prepare(self, groups: Sequence[GroupView], sizes: Mapping[str, int]) -> None:
         """Measure what the consumers of all groups read, and choose the channels, unless moments are derived."""
-        runs = groups[0].state.runs if groups else None
+        if not groups:
+            return
+        groups[0].state.carried = makers_of_derived(groups)
+        runs = groups[0].state.runs
         if runs is None:
             return
         losing = [group for group in groups if sizes[group.name] < group.size]
@@ -108,7 +119,7 @@ class Reconstruction(Method):
 
     def select(self, group: GroupView, size: int) -> Selection:
         """Backward elimination on the consumers' summed error; every consumer gets weights of its own."""
-        prepared = group.state.prepared.get(group.name)
+        prepared = group.state.prepared.pop(group.name, None)  # its samples are held no longer than this
         if prepared is not None and size < group.size:
             try:
                 return measured.reconstructed(group, prepared, size, self._settings, self._measured_label(group))

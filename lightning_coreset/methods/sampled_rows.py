@@ -45,6 +45,23 @@ def sampled(
     return runs.measure(wanted, norms, None if tensors is None else dict(tensors), channel_norms)
 
 
+def worth_sampling(views: Iterable[GroupView], *, streams: bool) -> list[GroupView]:
+    """The groups of which samples may be used: those with linear consumers, and streams that may rotate.
+
+    Consumers of channels that are normalised are not fitted to samples otherwise, and in networks with patch mergings,
+    which read a stream in blocks, their samples were most of what was held.
+
+    Args:
+        views: The groups.
+        streams: Whether streams may rotate at all.
+    """
+    return [
+        view
+        for view in views
+        if not (view.group.normalized or view.group.standardised) or (streams and norms_to_sample(view))
+    ]
+
+
 def all_to_sample(views: Iterable[GroupView]) -> dict[str, tuple[int, int]]:
     """The weights that read groups or make dimensions of heads, with the dimension and how many rows to sample."""
     return {name: rows for view in views for name, rows in (rows_to_sample(view) | _of_projections(view)).items()}

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from lightning_coreset.moments.inputs import LayerInput, MeasuredInputs, NormInput
 
@@ -20,23 +19,31 @@ def rows_in(calls: Sequence[LayerInput]) -> int:
     return sum(len(one.rows) for one in calls)
 
 
-def of_all_calls(calls: Mapping[str, Sequence[LayerInput]]) -> dict[str, LayerInput]:
-    """All samples of each weight together; layers that read one tensor share memory."""
-    together: dict[tuple[int, ...], Tensor] = {}
-    samples = {}
+def of_all_calls(calls: dict[str, list[LayerInput]]) -> dict[str, LayerInput]:
+    """All samples of each weight together; layers that read one tensor share memory.
+
+    Takes the parts out of ``calls``, so that only those of one tensor are there twice at a time.
+    """
+    alike: dict[tuple[int, ...], list[str]] = {}
     for name, parts in calls.items():
-        key = tuple(id(part.rows) for part in parts)
-        if key not in together:
-            together[key] = parts[0].rows if len(parts) == 1 else torch.cat([part.rows for part in parts])
-        samples[name] = replace(parts[0], rows=together[key])
-    return samples
+        alike.setdefault(tuple(id(part.rows) for part in parts), []).append(name)
+    together = {}
+    order = list(calls)
+    for names in alike.values():
+        parts = [calls.pop(name) for name in names]
+        rows = parts[0][0].rows if len(parts[0]) == 1 else torch.cat([part.rows for part in parts[0]])
+        together |= {name: replace(own[0], rows=rows) for name, own in zip(names, parts, strict=True)}
+    return {name: together[name] for name in order}
 
 
-def of_all_norms(calls: Mapping[str, Sequence[NormInput]]) -> dict[str, NormInput]:
-    """All samples of each norm together."""
-    return {
-        name: replace(parts[0], rows=torch.cat([one.rows for one in parts])) for name, parts in calls.items() if parts
-    }
+def of_all_norms(calls: dict[str, list[NormInput]]) -> dict[str, NormInput]:
+    """All samples of each norm together; takes the parts out of ``calls``, as :func:`of_all_calls` does."""
+    found = {}
+    for name in list(calls):
+        parts = calls.pop(name)
+        if parts:
+            found[name] = replace(parts[0], rows=torch.cat([one.rows for one in parts]))
+    return found
 
 
 def joined(parts: Sequence[MeasuredInputs | Unmeasurable]) -> MeasuredInputs:

@@ -185,14 +185,17 @@ def _choose(
     wanted = {group.name: sizes.get(group.name, group.size) for group in problem.groups}
     method.prepare([GroupView(group, problem.weights, state) for group in problem.groups], wanted)
     choices = []
+    last = {member.name: group.name for group in problem.groups for member in group.members}
     for position, group in enumerate(problem.groups, start=1):
         if progress is not None:
             progress(group.name, position, count)
         view = GroupView(group, working, state)
         selection = _select(method, view, sizes.get(group.name, group.size), problem.weights)
         certificate = None if certifier is None else certifier.certificate(view, selection)
-        choices.append(_Choice(group, selection, certificate))
         working.apply(group, selection)
+        working.settle(name for name in selection.updates if last.get(name) == group.name)
+        # The new weights are in the working ones: twice they would be as much again as the network.
+        choices.append(_Choice(group, replace(selection, updates={}), certificate))
     for message in method.warnings({choice.group.name: choice.selection for choice in choices}):
         warnings.warn(message, stacklevel=level_of_caller())
     return choices, _changes(problem.tensors, working, choices)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import ItemsView, Iterator, KeysView, Mapping, Sequence, ValuesView
+from collections.abc import ItemsView, Iterable, Iterator, KeysView, Mapping, Sequence, ValuesView
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -55,6 +55,9 @@ class WorkingWeights(dict[str, Tensor]):
         self._pending: dict[str, tuple[Tensor, list[_ColumnUpdate]]] = {}
         self._factors: defaultdict[str, dict[int, Tensor]] = defaultdict(dict)
         self._rewritten: set[str] = set()
+        # These are multiplied in the end, and rounded after that.
+        pairings = [group.pairing for group in groups if group.pairing is not None]
+        self._scaled = {name for pairing in pairings for name, _, _ in pairing.queries}
         groups_along = Counter((member.name, member.dim) for group in groups for member in group.members)
         self._may_narrow = {where for where, count in groups_along.items() if count == 1} if cut else set()
 
@@ -103,6 +106,15 @@ class WorkingWeights(dict[str, Tensor]):
         for member in group.by_role("consumer"):
             self._update_columns(member, factors, stays, reweighted=selection.weights is not None)
 
+    def settle(self, names: Iterable[str]) -> None:
+        """Keep the new contents of tensors, which no group that is to come has a part in, in their own precision.
+
+        In double precision the new weights of a network are twice as large as it is.
+        """
+        for name in names:
+            if name in self._rewritten and name not in self._scaled:
+                self[name] = self[name].to(self._original[name].dtype)
+
     def _update_columns(self, member: Member, factors: Tensor, stays: Tensor, *, reweighted: bool) -> None:
         name, dim = member.name, member.dim
         length = self._original[name].shape[dim]
@@ -126,6 +138,7 @@ class WorkingWeights(dict[str, Tensor]):
         name, kept = change.name, change.kept
         if name in self._rewritten:
             value = scale_dims_(index_dims(self[name], kept), change.factors).to(self._original[name].dtype)
+            self[name] = self._original[name]  # nothing reads it any more
             return replace(change, value=value, factors={})
         factors = dict(change.factors)
         for dim, own in self._factors.get(name, {}).items():
