@@ -42,8 +42,10 @@ class Solution:
         """The solution on all channels, with the ridge in the units of ``moment``."""
         shifted = moment.double().clone()
         shifted.diagonal().add_(amount)
-        precision = torch.cholesky_inverse(torch.linalg.cholesky(shifted)).to(moment.dtype)
-        del shifted
+        factor = torch.linalg.cholesky(shifted)
+        del shifted  # four matrices in double precision at once would be the most that an event holds
+        precision = torch.cholesky_inverse(factor).to(moment.dtype)
+        del factor
         weights = compress_rows(consumers.to(moment))
         # W C Q = W (I - lambda Q) spares a product of N x N matrices.
         return cls._whole(precision, torch.addmm(weights, weights, precision, alpha=-amount))

@@ -112,12 +112,15 @@ def mixing_matrix(moment: Tensor, kept: Tensor, *, ridge: float = 1e-3) -> Tenso
                 [0.4000]], dtype=torch.float64)
 
     """
-    rows = moment[kept]
-    within = rows[:, kept].double()
-    within.diagonal().add_(regularisation(moment, ridge))
     dropped = _others(kept, len(moment))
-    mix = torch.zeros(len(moment), len(kept), dtype=within.dtype, device=within.device)
-    mix[dropped] = torch.cholesky_solve(rows[:, dropped].double(), torch.linalg.cholesky(within)).T
+    within = moment[kept][:, kept].double()
+    within.diagonal().add_(regularisation(moment, ridge))
+    factor = torch.linalg.cholesky(within)
+    del within  # of matrices in double precision as few at once as may be
+    of_dropped = torch.cholesky_solve(moment[kept][:, dropped].double(), factor)
+    del factor
+    mix = torch.zeros(len(moment), len(kept), dtype=of_dropped.dtype, device=of_dropped.device)
+    mix[dropped] = of_dropped.T
     mix[kept, torch.arange(len(kept), device=kept.device)] = 1
     return mix
 

@@ -26,6 +26,7 @@ from lightning_coreset.layers import (
     selection_form,
     written,
 )
+from lightning_coreset.methods.batches import in_batches
 from lightning_coreset.methods.moving import Move, moved, with_samples
 from lightning_coreset.methods.ranking import rank_by_norms
 from lightning_coreset.methods.refining import Refining
@@ -76,10 +77,80 @@ class Prepared:
     refined: bool = False
 
 
+@dataclass(frozen=True, eq=False)
+class Waiting:
+    """Groups that are measured once the plan reaches the first of them, and not before: samples are what takes memory.
+
+    What is measured is the network as it was, whatever was chosen meanwhile.
+
+    Attributes:
+        views: The groups, with the network's tensors as they were.
+        sizes: How many channels each is to keep.
+        movable: The layers that may move, by the names of their groups.
+        runs: The network with inputs.
+        settings: As for the plan.
+        least_runs: How many runs to make at least.
+        compared: The groups whose consumers have to read the same when heads rotate: all of the plan.
+    """
+
+    views: Sequence[GroupView]
+    sizes: Mapping[str, int]
+    movable: Mapping[str, LayerPair]
+    runs: MeasuringRuns
+    settings: Settings
+    least_runs: int
+    compared: Sequence[GroupView]
+
+    def prepared(self) -> dict[str, Prepared]:
+        """Measure, and choose the channels.
+
+        Raises:
+            Unmeasurable: If the network cannot be run on the probes or batches.
+        """
+        movable = {view.name: self.movable[view.name] for view in self.views if view.name in self.movable}
+        counting = worth_sampling(self.views, streams=bool(self.settings.refining))
+        measured = sampled(counting, movable.values(), self.runs, least_runs=self.least_runs)
+        rotations: Mapping[str, Rotation] = {}
+        if not self.settings.sequential:
+            rotations = _rotations(self.views, measured, self.runs, self.settings, compared=self.compared)
+        found = {}
+        for view in self.views:
+            movable_here = rotations.get(view.name) or movable.get(view.name)
+            found[view.name] = self._of(view, measured, movable_here, refined=view.name in movable)
+        moves = {view: move for view in self.views if isinstance(move := found[view.name].move, Move)}
+        return _with_moves(found, with_samples(moves, self.runs))
+
+    def _of(
+        self, view: GroupView, measured: MeasuredInputs, movable: LayerPair | Rotation | None, *, refined: bool
+    ) -> Prepared:
+        """What is known of one group."""
+        settings, layers, size = self.settings, layers_of(view, measured), self.sizes[view.name]
+        measured_only = Prepared(layers, norms=norms_of(view, measured), refined=refined)
+        if settings.sequential:
+            return measured_only
+        stream = stream_rotation(view, measured, size, ridge=settings.ridge) if settings.refining else None
+        if stream is not None and holds(stream, view, self.runs):
+            return Prepared(layers, stream=stream)
+        try:
+            readers = _readers(view, layers, movable if isinstance(movable, Rotation) else None)
+        except NoCoresetForm:
+            return measured_only
+        return Prepared(layers, *_chosen(view, readers, size, movable, measured, settings))
+
+
 def prepare(
     views: Sequence[GroupView], sizes: Mapping[str, int], runs: MeasuringRuns, settings: Settings
-) -> dict[str, Prepared]:
-    """Measure, and choose the channels of all groups that lose some.
+) -> dict[str, Prepared | Waiting]:
+    """Measure, and choose the channels of all groups that lose some, or of as many as memory is for at once.
+
+    Args:
+        views: The groups.
+        sizes: How many channels each is to keep.
+        runs: The network with inputs.
+        settings: As for the plan.
+
+    Returns:
+        By the name of the group, what is known of it, or that with which it waits.
 
     Raises:
         Unmeasurable: If the network cannot be run on the probes or batches.
@@ -90,28 +161,15 @@ def prepare(
     if runs.independent:
         views = [view for view in views if not _has_closed_form(view)]
     movable = settings.refining.pairs(views, sizes)
-    counting = worth_sampling(views, streams=bool(settings.refining))
-    measured = sampled(counting, movable.values(), runs)
-    rotations = {} if settings.sequential else _rotations(views, measured, runs, settings)
-    prepared: dict[str, Prepared] = {}
-    for view in views:
-        layers = layers_of(view, measured)
-        prepared[view.name] = Prepared(layers, norms=norms_of(view, measured), refined=view.name in movable)
-        if settings.sequential:
-            continue
-        size, turned = sizes[view.name], rotations.get(view.name)
-        stream = stream_rotation(view, measured, size, ridge=settings.ridge) if settings.refining else None
-        if stream is not None and holds(stream, view, runs):
-            prepared[view.name] = Prepared(layers, stream=stream)
-            continue
-        try:
-            readers = _readers(view, layers, turned)
-        except NoCoresetForm:
-            continue
-        kept, move = _chosen(view, readers, size, turned or movable.get(view.name), measured, settings)
-        prepared[view.name] = Prepared(layers, kept, move)
-    moves = {view: move for view in views if isinstance(move := prepared[view.name].move, Move)}
-    return _with_moves(prepared, with_samples(moves, runs))
+    worth = {view.name for view in worth_sampling(views, streams=bool(settings.refining))}
+    found, least = in_batches([view for view in views if view.name in worth], runs)
+    # The others need no samples, but are compared where heads rotate.
+    first, *later = [[*found[0], *(view for view in views if view.name not in worth)], *found[1:]]
+    waiting = [Waiting(batch, sizes, movable, runs, settings, least, views) for batch in later]
+    return {
+        **Waiting(first, sizes, movable, runs, settings, least, views).prepared(),
+        **{view.name: one for one in waiting for view in one.views},
+    }
 
 
 def _has_closed_form(view: GroupView) -> bool:
@@ -129,14 +187,17 @@ def _rotations(
     runs: MeasuringRuns,
     settings: Settings,
     tensors: Mapping[str, Tensor] | None = None,
+    *,
+    compared: Sequence[GroupView] | None = None,
 ) -> dict[str, Rotation]:
     """How the dimensions within heads rotate, by group; those that are seen to change nothing of what is computed."""
     if not settings.refining:
         return {}
     found = [one for view in views if (one := rotation(view, measured, ridge=settings.ridge)) is not None]
     asked = all_to_sample(worth_sampling(views, streams=True))
-    # What reads streams that cannot rotate is compared as well, though nothing else is done with it.
-    wanted = {name: rows for name, rows in all_to_sample(views).items() if name in measured.layers or name not in asked}
+    # What reads streams that cannot rotate, or is measured later, is compared as well.
+    every = all_to_sample(views if compared is None else compared)
+    wanted = {name: rows for name, rows in every.items() if name in measured.layers or name not in asked}
     return {one.view.name: one for one in that_hold(found, wanted, runs, tensors)}
 
 

@@ -122,6 +122,9 @@ class Reconstruction(Method):
         prepared = group.state.prepared.pop(group.name, None)  # its samples are held no longer than this
         if prepared is not None and size < group.size:
             try:
+                if isinstance(prepared, measured.Waiting):
+                    group.state.prepared |= prepared.prepared()
+                    prepared = group.state.prepared.pop(group.name)
                 return measured.reconstructed(group, prepared, size, self._settings, self._measured_label(group))
             except NoCoresetForm as reason:
                 return self._derived(group, size, reason)

@@ -21,6 +21,8 @@ def sampled(
     movable: Iterable[LayerPair],
     runs: MeasuringRuns,
     tensors: Mapping[str, Tensor] | None = None,
+    *,
+    least_runs: int = 1,
 ) -> MeasuredInputs:
     """What the consumers of groups read, and what enters the activations of those whose producers may move.
 
@@ -29,6 +31,7 @@ def sampled(
         movable: Pairs whose producers may move: their BatchNorms' outputs, or what the producers read.
         runs: The network with inputs.
         tensors: Those of the network pruned so far, if it is not as it was.
+        least_runs: How many runs to make at least.
 
     Raises:
         Unmeasurable: If the network cannot be run.
@@ -42,7 +45,8 @@ def sampled(
         elif producer.in_dim is not None:
             wanted[producer.weight] = _rows_of(pair.view.tensors[producer.weight], producer.in_dim)
     channel_norms = {name: rows for view in views for name, rows in _norms_to_sample(view).items()}
-    return runs.measure(wanted, norms, None if tensors is None else dict(tensors), channel_norms)
+    own = None if tensors is None else dict(tensors)
+    return runs.measure(wanted, norms, own, channel_norms, least_runs=least_runs)
 
 
 def worth_sampling(views: Iterable[GroupView], *, streams: bool) -> list[GroupView]:

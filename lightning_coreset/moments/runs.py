@@ -58,6 +58,8 @@ class MeasuringRuns:
         norms: Mapping[str, int] | None = None,
         tensors: Mapping[str, Tensor] | None = None,
         channel_norms: Mapping[str, int] | None = None,
+        *,
+        least_runs: int = 1,
     ) -> MeasuredInputs:
         """Run the network, and sample what layers read.
 
@@ -66,11 +68,12 @@ class MeasuringRuns:
             norms: For running means of BatchNorms by name, how many rows to sample of what these make.
             tensors: Parameters and buffers for the run, by name; those of the network by default.
             channel_norms: For weights of norms over channels by name, how many rows to sample of what these read.
+            least_runs: How many runs to make at least where the first are enough for these weights.
 
         Raises:
             Unmeasurable: If a run fails, or shows NaN or infinity, on any rank.
         """
-        wanted = _Wanted(weights, norms or {}, channel_norms or {})
+        wanted = _Wanted(weights, norms or {}, channel_norms or {}, least_runs)
         if self.gather is None:
             return self._measured(wanted, tensors)
         own: MeasuredInputs | Unmeasurable
@@ -79,6 +82,25 @@ class MeasuringRuns:
         except Unmeasurable as reason:
             own = reason  # told to all ranks, which would wait for this one
         return joined(self.gather(own))
+
+    def rows_of_one_run(self, weights: Mapping[str, tuple[int, int]]) -> dict[str, int]:
+        """How many rows the first run gives of each weight that it reads; nothing is held.
+
+        Args:
+            weights: As for :meth:`measure`.
+
+        Raises:
+            Unmeasurable: If it fails.
+        """
+        runs = self.examples[0]
+        share = _Wanted(weights, {}, {}).share(1 if self.independent else len(runs) * self.ranks)
+        with preserved(self.model), plain_execution():
+            set_mode(self.model, runs[0].modes[0])
+            own = named_tensors(self.model)
+            reads = WeightReads(own, share.weights, only_count=True)
+            outputs = BatchNormOutputs(own, {}, by_batch=self.by_batch)
+            self._run(runs[0], None, reads, outputs)
+        return {name: rows_in(found) for name, found in reads.found.items()}
 
     def _measured(self, wanted: _Wanted, tensors: Mapping[str, Tensor] | None) -> MeasuredInputs:
         found = MeasuredInputs()
@@ -125,7 +147,8 @@ class MeasuringRuns:
                 normed.setdefault(name, []).extend(made)
             for name, given in watch.found.items():
                 channels.setdefault(name, []).extend(given)
-            if self.independent and all(rows_in(calls[name]) >= wanted.weights[name][1] for name in calls):
+            enough = all(rows_in(calls[name]) >= wanted.weights[name][1] for name in calls)
+            if self.independent and enough and number + 1 >= wanted.least_runs:
                 break
         made = {name: torch.cat(rows) for name, rows in normed.items()}
         return MeasuredInputs(of_all_calls(calls), made, tuple(returned), of_all_norms(channels))
@@ -173,6 +196,7 @@ class _Wanted:
     weights: Mapping[str, tuple[int, int]]
     norms: Mapping[str, int]
     channel_norms: Mapping[str, int]
+    least_runs: int = 1
 
     def besides(self, found: MeasuredInputs) -> _Wanted:
         """What is not found yet."""
@@ -180,6 +204,7 @@ class _Wanted:
             {name: wanted for name, wanted in self.weights.items() if name not in found.layers},
             {name: rows for name, rows in self.norms.items() if name not in found.normed},
             {name: rows for name, rows in self.channel_norms.items() if name not in found.channel_norms},
+            self.least_runs,
         )
 
     def share(self, parts: int) -> _Wanted:
@@ -188,6 +213,7 @@ class _Wanted:
             {name: (dim, -(-rows // parts)) for name, (dim, rows) in self.weights.items()},
             {name: -(-rows // parts) for name, rows in self.norms.items()},
             {name: -(-rows // parts) for name, rows in self.channel_norms.items()},
+            self.least_runs,
         )
 
 

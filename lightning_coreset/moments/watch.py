@@ -31,6 +31,7 @@ class WeightReads(TorchDispatchMode):
         tensors: Parameters and buffers of the run by name.
         wanted: For weights by name, the dimension that is contracted, and how many rows a run is to give.
         calls: How often a run like this one reads each, if that is known: then behind the last of them it ends.
+        only_count: Whether samples lose their contents, (R, 0, 0), as soon as they are taken.
 
     Raises:
         AllSeen: Once everything was read as often as ``calls`` says.
@@ -44,10 +45,13 @@ class WeightReads(TorchDispatchMode):
         tensors: Mapping[str, Tensor],
         wanted: Mapping[str, tuple[int, int]],
         calls: Mapping[str, int] | None = None,
+        *,
+        only_count: bool = False,
     ) -> None:
         super().__init__()
         self.found: dict[str, list[LayerInput]] = {}
         self._wanted = wanted
+        self._only_count = only_count
         self._left = None if calls is None else sum(calls.values())
         self._weights = {_address(tensors[name]): (name, tensors[name]) for name in wanted if name in tensors}
         self._weights.pop(-1, None)
@@ -131,7 +135,8 @@ class WeightReads(TorchDispatchMode):
         calls = self.found.setdefault(name, [])
         if len(calls) >= _MOST_CALLS:
             return
-        rows = self._shared(sample(self._wanted[name][1], len(calls)))
+        rows = sample(self._wanted[name][1], len(calls))
+        rows = rows.new_empty(len(rows), 0, 0) if self._only_count else self._shared(rows)
         added = None if bias is None else self._vectors.get(_address(bias))
         calls.append(LayerInput(rows, groups, transposed, added))
 

@@ -193,7 +193,7 @@ def _choose(
         selection = _select(method, view, sizes.get(group.name, group.size), problem.weights)
         certificate = None if certifier is None else certifier.certificate(view, selection)
         working.apply(group, selection)
-        working.settle(name for name in selection.updates if last.get(name) == group.name)
+        working.settle(name for name, final in last.items() if final == group.name)
         # The new weights are in the working ones: twice they would be as much again as the network.
         choices.append(_Choice(group, replace(selection, updates={}), certificate))
     for message in method.warnings({choice.group.name: choice.selection for choice in choices}):
