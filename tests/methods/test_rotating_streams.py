@@ -149,9 +149,9 @@ def test_groups_fitted_in_turn_see_norms_of_the_width_that_they_will_have(norm, 
     seen = []
     measure = MeasuringRuns.measure
 
-    def note(runs, weights, norms=None, tensors=None, channel_norms=None):
+    def note(runs, weights, norms=None, tensors=None, channel_norms=None, **others):
         seen.append((weights, tensors and {name: one.float().clone() for name, one in tensors.items()}))
-        return measure(runs, weights, norms, tensors, channel_norms)
+        return measure(runs, weights, norms, tensors, channel_norms, **others)
 
     monkeypatch.setattr(MeasuringRuns, "measure", note)
     model, x = Stream(norm, bias=True).eval(), inputs().repeat(16, 1)
