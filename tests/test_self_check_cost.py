@@ -10,12 +10,14 @@ import pytest
 import torch
 from networks import make
 from torch import Tensor, nn
+from torch.nn import functional
 
 from lightning_coreset import prune
 from lightning_coreset._compat import DispatchMode
 from lightning_coreset.structure import ChannelGroup, Example, Member, analyse, find_groups
-from lightning_coreset.verification import check, failing_groups, tried_groups, virtual
+from lightning_coreset.verification import check, depthwise, failing_groups, tried_groups, virtual
 from lightning_coreset.verification.concerned import WhereConcerned
+from lightning_coreset.verification.layers_of_modes import LayeredMode
 from lightning_coreset.verification.trial import Trial
 from lightning_coreset.verification.virtual import VirtualWeights
 from lightning_coreset.verification.ways import on_a_copy_without_weights, ways_for
@@ -48,7 +50,7 @@ def test_a_self_check_runs_the_network_twice_on_each_input_in_each_mode():
     """With all channels, in two versions at once, and without some: on the example and on another like it."""
     torch.manual_seed(0)
     assert runs_of_self_check(Noted(), torch.randn(4, 6)) == 2 * 2 * 2
-    assert RUNS == [False, False, True, True] * 2
+    assert RUNS == [False, False] + [False, True, True] * 2  # the first run by itself
 
 
 def test_an_example_of_tokens_is_not_tried_twice():
@@ -66,6 +68,100 @@ def test_runs_of_a_default_event():
     torch.manual_seed(0)
     prune(Noted(), x, 0.3)
     assert len(RUNS) == without + 8
+
+
+class Counting(nn.Module):
+    """A width that is written in the code."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(6, 12), nn.Linear(12, 9), nn.Linear(9, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        RUNS.append(self.training)
+        return self.last(self.second(self.first(x).relu().reshape(-1, 12)).relu())
+
+
+def test_what_fails_in_the_first_run_is_not_tried_in_the_others():
+    torch.manual_seed(0)
+    model, x = Counting().double(), torch.randn(4, 6, dtype=torch.float64)
+    trial = Trial(model, Example.of(x))
+    (group,) = (one for one in analyse(model, x).groups if one.name == "first")
+    RUNS.clear()
+    reason = trial.attempt([group])
+    assert reason is not None
+    assert len(RUNS) == 2  # in two versions at once, and without some channels
+    RUNS.clear()
+    assert trial.explained([group], reason) == reason
+    assert len(RUNS) == 3  # and on the other inputs, which may show a weightier error
+
+
+class Keeping(Noted):
+    """Keeps a number of its last run, so that every run of a trial is repeated."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.kept = x.sum()
+        return super().forward(x)
+
+
+def test_what_is_screened_runs_once():
+    torch.manual_seed(0)
+    model, x = Keeping().double(), torch.randn(4, 6, dtype=torch.float64)
+    trial = Trial(model, Example.of(x))
+    groups = analyse(model, x).groups
+    RUNS.clear()
+    with trial.screening():
+        assert trial.attempt(groups) is None
+    assert len(RUNS) == 2
+    RUNS.clear()
+    assert trial.attempt(groups) is None  # all of it again, twice in a row
+    assert len(RUNS) == 2 * 4
+
+
+def test_few_groups_are_tried_until_an_output_differs():
+    """That takes fewer runs than a gradient, and less memory."""
+    torch.manual_seed(0)
+    model, x = Noted().double(), torch.randn(4, 6, dtype=torch.float64)
+    trial = Trial(model, Example.of(x))
+    groups = analyse(model, x).groups
+    RUNS.clear()
+    assert trial.without_effect(groups) == {}
+    assert len(RUNS) == 1 + len(groups)
+
+
+class Head(nn.Module):
+    """Keeps its width as a number; in blocks, the second input of a trial needs another number than the first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 12), nn.Linear(12, 6)
+        self.width = self.width_of_others = 12
+
+    def forward(self, x: Tensor, known: Tensor) -> Tensor:
+        width = self.width if torch.equal(x[0], known) else self.width_of_others
+        return self.last(self.first(x).relu().reshape(-1, width))
+
+
+class Heads(nn.Module):
+    def __init__(self, known: Tensor) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList(Head() for _ in range(4))
+        self.register_buffer("known", known)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([head(x, self.known) for head in self.heads]).sum(0)
+
+
+def test_a_number_that_the_first_run_does_not_read_is_found_all_the_same():
+    """Screening says that one number suffices; the trial of all groups in all runs does not."""
+    torch.manual_seed(0)
+    x = torch.randn(4, 6, dtype=torch.float64)
+    model = Heads(x[0]).double()
+    groups, failures = tried_groups(model, analyse(model, x).groups, Example.of(x))
+    assert failures == {}
+    for group in groups:
+        path = group.name.rpartition(".")[0]
+        assert {count.name for count in group.counts if count.module == path} >= {"width", "width_of_others"}
 
 
 # ---- several errors at once
@@ -122,6 +218,28 @@ def test_errors_in_different_modes_are_each_named():
 # ---- modes
 
 
+def test_an_operation_goes_through_one_mode_where_nothing_else_concerns_it(monkeypatch):
+    """In two versions that was three times as many: every mode takes longer than most operations."""
+    seen: list[str] = []
+    for kind in (WhereConcerned, LayeredMode):
+        own = kind.__torch_dispatch__
+
+        def noted(self, func, types, args=(), kwargs=None, own=own):
+            seen.append(func.overloadpacket.__name__)
+            return own(self, func, types, args, kwargs)
+
+        monkeypatch.setattr(kind, "__torch_dispatch__", noted)
+    torch.manual_seed(0)
+    model, x = Noted().double(), torch.randn(4, 6, dtype=torch.float64)
+    trial = Trial(model, Example.of(x))
+    groups = analyse(model, x).groups
+    seen.clear()
+    with trial.screening():
+        trial.attempt(groups)
+    operations = ["t", "addmm", "relu", "t", "addmm", "relu", "t", "addmm"]
+    assert [name for name in seen if name in operations] == operations * 2
+
+
 class Multiplications(DispatchMode):
     def __init__(self) -> None:
         super().__init__()
@@ -141,6 +259,50 @@ def test_a_mode_sees_only_what_concerns_it():
         result = (torch.ones(2) + 1) * 3
     assert result.tolist() == [6, 6]
     assert mode.seen == ["mul"]
+
+
+# ---- kernels
+
+
+@pytest.mark.parametrize("ndim", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding", "dilation", "bias"),
+    [(3, 1, 1, 1, True), (1, 2, 0, 1, False), (4, 2, 1, 1, True), (3, 1, 2, 2, False), (3, 3, 0, 2, True)],
+)
+def test_depthwise_convolutions_are_those_of_torch(monkeypatch, ndim, kernel, stride, padding, dilation, bias):
+    own = {name: getattr(depthwise, name) for name in ("_forward", "_backward")}
+    called: list[str] = []
+    for name, function in own.items():
+        monkeypatch.setattr(depthwise, name, lambda *args, n=name, f=function: (called.append(n), f(*args))[1])
+    torch.manual_seed(0)
+    made = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[ndim]
+    layer = made(5, 5, kernel, stride, padding, dilation, groups=5, bias=bias).double()
+    x = torch.randn(2, 5, *(9, 8, 7)[:ndim], dtype=torch.float64, requires_grad=True)
+    wanted = (x, *layer.parameters())
+    expected = layer(x)
+    weights = torch.randn_like(expected)
+    derivatives = torch.autograd.grad(expected, wanted, weights)
+    with depthwise.DepthwiseConvolutions():
+        result = layer(x)
+        its = torch.autograd.grad(result, wanted, weights)
+    assert called == ["_forward", "_backward"]
+    for one, other in zip((result, *its), (expected, *derivatives), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+        assert one.stride() == other.stride()
+
+
+def test_what_is_no_depthwise_convolution_of_fitting_shapes_is_left_to_torch(monkeypatch):
+    monkeypatch.setattr(depthwise, "_forward", lambda *_: pytest.fail("not for this"))
+    x, weight = torch.randn(2, 6, 5, 5, dtype=torch.float64), torch.randn(6, 1, 3, 3, dtype=torch.float64)
+    with depthwise.DepthwiseConvolutions():
+        functional.conv2d(x, torch.randn(6, 2, 3, 3, dtype=torch.float64), groups=3)
+        functional.conv2d(x, torch.randn(12, 1, 3, 3, dtype=torch.float64), groups=6)
+        functional.conv2d(x.float(), weight.float(), groups=6)
+        functional.conv2d(x.repeat(1, 1, 8, 8), weight, groups=6)  # a large map
+        functional.conv_transpose2d(x, weight, groups=6)
+        for wrong in (weight[:5], weight.repeat(1, 2, 1, 1)):  # as where a layer was not cut
+            with pytest.raises(RuntimeError):
+                functional.conv2d(x, wrong, groups=6)
 
 
 # ---- memory

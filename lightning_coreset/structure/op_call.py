@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any
@@ -162,3 +162,25 @@ def tensors_among(values: Iterable[Any]) -> list[Tensor]:
         elif isinstance(value, dict):
             found += tensors_among(value.values())
     return found
+
+
+def with_tensors(value: Any, of: Callable[[Tensor], Any]) -> Any:
+    """The arguments of an operator with others in place of the tensors, in new lists, tuples and dicts of them.
+
+    Args:
+        value: A tensor, a list, a tuple or a dict of such, or anything else, which stays.
+        of: Called with each tensor; what it returns takes its place.
+
+    Example:
+        >>> with_tensors((torch.zeros(2), [torch.ones(2)], 3), lambda one: one.sum().item())
+        (0.0, [2.0], 3)
+    """
+    if isinstance(value, Tensor):
+        return of(value)
+    if isinstance(value, tuple):
+        return tuple([with_tensors(one, of) for one in value])
+    if isinstance(value, list):
+        return [with_tensors(one, of) for one in value]
+    if isinstance(value, dict):
+        return {name: with_tensors(one, of) for name, one in value.items()}
+    return value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 
 import torch
@@ -161,11 +162,26 @@ def _tried(
     if reason is None:
         return groups, {}
     search = Search(trial.model, trial.attempt, trial.run)
-    alike = completed_alike(groups, search, trial.attempt, trial.failing, partial(_completed, trial, search))
+    alike = _completed_alike(trial, search, groups)
     if alike is not None:
         return alike, {}
     failures = trial.failing(groups, reason)
     return _completed(trial, search, groups, failures) if failures else (groups, failures)
+
+
+def _completed_alike(trial: Trial, search: Search, groups: tuple[ChannelGroup, ...]) -> tuple[ChannelGroup, ...] | None:
+    """The groups, each completed as one of its kind, if they pass together; else ``None``.
+
+    What one of each kind needs is looked for in the first run alone: its trials prove nothing, the last one does.
+    """
+    for way in (trial.screening, nullcontext) if trial.has_several_runs else (nullcontext,):
+        with way():
+            found = completed_alike(groups, search, trial.failing, partial(_completed, trial, search))
+        if found is None:
+            return None
+        if trial.attempt(found) is None:
+            return found
+    return None
 
 
 def _completed(

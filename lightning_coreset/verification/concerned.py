@@ -37,12 +37,16 @@ class WhereConcerned(DispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operation in the modes that it concerns."""
+        return self.run(func, args, kwargs or {})
+
+    def run(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """Run an operation in the modes that it concerns, also where this mode itself is not entered."""
         concerned = self._known.get(func)
         if concerned is None:
             concerned = self._known[func] = tuple(mode for mode in self._modes if mode.concerns(func))
         if not concerned:
-            return func(*args, **(kwargs or {}))
+            return func(*args, **kwargs)
         with ExitStack() as stack:
             for mode in concerned:
                 stack.enter_context(mode)
-            return func(*args, **(kwargs or {}))
+            return func(*args, **kwargs)

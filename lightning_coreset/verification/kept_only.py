@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from lightning_coreset.structure import OpCall
 from lightning_coreset.structure.loss_terms import REDUCTIONS
+from lightning_coreset.structure.op_call import name_of
 
 _NORMS = frozenset({"native_layer_norm", "_fused_rms_norm", "native_group_norm"})
 _OF_ROWS = "native_batch_norm"
@@ -22,6 +24,13 @@ _DENSITY = 0.55
 Nearly all of them does, behind a ReLU about three quarters. Of tokens at most half does, since half of the channels
 stay.
 """
+
+
+@cache
+def may_leave_out(function: Any) -> bool:
+    """Whether calls of an operator may reduce, normalise or multiply over channels that are left out."""
+    name = name_of(function)
+    return name in REDUCTIONS or name in _NORMS or name in _PRODUCTS
 
 
 def channels_left_out(call: OpCall, twin: Tensor, layouts: Iterable[Tensor] = ()) -> Mapping[int, Tensor]:

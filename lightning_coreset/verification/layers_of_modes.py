@@ -12,6 +12,11 @@ Proceed: TypeAlias = Callable[[Any, Any, Any], Any]
 """Hands an operator with its positional and keyword arguments on to the next watcher, and in the end runs it."""
 
 
+def run(function: Any, args: Any, kwargs: Any) -> Any:
+    """Run an operator, seen by no watcher any more."""
+    return function(*args, **kwargs)
+
+
 class Layer(Protocol):
     """What sees the operations of a run."""
 
@@ -34,12 +39,13 @@ class LayeredMode(DispatchMode):
     Args:
         layers: The watchers, the one that sees an operation first at the beginning. What the code of one of them
             computes besides is seen by no other.
+        last: Runs the operations in the end. What it does there takes less time than in a mode of its own.
     """
 
-    def __init__(self, layers: Sequence[Layer]) -> None:
+    def __init__(self, layers: Sequence[Layer], last: Proceed = run) -> None:
         super().__init__()
         self._layers = tuple(layers)
-        proceed: Proceed = run
+        proceed: Proceed = last
         for layer in reversed(self._layers):
             proceed = partial(layer.operation, proceed=proceed)
         self._first = proceed
@@ -60,8 +66,3 @@ class LayeredMode(DispatchMode):
         for layer in reversed(self._layers):
             layer.end()
         super().__exit__(*exception)
-
-
-def run(function: Any, args: Any, kwargs: Any) -> Any:
-    """Run an operator, seen by no watcher any more."""
-    return function(*args, **kwargs)

@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 from lightning_coreset.structure import ChannelGroup
 from lightning_coreset.verification.forms import one_width_each
-from lightning_coreset.verification.remembered import Attempt, Search
+from lightning_coreset.verification.remembered import Search
 
 Complete: TypeAlias = Callable[
     [tuple[ChannelGroup, ...], dict[str, str]], tuple[tuple[ChannelGroup, ...], dict[str, str]]
@@ -25,19 +25,18 @@ Failing: TypeAlias = Callable[[Sequence[ChannelGroup]], dict[str, str]]
 
 
 def completed_alike(
-    groups: Sequence[ChannelGroup], search: Search, attempt: Attempt, failing: Failing, complete: Complete
+    groups: Sequence[ChannelGroup], search: Search, failing: Failing, complete: Complete
 ) -> tuple[ChannelGroup, ...] | None:
     """The groups with what has to change with them, found out for one group of each kind.
 
     Args:
         groups: Groups that fail together.
         search: Knows the numbers of the network.
-        attempt: Tries groups.
         failing: Finds the groups that fail among several, of which most succeed.
         complete: Completes groups that fail, one by one.
 
     Returns:
-        Groups that succeed together; ``None`` if they have to be looked at one by one.
+        Groups that are yet to be tried together; ``None`` if they have to be looked at one by one.
     """
     kinds: dict[object, list[ChannelGroup]] = {}
     for group in groups:
@@ -60,8 +59,7 @@ def completed_alike(
             if others is None:
                 return None
             replaced |= others
-    result = tuple(one for group in groups if (one := replaced.get(group.name, group)) is not None)
-    return result if attempt(result) is None else None
+    return tuple(one for group in groups if (one := replaced.get(group.name, group)) is not None)
 
 
 def _completed_like(

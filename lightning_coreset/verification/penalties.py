@@ -16,7 +16,7 @@ from lightning_coreset._compat import own_tensors, tree_map, weight_norms
 from lightning_coreset.structure import note_alike
 from lightning_coreset.structure.op_call import tensors_among
 from lightning_coreset.structure.weak_map import IdentityWeakMap
-from lightning_coreset.verification.layers_of_modes import Proceed
+from lightning_coreset.verification.layers_of_modes import Proceed, run
 
 
 class ConstantPenalties:
@@ -30,10 +30,12 @@ class ConstantPenalties:
 
     Attributes:
         found: Whether any number was replaced.
+        run: Runs an operation that no other watcher is to see.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.found = False
+        self.run: Proceed = run
         self._made: IdentityWeakMap[bool] = IdentityWeakMap()  # of parameters
         self._values: IdentityWeakMap[Tensor] = IdentityWeakMap()  # the true ones
         self._alike: IdentityWeakMap[bool] = IdentityWeakMap()
@@ -74,7 +76,7 @@ class ConstantPenalties:
             if one.numel() == 1 and one.is_floating_point():
                 if values is None:
                     # What comes next would leave removed channels out, as a network does that normalises.
-                    self._values[one] = tensors_among((function(*args, **kwargs),))[place]
+                    self._values[one] = tensors_among((self.run(function, args, kwargs),))[place]
                 self.found = True
                 proceed(torch.ops.aten.fill_.Scalar, (one, 1.0), {})
         return result

@@ -33,6 +33,7 @@ class FixedWeights(MadeWeights):
     Attributes:
         tensors: All tensors by name, with the weights under the names of their directions; what is done to these has an
             effect on runs in this mode.
+        modes: This mode; nothing where no weight is made by ``weight_norm``, since every mode takes time.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor], groups: Iterable[ChannelGroup]) -> None:
@@ -42,6 +43,7 @@ class FixedWeights(MadeWeights):
         self._made: IdentityWeakMap[Tensor] = IdentityWeakMap()
         for name in norms:
             self._made[tensors[name]] = self.tensors[name]
+        self.modes: list[FixedWeights] = [self] if norms else []
 
     def made(
         self, direction: Tensor, magnitude: Tensor, dim: int | None, compute: Callable[[], Tensor]

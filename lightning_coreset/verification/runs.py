@@ -23,6 +23,7 @@ from lightning_coreset.structure import (
     set_mode,
 )
 from lightning_coreset.verification.concerned import Concerned, WhereConcerned
+from lightning_coreset.verification.depthwise import depthwise_convolutions
 from lightning_coreset.verification.expectations import Expectations, WithoutQuantization
 from lightning_coreset.verification.grouped_products import GroupedProducts
 from lightning_coreset.verification.layers_of_modes import Layer, LayeredMode
@@ -61,6 +62,7 @@ class Runner:
     Attributes:
         leaves_nothing_to_chance: Whether the means of random numbers take their place in evaluation mode as well.
         runs_steps: Whether a network was run in steps of training, which may add penalties on activations to a loss.
+        repeats: Whether a network that keeps numbers, which its next run may read, is run twice in a row.
         count: How many times a network was run.
     """
 
@@ -68,6 +70,7 @@ class Runner:
         self._around = tuple(around)
         self.leaves_nothing_to_chance = False
         self.runs_steps = False
+        self.repeats = True
         self.count = 0
 
     def outputs(
@@ -96,6 +99,7 @@ class Runner:
         outputs: list[Tensor] = []
         # Only matrices in a stack are multiplied by groups.
         grouped = [GroupedProducts()] if any(one.dim() > 2 for one in model.parameters() if one.dim() != 4) else []
+        depthwise = depthwise_convolutions(model)
         penalties = ConstantPenalties(model)
         with _restored_after_each(model) as state_before:
             for run in runs:
@@ -109,9 +113,10 @@ class Runner:
                     torch.set_grad_enabled(gradients),
                     ExitStack() as stack,
                 ):
-                    around = (*self._around, state.watching())
-                    seen = WhereConcerned([*around, *grouped, WithoutQuantization(), *expectations, *concerned])
-                    for mode in (seen, *modes, *([LayeredMode(sees_all)] if sees_all else ())):
+                    around = (*self._around, state.watching(), *depthwise, *grouped)
+                    seen = WhereConcerned([*around, WithoutQuantization(), *expectations, *concerned])
+                    penalties.run = seen.run
+                    for mode in (*modes, LayeredMode(sees_all, seen.run)) if sees_all else (seen, *modes):
                         stack.enter_context(mode)
                     stack.enter_context(StandInDerivatives())
                     stack.enter_context(local_collectives())
@@ -123,7 +128,7 @@ class Runner:
                     if run.carries is None:
                         run.carries = state.holds_new_numbers()
                         found += self._second(run, model)
-                    elif run.carries:
+                    elif run.carries and self.repeats:
                         found += self._step(run, model)
                 run.penalties = bool(run.penalties) or penalties.found
                 run.outputs = len(found)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -28,6 +28,7 @@ from lightning_coreset.structure.example import call
 from lightning_coreset.surgery import Snapshot, apply_changes, named_tensors, new_value, scale_counts, slice_members
 from lightning_coreset.verification.choices import MadeChoices, RepeatedChoices
 from lightning_coreset.verification.concerned import Concerned
+from lightning_coreset.verification.depthwise import depthwise_convolutions
 from lightning_coreset.verification.randomised import noise, randomise_
 from lightning_coreset.verification.reference import (
     FixedWeights,
@@ -46,6 +47,9 @@ from lightning_coreset.verification.ways import ParametersUsed
 
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
 """Largest difference relative to the largest output; a wrong index changes outputs by about their own size."""
+
+_FEW = 3
+"""Groups that are tried one by one rather than by a gradient, which takes as long as some runs, and memory."""
 
 LEAK = "its channels reach further"
 """The beginning of the reason that no number of the network explains."""
@@ -190,14 +194,17 @@ class Trial:
         if reason is None:
             return {}
         if len(groups) == 1:
-            return {groups[0].name: reason}
+            return {groups[0].name: self.explained(groups, reason)}
         suspects = suspects_of(groups, self._raised_in) if self._raised_in else []
         if suspects:
             others = [group for group in groups if group not in suspects]
             found = self.failing(others) | self.failing(suspects)
         else:
             found = self.failing_in_halves(groups)
-        return found or {group.name: f"together with others, {reason}" for group in groups}
+        if found:
+            return found
+        reason = self.explained(groups, reason)
+        return {group.name: f"together with others, {reason}" for group in groups}
 
     def failing_in_halves(self, groups: Sequence[ChannelGroup]) -> dict[str, str]:
         """The same for each half of the groups, where there is no memory to try all of them at once."""
@@ -217,60 +224,137 @@ class Trial:
 
     def without_effect(self, groups: Sequence[ChannelGroup]) -> dict[str, str]:
         """The groups whose consumers have no influence on any output, so that the trial proved nothing."""
+        shown: set[str] = set()
 
         def idle() -> list[ChannelGroup]:
-            return [group for group in groups if not self._have_influence(group)]
+            return [group for group in groups if not self._have_influence(group) and group.name not in shown]
 
+        if 0 < len(few := idle()) <= _FEW:
+            shown = {group.name for group in few} - {group.name for group in self._silent(few)}
         try:
             for run in self._runs:
                 if left := idle():
                     self._look_for_influence(run, left)
         except Exception:  # a network that cannot be differentiated: each group is tried
             self._influential.clear()
-        expected = self.run() if idle() else []
-        silent = []
-        for group in idle():  # the gradient may have been disabled, or really be zero
-            fixed = FixedWeights(named_tensors(self.model), [group])
-            removed = removed_classes([group])
-            with kept_weights(fixed.tensors, [group], removed, self._virtual):
-                zero_(fixed.tensors, readers(group), removed[group.name])
-                if self._difference(self.run(modes=[fixed]), expected) is None:
-                    silent.append(group.name)
+        silent = self._silent(idle())  # the gradient may have been disabled, or really be zero
         reason = "its removal cannot be tried, since it has no influence on the outputs of the example inputs"
-        return dict.fromkeys(silent, reason)
+        return dict.fromkeys((group.name for group in silent), reason)
+
+    def _silent(self, groups: Sequence[ChannelGroup]) -> list[ChannelGroup]:
+        """The groups whose consumers can be set to zero without a difference to any output."""
+        silent = list(groups)
+        for run in self._runs:
+            expected = self._outputs([run]) if silent else []
+            silent = [group for group in silent if self._difference(self._without(group, run), expected) is None]
+        return silent
+
+    def _without(self, group: ChannelGroup, run: Run) -> list[Tensor]:
+        """What a run computes with the consumers of some channels of a group at zero."""
+        fixed = FixedWeights(named_tensors(self.model), [group])
+        removed = removed_classes([group])
+        with kept_weights(fixed.tensors, [group], removed, self._virtual):
+            zero_(fixed.tensors, readers(group), removed[group.name])
+            return self._outputs([run], modes=fixed.modes)
 
     def unsteady(self) -> str | None:
         """How two runs of the model as it is differ, though both begin alike; ``None`` if they do not."""
         runs = (*self._runs, *self._runs_in_training)
         return self._difference(self._outputs(runs), self._outputs(runs))
 
+    @property
+    def has_several_runs(self) -> bool:
+        """Whether :meth:`screening` leaves out any run."""
+        return len(self._runs) > 1
+
+    @contextmanager
+    def screening(self) -> Iterator[None]:
+        """In the block, groups are tried in the first run alone, and once: it shows nearly all errors.
+
+        What fails there fails. What passes is yet to be proven.
+        """
+        runs, self._runs = self._runs, self._runs[:1]
+        self.runner.repeats = False
+        try:
+            yield
+        finally:
+            self._runs, self.runner.repeats = runs, True
+
     def attempt(self, groups: Sequence[ChannelGroup]) -> str | None:
         """Remove channels, and at another time zero their consumers: both must compute the same.
 
         With the consumers at zero, no output may notice what their producers compute. A network that draws random
         numbers in evaluation mode, too, may draw others once channels are gone; then the means of these are compared.
+
+        Returns:
+            A reason if that fails: what the first run that shows an error shows. See :meth:`explained`.
         """
-        reason = self._attempt_all(groups)
+        return self._attempt_or_expect(groups, False)
+
+    def explained(self, groups: Sequence[ChannelGroup], reason: str) -> str:
+        """Why groups fail that do, by the weightiest of the errors in all runs, as messages tell it.
+
+        Args:
+            groups: The groups.
+            reason: What :meth:`attempt` said.
+        """
+        return reason if len(self._runs) < 2 else self._attempt_or_expect(groups, True) or reason
+
+    def _attempt_or_expect(self, groups: Sequence[ChannelGroup], explain: bool) -> str | None:
+        reason = self._attempt_all(groups, explain=explain)
         if reason is None or not any(run.draws for run in self._runs):
             return reason
         self.runner.leaves_nothing_to_chance = True
         try:
-            return self._attempt_all(groups)
+            return self._attempt_all(groups, explain=explain)
         finally:
             self.runner.leaves_nothing_to_chance = False
 
-    def _attempt_all(self, groups: Sequence[ChannelGroup], asked: Collection[Run] = ()) -> str | None:
+    def _attempt_all(
+        self, groups: Sequence[ChannelGroup], asked: Collection[Run] = (), explain: bool = False
+    ) -> str | None:
         """With classes that are unlike the others of their group, once they go, and once they stay."""
         groups = [_paired_at_random(group).with_copies for group in groups]
         ways = (True, False) if any(map(unlike_classes, groups)) else (None,)
-        reasons = (self._attempt(groups, removed_classes(groups, unlike=way), asked) for way in ways)
+        reasons = (self._attempt(groups, removed_classes(groups, unlike=way), asked, explain) for way in ways)
         return next((reason for reason in reasons if reason is not None), None)
 
-    def _attempt(self, groups: Sequence[ChannelGroup], removed: Removed, asked: Collection[Run] = ()) -> str | None:
-        choices = MadeChoices()
+    def _attempt(
+        self, groups: Sequence[ChannelGroup], removed: Removed, asked: Collection[Run] = (), explain: bool = False
+    ) -> str | None:
+        """In the first run, then in the others: most groups that fail do so in each. To explain it, all are needed."""
         self._raised_in = None
+        parts = [self._runs] if explain or len(self._runs) < 2 else [self._runs[:1], self._runs[1:]]
+        finite: dict[RunMode, list[bool]] = {}
+        for place, runs in enumerate(parts, 1):
+            reason = self._compared(groups, removed, runs, asked, finite, last=place == len(parts))
+            if reason is not None:
+                return reason
+        return None
+
+    def _compared(
+        self,
+        groups: Sequence[ChannelGroup],
+        removed: Removed,
+        runs: Sequence[Run],
+        asked: Collection[Run],
+        finite: dict[RunMode, list[bool]],
+        *,
+        last: bool,
+    ) -> str | None:
+        """Why what some of the runs compute is not what it should be.
+
+        Args:
+            groups: The groups.
+            removed: What goes of them.
+            runs: The runs.
+            asked: See :meth:`_narrowed`.
+            finite: Of each mode, which outputs have finite numbers; those of these runs are added.
+            last: Whether there are no more runs.
+        """
+        choices = MadeChoices()
         try:
-            expected, disturbed = self._reference(groups, removed, choices)
+            expected, disturbed = self._reference(groups, removed, runs, choices)
         except Exception as error:
             if ran_out_of_memory(error):
                 raise
@@ -278,11 +362,14 @@ class Trial:
                 "with other values in some of its channels the network does not run "
                 f"({type(error).__name__}: {first_line(error)}), so that their removal cannot be tried"
             )
-        if any(outputs and not any(map(_has_numbers, outputs)) for outputs in self._by_mode(expected)):
+        for mode, outputs in _by_mode(runs, expected).items():
+            finite.setdefault(mode, []).extend(map(_has_numbers, outputs))
+        if last and any(known and not any(known) for known in finite.values()):
             return NOT_FINITE
         leak = self._difference(disturbed, expected)
         if leak is not None:
             return f"its channels reach further than its consumers ({leak})"
+        del disturbed
         kept = [(group, sorted(set(range(group.size)) - removed[group.name])) for group in groups]
         before = Snapshot(self.model)
         try:
@@ -290,7 +377,7 @@ class Trial:
                 try:
                     changes = slice_members(named_tensors(self.model), kept)
                     apply_changes(self.model, changes, scale_counts(self.model, kept), cut=self._cut)
-                    found = self._narrowed(groups, choices.repeated(), asked)
+                    found = self._narrowed(groups, runs, choices.repeated(), asked)
                 finally:
                     before.restore()
         except Exception as error:
@@ -305,7 +392,7 @@ class Trial:
         return None if difference is None else f"its removal changes what the network computes ({difference})"
 
     def _reference(
-        self, groups: Sequence[ChannelGroup], removed: Removed, choices: MadeChoices
+        self, groups: Sequence[ChannelGroup], removed: Removed, runs: Sequence[Run], choices: MadeChoices
     ) -> tuple[list[Tensor], list[Tensor]]:
         """What the network computes with the consumers of removed channels at zero.
 
@@ -315,6 +402,7 @@ class Trial:
         Args:
             groups: The groups.
             removed: What goes of them.
+            runs: The runs.
             choices: Notes what the network chooses.
 
         Returns:
@@ -324,7 +412,7 @@ class Trial:
         with kept_weights(fixed.tensors, groups, removed, self._virtual) as before:
             zero_consumers_(fixed.tensors, groups, removed)
             twins = twin_run(fixed.tensors, before, groups, removed, reduced=self.runner.runs_steps)
-            outputs = self._outputs(self._runs, modes=[fixed], layers=[choices, twins])
+            outputs = self._outputs(runs, modes=fixed.modes, layers=[choices, twins])
         disturbed = [twins.twin(tensor) for tensor in outputs]
         twins.close()
         return outputs, [tensor if twin is None else twin for tensor, twin in zip(outputs, disturbed, strict=True)]
@@ -348,14 +436,6 @@ class Trial:
     def _outputs(self, runs: Sequence[Run], *, model: nn.Module | None = None, **options: Any) -> list[Tensor]:
         return self.runner.outputs(runs, self.model if model is None else model, **options)
 
-    def _by_mode(self, outputs: Sequence[Tensor]) -> list[list[Tensor]]:
-        """The outputs of all runs, those in each mode of the network by themselves."""
-        of_mode: dict[RunMode, list[Tensor]] = {}
-        left = iter(outputs)
-        for run in self._runs:
-            of_mode.setdefault(run.mode, []).extend(islice(left, run.outputs))
-        return list(of_mode.values())
-
     def _cut(self, change: ParameterChange, tensor: Tensor) -> Tensor:
         """What a change leaves of a tensor; of one that is made whenever it is read, the same is true."""
         virtual = self._virtual
@@ -367,19 +447,20 @@ class Trial:
         )
 
     def _narrowed(
-        self, groups: Sequence[ChannelGroup], choices: RepeatedChoices, asked: Collection[Run]
+        self, groups: Sequence[ChannelGroup], runs: Sequence[Run], choices: RepeatedChoices, asked: Collection[Run]
     ) -> list[Tensor]:
         """What the narrowed network computes.
 
         Args:
             groups: The groups that have lost channels.
+            runs: The runs.
             choices: What the network chose before.
             asked: Runs that may show, by the way, which consumers have influence.
         """
         options: dict[str, Any] = {"modes": self._watch, "concerned": [choices], "as_before": True}
-        first = [run for run in self._runs[:1] if run in asked]
+        first = [run for run in runs[:1] if run in self._runs[:1] and run in asked]
         found = [output for run in first for output in self._look_for_influence(run, groups, **options)]
-        return found + self._outputs(self._runs[len(first) :], **options)
+        return found + self._outputs(runs[len(first) :], **options)
 
     @torch.no_grad()  # a network may have enabled gradients for its own derivatives
     def _difference(self, found: Sequence[Tensor], expected: Sequence[Tensor]) -> str | None:
@@ -390,7 +471,8 @@ class Trial:
             if not torch.equal(one.isfinite(), finite) or not torch.equal(one.isnan(), other.isnan()):
                 return "other outputs are not finite"
             if finite.any():
-                one, other = one[finite], other[finite]
+                if not finite.all():
+                    one, other = one[finite], other[finite]
                 error = float((one - other).abs().max() / other.abs().max().clamp_min(1e-12))
                 if error > _TOLERANCE[self.dtype]:
                     return f"relative error {error:.1e}"
@@ -407,7 +489,10 @@ class Trial:
         outputs = self._outputs([run], gradients=True, **options)
         differentiable = [tensor for tensor in outputs if tensor.requires_grad]
         if differentiable and parameters:
-            self._influential |= _with_gradients(differentiable, parameters)
+            with ExitStack() as stack:
+                for mode in depthwise_convolutions(self.model):
+                    stack.enter_context(mode)
+                self._influential |= _with_gradients(differentiable, parameters)
         return [tensor.detach() for tensor in outputs]
 
     def _have_influence(self, group: ChannelGroup) -> bool:
@@ -421,6 +506,15 @@ def _alike(example: Example, mode: RunMode, generator: torch.Generator) -> list[
     pairs = zip(tensors_in(example.inputs), tensors_in(other.inputs), strict=True)
     same = all(one is its for one, its in pairs)
     return [Run(example, mode)] if same else [Run(example, mode), Run(other, mode)]
+
+
+def _by_mode(runs: Iterable[Run], outputs: Iterable[Tensor]) -> dict[RunMode, list[Tensor]]:
+    """The outputs of runs, those in each mode of the network by themselves."""
+    of_mode: dict[RunMode, list[Tensor]] = {}
+    left = iter(outputs)
+    for run in runs:
+        of_mode.setdefault(run.mode, []).extend(islice(left, run.outputs))
+    return of_mode
 
 
 def _has_numbers(tensor: Tensor) -> bool:

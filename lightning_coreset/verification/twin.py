@@ -8,20 +8,22 @@ are gone.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lightning_coreset._compat import DispatchMode, tree_map, view_base
+from lightning_coreset._compat import DispatchMode, view_base
 from lightning_coreset.structure import OpCall
-from lightning_coreset.structure.op_call import tensors_among
+from lightning_coreset.structure.op_call import tensors_among, with_tensors, written_by
 from lightning_coreset.structure.views import same_view
 from lightning_coreset.structure.weak_map import IdentityWeakMap
 from lightning_coreset.verification.choices import differ_by_rounding, is_choice
 from lightning_coreset.verification.data_attribute import SharedData
 from lightning_coreset.verification.kept_only import (
     channels_left_out,
+    may_leave_out,
     product_without,
     reduced_over,
     removed_in_product,
@@ -36,8 +38,9 @@ class TwinRun(DispatchMode):
     The code of the network sees the results of the first run only.
 
     Args:
-        twins: Parameters, each with a function that makes its second version, of the same layout. It is made whenever
-            the parameter is used, and not kept: those of a whole network would take its memory once more.
+        twins: Parameters, each with a function that makes its second version, of the same layout. That of a large one
+            is made whenever the parameter is used, and not kept: those of a whole network would take its memory once
+            more.
         looked_up: Weights that an embedding may look up, each with a function that makes both versions for it. Where a
             head is tied, what the head multiplies with has zeros in removed channels; what is looked up has not.
         layouts: How removed channels lie along the dimensions of tensors, as masks.
@@ -57,6 +60,7 @@ class TwinRun(DispatchMode):
         self._twins: IdentityWeakMap[Tensor] = IdentityWeakMap(forgets=True)
         self._looked_up: IdentityWeakMap[Callable[[], tuple[Tensor, Tensor]]] = IdentityWeakMap()
         self._makers: IdentityWeakMap[Callable[[], Tensor]] = IdentityWeakMap()
+        self._small: IdentityWeakMap[Tensor] = IdentityWeakMap()  # of these, small versions that were made; only read
         for tensor, make in twins:
             self._makers[tensor] = make
         self._new: list[Tensor] = []  # tensors that got a twin to keep when they were written into
@@ -88,7 +92,7 @@ class TwinRun(DispatchMode):
 
     def close(self) -> None:
         """Let go of all twins, which the modes of torch would keep as long as this one is in a cycle of references."""
-        for held in (self._twins, self._makers, self._looked_up, self._new, self._assigned):
+        for held in (self._twins, self._makers, self._small, self._looked_up, self._new, self._assigned):
             held.clear()
 
     def twin(self, tensor: Tensor) -> Tensor | None:
@@ -102,8 +106,19 @@ class TwinRun(DispatchMode):
     def _own(self, tensor: Tensor) -> Tensor | None:
         """The twin of a tensor itself: kept, or made now."""
         known = self._twins.get(tensor)
-        make = self._makers.get(tensor) if known is None and id(tensor) not in self._alike else None
-        return known if make is None else make()
+        if known is not None or id(tensor) in self._alike:
+            return known
+        known = self._small.get(tensor)
+        if known is None:
+            known = self._made(tensor)
+            if known is not None and known.numel() <= _SMALL:
+                self._small[tensor] = known
+        return known
+
+    def _made(self, tensor: Tensor) -> Tensor | None:
+        """The second version of a parameter, made anew."""
+        make = self._makers.get(tensor)
+        return None if make is None else make()
 
     def share_data(self, data: Tensor, tensor: Tensor) -> None:
         """What ``tensor.data`` gave has the data of the tensor's twin for its twin."""
@@ -136,38 +151,44 @@ class TwinRun(DispatchMode):
         return self.operation(func, args, kwargs or {}, run)
 
     def operation(self, func: Any, args: Any, kwargs: Any, proceed: Proceed) -> Any:
-        """Run the operation, and its twin; they are handed on to nobody."""
+        """Run the operation, and its twin."""
         versions = self._looked_up.get(args[0]) if getattr(func, "overloadpacket", None) is _EMBEDDING else None
         if versions is not None:
-            result, other = (func(version, *args[1:], **kwargs) for version in versions())
+            result, other = (proceed(func, (version, *args[1:]), kwargs) for version in versions())
             self._twins[result] = other
             return result
         tensors = tensors_among((*args, *kwargs.values()))
         twins = {id(one): self.twin(one) for one in tensors}
-        standardised = hasattr(func, "overloadpacket") and not func.is_view and self._standardised.has(tensors)
-        if not hasattr(func, "overloadpacket") or (all(twin is None for twin in twins.values()) and not standardised):
-            return func(*args, **kwargs)
-        call = OpCall.read(func, args, kwargs, [], None)
-        for written in call.written:
+        of_torch = hasattr(func, "overloadpacket")
+        standardised = of_torch and not func.is_view and self._standardised.has(tensors)
+        if not of_torch or not (standardised or any(twin is not None for twin in twins.values())):
+            return proceed(func, args, kwargs)
+        for written in _written(func, args, kwargs):
             if twins[id(written)] is None:
                 twins[id(written)] = self._new_twin(written)
             else:
                 self._keep(written)
                 twins[id(written)] = self.twin(written)
 
-        def second(leaf: Any) -> Any:
-            twin = twins.get(id(leaf)) if isinstance(leaf, Tensor) else None
-            return leaf if twin is None else twin
+        def second(one: Tensor) -> Tensor:
+            twin = twins[id(one)]
+            return one if twin is None else twin
 
-        other_args, other_kwargs = tree_map(second, (args, kwargs))
-        its = OpCall.read(func, other_args, other_kwargs, [], None)
-        if standardised:
-            return self._run_standardised(call, its)
-        result, other = _run_both(call, its, self._layouts)
+        other_args, other_kwargs = with_tensors(args, second), with_tensors(kwargs, second)
+        if not standardised and _is_plain(func):
+            result, other = proceed(func, args, kwargs), proceed(func, other_args, other_kwargs)
+            if _chooses_alike(func, (args, kwargs), (other_args, other_kwargs), result):
+                other = result
+        else:
+            call = OpCall.read(func, args, kwargs, [], None)
+            its = OpCall.read(func, other_args, other_kwargs, [], None)
+            if standardised:
+                return self._run_standardised(call, its, proceed)
+            result, other = _run_both(call, its, self._layouts, proceed)
         self._pair(result, other)
         return result
 
-    def _run_standardised(self, call: OpCall, its: OpCall) -> Any:
+    def _run_standardised(self, call: OpCall, its: OpCall, proceed: Proceed) -> Any:
         """A call on a weight that is standardised: it makes a weight of it, takes a statistic, or uses it."""
         known = self._standardised
         kept = known.columns(call)
@@ -176,12 +197,12 @@ class TwinRun(DispatchMode):
             if tensors_among((result,))[0].shape == call.args[0].shape:  # normalised, not reduced
                 known.note_like(call.args[0], result[0])
         elif known.makes_weights(call):
-            result, other = _run_both(call, its, ())
+            result, other = _run_both(call, its, (), proceed)
             known.note(call, result)
         else:
             tensors = tensors_among((call.args, dict(call.kwargs)))
             one, two = (self._used(each, tensors) for each in (call, its))
-            result, other = _run_both(one, two, self._layouts)
+            result, other = _run_both(one, two, self._layouts, proceed)
         self._pair(result, other)
         return result
 
@@ -194,8 +215,8 @@ class TwinRun(DispatchMode):
         """Keep a twin that is made anew for every use, for this run: it is about to be written into."""
         base = view_base(tensor)
         whole = tensor if base is None else base
-        twin = self._own(whole)
-        if twin is not None and whole not in self._twins:
+        twin = None if whole in self._twins or id(whole) in self._alike else self._made(whole)
+        if twin is not None:
             self._twins[whole] = twin
             self._new.append(whole)
 
@@ -218,15 +239,21 @@ class TwinRun(DispatchMode):
                 self._pair(one, its)
 
 
+_SMALL = 1 << 12
+"""Elements of a second version that is kept: of biases and of the parameters of norms, which are many and tiny."""
+
+
 def copy_of_layout(tensor: Tensor) -> Tensor:
     """A copy with the same strides, so that views of the tensor are views of its copy as well."""
+    if tensor.is_contiguous():
+        return tensor.clone()
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device).copy_(tensor)
 
 
 _EMBEDDING = torch.ops.aten.embedding
 
 
-def _run_both(call: OpCall, other: OpCall, layouts: Iterable[Tensor]) -> tuple[Any, Any]:
+def _run_both(call: OpCall, other: OpCall, layouts: Iterable[Tensor], proceed: Proceed) -> tuple[Any, Any]:
     """The results of a call and its twin, with the same random numbers."""
     first = call.args[0] if call.args else None
     twin = other.args[0] if other.args else None
@@ -236,22 +263,38 @@ def _run_both(call: OpCall, other: OpCall, layouts: Iterable[Tensor]) -> tuple[A
     removed = removed_in_product(call, other)
     if removed is not None:
         return product_without(call, removed), product_without(other, removed)
-    draws = torch.Tag.nondeterministic_seeded in call.function.tags
-    generators = _generators(call) if draws else []
+    generators = _generators(call) if _draws(call.function) else []
     states = [generator.get_state() for generator in generators]
-    result = call.function(*call.args, **call.kwargs)
+    result = proceed(call.function, call.args, call.kwargs)
     for generator, state in zip(generators, states, strict=True):
         generator.set_state(state)
-    its = other.function(*other.args, **other.kwargs)
-    return result, result if _chooses_alike(call, other, result) else its
+    its = proceed(other.function, other.args, other.kwargs)
+    alike = _chooses_alike(call.function, (call.args, call.kwargs), (other.args, other.kwargs), result)
+    return result, result if alike else its
 
 
-def _chooses_alike(call: OpCall, other: OpCall, result: Any) -> bool:
+def _chooses_alike(function: Any, arguments: Any, others: Any, result: Any) -> bool:
     """Whether both versions choose from the same numbers, so that only rounding could make them choose differently."""
-    if call.written or not is_choice(call.function, (call.args, call.kwargs), result):
+    if not is_choice(function, arguments, result) or written_by(function):
         return False
-    pairs = zip(*(tensors_among((one.args, one.kwargs)) for one in (other, call)), strict=True)
+    pairs = zip(tensors_among(others), tensors_among(arguments), strict=True)
     return all(one.shape == its.shape and differ_by_rounding(one, its) for one, its in pairs)
+
+
+@cache
+def _is_plain(function: Any) -> bool:
+    """Whether an operator takes no statistics over channels, multiplies no activations and draws nothing."""
+    return not (may_leave_out(function) or _draws(function))
+
+
+@cache
+def _draws(function: Any) -> bool:
+    return torch.Tag.nondeterministic_seeded in function.tags
+
+
+def _written(function: Any, args: Any, kwargs: Any) -> list[Tensor]:
+    """The tensors that a call writes into."""
+    return OpCall.read(function, args, kwargs, [], None).written if written_by(function) else []
 
 
 def _generators(call: OpCall) -> list[torch.Generator]:
