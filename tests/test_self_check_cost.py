@@ -15,9 +15,10 @@ from torch.nn import functional
 from lightning_coreset import prune
 from lightning_coreset._compat import DispatchMode
 from lightning_coreset.structure import ChannelGroup, Example, Member, analyse, find_groups
-from lightning_coreset.verification import check, depthwise, failing_groups, tried_groups, virtual
+from lightning_coreset.verification import check, depthwise, failing_groups, saved_activations, tried_groups, virtual
 from lightning_coreset.verification.concerned import WhereConcerned
 from lightning_coreset.verification.layers_of_modes import LayeredMode
+from lightning_coreset.verification.saved_activations import _packed
 from lightning_coreset.verification.trial import Trial
 from lightning_coreset.verification.virtual import VirtualWeights
 from lightning_coreset.verification.ways import on_a_copy_without_weights, ways_for
@@ -334,6 +335,41 @@ def test_groups_pass_on_a_copy_without_weights(name, dtype):
     for group in groups:
         reader = group.by_role("consumer")[0]
         assert list(failing_groups(model, [planted(group, reader.name, "shifted")], Example.of(x))) == [group.name]
+
+
+def test_what_is_kept_for_a_gradient_is_in_single_precision():
+    """Not parameters, small tensors, and what single precision cannot hold, whose derivatives would be no numbers."""
+    large, wide = (torch.randn(64, 128, dtype=torch.float64) for _ in range(2))
+    kept = [_packed(one) for one in (large, wide * 1e200, nn.Parameter(large), nn.Parameter(large).t(), large[0])]
+    assert [converted for _, converted in kept] == [True, False, False, False, False]
+    assert kept[0][0].nbytes * 2 == large.nbytes
+    torch.manual_seed(0)
+    model, x = Noted().double(), torch.randn(1024, 6, dtype=torch.float64)
+    groups = analyse(model, x).groups
+    trial = Trial(model, Example.of(x))
+    bytes_of_activations: list[int] = []
+
+    def noted(tensor: Tensor) -> tuple[Tensor, bool]:
+        result = _packed(tensor)
+        if tensor.shape[0] == len(x):
+            bytes_of_activations.append(result[0].nbytes)
+        return result
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(saved_activations, "_packed", noted)
+        trial._look_for_influence(trial._runs[0], groups)
+    assert sum(bytes_of_activations) == 4 * len(x) * (2 * 12 + 2 * 9 + 6)  # each layer's input, and each ReLU's result
+    assert trial.without_effect(groups) == {}
+
+
+@pytest.mark.usefixtures("every_weight_is_large")
+def test_memory_goes_back_to_the_system_while_a_large_network_is_tried(monkeypatch):
+    returned: list[int] = []
+    monkeypatch.setattr(virtual, "return_freed_memory", lambda: returned.append(1))
+    monkeypatch.setattr(virtual, "_MADE", 1 << 12)
+    model, x = make("vgg")
+    assert failing_groups(model, find_groups(model, x), Example.of(x)) == {}
+    assert len(returned) > 8 * 4
 
 
 @pytest.mark.usefixtures("every_weight_is_large")

@@ -41,6 +41,7 @@ from lightning_coreset.verification.reference import (
 )
 from lightning_coreset.verification.removed import removed_classes, unlike_classes
 from lightning_coreset.verification.runs import Run, Runner
+from lightning_coreset.verification.saved_activations import kept_in_single_precision
 from lightning_coreset.verification.suspects import raised_in, suspects_of
 from lightning_coreset.verification.virtual import VirtualWeights
 from lightning_coreset.verification.ways import ParametersUsed
@@ -486,14 +487,19 @@ class Trial:
             for name, tensor in named_tensors(self.model).items()
             if name in consumers and tensor.is_floating_point()
         }
-        outputs = self._outputs([run], gradients=True, **options)
-        differentiable = [tensor for tensor in outputs if tensor.requires_grad]
-        if differentiable and parameters:
-            with ExitStack() as stack:
+        with ExitStack() as stack:
+            if self._virtual is not None:
+                stack.enter_context(self._virtual.sparing())
+            with kept_in_single_precision():
+                outputs = self._outputs([run], gradients=True, **options)
+            differentiable = [tensor for tensor in outputs if tensor.requires_grad]
+            if differentiable and parameters:
                 for mode in depthwise_convolutions(self.model):
                     stack.enter_context(mode)
                 self._influential |= _with_gradients(differentiable, parameters)
-        return [tensor.detach() for tensor in outputs]
+            outputs = [tensor.detach() for tensor in outputs]
+            del differentiable
+        return outputs
 
     def _have_influence(self, group: ChannelGroup) -> bool:
         """Whether an output is known to depend on the consumers of a group."""

@@ -21,11 +21,14 @@ from torch.overrides import TorchFunctionMode
 
 from lightning_coreset._compat import DispatchMode, storage_number, tree_map
 from lightning_coreset.state import written_arguments
+from lightning_coreset.verification.memory import return_freed_memory
 
 MANY = 1 << 24
 """Elements of large weights from which on a network's copy has none of them: smaller ones fit anywhere."""
 LARGE = 1 << 16
 """Elements of a large weight."""
+_MADE, _FEW = 1 << 28, 1 << 26
+"""Bytes of results and weights after which the system gets back what is no longer used of them; where much is kept."""
 
 _FLAGS = tuple(getattr(mmap, name, 0) for name in ("MAP_PRIVATE", "MAP_ANONYMOUS"))  # of every system but Windows
 _View: TypeAlias = tuple[torch.Size, tuple[int, ...], int]
@@ -91,9 +94,11 @@ class VirtualWeights(DispatchMode):
         super().__init__()
         self._contents: dict[int, _Content] = {}
         self._reads = _Reads(self)
+        self._made, self._limit = 0, _MADE  # bytes since the system last got any back, and at most
 
     def __enter__(self) -> VirtualWeights:
         """Begin the mode."""
+        return_freed_memory()  # what has led here, as following the network, may have left as much as that takes
         self._reads.__enter__()
         super().__enter__()
         return self
@@ -156,6 +161,16 @@ class VirtualWeights(DispatchMode):
                 parameter.data = self.new(parameter.shape, dtype, _converted(known, dtype))
 
     @contextmanager
+    def sparing(self) -> Iterator[None]:
+        """In the block, the system gets back sooner what is no longer used, for activations are kept beside it."""
+        self._limit = _FEW
+        try:
+            yield
+        finally:
+            self._limit = _MADE
+            return_freed_memory()
+
+    @contextmanager
     def forgetting(self) -> Iterator[None]:
         """Forget in the end what was made in the block, of which nothing may be left then."""
         before = dict(self._contents)
@@ -168,7 +183,10 @@ class VirtualWeights(DispatchMode):
         """Run the operation on what its arguments should contain."""
         kwargs = kwargs or {}
         if getattr(func, "is_view", False) or not any(map(self._is_virtual, (*args, *kwargs.values()))):
-            return func(*args, **kwargs)
+            result = func(*args, **kwargs)
+            if isinstance(result, Tensor):
+                self._count(result)
+            return result
         written = [args[place] if place < len(args) else kwargs.get(name) for place, name in written_arguments(func)]
         if any(map(self._is_virtual, written)):
             return self._write(func, args, kwargs)
@@ -192,7 +210,16 @@ class VirtualWeights(DispatchMode):
 
     def _real(self, leaf: Any) -> Any:
         known = self._known(leaf) if isinstance(leaf, Tensor) else None
-        return leaf if known is None else known.whole().as_strided(*_view(leaf))
+        if known is None:
+            return leaf
+        self._count(leaf)
+        return known.whole().as_strided(*_view(leaf))
+
+    def _count(self, tensor: Tensor) -> None:
+        self._made += tensor.numel() * tensor.itemsize
+        if self._made > self._limit:
+            return_freed_memory()
+            self._made = 0
 
     def _known(self, tensor: Tensor) -> _Content | None:
         if tensor.layout is not torch.strided or tensor.is_meta or not tensor.is_cpu:

@@ -1,0 +1,55 @@
+"""What a run keeps for its derivatives, in half the memory.
+
+The run that is differentiated is the highest point of a self-check: torch keeps the activations of all layers, in the
+double precision of a trial. All that is asked of the derivatives is whether any number of them is not zero, so single
+precision will do for what they are computed of. The run itself computes in double precision as any other.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_coreset._compat import view_base
+
+_LARGE = 1 << 12
+"""Elements from which on a tensor is converted."""
+
+
+def kept_in_single_precision() -> AbstractContextManager[Any]:
+    """In the block, what is kept for derivatives is in single precision.
+
+    Parameters stay what they are, for they are there anyway, and so do numbers that single precision cannot hold: an
+    infinite number in their place would make derivatives of zero appear to be none.
+
+    Example:
+        >>> x = torch.randn(5000, dtype=torch.float64, requires_grad=True)
+        >>> with kept_in_single_precision():
+        ...     y = x.exp().sum()
+        >>> y.backward()
+        >>> bool(torch.allclose(x.grad, x.detach().exp(), rtol=1e-6))
+        True
+    """
+    return torch.autograd.graph.saved_tensors_hooks(_packed, _unpacked)
+
+
+@torch.no_grad()
+def _packed(tensor: Tensor) -> tuple[Tensor, bool]:
+    """What is kept of a tensor, and whether it was converted."""
+    if tensor.dtype is not torch.float64 or tensor.numel() < _LARGE or tensor.layout is not torch.strided:
+        return tensor, False
+    if any(isinstance(one, nn.Parameter) for one in (tensor, view_base(tensor))):
+        return tensor, False
+    if tensor.untyped_storage().nbytes() < tensor.numel() * tensor.itemsize:  # expanded: a copy would be larger
+        return tensor, False
+    converted = tensor.detach().float()
+    return (converted, True) if bool(converted.isfinite().all()) else (tensor, False)
+
+
+@torch.no_grad()
+def _unpacked(kept: tuple[Tensor, bool]) -> Tensor:
+    tensor, converted = kept
+    return tensor.double() if converted else tensor
