@@ -332,6 +332,17 @@ def test_worst_case_prints_brackets_in_order(worst_case):
 
 
 @pytest.mark.slow
+def test_products_of_channels_make_certificates_tighter(load, worst_case, monkeypatch):
+    script = load("tight_certificates")
+    monkeypatch.setattr(script, "trained_network", worst_case.trained_network)
+    tables, _ = printed(script, "--keep", "0.5")
+    assert [[row["layer"] for row in table] for table in tables] == [["2", "2"], ["1", "1"]]
+    for row in (row for table in tables for row in table):
+        found, sharp, products = (float(row[name].split()[0]) for name in list(row)[3:6])
+        assert found * 0.99 <= products <= sharp
+
+
+@pytest.mark.slow
 def test_promises_need_fewer_neurons_by_what_knows_more(load, worst_case, monkeypatch):
     script = load("promised_error")
     monkeypatch.setattr(script, "trained_network", worst_case.trained_network)

@@ -20,7 +20,7 @@ from lightning_coreset.coreset.absolute_sum import largest_absolute_sum
 from lightning_coreset.coreset.activations import Activation, largest_magnitude, value_range
 from lightning_coreset.coreset.ball import Ball
 from lightning_coreset.coreset.branching import largest_sum
-from lightning_coreset.coreset.product_bound import worst_with_products
+from lightning_coreset.coreset.product_bound import MOST_CHANNELS, worst_with_products
 
 AT_ONCE = 2**20
 """Rows times channels times points of a search that are bounded together."""
@@ -88,7 +88,7 @@ def certify(
             such bound). It takes most of what the sharp bound leaves to the truth: on LeNet-300-100 that one is 1.4
             to 1.8 times what an attack finds, this one 1.1 to 1.3 times. It ends sooner once the largest bound is one
             of these, so that ``len(change)`` gives the best for the layer; but a row of 100 channels takes some ten
-            seconds, one of 300 minutes, and memory grows as ``100 N^2`` numbers. Hence none by default.
+            seconds, one of 300 minutes and 1.3 GB. Hence none by default. At most 1000 channels.
 
     Returns:
         The bounds. Time grows as ``J * N * min(N, d + 1) * steps`` multiplications in float64 and a few factorisations
@@ -96,7 +96,8 @@ def certify(
         layer, and for thousands of channels a matter of choosing a few rows.
 
     Raises:
-        ValueError: If the shapes do not fit, a number is not finite, or the radius is not positive.
+        ValueError: If the shapes do not fit, a number is not finite, the radius is not positive, or there are more than
+            1000 channels and ``products``.
 
     Example:
         >>> from lightning_coreset.coreset import find_activation
@@ -107,6 +108,7 @@ def certify(
 
     """
     delta, P = checked_problem(change, producers, input_radius)
+    check_products(products, len(P))
     ball = math.sqrt(input_radius**2 + 1)
     reach, bias = input_radius * P[:, :-1].norm(dim=1), P[:, -1]
     low, high = value_range(activation, bias - reach, bias + reach)
@@ -132,6 +134,19 @@ def certify(
         bound = torch.fmin(bound, sharp)
     certificate = Certificate(bound=bound, triangle=triangle, spectral=spectral, sharp=sharp)
     return with_products(certificate, delta, P, activation, input_radius, products, enough)
+
+
+def check_products(products: int, channels: int) -> None:
+    """Refuse what memory would not hold.
+
+    Raises:
+        ValueError: If there are more channels than products are for.
+    """
+    if products and channels > MOST_CHANNELS:
+        raise ValueError(
+            f"Expected at most {MOST_CHANNELS} channels with `products={products}` but got {channels}, which would "
+            "take tens of gigabytes. Leave `products` out."
+        )
 
 
 def with_products(

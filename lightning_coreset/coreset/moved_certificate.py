@@ -33,6 +33,7 @@ from lightning_coreset.coreset.certificate import (
     AT_ONCE,
     Certificate,
     certify,
+    check_products,
     checked_problem,
     spectral_norm,
     with_products,
@@ -95,6 +96,7 @@ def certify_moved(
 
     """
     moves = _Moves.of(before, after, producers, moved, kept, input_radius)
+    check_products(products, len(producers) + len(moved))
     change, both = torch.cat([before, -after], dim=1), torch.cat([producers, moved])
     apart = certify(
         change,

@@ -22,6 +22,10 @@ _GAPS = (0.6, 0.5, 0.4, 0.3, 0.2)
 """How near to its least, relatively, a bound is brought before products are added once more: at first not near, since
 early moments tell as well which products matter, and starting again is easiest far from the boundary."""
 _STEPS = 60
+MOST_CHANNELS = 1000
+"""More would take tens of gigabytes: some 40 N^2 numbers for each matrix of conditions, of which several live."""
+_CONDITIONS = 6000
+"""Products are added while there are fewer conditions: a matrix of 6000 x 6000 takes 0.3 GB."""
 _NOTHING = 1e-3
 """Of the norm of the changes in units of what channels mostly are."""
 _BACK = (0.1, 0.02)
@@ -118,7 +122,7 @@ def _is_near(point: Point, gap: float) -> bool:
 def _with_products(problem: Relaxation, point: Point, first: Point) -> tuple[Relaxation, Point]:
     """With products that the moments break, and a point inside the larger program."""
     factor, weights = problem.violated(point.moments)
-    if not len(factor):
+    if not len(factor) or len(problem.left) + len(factor) > _CONDITIONS:
         return problem, point
     problem = problem.with_products(factor, weights)
     moments = (1 - _BACK[0]) * point.moments + _BACK[0] * first.moments

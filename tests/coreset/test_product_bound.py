@@ -168,6 +168,44 @@ def test_activations_without_such_a_bound_keep_theirs():
     assert certify(change, producers, RELU, input_radius=radius).products is None
 
 
+def test_too_many_channels_are_refused():
+    change, producers, kept = torch.ones(1, 1001), torch.ones(1001, 3), torch.arange(1)
+    with pytest.raises(ValueError, match=r"at most 1000 channels with `products=2` but got 1001"):
+        certify(change, producers, RELU, input_radius=1.0, products=2)
+    with pytest.raises(ValueError, match="at most 1000 channels"):
+        certify_moved(
+            change[:, :1000],
+            change[:, :1],
+            producers[:1000],
+            producers[:1],
+            kept,
+            RELU,
+            input_radius=1.0,
+            products=1,
+        )
+
+
+def test_products_are_added_while_memory_allows(monkeypatch):
+    change, producers, radius = tiny(4)
+    conditions = []
+    made = Relaxation.with_products
+
+    def counted(self: Relaxation, factor: Tensor, weights: Tensor) -> Relaxation:
+        problem = made(self, factor, weights)
+        conditions.append(len(problem.left))
+        return problem
+
+    monkeypatch.setattr(Relaxation, "with_products", counted)
+    free = bound_with_products(Ball.of(radius, (producers, RELU)), change[0], (0.0, 1.0))
+    assert len(conditions) == 5
+    monkeypatch.setattr("lightning_coreset.coreset.product_bound._CONDITIONS", conditions[1])
+    few = conditions[:2]
+    conditions.clear()
+    bound = bound_with_products(Ball.of(radius, (producers, RELU)), change[0], (0.0, 1.0))
+    assert conditions == few
+    assert bool(bound >= free * 0.97)
+
+
 def test_channels_that_are_always_on_never_on_or_nothing():
     change, producers, radius = tiny(3)
     producers[0] = 0
