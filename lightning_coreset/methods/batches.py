@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import prod
-from typing import NamedTuple
 
 from lightning_coreset.layers import GroupView
 from lightning_coreset.methods.sampled_rows import all_to_sample
@@ -19,19 +18,7 @@ _BYTES = 4
 """Of a number in a sample."""
 
 
-class Batches(NamedTuple):
-    """Groups of a plan, in its order, a batch at a time.
-
-    Attributes:
-        batches: Of groups that are measured together.
-        least_runs: How many runs all of them together need, which each batch makes too: samples are the same then.
-    """
-
-    batches: list[list[GroupView]]
-    least_runs: int = 1
-
-
-def in_batches(views: Sequence[GroupView], runs: MeasuringRuns) -> Batches:
+def in_batches(views: Sequence[GroupView], runs: MeasuringRuns) -> list[list[GroupView]]:
     """Put groups together whose samples fit into memory.
 
     The groups of attention heads that may rotate stay in one batch, since a trial shows all of them or none to rotate.
@@ -41,6 +28,9 @@ def in_batches(views: Sequence[GroupView], runs: MeasuringRuns) -> Batches:
         views: The groups, in the order of the plan.
         runs: The network with inputs.
 
+    Returns:
+        At least one batch, of groups in the order of the plan.
+
     Raises:
         Unmeasurable: If the network cannot be run.
     """
@@ -49,10 +39,9 @@ def in_batches(views: Sequence[GroupView], runs: MeasuringRuns) -> Batches:
     wanted = all_to_sample(views)
     most = {name: rows for name, (_, rows) in wanted.items()}
     if runs.gather is not None or sum(_bytes(view, most) for view in views) <= budget:
-        return Batches([list(views)])
+        return [list(views)]
     one_run, count = runs.rows_of_one_run(wanted), len(runs.examples[0])
     rows = {name: min(most[name], one_run.get(name, most[name]) * count) for name in most}
-    short = [-(-most[name] // found) for name, found in one_run.items() if found]
     batches: list[list[GroupView]] = [[]]
     held = 0
     for view in [*filter(_turns, views), *(view for view in views if not _turns(view))]:
@@ -62,7 +51,7 @@ def in_batches(views: Sequence[GroupView], runs: MeasuringRuns) -> Batches:
             held = 0
         batches[-1].append(view)
         held += more
-    return Batches(batches, min(max(short, default=1), count))
+    return batches
 
 
 def _turns(view: GroupView) -> bool:

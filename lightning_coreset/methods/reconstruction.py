@@ -21,12 +21,14 @@ from lightning_coreset.layers import (
     makers_of_derived,
     write_updates,
 )
-from lightning_coreset.methods import measured
+from lightning_coreset.methods.measured import reconstructed
 from lightning_coreset.methods.measures import Measures, MomentsKind
 from lightning_coreset.methods.method import Method, expected_error_curve
+from lightning_coreset.methods.prepared import Settings
 from lightning_coreset.methods.ranking import rank_by_norms
 from lightning_coreset.methods.refining import Refining
 from lightning_coreset.methods.selection import Selection
+from lightning_coreset.methods.waiting import Waiting, prepare
 from lightning_coreset.moments import Unmeasurable
 
 
@@ -113,7 +115,7 @@ class Reconstruction(Method):
             return
         losing = [group for group in groups if sizes[group.name] < group.size]
         try:
-            groups[0].state.prepared |= measured.prepare(losing, sizes, runs, self._settings)
+            groups[0].state.prepared |= prepare(losing, sizes, runs, self._settings)
         except Unmeasurable as reason:
             warnings.warn(_why_derived(reason), stacklevel=level_of_caller())
 
@@ -122,10 +124,10 @@ class Reconstruction(Method):
         prepared = group.state.prepared.pop(group.name, None)  # its samples are held no longer than this
         if prepared is not None and size < group.size:
             try:
-                if isinstance(prepared, measured.Waiting):
+                if isinstance(prepared, Waiting):
                     group.state.prepared |= prepared.prepared()
                     prepared = group.state.prepared.pop(group.name)
-                return measured.reconstructed(group, prepared, size, self._settings, self._measured_label(group))
+                return reconstructed(group, prepared, size, self._settings, self._measured_label(group))
             except NoCoresetForm as reason:
                 return self._derived(group, size, reason)
             except Unmeasurable as reason:
@@ -138,9 +140,9 @@ class Reconstruction(Method):
         return expected_error_curve(group, self.ridge)
 
     @property
-    def _settings(self) -> measured.Settings:
+    def _settings(self) -> Settings:
         sequential = self.moments == "batches" if self.sequential is None else self.sequential
-        return measured.Settings(self.rounds, self.ridge, Refining.of(self.refine), sequential)
+        return Settings(self.rounds, self.ridge, Refining.of(self.refine), sequential)
 
     def _measured_label(self, group: GroupView) -> str:
         assert group.state.runs is not None

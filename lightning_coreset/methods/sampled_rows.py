@@ -22,6 +22,7 @@ def sampled(
     runs: MeasuringRuns,
     tensors: Mapping[str, Tensor] | None = None,
     *,
+    counted: Mapping[str, tuple[int, int]] | None = None,
     least_runs: int = 1,
 ) -> MeasuredInputs:
     """What the consumers of groups read, and what enters the activations of those whose producers may move.
@@ -31,22 +32,39 @@ def sampled(
         movable: Pairs whose producers may move: their BatchNorms' outputs, or what the producers read.
         runs: The network with inputs.
         tensors: Those of the network pruned so far, if it is not as it was.
+        counted: Weights of which nothing is sampled, but that count as in :meth:`MeasuringRuns.measure`.
         least_runs: How many runs to make at least.
 
     Raises:
         Unmeasurable: If the network cannot be run.
     """
-    wanted = all_to_sample(views)
-    norms: dict[str, int] = {}
-    for pair in movable:
-        producer, mean = pair.path.producer, running_mean_before(pair)
-        if mean is not None:
-            norms[mean] = _NORM_ROWS
-        elif producer.in_dim is not None:
-            wanted[producer.weight] = _rows_of(pair.view.tensors[producer.weight], producer.in_dim)
+    movable = list(movable)
+    means = [mean for pair in movable if (mean := running_mean_before(pair)) is not None]
     channel_norms = {name: rows for view in views for name, rows in _norms_to_sample(view).items()}
-    own = None if tensors is None else dict(tensors)
-    return runs.measure(wanted, norms, own, channel_norms, least_runs=least_runs)
+    return runs.measure(
+        weights_to_sample(views, movable),
+        dict.fromkeys(means, _NORM_ROWS),
+        None if tensors is None else dict(tensors),
+        channel_norms,
+        counted=counted,
+        least_runs=least_runs,
+    )
+
+
+def weights_to_sample(views: Iterable[GroupView], movable: Iterable[LayerPair]) -> dict[str, tuple[int, int]]:
+    """The weights whose inputs are sampled for groups, with the dimension and how many rows to sample.
+
+    Args:
+        views: The groups.
+        movable: Pairs whose producers may move: where no BatchNorm tells what enters their activation, what the
+            producers read does.
+    """
+    wanted = all_to_sample(views)
+    for pair in movable:
+        producer = pair.path.producer
+        if running_mean_before(pair) is None and producer.in_dim is not None:
+            wanted[producer.weight] = _rows_of(pair.view.tensors[producer.weight], producer.in_dim)
+    return wanted
 
 
 def worth_sampling(views: Iterable[GroupView], *, streams: bool) -> list[GroupView]:

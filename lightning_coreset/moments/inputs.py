@@ -59,9 +59,11 @@ class MeasuredInputs:
         normed: Outputs of BatchNorms by the name of their running mean, (R, C).
         outputs: Some numbers of what every run returned, to compare one run with another.
         channel_norms: What norms over channels read, by the name of their weight.
+        runs: How many runs were made in the first way of running the network.
     """
 
     layers: Mapping[str, LayerInput] = field(default_factory=dict)
     normed: Mapping[str, Tensor] = field(default_factory=dict)
     outputs: tuple[Tensor, ...] = ()
     channel_norms: Mapping[str, NormInput] = field(default_factory=dict)
+    runs: int = 0

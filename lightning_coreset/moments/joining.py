@@ -64,4 +64,5 @@ def joined(parts: Sequence[MeasuredInputs | Unmeasurable]) -> MeasuredInputs:
         for name in found[0].channel_norms
     }
     made = {name: torch.cat(rows) for name, rows in normed.items()}
-    return MeasuredInputs(of_all_calls(calls), made, outputs, of_all_norms(channels))
+    runs = max(part.runs for part in found)
+    return MeasuredInputs(of_all_calls(calls), made, outputs, of_all_norms(channels), runs)

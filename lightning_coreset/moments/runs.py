@@ -59,6 +59,7 @@ class MeasuringRuns:
         tensors: Mapping[str, Tensor] | None = None,
         channel_norms: Mapping[str, int] | None = None,
         *,
+        counted: Mapping[str, tuple[int, int]] | None = None,
         least_runs: int = 1,
     ) -> MeasuredInputs:
         """Run the network, and sample what layers read.
@@ -68,12 +69,15 @@ class MeasuringRuns:
             norms: For running means of BatchNorms by name, how many rows to sample of what these make.
             tensors: Parameters and buffers for the run, by name; those of the network by default.
             channel_norms: For weights of norms over channels by name, how many rows to sample of what these read.
-            least_runs: How many runs to make at least where the first are enough for these weights.
+            counted: Further weights, as ``weights``, of which nothing is held: as many runs are made as these need too,
+                and what they read is to be finite.
+            least_runs: How many runs to make at least where the first are enough for all these weights.
 
         Raises:
             Unmeasurable: If a run fails, or shows NaN or infinity, on any rank.
         """
-        wanted = _Wanted(weights, norms or {}, channel_norms or {}, least_runs)
+        others = {name: rows for name, rows in (counted or {}).items() if name not in weights}
+        wanted = _Wanted({**others, **weights}, norms or {}, channel_norms or {}, frozenset(others), least_runs)
         if self.gather is None:
             return self._measured(wanted, tensors)
         own: MeasuredInputs | Unmeasurable
@@ -93,14 +97,8 @@ class MeasuringRuns:
             Unmeasurable: If it fails.
         """
         runs = self.examples[0]
-        share = _Wanted(weights, {}, {}).share(1 if self.independent else len(runs) * self.ranks)
-        with preserved(self.model), plain_execution():
-            set_mode(self.model, runs[0].modes[0])
-            own = named_tensors(self.model)
-            reads = WeightReads(own, share.weights, only_count=True)
-            outputs = BatchNormOutputs(own, {}, by_batch=self.by_batch)
-            self._run(runs[0], None, reads, outputs)
-        return {name: rows_in(found) for name, found in reads.found.items()}
+        wanted = _Wanted(weights, {}, {}, frozenset(weights)).share(1 if self.independent else len(runs) * self.ranks)
+        return {name: len(read.rows) for name, read in self._seen(runs[:1], wanted, None).layers.items()}
 
     def _measured(self, wanted: _Wanted, tensors: Mapping[str, Tensor] | None) -> MeasuredInputs:
         found = MeasuredInputs()
@@ -114,9 +112,11 @@ class MeasuringRuns:
                     {**found.normed, **seen.normed},
                     found.outputs + seen.outputs,
                     {**found.channel_norms, **seen.channel_norms},
+                    found.runs or seen.runs,
                 )
         self._check(found)
-        return found
+        held = {name: read for name, read in found.layers.items() if name not in wanted.counted}
+        return replace(found, layers=held)
 
     def _seen(self, runs: Sequence[Example], wanted: _Wanted, tensors: Mapping[str, Tensor] | None) -> MeasuredInputs:
         """What one way of running the network shows."""
@@ -126,11 +126,12 @@ class MeasuringRuns:
         channels: dict[str, list[NormInput]] = {}
         returned: list[Tensor] = []
         reads_of_one: dict[str, int] | None = None
+        number = 0
         for number, example in enumerate(runs):
             with preserved(self.model), plain_execution():  # each run from the state in which the network is
                 set_mode(self.model, example.modes[0])
                 own = {**named_tensors(self.model), **(tensors or {})}
-                reads = WeightReads(own, share.weights, reads_of_one)
+                reads = WeightReads(own, share.weights, reads_of_one, only_count=share.counted)
                 outputs = BatchNormOutputs(own, share.norms, by_batch=self.by_batch)
                 modules = self._norms if self.norms_by_law or share.channel_norms else ()
                 watch = ChannelNorms(
@@ -151,7 +152,7 @@ class MeasuringRuns:
             if self.independent and enough and number + 1 >= wanted.least_runs:
                 break
         made = {name: torch.cat(rows) for name, rows in normed.items()}
-        return MeasuredInputs(of_all_calls(calls), made, tuple(returned), of_all_norms(channels))
+        return MeasuredInputs(of_all_calls(calls), made, tuple(returned), of_all_norms(channels), number + 1)
 
     def _like_own(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Tensors in the precision and on the device of the network's own; others of its tensors are left out."""
@@ -191,29 +192,38 @@ class MeasuringRuns:
 
 @dataclass(frozen=True)
 class _Wanted:
-    """What is to be sampled, with the number of rows of each; as in :meth:`MeasuringRuns.measure`."""
+    """What is to be sampled, with the number of rows of each; as in :meth:`MeasuringRuns.measure`.
+
+    Attributes:
+        weights: Those that are only counted too.
+        norms: As there.
+        channel_norms: As there.
+        counted: The names of the weights that are only counted.
+        least_runs: As there.
+    """
 
     weights: Mapping[str, tuple[int, int]]
     norms: Mapping[str, int]
     channel_norms: Mapping[str, int]
+    counted: frozenset[str]
     least_runs: int = 1
 
     def besides(self, found: MeasuredInputs) -> _Wanted:
         """What is not found yet."""
-        return _Wanted(
-            {name: wanted for name, wanted in self.weights.items() if name not in found.layers},
-            {name: rows for name, rows in self.norms.items() if name not in found.normed},
-            {name: rows for name, rows in self.channel_norms.items() if name not in found.channel_norms},
-            self.least_runs,
+        return replace(
+            self,
+            weights={name: wanted for name, wanted in self.weights.items() if name not in found.layers},
+            norms={name: rows for name, rows in self.norms.items() if name not in found.normed},
+            channel_norms={name: rows for name, rows in self.channel_norms.items() if name not in found.channel_norms},
         )
 
     def share(self, parts: int) -> _Wanted:
         """What one of several runs is to give."""
-        return _Wanted(
-            {name: (dim, -(-rows // parts)) for name, (dim, rows) in self.weights.items()},
-            {name: -(-rows // parts) for name, rows in self.norms.items()},
-            {name: -(-rows // parts) for name, rows in self.channel_norms.items()},
-            self.least_runs,
+        return replace(
+            self,
+            weights={name: (dim, -(-rows // parts)) for name, (dim, rows) in self.weights.items()},
+            norms={name: -(-rows // parts) for name, rows in self.norms.items()},
+            channel_norms={name: -(-rows // parts) for name, rows in self.channel_norms.items()},
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -31,7 +31,8 @@ class WeightReads(TorchDispatchMode):
         tensors: Parameters and buffers of the run by name.
         wanted: For weights by name, the dimension that is contracted, and how many rows a run is to give.
         calls: How often a run like this one reads each, if that is known: then behind the last of them it ends.
-        only_count: Whether samples lose their contents, (R, 0, 0), as soon as they are taken.
+        only_count: Weights whose samples lose their contents as soon as they are taken: what is left, (R, 1, 1), is
+            zero, or NaN if there was NaN or infinity.
 
     Raises:
         AllSeen: Once everything was read as often as ``calls`` says.
@@ -46,7 +47,7 @@ class WeightReads(TorchDispatchMode):
         wanted: Mapping[str, tuple[int, int]],
         calls: Mapping[str, int] | None = None,
         *,
-        only_count: bool = False,
+        only_count: Collection[str] = (),
     ) -> None:
         super().__init__()
         self.found: dict[str, list[LayerInput]] = {}
@@ -136,7 +137,7 @@ class WeightReads(TorchDispatchMode):
         if len(calls) >= _MOST_CALLS:
             return
         rows = sample(self._wanted[name][1], len(calls))
-        rows = rows.new_empty(len(rows), 0, 0) if self._only_count else self._shared(rows)
+        rows = _emptied(rows) if name in self._only_count else self._shared(rows)
         added = None if bias is None else self._vectors.get(_address(bias))
         calls.append(LayerInput(rows, groups, transposed, added))
 
@@ -160,6 +161,11 @@ class WeightReads(TorchDispatchMode):
             return None
         ahead = int(weight.storage_offset()) - int(known.storage_offset())
         return name if (ahead // max(int(step), 1)) % length == 0 else None
+
+
+def _emptied(rows: Tensor) -> Tensor:
+    """As many samples, of which only their number and whether they are finite is known, (R, 1, 1)."""
+    return rows.new_full((), 0.0 if bool(rows.isfinite().all()) else torch.nan).expand(len(rows), 1, 1)
 
 
 def _address(tensor: Tensor) -> int:

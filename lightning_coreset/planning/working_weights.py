@@ -109,10 +109,11 @@ class WorkingWeights(dict[str, Tensor]):
     def settle(self, names: Iterable[str]) -> None:
         """Keep the new contents of tensors, which no group that is to come has a part in, in their own precision.
 
-        In double precision the new weights of a network are twice as large as it is.
+        In double precision the new weights of a network are twice as large as it is. Vectors, which are small, wait for
+        the end: a bias, or the variance of a BatchNorm, may follow groups that it is no part of.
         """
         for name in names:
-            if name in self._rewritten and name not in self._scaled:
+            if name in self._rewritten and name not in self._scaled and self._original[name].dim() > 1:
                 self[name] = self[name].to(self._original[name].dtype)
 
     def _update_columns(self, member: Member, factors: Tensor, stays: Tensor, *, reweighted: bool) -> None:

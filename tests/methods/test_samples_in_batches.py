@@ -14,7 +14,7 @@ from streams import Attention
 from torch import Tensor, nn
 
 from lightning_coreset import Reconstruction, plan_pruning, prune
-from lightning_coreset.methods import batches, measured, sampled_rows
+from lightning_coreset.methods import batches, reconstruction, sampled_rows, waiting
 from lightning_coreset.moments import LayerInput, MeasuringRuns, NormInput
 from lightning_coreset.planning import measuring, planner
 from lightning_coreset.planning.working_weights import WorkingWeights
@@ -124,7 +124,7 @@ def held() -> int:
 
 def held_while_planning(monkeypatch, model: nn.Module, x: Tensor) -> list[int]:
     """The same whenever a group has been measured, and is about to be reconstructed."""
-    found, original = [], measured.reconstructed
+    found, original = [], reconstruction.reconstructed
 
     def watched(*args, **kwargs):
         gc.collect()
@@ -132,7 +132,7 @@ def held_while_planning(monkeypatch, model: nn.Module, x: Tensor) -> list[int]:
         return original(*args, **kwargs)
 
     with monkeypatch.context() as patched:
-        patched.setattr(measured, "reconstructed", watched)
+        patched.setattr(reconstruction, "reconstructed", watched)
         plan_pruning(model, x, 0.3, self_check=False)
     return found
 
@@ -144,12 +144,12 @@ def test_groups_are_measured_in_batches_with_the_same_results(monkeypatch, kind,
     in_many_runs(monkeypatch)
     together, apart = copy.deepcopy(model), copy.deepcopy(model)
     method = Reconstruction(moments="synthetic" if kind == "blocks" else "auto", sequential=sequential)
-    waited = counted(monkeypatch, measured.Waiting, "prepared")
+    chosen = counted(monkeypatch, waiting.Waiting, "chosen")
     one = prune(together, x, 0.3, include_residual=True, self_check=False, method=method)
-    assert len(waited) == 1
+    assert len(chosen) == 1
     one_group_at_once(monkeypatch)
     other = prune(apart, x, 0.3, include_residual=True, self_check=False, method=method)
-    assert len(waited) > 2  # or nothing was in batches
+    assert len(chosen) > 2  # or nothing was in batches
     assert [(group.kept, group.method) for group in one.groups] == [
         (group.kept, group.method) for group in other.groups
     ]
@@ -163,9 +163,9 @@ def test_heads_that_may_rotate_are_tried_together(monkeypatch):
     method = Reconstruction(moments="synthetic")
     prune(together, x, 0.3, heads="within", method=method)
     one_group_at_once(monkeypatch)
-    waited = counted(monkeypatch, measured.Waiting, "prepared")
+    chosen = counted(monkeypatch, waiting.Waiting, "chosen")
     prune(apart, x, 0.3, heads="within", method=method)
-    turning = [sum(map(batches._turns, one.views)) for one in waited]
+    turning = [sum(map(batches._turns, one.views)) for one in chosen]
     assert max(turning) == sum(turning) > 1
     torch.testing.assert_close(apart.state_dict(), together.state_dict())
 
@@ -198,7 +198,7 @@ def test_what_reads_a_stream_that_cannot_rotate_is_not_sampled(monkeypatch):
     assert "end.weight" in weights and "behind.weight" in norms  # noqa: PT018 - of the stream that can
     assert "up.weight" not in weights  # `reduce.weight` makes the other stream
     assert not norms & {"norm.weight", "merged.weight"}
-    monkeypatch.setattr(measured, "worth_sampling", lambda views, *, streams: list(views))
+    monkeypatch.setattr(waiting, "worth_sampling", lambda views, *, streams: list(views))
     again = plan_pruning(model, x, 0.3, include_residual=True, self_check=False)
     assert [group.kept for group in again.groups] == [group.kept for group in plan.groups]
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_coreset import Sensitivity, plan_pruning
+from lightning_coreset import Reconstruction, Sensitivity, plan_pruning
 from lightning_coreset.methods import Selection
 from lightning_coreset.methods.reweighting import reweighted_consumers
 from lightning_coreset.planning.working_weights import WorkingWeights
@@ -102,3 +102,33 @@ def test_it_is_a_mapping_with_every_name_at_any_time():
     assert working.get("three.weight") is None
     with pytest.raises(KeyError):
         working["three.weight"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_matrices_are_rounded_once_behind_the_last_group_and_vectors_at_the_end(dtype):
+    model = Siblings().to(dtype)
+    tensors, groups = named_tensors(model), find_groups(model, torch.randn(2, 4, dtype=dtype))
+    working = WorkingWeights(tensors, groups, cut=False)
+    thirds = {name: torch.full_like(tensors[name], 1 / 3, dtype=torch.float64) for name in ("out.weight", "out.bias")}
+    working.apply(groups[1], Selection(torch.arange(groups[1].size), "some", updates=thirds))
+    working.settle(["stem.weight"])
+    assert working["out.weight"].dtype == torch.float64  # another group reads it exactly
+    working.settle(thirds)
+    assert working["out.weight"].dtype == dtype
+    assert working["out.bias"].dtype == torch.float64  # which groups write that it is no part of
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_new_weights_are_those_of_rounding_only_in_the_end(monkeypatch, dtype):
+    """A layer that two groups rewrite is in double precision in between."""
+    torch.manual_seed(0)
+    model = nn.Sequential(*(layer for _ in range(3) for layer in (nn.Linear(16, 16), nn.ReLU())), nn.Linear(16, 4))
+    model, x = model.to(dtype).eval(), torch.randn(2, 16, dtype=dtype)
+    method = Reconstruction(moments="synthetic", refine=True)
+    settled = plan_pruning(model, x, 0.5, self_check=False, method=method)
+    monkeypatch.setattr(WorkingWeights, "settle", lambda self, names: None)
+    late = plan_pruning(model, x, 0.5, self_check=False, method=method)
+    for one, same in zip(settled.changes, late.changes, strict=True):
+        assert one.value is not None, one.name
+        assert same.value is not None
+        assert torch.equal(one.value, same.value), one.name
