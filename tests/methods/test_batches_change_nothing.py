@@ -22,13 +22,15 @@ class Merging(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.embed, self.norm, self.up = nn.Embedding(50, 32), nn.LayerNorm(32), nn.Linear(32, 24)
-        self.down, self.merged, self.reduce = nn.Linear(24, 32), nn.LayerNorm(128), nn.Linear(128, 12)
+        self.beside, self.down = nn.Linear(32, 24), nn.Linear(24, 32)
+        self.merged, self.reduce = nn.LayerNorm(128), nn.Linear(128, 12)
         self.second, self.gate, self.wide = nn.LayerNorm(12), nn.Linear(12, 20), nn.Linear(12, 20)
         self.back, self.behind, self.end = nn.Linear(20, 12), nn.LayerNorm(12), nn.Linear(12, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.embed(x)
-        x = x + self.down(F.gelu(self.up(self.norm(x))))
+        read = self.norm(x)
+        x = x + self.down(F.silu(self.beside(read)) * self.up(read))
         x = self.reduce(self.merged(x.unflatten(1, (-1, 4)).flatten(2)))
         read = self.second(x)
         x = x + self.back(F.silu(self.gate(read)) * self.wide(read))
