@@ -22,7 +22,8 @@ def sampled(
     runs: MeasuringRuns,
     tensors: Mapping[str, Tensor] | None = None,
     *,
-    counted: Mapping[str, tuple[int, int]] | None = None,
+    together: Mapping[str, tuple[int, int]] | None = None,
+    counted: bool = False,
     least_runs: int = 1,
 ) -> MeasuredInputs:
     """What the consumers of groups read, and what enters the activations of those whose producers may move.
@@ -32,7 +33,8 @@ def sampled(
         movable: Pairs whose producers may move: their BatchNorms' outputs, or what the producers read.
         runs: The network with inputs.
         tensors: Those of the network pruned so far, if it is not as it was.
-        counted: Weights of which nothing is sampled, but that count as in :meth:`MeasuringRuns.measure`.
+        together: What these groups and others ask for: it says how a weight is read that several of them read.
+        counted: Whether the others' weights count as in :meth:`MeasuringRuns.measure`.
         least_runs: How many runs to make at least.
 
     Raises:
@@ -41,12 +43,14 @@ def sampled(
     movable = list(movable)
     means = [mean for pair in movable if (mean := running_mean_before(pair)) is not None]
     channel_norms = {name: rows for view in views for name, rows in _norms_to_sample(view).items()}
+    own = weights_to_sample(views, movable)
+    together = together or own
     return runs.measure(
-        weights_to_sample(views, movable),
+        {name: together[name] for name in own},
         dict.fromkeys(means, _NORM_ROWS),
         None if tensors is None else dict(tensors),
         channel_norms,
-        counted=counted,
+        counted=together if counted else None,
         least_runs=least_runs,
     )
 

@@ -48,18 +48,20 @@ class Waiting:
         """
         return self.chosen(self.measured())
 
-    def measured(self, *, counted: Mapping[str, tuple[int, int]] | None = None) -> MeasuredInputs:
+    def measured(self, *, first: bool = False) -> MeasuredInputs:
         """What these groups are chosen by.
 
         Args:
-            counted: The weights that decide, besides, how many runs there are, and that what they read is finite.
+            first: Whether it is the first batch: what all others read decides too how many runs there are, and is to be
+                finite.
 
         Raises:
             Unmeasurable: If the network cannot be run on the probes or batches.
         """
         views = worth_sampling(self.views, streams=bool(self.settings.refining))
         movable = [self.movable[view.name] for view in self.views if view.name in self.movable]
-        return sampled(views, movable, self.runs, counted=counted, least_runs=self.least_runs)
+        together = weights_to_sample(self.everything, self.movable.values())
+        return sampled(views, movable, self.runs, together=together, counted=first, least_runs=self.least_runs)
 
     def chosen(self, measured: MeasuredInputs) -> dict[str, Prepared]:
         """The channels that stay, unless they are chosen in turn, and how producers, heads and streams move."""
@@ -117,7 +119,7 @@ def prepare(
     batches[0] += [view for view in views if view.name not in worth]
     first, *later = (Waiting(batch, views, sizes, movable, runs, settings) for batch in batches)
     # Later batches, and groups that need no samples, count too: samples are what they would be of all at once.
-    measured = first.measured(counted=weights_to_sample(views, movable.values()))
+    measured = first.measured(first=True)
     waiting = [replace(batch, least_runs=measured.runs) for batch in later]
     return {**first.chosen(measured), **{view.name: batch for batch in waiting for view in batch.views}}
 

@@ -58,6 +58,18 @@ class Chain(nn.Module):
         return self.end(x.mean((2, 3)))
 
 
+class Merged(nn.Module):
+    """A weight with a product of two factors added to it, one of which two groups read along different dimensions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.middle, self.last = nn.Linear(6, 20), nn.Linear(20, 14), nn.Linear(14, 3)
+        self.up, self.down = nn.Parameter(torch.randn(14, 4)), nn.Parameter(torch.randn(4, 20))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(F.linear(self.first(x).relu(), self.middle.weight + self.up @ self.down).relu())
+
+
 def inputs(late: float = 0.0, seed: int = 0) -> tuple[Tensor, Tensor]:
     return torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(seed)), torch.full((4, 1, 1, 1), late)
 
@@ -115,6 +127,17 @@ def test_norms_are_sampled_in_as_many_runs_as_all_layers_need(monkeypatch, apart
     assert any(group.name == "reduce" and group.method == "reconstruction (probes)" for group in other.groups)
     assert_alike(one, other)
     torch.testing.assert_close(model.state_dict(), before.state_dict())
+
+
+def test_weights_that_several_groups_read_are_looked_at_alike(monkeypatch):
+    torch.manual_seed(0)
+    model, x, method = Merged().eval(), torch.randn(4, 6), Reconstruction(moments="synthetic")
+    one = plan_pruning(model, x, 0.5, self_check=False, method=method)
+    one_group_at_once(monkeypatch)
+    found = chosen_by(monkeypatch)
+    other = plan_pruning(model, x, 0.5, self_check=False, method=method)
+    assert len(found) > 1
+    assert_alike(one, other)
 
 
 @pytest.mark.parametrize("apart", [False, True])
