@@ -46,6 +46,18 @@ def test_never_below_the_exact_supremum(slope, part):
         assert bool((found <= 1.25 * exact).all())
 
 
+def test_certificates_with_products_hold_for_both_signs():
+    for seed in range(6):
+        change, producers, radius = tiny(seed)
+        change = torch.cat([change, -change])
+        exact = exact_supremum(change, producers, 0.0, radius)
+        certificate = certify(change, producers, RELU, input_radius=radius, products=len(change))
+        assert certificate.products is not None
+        assert bool((certificate.products >= exact).all())
+        assert bool((certificate.bound >= exact * (1 - 1e-12)).all())
+        assert bool(certificate.products[exact.argmax()].isfinite())
+
+
 def test_nearer_to_the_truth_than_the_sharp_bound():
     sharp, products = [], []
     for seed in range(8):
