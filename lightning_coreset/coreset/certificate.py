@@ -88,7 +88,7 @@ def certify(
             such bound). It takes most of what the sharp bound leaves to the truth: on LeNet-300-100 that one is 1.4
             to 1.8 times what an attack finds, this one 1.1 to 1.3 times. It ends sooner once the largest bound is one
             of these, so that ``len(change)`` gives the best for the layer; but a row of 100 channels takes some ten
-            seconds, one of 300 minutes and 1.3 GB. Hence none by default. At most 1000 channels.
+            seconds, one of 300 minutes and 2 GB. Hence none by default. At most 1000 channels.
 
     Returns:
         The bounds. Time grows as ``J * N * min(N, d + 1) * steps`` multiplications in float64 and a few factorisations
