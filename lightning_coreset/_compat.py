@@ -305,6 +305,11 @@ def view_base(tensor: Tensor) -> Tensor | None:
     return getattr(tensor, "_base", None)
 
 
+def times_written(tensor: Tensor) -> int:
+    """How many times something was written into a tensor or its views; 0 if that is not known."""
+    return getattr(tensor, "_version", 0)
+
+
 def stored_elements(matrix: Tensor) -> int:
     """How many elements a sparse matrix stores."""
     count = getattr(matrix, "_nnz", None)

@@ -341,7 +341,7 @@ def test_what_is_kept_for_a_gradient_is_in_single_precision():
     """Not parameters, small tensors, and what single precision cannot hold, whose derivatives would be no numbers."""
     large, wide = (torch.randn(64, 128, dtype=torch.float64) for _ in range(2))
     kept = [_packed(one) for one in (large, wide * 1e200, nn.Parameter(large), nn.Parameter(large).t(), large[0])]
-    assert [converted for _, converted in kept] == [True, False, False, False, False]
+    assert [version is None for _, version in kept] == [True, False, False, False, False]
     assert kept[0][0].nbytes * 2 == large.nbytes
     torch.manual_seed(0)
     model, x = Noted().double(), torch.randn(1024, 6, dtype=torch.float64)
@@ -349,7 +349,7 @@ def test_what_is_kept_for_a_gradient_is_in_single_precision():
     trial = Trial(model, Example.of(x))
     bytes_of_activations: list[int] = []
 
-    def noted(tensor: Tensor) -> tuple[Tensor, bool]:
+    def noted(tensor: Tensor) -> tuple[Tensor, int | None]:
         result = _packed(tensor)
         if tensor.shape[0] == len(x):
             bytes_of_activations.append(result[0].nbytes)
@@ -357,7 +357,7 @@ def test_what_is_kept_for_a_gradient_is_in_single_precision():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(saved_activations, "_packed", noted)
-        trial._look_for_influence(trial._runs[0], groups)
+        trial._influence.look(trial._network.runs[0], groups)
     assert sum(bytes_of_activations) == 4 * len(x) * (2 * 12 + 2 * 9 + 6)  # each layer's input, and each ReLU's result
     assert trial.without_effect(groups) == {}
 

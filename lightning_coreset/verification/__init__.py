@@ -13,6 +13,6 @@ from lightning_coreset.verification.check import (
     verified,
     with_unproven,
 )
-from lightning_coreset.verification.trial import NOT_FINITE
+from lightning_coreset.verification.removal import NOT_FINITE
 
 __all__ = ["NOT_FINITE", "describe_failures", "failing_groups", "tried_groups", "verified", "with_unproven"]

@@ -16,8 +16,10 @@ from lightning_coreset.state import ran_out_of_memory
 from lightning_coreset.structure import UNEQUAL_PIECES, ChannelGroup, Examples, Heads, Structure, analyse
 from lightning_coreset.verification.forms import Form, other_forms
 from lightning_coreset.verification.like_groups import completed_alike
+from lightning_coreset.verification.reasons import LEAK, first_line
 from lightning_coreset.verification.remembered import Search
-from lightning_coreset.verification.trial import LEAK, NOT_FINITE, Trial, first_line
+from lightning_coreset.verification.removal import NOT_FINITE
+from lightning_coreset.verification.trial import Trial
 from lightning_coreset.verification.ways import on_a_copy_without_weights, ways_for
 
 

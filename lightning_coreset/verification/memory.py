@@ -66,6 +66,8 @@ def return_freed_memory() -> None:
 @cache
 def _trim() -> Callable[[int], object] | None:
     try:
-        return ctypes.CDLL(None).malloc_trim
+        trim = ctypes.CDLL(None).malloc_trim
     except (OSError, TypeError, AttributeError):  # another system, or another C library
         return None
+    trim.argtypes = [ctypes.c_size_t]
+    return trim

@@ -7,7 +7,9 @@ from collections import Counter
 from collections.abc import Sequence
 from fractions import Fraction
 
-from lightning_coreset.structure import ChannelGroup
+import torch
+
+from lightning_coreset.structure import ChannelGroup, paired
 
 _FRACTION = 0.3
 
@@ -50,3 +52,12 @@ def unlike_classes(group: ChannelGroup) -> set[int]:
     forms = list(zip(*(map(len, member.index) for member in group.members), strict=True))
     ((usual, _),) = Counter(forms).most_common(1)
     return {number for number, form in enumerate(forms) if form != usual}
+
+
+def paired_at_random(group: ChannelGroup) -> ChannelGroup:
+    """Dimensions of different heads are put together by their ranks later: any way must be right."""
+    if group.pairing is None or group.pairing.blocks == 1:
+        return group
+    generator = torch.Generator().manual_seed(0)
+    orders = [torch.randperm(group.size, generator=generator) for _ in range(group.pairing.blocks)]
+    return paired(group, torch.stack(orders))

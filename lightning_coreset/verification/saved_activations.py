@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_coreset._compat import view_base
+from lightning_coreset._compat import times_written, view_base
 
 _LARGE = 1 << 12
 """Elements from which on a tensor is converted."""
@@ -36,20 +36,30 @@ def kept_in_single_precision() -> AbstractContextManager[Any]:
     return torch.autograd.graph.saved_tensors_hooks(_packed, _unpacked)
 
 
+def forbids_hooks(error: Exception) -> bool:
+    """Whether an error says that nothing may be kept in another form, as in a function that ``torch.func`` derives."""
+    return "saved tensor hooks" in str(error)
+
+
 @torch.no_grad()
-def _packed(tensor: Tensor) -> tuple[Tensor, bool]:
-    """What is kept of a tensor, and whether it was converted."""
+def _packed(tensor: Tensor) -> tuple[Tensor, int | None]:
+    """What is kept of a tensor, and of one that is not converted how many times it was written into."""
+    as_it_is = tensor, times_written(tensor)
     if tensor.dtype is not torch.float64 or tensor.numel() < _LARGE or tensor.layout is not torch.strided:
-        return tensor, False
+        return as_it_is
     if any(isinstance(one, nn.Parameter) for one in (tensor, view_base(tensor))):
-        return tensor, False
+        return as_it_is
     if tensor.untyped_storage().nbytes() < tensor.numel() * tensor.itemsize:  # expanded: a copy would be larger
-        return tensor, False
+        return as_it_is
     converted = tensor.detach().float()
-    return (converted, True) if bool(converted.isfinite().all()) else (tensor, False)
+    return (converted, None) if bool(converted.isfinite().all()) else as_it_is
 
 
 @torch.no_grad()
-def _unpacked(kept: tuple[Tensor, bool]) -> Tensor:
-    tensor, converted = kept
-    return tensor.double() if converted else tensor
+def _unpacked(kept: tuple[Tensor, int | None]) -> Tensor:
+    tensor, version = kept
+    if version is None:
+        return tensor.double()
+    if times_written(tensor) != version:  # torch sees to that itself, unless it is told how to keep tensors
+        raise NotImplementedError("what is needed for a derivative was written into since")
+    return tensor

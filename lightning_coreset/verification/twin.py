@@ -8,28 +8,25 @@ are gone.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_coreset._compat import DispatchMode, view_base
 from lightning_coreset.structure import OpCall
-from lightning_coreset.structure.op_call import tensors_among, with_tensors, written_by
+from lightning_coreset.structure.op_call import tensors_among, with_tensors
 from lightning_coreset.structure.views import same_view
 from lightning_coreset.structure.weak_map import IdentityWeakMap
-from lightning_coreset.verification.choices import differ_by_rounding, is_choice
+from lightning_coreset.verification.both_versions import chooses_alike, is_plain, run_both, tensors_written
 from lightning_coreset.verification.data_attribute import SharedData
-from lightning_coreset.verification.kept_only import (
-    channels_left_out,
-    may_leave_out,
-    product_without,
-    reduced_over,
-    removed_in_product,
-)
+from lightning_coreset.verification.kept_only import reduced_over
 from lightning_coreset.verification.layers_of_modes import Proceed, run
 from lightning_coreset.verification.standardised import StandardisedWeights
+
+_EMBEDDING = torch.ops.aten.embedding
+_SMALL = 1 << 12
+"""Elements of a second version that is kept: of biases and of the parameters of norms, which are many and tiny."""
 
 
 class TwinRun(DispatchMode):
@@ -111,7 +108,8 @@ class TwinRun(DispatchMode):
         known = self._small.get(tensor)
         if known is None:
             known = self._made(tensor)
-            if known is not None and known.numel() <= _SMALL:
+            # Some operators write into buffers without saying so, as batch norm into running statistics.
+            if known is not None and known.numel() <= _SMALL and isinstance(tensor, nn.Parameter):
                 self._small[tensor] = known
         return known
 
@@ -163,7 +161,7 @@ class TwinRun(DispatchMode):
         standardised = of_torch and not func.is_view and self._standardised.has(tensors)
         if not of_torch or not (standardised or any(twin is not None for twin in twins.values())):
             return proceed(func, args, kwargs)
-        for written in _written(func, args, kwargs):
+        for written in tensors_written(func, args, kwargs):
             if twins[id(written)] is None:
                 twins[id(written)] = self._new_twin(written)
             else:
@@ -175,16 +173,16 @@ class TwinRun(DispatchMode):
             return one if twin is None else twin
 
         other_args, other_kwargs = with_tensors(args, second), with_tensors(kwargs, second)
-        if not standardised and _is_plain(func):
+        if not standardised and is_plain(func):
             result, other = proceed(func, args, kwargs), proceed(func, other_args, other_kwargs)
-            if _chooses_alike(func, (args, kwargs), (other_args, other_kwargs), result):
+            if chooses_alike(func, (args, kwargs), (other_args, other_kwargs), result):
                 other = result
         else:
             call = OpCall.read(func, args, kwargs, [], None)
             its = OpCall.read(func, other_args, other_kwargs, [], None)
             if standardised:
                 return self._run_standardised(call, its, proceed)
-            result, other = _run_both(call, its, self._layouts, proceed)
+            result, other = run_both(call, its, self._layouts, proceed)
         self._pair(result, other)
         return result
 
@@ -197,12 +195,12 @@ class TwinRun(DispatchMode):
             if tensors_among((result,))[0].shape == call.args[0].shape:  # normalised, not reduced
                 known.note_like(call.args[0], result[0])
         elif known.makes_weights(call):
-            result, other = _run_both(call, its, (), proceed)
+            result, other = run_both(call, its, (), proceed)
             known.note(call, result)
         else:
             tensors = tensors_among((call.args, dict(call.kwargs)))
             one, two = (self._used(each, tensors) for each in (call, its))
-            result, other = _run_both(one, two, self._layouts, proceed)
+            result, other = run_both(one, two, self._layouts, proceed)
         self._pair(result, other)
         return result
 
@@ -239,65 +237,8 @@ class TwinRun(DispatchMode):
                 self._pair(one, its)
 
 
-_SMALL = 1 << 12
-"""Elements of a second version that is kept: of biases and of the parameters of norms, which are many and tiny."""
-
-
 def copy_of_layout(tensor: Tensor) -> Tensor:
     """A copy with the same strides, so that views of the tensor are views of its copy as well."""
     if tensor.is_contiguous():
         return tensor.clone()
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device).copy_(tensor)
-
-
-_EMBEDDING = torch.ops.aten.embedding
-
-
-def _run_both(call: OpCall, other: OpCall, layouts: Iterable[Tensor], proceed: Proceed) -> tuple[Any, Any]:
-    """The results of a call and its twin, with the same random numbers."""
-    first = call.args[0] if call.args else None
-    twin = other.args[0] if other.args else None
-    kept = channels_left_out(call, twin, layouts) if isinstance(twin, Tensor) and isinstance(first, Tensor) else {}
-    if kept:
-        return reduced_over(call, kept), reduced_over(other, kept)
-    removed = removed_in_product(call, other)
-    if removed is not None:
-        return product_without(call, removed), product_without(other, removed)
-    generators = _generators(call) if _draws(call.function) else []
-    states = [generator.get_state() for generator in generators]
-    result = proceed(call.function, call.args, call.kwargs)
-    for generator, state in zip(generators, states, strict=True):
-        generator.set_state(state)
-    its = proceed(other.function, other.args, other.kwargs)
-    alike = _chooses_alike(call.function, (call.args, call.kwargs), (other.args, other.kwargs), result)
-    return result, result if alike else its
-
-
-def _chooses_alike(function: Any, arguments: Any, others: Any, result: Any) -> bool:
-    """Whether both versions choose from the same numbers, so that only rounding could make them choose differently."""
-    if not is_choice(function, arguments, result) or written_by(function):
-        return False
-    pairs = zip(tensors_among(others), tensors_among(arguments), strict=True)
-    return all(one.shape == its.shape and differ_by_rounding(one, its) for one, its in pairs)
-
-
-@cache
-def _is_plain(function: Any) -> bool:
-    """Whether an operator takes no statistics over channels, multiplies no activations and draws nothing."""
-    return not (may_leave_out(function) or _draws(function))
-
-
-@cache
-def _draws(function: Any) -> bool:
-    return torch.Tag.nondeterministic_seeded in function.tags
-
-
-def _written(function: Any, args: Any, kwargs: Any) -> list[Tensor]:
-    """The tensors that a call writes into."""
-    return OpCall.read(function, args, kwargs, [], None).written if written_by(function) else []
-
-
-def _generators(call: OpCall) -> list[torch.Generator]:
-    """The generators that a call may draw from."""
-    own = [call.arguments.get("generator"), torch.default_generator, *torch.cuda.default_generators]
-    return [generator for generator in own if isinstance(generator, torch.Generator)]

@@ -182,7 +182,9 @@ class VirtualWeights(DispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operation on what its arguments should contain."""
         kwargs = kwargs or {}
-        if getattr(func, "is_view", False) or not any(map(self._is_virtual, (*args, *kwargs.values()))):
+        if getattr(func, "is_view", False):
+            return func(*args, **kwargs)
+        if not any(map(self._is_virtual, (*args, *kwargs.values()))):
             result = func(*args, **kwargs)
             if isinstance(result, Tensor):
                 self._count(result)

@@ -244,16 +244,16 @@ def test_the_network_is_whole_whatever_ends_a_trial(way, error):
 
 
 def test_groups_are_tried_one_by_one_where_all_do_not_fit(monkeypatch):
-    from lightning_coreset.verification.trial import Trial
+    from lightning_coreset.verification.removal import Removal
 
     sizes = []
 
-    def attempt(self: Trial, groups: Any, *options: Any, **others: Any) -> str | None:
+    def attempt(self: Removal, groups: Any, *options: Any, **others: Any) -> str | None:
         sizes.append(len(groups))
         return no_memory() if len(groups) > 1 else original(self, groups, *options, **others)
 
-    original = Trial._attempt_all
-    monkeypatch.setattr(Trial, "_attempt_all", attempt)
+    original = Removal.attempt_once
+    monkeypatch.setattr(Removal, "attempt_once", attempt)
     model = mlp(6, 8, 8, 8, 2)
     groups = analyse(model, X[0]).groups
     found, failures = tried_groups(model, groups, Example.of(X[0]))
@@ -265,7 +265,7 @@ def test_groups_are_tried_one_by_one_where_all_do_not_fit(monkeypatch):
 NO_WAY: dict[str, Callable[[pytest.MonkeyPatch], object]] = {
     "no memory": lambda patch: [
         patch.setattr(copy, "deepcopy", no_memory),
-        patch.setattr("lightning_coreset.verification.trial.randomise_", no_memory),
+        patch.setattr("lightning_coreset.verification.tried_network.randomise_", no_memory),
     ],
     "no run": lambda patch: patch.setattr("lightning_coreset.verification.runs.seed_everything", no_memory),
 }
