@@ -84,6 +84,24 @@ def test_changes_that_nearly_cancel():
     assert torch.equal(certificate.bound, certificate.products)
 
 
+def test_products_make_it_tighter_and_no_step_makes_it_looser(monkeypatch):
+    generator = torch.Generator().manual_seed(1)
+    producers = torch.randn(16, 9, generator=generator, dtype=torch.float64)
+    x = torch.randn(500, 8, generator=generator, dtype=torch.float64)
+    outputs = torch.relu(2 * x / x.norm(dim=1, keepdim=True) @ producers[:, :-1].T + producers[:, -1])
+    change = torch.linalg.eigh(outputs.T @ outputs).eigenvectors[:, 0]
+    ball = Ball.of(2.0, (producers, RELU))
+    module = "lightning_coreset.coreset.product_bound"
+    bounds = []
+    for steps in (*range(8, 24), 40):
+        monkeypatch.setattr(f"{module}._STEPS", steps)
+        bounds.append(float(bound_with_products(ball, change, (0.0, 1.0))))
+    assert bounds == sorted(bounds, reverse=True)
+    monkeypatch.setattr(f"{module}._GAPS", ())
+    without = float(bound_with_products(ball, change, (0.0, 1.0)))
+    assert bounds[-1] < 0.95 * without
+
+
 @pytest.mark.parametrize("scale", thinned([1e-6, 1e-3, 1e3, 1e6], 3))
 def test_ill_scaled_weights(scale):
     for seed in range(4):
