@@ -32,6 +32,7 @@ from tuning import accuracy, adam, seeded, train
 from lightning_coreset import prune
 from lightning_coreset.coreset import certify_moved, find_activation, largest_found_error
 from lightning_coreset.methods import Method
+from lightning_coreset.plan import GroupPlan
 
 KEEP = (0.5, 0.25, 0.1, 0.05)
 CERTIFIED_KEEP = (0.5, 0.25)
@@ -80,20 +81,7 @@ def certified(
     model: nn.Sequential, method: Method, keep: float, radius: float, seed: int
 ) -> tuple[float, float, float, float]:
     """Layer 1 alone: the largest output of layer 2, and its largest error: found, certified, by triangle bound."""
-    pruned = copy.deepcopy(model)
-    plan = prune(
-        pruned,
-        torch.zeros(2, 784),
-        1 - keep,
-        unit="channels",
-        method=method,
-        ignore=("2",),
-        seed=seed,
-        self_check=False,
-        certify=True,
-        input_radius=radius,
-    )
-    (group,) = plan.groups
+    pruned, group = pruned_alone(model, method, keep, "2", seed, radius)
     second, reweighted = model[2], pruned[2]
     assert isinstance(second, nn.Linear)
     assert isinstance(reweighted, nn.Linear)
@@ -110,6 +98,27 @@ def certified(
     assert group.found_error is not None
     assert group.certified_error is not None
     return float(own.max()), group.found_error, group.certified_error, float(bounds.triangle.max())
+
+
+def pruned_alone(
+    model: nn.Sequential, method: Method, keep: float, ignored: str, seed: int, radius: float | None = None
+) -> tuple[nn.Sequential, GroupPlan]:
+    """A copy of LeNet with one hidden layer pruned, and the plan of it, with a certificate if a radius is given."""
+    pruned = copy.deepcopy(model)
+    plan = prune(
+        pruned,
+        torch.zeros(2, 784),
+        1 - keep,
+        unit="channels",
+        method=method,
+        ignore=(ignored,),
+        seed=seed,
+        self_check=False,
+        certify=radius is not None,
+        input_radius=radius,
+    )
+    (group,) = plan.groups
+    return pruned, group
 
 
 def rows_of(layer: nn.Module) -> Tensor:

@@ -18,19 +18,18 @@ minutes; ``--layers 2`` takes a few minutes. Without ``--data`` it uses the digi
 from __future__ import annotations
 
 import argparse
-import copy
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from lenet_mnist import rows_of, trained_network
+from lenet_mnist import pruned_alone, rows_of, trained_network
 from reporting import markdown, setting
 from torch import Tensor, nn
 from worst_case import images
 
-from lightning_coreset import Reconstruction, Sensitivity, prune
+from lightning_coreset import Reconstruction, Sensitivity
 from lightning_coreset.coreset import certify, find_activation, largest_found_error
 from lightning_coreset.methods import Method
 
@@ -63,20 +62,7 @@ def layers_of(model: nn.Sequential, inputs: Tensor) -> tuple[Layer, Layer]:
 
 def change_of(model: nn.Sequential, layer: Layer, method: Method, keep: float) -> tuple[Tensor, Tensor, Tensor]:
     """What pruning changes: weights (J, N), constants (J,); and the rows that make the channels, (N, d + 1)."""
-    pruned = copy.deepcopy(model)
-    plan = prune(
-        pruned,
-        torch.zeros(2, 784),
-        1 - keep,
-        unit="channels",
-        method=method,
-        ignore=(layer.ignored,),
-        seed=0,
-        self_check=False,
-        input_radius=layer.radius if layer.number == 1 else None,
-        certify=layer.number == 1,
-    )
-    (group,) = plan.groups
+    pruned, group = pruned_alone(model, method, keep, layer.ignored, seed=0)
     before, after = rows_of(model[layer.behind]).double(), rows_of(pruned[layer.behind]).double()
     change = before[:, :-1].index_add(1, torch.tensor(group.kept), -after[:, :-1])
     return change, before[:, -1] - after[:, -1], rows_of(model[layer.front]).double()

@@ -11,7 +11,7 @@ Shapes: V = q + 1 + N, m multipliers, i of them nonpositive.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -23,14 +23,14 @@ _PREDICTED, _KEPT = 0.95, 0.93
 
 
 @dataclass(frozen=True, eq=False)
-class Point:
-    """Where the method is.
+class _Variables:
+    """What the method changes.
 
     Attributes:
-        moments: X, positive definite, (V, V).
-        values: s, positive, (i,).
+        moments: X, (V, V).
+        values: s, (i,).
         multipliers: Of the relaxation, (m,).
-        slack: Their Z, positive definite, (V, V).
+        slack: Their Z, (V, V).
     """
 
     moments: Tensor
@@ -39,14 +39,18 @@ class Point:
     slack: Tensor
 
     @property
+    def prices(self) -> Tensor:
+        """Of the conditions that are no equations, (i,)."""
+        return -self.multipliers[-len(self.values) :]
+
+
+class Point(_Variables):
+    """Where the method is: matrices are positive definite, values and prices positive."""
+
+    @property
     def bound(self) -> float:
         """What the multipliers prove."""
         return float(self.multipliers[0])
-
-    @property
-    def prices(self) -> Tensor:
-        """Of the conditions that are no equations, positive, (i,)."""
-        return -self.multipliers[-len(self.values) :]
 
     @property
     def gap(self) -> float:
@@ -58,17 +62,14 @@ class Point:
         """The mean of the products that are led to zero."""
         return self.gap / (len(self.moments) + len(self.values))
 
-
-@dataclass(frozen=True, eq=False)
-class _Direction:
-    moments: Tensor
-    values: Tensor
-    multipliers: Tensor
-    slack: Tensor
-
-    @property
-    def prices(self) -> Tensor:
-        return -self.multipliers[-len(self.values) :]
+    def moved(self, direction: _Variables, primal: float, dual: float) -> Point:
+        """After so much of a direction, of what belongs to X and of what belongs to Z."""
+        return Point(
+            self.moments + primal * direction.moments,
+            self.values + primal * direction.values,
+            self.multipliers + dual * direction.multipliers,
+            self.slack + dual * direction.slack,
+        )
 
 
 class _Step:
@@ -76,7 +77,8 @@ class _Step:
 
     def __init__(self, problem: Relaxation, point: Point) -> None:
         self.problem, self.point = problem, point
-        self.inverse = torch.cholesky_inverse(torch.linalg.cholesky(point.slack))
+        self.factors = torch.linalg.cholesky(point.moments), torch.linalg.cholesky(point.slack)
+        self.inverse = torch.cholesky_inverse(self.factors[1])
         traces = problem.products_of(point.moments, self.inverse)
         diagonal = traces.diagonal()
         diagonal[problem.free :] += point.values / point.prices
@@ -87,7 +89,7 @@ class _Step:
         self.right = torch.zeros_like(point.multipliers)
         self.right[0] = 1
 
-    def direction(self, target: float, predicted: _Direction | None = None) -> _Direction:
+    def direction(self, target: float, predicted: _Variables | None = None) -> _Variables:
         """Towards X Z = target, to second order if a direction has been predicted."""
         problem, point = self.problem, self.point
         moments, values = target * self.inverse, target / point.prices
@@ -97,28 +99,17 @@ class _Step:
         right = problem.values((moments + moments.T) / 2) - self.right
         right[problem.free :] -= values
         multipliers = self.unit * torch.cholesky_solve((self.unit * right)[:, None], self.factor)[:, 0]
-        slack = problem.slack(multipliers) + problem.goal
+        slack = problem.combined(multipliers)
         moments = moments - point.moments - point.moments @ slack @ self.inverse
         values = values - point.values + point.values * multipliers[problem.free :] / point.prices
-        return _Direction((moments + moments.T) / 2, values, multipliers, slack)
+        return _Variables((moments + moments.T) / 2, values, multipliers, slack)
 
-    def lengths(self, direction: _Direction, share: float) -> tuple[float, float]:
+    def lengths(self, direction: _Variables, share: float) -> tuple[float, float]:
         """How far one may go for X and for Z, at most 1."""
-        point = self.point
-        primal = min(_to_boundary(point.moments, direction.moments), _to_zero(point.values, direction.values))
-        dual = min(_to_boundary(point.slack, direction.slack), _to_zero(point.prices, direction.prices))
+        point, (moments, slack) = self.point, self.factors
+        primal = min(_to_boundary(moments, direction.moments), _to_zero(point.values, direction.values))
+        dual = min(_to_boundary(slack, direction.slack), _to_zero(point.prices, direction.prices))
         return min(1.0, share * primal), min(1.0, share * dual)
-
-    def after(self, direction: _Direction, primal: float, dual: float) -> Point:
-        """The point at the end."""
-        point = self.point
-        multipliers = point.multipliers + dual * direction.multipliers
-        return Point(
-            point.moments + primal * direction.moments,
-            point.values + primal * direction.values,
-            multipliers,
-            self.problem.slack(multipliers),
-        )
 
 
 def stepped(problem: Relaxation, point: Point) -> Point | None:
@@ -126,12 +117,13 @@ def stepped(problem: Relaxation, point: Point) -> Point | None:
     step = _Step(problem, point)
     predicted = step.direction(0.0)
     primal, dual = step.lengths(predicted, _PREDICTED)
-    there = step.after(predicted, primal, dual).average
+    there = point.moved(predicted, primal, dual).average
     share = min(1.0, max(0.02, (there / point.average) ** 2))
     if min(primal, dual) < 0.2:  # at the boundary already: back to the middle first
         share = max(share, 0.5)
     direction = step.direction(share * point.average, predicted)
-    after = step.after(direction, *step.lengths(direction, _KEPT))
+    after = point.moved(direction, *step.lengths(direction, _KEPT))
+    after = replace(after, slack=problem.slack(after.multipliers))  # exactly theirs, whatever was rounded on the way
     return after if is_positive(after.slack) and is_positive(after.moments) else None
 
 
@@ -146,9 +138,8 @@ def _factor(matrix: Tensor) -> Tensor:
         room *= 100
 
 
-def _to_boundary(matrix: Tensor, change: Tensor) -> float:
-    """How much of a change a positive definite matrix bears."""
-    factor = torch.linalg.cholesky(matrix)
+def _to_boundary(factor: Tensor, change: Tensor) -> float:
+    """How much of a change a positive definite matrix bears, of which the Cholesky factor is given."""
     inner = torch.linalg.solve_triangular(factor, change, upper=False)
     inner = torch.linalg.solve_triangular(factor, inner.T, upper=False)
     least = float(torch.linalg.eigvalsh((inner + inner.T) / 2)[0])

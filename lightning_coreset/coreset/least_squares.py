@@ -81,7 +81,7 @@ def reconstruct(
         offset = mean.to(mix) - mix @ mean.to(mix)[kept]
         offset[kept] = 0
     weights = consumers.to(mix)
-    change, dropped = weights.clone(), _others(kept, len(moment))
+    change, dropped = weights.clone(), others(kept, len(moment))
     change[:, kept] = -weights[:, dropped] @ mix[dropped]  # rows of kept channels are the identity's
     return LeastSquaresFit(
         kept=kept,
@@ -112,7 +112,7 @@ def mixing_matrix(moment: Tensor, kept: Tensor, *, ridge: float = 1e-3) -> Tenso
                 [0.4000]], dtype=torch.float64)
 
     """
-    dropped = _others(kept, len(moment))
+    dropped = others(kept, len(moment))
     within = moment[kept][:, kept].double()
     within.diagonal().add_(regularisation(moment, ridge))
     factor = torch.linalg.cholesky(within)
@@ -125,7 +125,7 @@ def mixing_matrix(moment: Tensor, kept: Tensor, *, ridge: float = 1e-3) -> Tenso
     return mix
 
 
-def _others(kept: Tensor, total: int) -> Tensor:
+def others(kept: Tensor, total: int) -> Tensor:
     """The positions that are not kept."""
     return torch.ones(total, dtype=torch.bool, device=kept.device).index_fill(0, kept, False).nonzero().flatten()
 

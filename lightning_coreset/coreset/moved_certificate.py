@@ -97,7 +97,7 @@ def certify_moved(
     """
     moves = _Moves.of(before, after, producers, moved, kept, input_radius)
     check_products(products, len(producers) + len(moved))
-    change, both = torch.cat([before, -after], dim=1), torch.cat([producers, moved])
+    change, both = checked_problem(torch.cat([before, -after], dim=1), torch.cat([producers, moved]), input_radius)
     apart = certify(
         change,
         both,
@@ -121,7 +121,7 @@ def certify_moved(
         sharp = torch.minimum(moves.jointly(activation, slopes, input_radius, steps, enough), apart.sharp)
         bound = torch.fmin(bound, sharp)
     certificate = Certificate(bound=bound, triangle=triangle, spectral=spectral, sharp=sharp)
-    return with_products(certificate, change.double(), both.double(), activation, input_radius, products, enough)
+    return with_products(certificate, change, both, activation, input_radius, products, enough)
 
 
 @dataclass(frozen=True, eq=False)

@@ -103,6 +103,10 @@ class Relaxation:
 
     def slack(self, multipliers: Tensor) -> Tensor:
         """Z, (V, V)."""
+        return self.combined(multipliers) - self.goal
+
+    def combined(self, multipliers: Tensor) -> Tensor:
+        """The matrices of all multipliers, each times its multiplier, added up, (V, V)."""
         each = multipliers.clone()
         lines, ranges = self._lines_and_ranges()
         each[lines] += self.most * each[ranges]
@@ -110,7 +114,7 @@ class Relaxation:
         half = (each[:, None] * self.parts[self.right]).T @ self.parts[self.left] / 2
         total = half + half.T
         total.diagonal()[: self.inputs] -= multipliers[self.free]
-        return total - self.goal
+        return total
 
     def magnitude(self, multipliers: Tensor) -> Tensor:
         """The sum of the norms of all terms of Z, ()."""

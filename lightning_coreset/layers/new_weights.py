@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_coreset.coreset import spatial_correlation, variance_ratios
+from lightning_coreset.coreset.least_squares import others
 from lightning_coreset.layers.consumer_set import ConsumerSet
 from lightning_coreset.layers.group_view import NoCoresetForm
 from lightning_coreset.layers.layer_pair import LayerPair, consumer_matrix, put_consumer, to_cpu_float64
@@ -28,7 +29,7 @@ def write_updates(readers: ConsumerSet, kept: Tensor, mix: Tensor, updates: dict
     """
     mean = readers.mean
     offset = torch.zeros_like(mean) if readers.centre is None else mean - mix @ mean[kept]
-    dropped = torch.ones(len(mean), dtype=torch.bool).index_fill_(0, kept, False).nonzero().squeeze(1)
+    dropped = others(kept, len(mean))
     for pair in readers.pairs:
         # The rows of kept channels in the mixing matrix are the identity's.
         gone = pair.consumers[:, dropped]

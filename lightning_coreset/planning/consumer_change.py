@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -106,8 +107,7 @@ class ConsumerChange:
 
     def _certified(self, radius: float, rows: int | None) -> Tensor:
         """Valid bounds for all coordinates, the largest of them sharp unless the limit of rows comes first."""
-        # An average over positions and padding lies between the two.
-        constant = torch.maximum(self.constant.abs(), self.at_padding.abs())
+        constant = self._largest_constant
         cheap = self._certificate(self.change, radius, sharpen=False)
         bound = (cheap.triangle if self.pooled else cheap.bound) + constant
         if self.pooled:
@@ -129,31 +129,26 @@ class ConsumerChange:
 
     def _with_products(self, bound: Tensor, radius: float, reached: float) -> Tensor:
         """The bounds, those above what is reached anyway tightened once more where that takes only seconds."""
-        constant = torch.maximum(self.constant.abs(), self.at_padding.abs())
+        constant = self._largest_constant
         for _ in range(min(_CUBES // len(self.producers) ** 3, _WITH_PRODUCTS, len(bound))):
             row = int(bound.argmax())
             if float(bound[row]) <= reached:
                 break
             enough = max(reached - float(constant[row]), 0.0)
-            tight = self._certificate(self.change[row : row + 1], radius, enough=enough, products=1)
+            tight = self._certificate(self.change[row : row + 1], radius, enough=enough, sharpen=False, products=1)
             bound[row] = torch.minimum(bound[row], tight.bound[0] + constant[row])
             reached = max(reached, float(bound[row]))
         return bound
 
-    def _certificate(
-        self, change: Tensor, radius: float, *, enough: float = 0.0, sharpen: bool = True, products: int = 0
-    ) -> Certificate:
-        """Bounds for some rows of the change, without the constant."""
+    @property
+    def _largest_constant(self) -> Tensor:
+        """The largest magnitude of the constant: an average over positions and padding lies between the two, (J,)."""
+        return torch.maximum(self.constant.abs(), self.at_padding.abs())
+
+    def _certificate(self, change: Tensor, radius: float, **options: Any) -> Certificate:
+        """Bounds for some rows of the change, without the constant; with options of ``certify``."""
         if not len(self.moved):
-            return certify(
-                change,
-                self.producers,
-                self.activation,
-                input_radius=radius,
-                enough=enough,
-                sharpen=sharpen,
-                products=products,
-            )
+            return certify(change, self.producers, self.activation, input_radius=radius, **options)
         channels = len(self.producers) - len(self.moved)
         return certify_moved(
             change[:, :channels],
@@ -163,9 +158,7 @@ class ConsumerChange:
             self.moved,
             self.activation,
             input_radius=radius,
-            enough=enough,
-            sharpen=sharpen,
-            products=products,
+            **options,
         )
 
     def _found(self, rows: Tensor, radius: float, seed: int) -> float:

@@ -186,6 +186,9 @@ def _choose(
     method.prepare([GroupView(group, problem.weights, state) for group in problem.groups], wanted)
     choices = []
     last = {member.name: group.name for group in problem.groups for member in group.members}
+    final: dict[str, list[str]] = {group.name: [] for group in problem.groups}  # of whose members none comes later
+    for name, owner in last.items():
+        final[owner].append(name)
     for position, group in enumerate(problem.groups, start=1):
         if progress is not None:
             progress(group.name, position, count)
@@ -193,7 +196,7 @@ def _choose(
         selection = _select(method, view, sizes.get(group.name, group.size), problem.weights)
         certificate = None if certifier is None else certifier.certificate(view, selection)
         working.apply(group, selection)
-        working.settle(name for name, final in last.items() if final == group.name)
+        working.settle(final[group.name])
         # The new weights are in the working ones: twice they would be as much again as the network.
         choices.append(_Choice(group, replace(selection, updates={}), certificate))
     for message in method.warnings({choice.group.name: choice.selection for choice in choices}):

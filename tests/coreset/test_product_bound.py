@@ -270,9 +270,10 @@ def test_rows_that_move():
     moved = producers[kept] + 0.4 * torch.randn(len(kept), 3, generator=generator, dtype=torch.float64)
     after = 0.8 * change[:, kept]
     exact = exact_supremum(torch.cat([change, -after], dim=1), torch.cat([producers, moved]), 0.0, radius)
-    given = (change, after, producers, moved, kept, RELU)
+    given = (change, after.requires_grad_(), producers, moved.requires_grad_(), kept, RELU)
     plain = certify_moved(*given, input_radius=radius)
     found = certify_moved(*given, input_radius=radius, products=len(change))
     assert bool((found.bound >= exact).all())
     assert float(found.bound.max()) < float(plain.bound.max())
     assert bool((found.bound <= plain.bound).all())
+    assert not found.bound.requires_grad
