@@ -111,17 +111,17 @@ def has_packed_projection(attributes: Mapping[str, Any]) -> bool:
     return attributes.get("_qkv_same_embed_dim", True)
 
 
-# ---- torch: what a module holds. By the methods of ``nn.Module`` itself, since wrappers override them.
+# ---- torch: what a module holds. Not by its methods, which wrappers override, and which take ten times as long.
 
 
 def own_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters of a module itself, by attribute, without computing parametrized ones."""
-    return dict(nn.Module.named_parameters(module, recurse=False, remove_duplicate=False))
+    return {name: one for name, one in module._parameters.items() if one is not None}
 
 
 def own_buffers(module: nn.Module) -> dict[str, Tensor]:
     """The buffers of a module itself, by attribute."""
-    return dict(nn.Module.named_buffers(module, recurse=False, remove_duplicate=False))
+    return {name: one for name, one in module._buffers.items() if one is not None}
 
 
 def own_tensors(module: nn.Module) -> dict[str, Tensor]:

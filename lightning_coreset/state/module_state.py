@@ -5,9 +5,10 @@ from __future__ import annotations
 import functools
 import operator
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from itertools import starmap
 from types import FunctionType
 from typing import Any
 
@@ -109,12 +110,12 @@ class ModuleState:
         for container, content in self._dicts:
             if self._iterators:
                 content = {key: self._left(value) for key, value in content.items()}
-            if container.keys() != content.keys() or list(container) != list(content) or _differ(container, content):
+            if _differ(container, content):
                 container.clear()
                 container.update(content)
         for sequence, items in self._sequences:
             items = [self._left(value) for value in items]
-            if len(sequence) != len(items) or any(a is not b for a, b in zip(sequence, items, strict=True)):
+            if _are_others(sequence, items):
                 sequence.clear()
                 sequence.extend(items)
         for saved in self._others:
@@ -130,6 +131,20 @@ class ModuleState:
     def may_be_used_again(self) -> bool:
         """Whether the module may be changed and restored more than once: it holds no iterators, which go on."""
         return not self._iterators
+
+    def is_as_it_was(self) -> bool:
+        """Whether there is nothing to restore, so that a new state of the module would be the same.
+
+        What is written into parameters is seen within :meth:`watching` alone, and no state has it.
+        """
+        return (
+            self.may_be_used_again
+            and not any(starmap(_differ, self._dicts))
+            and not any(starmap(_are_others, self._sequences))
+            and all(one.requires_grad == needs and one.grad is grad for one, grad, needs in self._parameters)
+            and self._writes.nothing_to_undo
+            and all(saved.is_as_it_was() for saved in self._others)
+        )
 
     def holds_new_numbers(self) -> bool:
         """Whether the module holds other numbers than before, which its next step may read.
@@ -225,7 +240,13 @@ def _is_tensor_type(kind: type) -> bool:
 
 
 def _differ(container: dict[Any, Any], content: dict[Any, Any]) -> bool:
-    return any(map(operator.is_not, container.values(), content.values()))
+    """Whether dicts have other keys, keys in another order, or other objects under them."""
+    return list(container) != list(content) or any(map(operator.is_not, container.values(), content.values()))
+
+
+def _are_others(sequence: Collection[Any], items: Collection[Any]) -> bool:
+    """Whether sequences consist of other objects."""
+    return len(sequence) != len(items) or any(map(operator.is_not, sequence, items))
 
 
 @contextmanager

@@ -26,6 +26,10 @@ class Saved(Protocol):
         """What has taken its place."""
         ...
 
+    def is_as_it_was(self) -> bool:
+        """Whether nothing has to be put back."""
+        ...
+
 
 class SavedPlace:
     """What stands at one place, such as a slot of an object or a cell of a function.
@@ -45,8 +49,11 @@ class SavedPlace:
 
     def new(self) -> Iterable[Any]:
         """What stands there now."""
-        now = self._get()
-        return () if now is self._value else (now,)
+        return () if self.is_as_it_was() else (self._get(),)
+
+    def is_as_it_was(self) -> bool:
+        """Whether the same thing stands there."""
+        return self._get() is self._value
 
 
 class SavedNumbers:
@@ -62,6 +69,10 @@ class SavedNumbers:
     def new(self) -> Iterable[Any]:
         """Nothing."""
         return ()
+
+    def is_as_it_was(self) -> bool:
+        """Unknown."""
+        return False
 
 
 class SavedTensor:
@@ -81,7 +92,11 @@ class SavedTensor:
 
     def new(self) -> Iterable[Any]:
         """The tensor, if its content is another one."""
-        return () if self._has_same_form() and self._is_equal() else (self._tensor,)
+        return () if self.is_as_it_was() else (self._tensor,)
+
+    def is_as_it_was(self) -> bool:
+        """Whether it has the same form and numbers, none of which is NaN."""
+        return self._has_same_form() and self._is_equal()
 
     def _has_same_form(self) -> bool:
         now, then = self._tensor, self._content
@@ -105,8 +120,11 @@ class SavedArray:
 
     def new(self) -> Iterable[Any]:
         """The array, if its content is another one."""
-        same = self._array.shape == self._content.shape and self._array.tobytes() == self._content.tobytes()
-        return () if same else (self._array,)
+        return () if self.is_as_it_was() else (self._array,)
+
+    def is_as_it_was(self) -> bool:
+        """Whether it has the same shape and bytes."""
+        return self._array.shape == self._content.shape and self._array.tobytes() == self._content.tobytes()
 
 
 class SavedSet:
@@ -124,6 +142,10 @@ class SavedSet:
     def new(self) -> Iterable[Any]:
         """The elements that it has now and had not."""
         return self._container - self._content
+
+    def is_as_it_was(self) -> bool:
+        """Whether it has the same elements."""
+        return self._container == self._content
 
 
 class SavedClass:
@@ -144,6 +166,11 @@ class SavedClass:
     def new(self) -> Iterable[Any]:
         """What it has now in place of something else."""
         return new_items(self._content, data_of_class(self._kind))
+
+    def is_as_it_was(self) -> bool:
+        """Whether it has the same data under the same names."""
+        found = data_of_class(self._kind)
+        return found.keys() == self._content.keys() and not new_items(self._content, found)
 
 
 def new_items(before: Mapping[Any, Any], now: Mapping[Any, Any]) -> list[Any]:

@@ -57,6 +57,11 @@ class UndoneWrites(DispatchMode):
         for memory in self._by_memory.pop(number, ()) if number is not None else ():
             self._copies.append((memory, memory.clone()))
 
+    @property
+    def nothing_to_undo(self) -> bool:
+        """Whether all tensors have the memory that they had, and none was written into where this saw it."""
+        return not self._copies and all(_is_same(tensor, memory) for tensor, memory in self._before)
+
     @torch.no_grad()
     def undo(self) -> None:
         """Give the tensors their memory back, and the memory its content; may be called again."""

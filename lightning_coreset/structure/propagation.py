@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lightning_coreset._compat import DispatchMode, tree_map, view_base, without_transforms
 from lightning_coreset.held_tensors import held_tensors
+from lightning_coreset.state import FreedMemory
 from lightning_coreset.state.writes import UndoneWrites
 from lightning_coreset.structure.example import RunMode
 from lightning_coreset.structure.head_dimensions import Queries
@@ -146,6 +147,7 @@ class Propagation(DispatchMode):
         self.as_many: dict[tuple[str, str], dict[str, Tensor]] = {}
         self._find_rule = find_rule
         self._unsupported = unsupported
+        self._freed = FreedMemory(model)
         self._known: IdentityWeakMap[TensorInfo] = IdentityWeakMap()
         self._shared_memory = SharedMemory()
         self._first_shapes: dict[int, tuple[str, tuple[int, ...]]] = {}  # of parameters and buffers, by id
@@ -422,6 +424,8 @@ class Propagation(DispatchMode):
         self._note_origin(func, tensors, result)
         note_terms(self, func, tensors, result)
         self.last_layers.see(tensors, result)
+        if isinstance(result, Tensor):
+            self._freed.count(result)
         return result
 
     def _note_origin(self, func: Any, tensors: list[Tensor], result: Any) -> None:

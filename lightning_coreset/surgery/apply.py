@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ def apply_changes(
     attributes: Iterable[AttributeChange] = (),
     *,
     cut: Cut = new_value,
+    record: bool = True,
 ) -> dict[Tensor, ParameterChange]:
     """Apply the changes of a plan in place, all or nothing.
 
@@ -34,6 +36,7 @@ def apply_changes(
         changes: Those of its tensors.
         attributes: Those of numbers that its modules remember.
         cut: Makes each of the new tensors.
+        record: Whether to record on the model what its shapes were, which a model that is put back soon has no use for.
 
     Returns:
         The changed ``Parameter`` objects (the same as before, smaller) with their change.
@@ -43,11 +46,11 @@ def apply_changes(
             Nothing is changed then.
     """
     with torch.inference_mode(False):  # its tensors could not be trained
-        return _apply(model, list(changes), list(attributes), cut)
+        return _apply(model, list(changes), list(attributes), cut, record)
 
 
 def _apply(
-    model: nn.Module, changes: Sequence[ParameterChange], attributes: Sequence[AttributeChange], cut: Cut
+    model: nn.Module, changes: Sequence[ParameterChange], attributes: Sequence[AttributeChange], cut: Cut, record: bool
 ) -> dict[Tensor, ParameterChange]:
     tensors = named_tensors(model)
     _check_attributes(model, attributes)
@@ -70,7 +73,7 @@ def _apply(
         *((model.get_submodule(attribute.module), attribute.name, attribute.new) for attribute in attributes),
     ]
     values, waiting = changed_attributes(sizes), settling(model, new_shapes)
-    with record_original_shapes(model):
+    with record_original_shapes(model) if record else nullcontext():
         for tensor, value, grad, _ in ready:
             replace_data(tensor, value, grad)
         set_attributes(values)

@@ -156,28 +156,33 @@ def _tried(
     if not change_attributes:
         return groups, trial.failing(groups)
     try:
-        reason = trial.attempt(groups)
+        reason = trial.attempt_after(groups)
     except Exception as error:
         if len(groups) == 1 or not ran_out_of_memory(error):
             raise
         return groups, trial.failing_in_halves(groups)  # all at once do not fit: fewer at a time
     if reason is None:
         return groups, {}
-    search = Search(trial.model, trial.attempt, trial.run)
-    alike = _completed_alike(trial, search, groups)
+    alike = _completed_alike(trial, groups)
     if alike is not None:
         return alike, {}
     failures = trial.failing(groups, reason)
-    return _completed(trial, search, groups, failures) if failures else (groups, failures)
+    return _completed(trial, _search(trial), groups, failures) if failures else (groups, failures)
 
 
-def _completed_alike(trial: Trial, search: Search, groups: tuple[ChannelGroup, ...]) -> tuple[ChannelGroup, ...] | None:
+def _search(trial: Trial) -> Search:
+    """Knows the numbers that the network reads in the runs of a trial."""
+    return Search(trial.model, trial.attempt, trial.run)
+
+
+def _completed_alike(trial: Trial, groups: tuple[ChannelGroup, ...]) -> tuple[ChannelGroup, ...] | None:
     """The groups, each completed as one of its kind, if they pass together; else ``None``.
 
     What one of each kind needs is looked for in the first run alone: its trials prove nothing, the last one does.
     """
     for way in (trial.screening, nullcontext) if trial.has_several_runs else (nullcontext,):
         with way():
+            search = _search(trial)
             found = completed_alike(groups, search, trial.failing, partial(_completed, trial, search))
         if found is None:
             return None

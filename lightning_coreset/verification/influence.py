@@ -18,7 +18,7 @@ from lightning_coreset.verification.randomised import noise
 from lightning_coreset.verification.reference import FixedWeights, kept_weights, readers, zero_
 from lightning_coreset.verification.removed import removed_classes
 from lightning_coreset.verification.runs import Run
-from lightning_coreset.verification.saved_activations import forbids_hooks, kept_in_single_precision
+from lightning_coreset.verification.saved_activations import forbids_hooks, kept_in_two_bytes
 from lightning_coreset.verification.tried_network import TriedNetwork
 
 _FEW = 3
@@ -86,12 +86,12 @@ class Influence:
             options: How to run it.
         """
         try:
-            outputs, finite = self._differentiated(run, groups, kept_in_single_precision(), choices, **options)
+            outputs, finite = self._differentiated(run, groups, kept_in_two_bytes(), choices, **options)
         except Exception as error:
             if not forbids_hooks(error):
                 raise
             return self._differentiated(run, groups, nullcontext(), choices, **options)[0]
-        if not finite:  # single precision may be the cause: it makes equal numbers unequal, and small ones zero
+        if not finite:  # rounding may be the cause: it makes equal numbers unequal, and small ones zero
             self._differentiated(run, groups, nullcontext(), choices, **options)
         return outputs
 
@@ -117,7 +117,7 @@ class Influence:
         finite = True
         with ExitStack() as stack:
             if self._network.virtual is not None:
-                stack.enter_context(self._network.virtual.sparing())
+                stack.enter_context(self._network.virtual.freed.sparing())
             concerned = [] if choices is None else [choices.repeated()]
             with kept:
                 outputs = self._network.outputs([run], gradients=True, concerned=concerned, **options)

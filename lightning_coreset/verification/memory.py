@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Callable, Iterator
-from functools import cache
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -51,23 +49,3 @@ def _told_by_linux() -> Iterator[float]:
         yield float(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
     except (OSError, ValueError):
         pass  # no container, or one without a limit ("max")
-
-
-def return_freed_memory() -> None:
-    """Give the system back what was freed, where the C library can be told to (glibc).
-
-    Between the tensors of a run, which are of many sizes, glibc keeps several times what a large network needs.
-    """
-    trim = _trim()
-    if trim is not None:
-        trim(0)
-
-
-@cache
-def _trim() -> Callable[[int], object] | None:
-    try:
-        trim = ctypes.CDLL(None).malloc_trim
-    except (OSError, TypeError, AttributeError):  # another system, or another C library
-        return None
-    trim.argtypes = [ctypes.c_size_t]
-    return trim

@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from lightning_coreset._compat import own_buffers, own_parameters
 from lightning_coreset.module_specs import module_spec
 
+_ENOUGH = 1 << 16
+"""Elements of a tensor whose mean and spread are taken; of a larger one, those of as many, from every so many rows."""
+
 
 @torch.no_grad()
 def randomise_(model: nn.Module, generator: torch.Generator) -> None:
@@ -22,9 +25,10 @@ def randomise_(model: nn.Module, generator: torch.Generator) -> None:
     """
     for parameter in model.parameters():
         # What lies around another number than 0 is no weight: a magnitude, a scale.
-        if _is_weight(parameter):
+        rows = _some_rows(parameter)
+        if _is_weight(rows):
             spread = math.sqrt(2 / parameter[0].numel())
-            parameter.mul_((spread / parameter.std(correction=0).clamp_min(1e-12)).clamp_min(1.0))
+            parameter.mul_((spread / rows.std(correction=0).clamp_min(1e-12)).clamp_min(1.0))
     for module in model.modules():
         for tensor in own_parameters(module).values():
             if tensor.is_floating_point() and (tensor.dim() < 2 or _is_constant(tensor)):
@@ -51,6 +55,11 @@ def seed_everything(model: nn.Module) -> None:
         torch.cuda.default_generators[device.index].manual_seed(0)
 
 
+def _some_rows(tensor: Tensor) -> Tensor:
+    """As many rows as tell how large the numbers of a tensor are."""
+    return tensor[:: max(tensor.numel() // _ENOUGH, 1)] if tensor.dim() else tensor
+
+
 def _is_weight(tensor: Tensor) -> bool:
     if not tensor.is_floating_point() or tensor.dim() < 2 or tensor.numel() < 2:
         return False
@@ -58,4 +67,5 @@ def _is_weight(tensor: Tensor) -> bool:
 
 
 def _is_constant(tensor: Tensor) -> bool:
-    return tensor.numel() > 0 and bool((tensor == tensor.reshape(-1)[0]).all())
+    first = tensor.reshape(-1)[:1]
+    return all(bool((each == first).all()) for each in (_some_rows(tensor), tensor)) and tensor.numel() > 0

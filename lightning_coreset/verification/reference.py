@@ -13,7 +13,7 @@ from lightning_coreset.structure import ChannelGroup, Member
 from lightning_coreset.structure.weak_map import IdentityWeakMap
 from lightning_coreset.structure.weight_norms import MadeWeights
 from lightning_coreset.surgery import made_weights, weight_norms_of
-from lightning_coreset.verification.randomised import noise
+from lightning_coreset.verification.disturbed import columns_that_differ, disturbed
 from lightning_coreset.verification.twin import TwinRun, copy_of_layout
 from lightning_coreset.verification.virtual import VirtualWeights
 
@@ -75,7 +75,7 @@ def kept_weights(
         for member, index in _positions(readers(group), removed[group.name]):
             tensor = tensors[member.name].detach()
             if virtual is not None and tensor in virtual:
-                writes[member.name] = virtual.writes(tensor)
+                writes[member.name] = len(virtual.made(tensor).steps)
                 continue
             index = index.to(tensor.device)
             parts.setdefault(member.name, []).append((member.dim, index, tensor.index_select(member.dim, index)))
@@ -88,7 +88,7 @@ def kept_weights(
 
     def as_it_was(name: str) -> Tensor:
         if virtual is not None and name in writes:
-            return virtual.content(tensors[name], writes[name])
+            return virtual.after(tensors[name], writes[name])
         return put_back(name, copy_of_layout(tensors[name].detach()))
 
     try:
@@ -96,7 +96,7 @@ def kept_weights(
     finally:
         if virtual is not None:
             for name, count in writes.items():
-                virtual.undo(tensors[name], count)
+                del virtual.made(tensors[name]).steps[count:]
         for name in parts:
             put_back(name, tensors[name])
 
@@ -120,6 +120,7 @@ def twin_run(
     before: Callable[[str], Tensor],
     groups: Sequence[ChannelGroup],
     removed: Removed,
+    virtual: VirtualWeights | None = None,
     reduced: bool = False,
 ) -> TwinRun:
     """A run in two versions, which differ in what makes the removed classes.
@@ -129,6 +130,7 @@ def twin_run(
         before: Makes a copy of a weight as it was before that.
         groups: The groups.
         removed: What goes of them.
+        virtual: Makes weights of the network whenever they are read.
         reduced: Whether the network may reduce over channels that it does not normalise, as a penalty does.
     """
     layouts: dict[tuple[str, int], Tensor] = {}
@@ -145,16 +147,21 @@ def twin_run(
 
     def looked_up(name: str) -> tuple[Tensor, Tensor]:
         found = before(name)
-        return found, _disturbed(found, reading[name])
+        return found, disturbed(found, reading[name], virtual=virtual)()
 
     return TwinRun(
         [
-            (tensors[name], partial(_disturbed, tensors[name], places, reading.get(name, ())))
+            (tensors[name], disturbed(tensors[name], places, reading.get(name, ()), virtual))
             for name, places in making.items()
         ],
         [(tensors[name], partial(looked_up, name)) for name in reading if tensors[name].dim() == 2],
         {tuple(mask.tolist()): mask for mask in layouts.values()}.values(),
         _without_numbers(tensors, groups, removed),
+        [
+            (tensors[name], columns_that_differ(tensors[name], places, reading.get(name, ())))
+            for name, places in making.items()
+            if tensors[name].dim() == 2
+        ],
     )
 
 
@@ -177,27 +184,3 @@ def _positions(members: Iterable[Member], removed: Collection[int]) -> Iterator[
         positions = [position for number in removed for position in member.index[number]]
         if positions:
             yield member, torch.tensor(positions, dtype=torch.int64)
-
-
-@torch.no_grad()
-def _disturbed(
-    tensor: Tensor, places: Iterable[tuple[Member, Tensor]], zeros: Iterable[tuple[Member, Tensor]] = ()
-) -> Tensor:
-    """A copy with other values at some positions; a variance stays positive.
-
-    What reads removed channels of another group stays zero: else each layer would read the ones before, and the values
-    would grow beyond all bounds in deep networks.
-    """
-    result = copy_of_layout(tensor)
-    generator = torch.Generator().manual_seed(1)
-    for member, index in places:
-        index = index.to(tensor.device)
-        part = result.index_select(member.dim, index)
-        if member.role == "channelwise":
-            other = part * 1.7 + 0.1
-        else:  # of the other sign, so that one of both passes a ReLU; and random, or it could cancel out in a norm
-            other = part.std(correction=0).clamp_min(0.1) * 0.5 * noise(part, generator) - part
-        result.index_copy_(member.dim, index, other)
-    for member, index in zeros:
-        result.index_fill_(member.dim, index.to(tensor.device), 0.0)
-    return result

@@ -65,9 +65,13 @@ class Search:
                 else:
                     found[group.name] = _with_numbers(group, choice)
         sound = [group for group in groups if group.name not in failures]
+        reason = self._attempt([*sound, *found.values()]) if found else None
+        if reason is None:
+            return found, reasons
         # What fails with the groups that were never in question says nothing about the numbers.
-        base = sound if found and (not sound or self._attempt(sound) is None) else []
-        accepted = {group.name for group in self._together(base, list(found.values()), reasons)}
+        base = sound if sound and self._attempt(sound) is None else []
+        known = reason if len(base) == len(sound) else None
+        accepted = {group.name for group in self._together(base, list(found.values()), reasons, known)}
         return {name: group for name, group in found.items() if name in accepted}, reasons
 
     def situation(self, group: ChannelGroup) -> Key:
@@ -117,12 +121,12 @@ class Search:
         return None
 
     def _together(
-        self, base: list[ChannelGroup], added: list[ChannelGroup], reasons: dict[str, str]
+        self, base: list[ChannelGroup], added: list[ChannelGroup], reasons: dict[str, str], known: str | None = None
     ) -> list[ChannelGroup]:
-        """The groups that succeed together, from the ones in ``base`` on."""
+        """The groups that succeed together, from the ones in ``base`` on; all at once do not if that is known."""
         if not added:
             return base
-        reason = self._attempt([*base, *added])
+        reason = known or self._attempt([*base, *added])
         if reason is None:
             return [*base, *added]
         if len(added) == 1:

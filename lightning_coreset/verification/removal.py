@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
-from lightning_coreset.plan import ParameterChange
 from lightning_coreset.state import ran_out_of_memory
 from lightning_coreset.structure import ChannelGroup, RunMode
-from lightning_coreset.surgery import Snapshot, apply_changes, named_tensors, new_value, scale_counts, slice_members
+from lightning_coreset.surgery import Snapshot, apply_changes, named_tensors, scale_counts, slice_members
 from lightning_coreset.verification.choices import MadeChoices
 from lightning_coreset.verification.comparison import by_mode, has_numbers
+from lightning_coreset.verification.cut_weights import cut
 from lightning_coreset.verification.influence import Influence
 from lightning_coreset.verification.reasons import leaks, raised_with_other_values, raised_without_channels
 from lightning_coreset.verification.reference import FixedWeights, Removed, kept_weights, twin_run, zero_consumers_
@@ -35,11 +36,13 @@ class Removal:
 
     Attributes:
         raised_in: The module in which the last attempt raised an error.
+        raised_at_first: Whether it did so in its first run.
     """
 
     def __init__(self, network: TriedNetwork, influence: Influence) -> None:
         self._network, self._influence = network, influence
         self.raised_in: str | None = None
+        self.raised_at_first = False
 
     def attempt(self, groups: Sequence[ChannelGroup]) -> str | None:
         """Remove channels, and at another time zero their consumers: both must compute the same.
@@ -90,6 +93,7 @@ class Removal:
         finite: dict[RunMode, list[bool]] = {}
         for place, part in enumerate(parts, 1):
             reason = self._compared(groups, removed, part, asked, finite, last=place == len(parts))
+            self.raised_at_first = self.raised_in is not None and place == 1
             if reason is not None:
                 return reason
         return None
@@ -156,10 +160,10 @@ class Removal:
         Returns:
             The outputs, and the outputs where the producers of removed channels have other weights.
         """
-        fixed = FixedWeights(named_tensors(self._network.model), groups)
-        with kept_weights(fixed.tensors, groups, removed, self._network.virtual) as before:
+        fixed, virtual = FixedWeights(named_tensors(self._network.model), groups), self._network.virtual
+        with self._forgetting(), kept_weights(fixed.tensors, groups, removed, virtual) as before:
             zero_consumers_(fixed.tensors, groups, removed)
-            twins = twin_run(fixed.tensors, before, groups, removed, reduced=self._network.runner.runs_steps)
+            twins = twin_run(fixed.tensors, before, groups, removed, virtual, self._network.runner.runs_steps)
             outputs = self._network.outputs(runs, modes=fixed.modes, layers=[choices, twins])
         disturbed = [twins.twin(tensor) for tensor in outputs]
         twins.close()
@@ -182,26 +186,27 @@ class Removal:
             choices: What the network chose before.
             asked: Runs that may show, by the way, which consumers have influence.
         """
-        model, virtual = self._network.model, self._network.virtual
+        model = self._network.model
         kept = [(group, sorted(set(range(group.size)) - removed[group.name])) for group in groups]
         options: dict[str, Any] = {"modes": self._network.watch, "as_before": True}
         first = [run for run in runs[:1] if run in self._network.runs[:1] and run in asked]
         before = Snapshot(model)
-        with nullcontext() if virtual is None else virtual.forgetting():
+        with self._forgetting():
             try:
                 changes = slice_members(named_tensors(model), kept)
-                apply_changes(model, changes, scale_counts(model, kept), cut=self._cut)
+                apply_changes(
+                    model,
+                    changes,
+                    scale_counts(model, kept),
+                    cut=partial(cut, virtual=self._network.virtual),
+                    record=False,
+                )
                 found = [output for run in first for output in self._influence.look(run, groups, choices, **options)]
                 return found + self._network.outputs(runs[len(first) :], concerned=[choices.repeated()], **options)
             finally:
                 before.restore()
 
-    def _cut(self, change: ParameterChange, tensor: Tensor) -> Tensor:
-        """What a change leaves of a tensor; of one that is made whenever it is read, the same is true."""
+    def _forgetting(self) -> AbstractContextManager[None]:
+        """In the block, weights may be made that nothing needs afterwards."""
         virtual = self._network.virtual
-        if virtual is None or tensor not in virtual or change.value is not None:
-            return new_value(change, tensor)
-        whole = tensor.data
-        return virtual.new(
-            change.new_shape, tensor.dtype, lambda: new_value(change, virtual.content(whole)).contiguous()
-        )
+        return nullcontext() if virtual is None else virtual.forgetting()

@@ -72,6 +72,7 @@ class Runner:
         self.runs_steps = False
         self.repeats = True
         self.count = 0
+        self._known: tuple[nn.Module, ModuleState] | None = None
 
     def outputs(
         self,
@@ -101,7 +102,7 @@ class Runner:
         grouped = [GroupedProducts()] if any(one.dim() > 2 for one in model.parameters() if one.dim() != 4) else []
         depthwise = depthwise_convolutions(model)
         penalties = ConstantPenalties(model)
-        with _restored_after_each(model) as state_before:
+        with self._restored_after_each(model, keep=not as_before) as state_before:
             for run in runs:
                 means = run.mode == "training" or self.leaves_nothing_to_chance
                 expectations = [Expectations()] if means else []
@@ -148,29 +149,44 @@ class Runner:
             run.carries = False
             return []
 
-
-@contextmanager
-def _restored_after_each(model: nn.Module) -> Iterator[Callable[[], AbstractContextManager[ModuleState]]]:
-    """Restore a model after every run.
-
-    Yields:
-        A context for each run. What the model holds is looked up once for all, unless it holds iterators, which cannot
-        go back twice.
-    """
-    known: ModuleState | None = None
-
     @contextmanager
-    def one() -> Iterator[ModuleState]:
-        nonlocal known
-        with preserved_random(model):
-            state = known or ModuleState(model)
-            known = state if state.may_be_used_again else None
-            try:
-                yield state
-            finally:
-                state.restore()
+    def _restored_after_each(
+        self, model: nn.Module, *, keep: bool
+    ) -> Iterator[Callable[[], AbstractContextManager[ModuleState]]]:
+        """Restore a model after every run.
 
-    yield one
+        What the model holds is looked up once for all runs, which takes as long as some of them where modules are many,
+        and once for several calls if it is the same still. If it holds iterators, these cannot go back twice.
+
+        Args:
+            model: The model.
+            keep: Whether to keep what was looked up for the next call, and with it the memory of all parameters.
+
+        Yields:
+            A context for each run.
+        """
+        known = self._known[1] if self._known is not None and self._known[0] is model else None
+        if known is not None and not known.is_as_it_was():
+            known = None
+
+        @contextmanager
+        def one() -> Iterator[ModuleState]:
+            nonlocal known
+            with preserved_random(model):
+                state = known or ModuleState(model)
+                known = state if state.may_be_used_again else None
+                if keep:
+                    self._known = None if known is None else (model, known)
+                try:
+                    yield state
+                finally:
+                    state.restore()
+
+        yield one
+
+    def forget(self) -> None:
+        """Let go of what a model was seen to hold, before it is converted."""
+        self._known = None
 
 
 def _random_states(model: nn.Module) -> list[Tensor]:

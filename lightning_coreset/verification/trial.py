@@ -59,6 +59,7 @@ class Trial:
         self._influence = Influence(self._network)
         self._removal = Removal(self._network, self._influence)
         self.model, self.runner = self._network.model, self._network.runner
+        self._raised: str | None = None
         if prepare:
             self.prepare()
 
@@ -96,10 +97,19 @@ class Trial:
         """
         try:
             with self._network.unprepared() as evaluated:
-                passed = self._removal.attempt_once(groups, asked=evaluated) is None
-            return passed and not self._network.uses_others
+                reason = self._removal.attempt_once(groups, asked=evaluated)
+            self._raised = reason if self._removal.raised_at_first else None
+            return reason is None and not self._network.uses_others
         except Exception:  # also where there is no memory for all at once
             return False
+
+    def attempt_after(self, groups: Sequence[ChannelGroup]) -> str | None:
+        """:meth:`attempt`, after :meth:`passes` has failed for the same groups, and :meth:`prepare`.
+
+        A network that does not run without some channels, as :meth:`passes` has seen in the first run, does not have to
+        be seen again.
+        """
+        return self._raised if self._raised and self._network.is_as_first_tried else self.attempt(groups)
 
     def failing(self, groups: Sequence[ChannelGroup], reason: str | None = None) -> dict[str, str]:
         """The groups that fail, with the reasons, found by halving; all of them where they fail only together.
@@ -120,8 +130,9 @@ class Trial:
             return {groups[0].name: self.explained(groups, reason)}
         suspects = suspects_of(groups, where) if (where := self._removal.raised_in) else []
         if suspects:
-            others = [group for group in groups if group not in suspects]
-            found = self.failing(others) | self.failing(suspects)
+            found = self.failing([group for group in groups if group not in suspects])
+            # If no other one fails, several suspects do so together.
+            found |= self.failing(suspects, None if found or len(suspects) == 1 else reason)
         else:
             found = self.failing_in_halves(groups)
         if found:
@@ -167,7 +178,7 @@ class Trial:
         gradients: bool = False,
         modes: Sequence[AbstractContextManager[Any]] = (),
     ) -> list[Tensor]:
-        """All floating-point outputs of all examples, run in modes, with the same random numbers every time.
+        """All floating-point outputs of all runs, in modes, with the same random numbers every time.
 
         Args:
             model: Another model to run on them.

@@ -98,6 +98,12 @@ class TriedNetwork:
         """Whether it was seen to use parameters that it should not use."""
         return self._untouched is not None and self._untouched.found
 
+    @property
+    def is_as_first_tried(self) -> bool:
+        """Whether the first run is that of :meth:`unprepared`, once it is known that none draws random numbers."""
+        first = self._examples[0].modes[0]
+        return self.dtype == self._dtypes[0] and self.runs[0].mode == first and not any(run.draws for run in self.runs)
+
     @contextmanager
     def running(self, runs: list[Run]) -> Iterator[list[Run]]:
         """In the block, groups are tried in other runs.
@@ -130,6 +136,7 @@ class TriedNetwork:
     def use(self, dtype: torch.dtype) -> None:
         """Convert the network to a precision; nothing is known then of how it can be run."""
         self.dtype = dtype
+        self.runner.forget()
         if self.virtual is not None:
             self.virtual.convert(self.model, dtype)
         self.model.to(dtype)

@@ -22,9 +22,11 @@ from lightning_coreset.verification.both_versions import chooses_alike, is_plain
 from lightning_coreset.verification.data_attribute import SharedData
 from lightning_coreset.verification.kept_only import reduced_over
 from lightning_coreset.verification.layers_of_modes import Proceed, run
+from lightning_coreset.verification.made_weights import view_of
 from lightning_coreset.verification.standardised import StandardisedWeights
 
 _EMBEDDING = torch.ops.aten.embedding
+_LINEAR = frozenset({torch.ops.aten.mm.default, torch.ops.aten.addmm.default})
 _SMALL = 1 << 12
 """Elements of a second version that is kept: of biases and of the parameters of norms, which are many and tiny."""
 
@@ -42,6 +44,7 @@ class TwinRun(DispatchMode):
             head is tied, what the head multiplies with has zeros in removed channels; what is looked up has not.
         layouts: How removed channels lie along the dimensions of tensors, as masks.
         standardised: Weights over whose columns statistics may be taken, each without numbers in removed ones.
+        columns: Of matrices among the parameters, in which columns the second version differs, as masks.
     """
 
     def __init__(
@@ -50,8 +53,12 @@ class TwinRun(DispatchMode):
         looked_up: Iterable[tuple[Tensor, Callable[[], tuple[Tensor, Tensor]]]],
         layouts: Iterable[Tensor] = (),
         standardised: Iterable[tuple[Tensor, Tensor]] = (),
+        columns: Iterable[tuple[Tensor, Tensor]] = (),
     ) -> None:
         super().__init__()
+        self._columns: IdentityWeakMap[Tensor] = IdentityWeakMap()
+        for tensor, mask in columns:
+            self._columns[tensor] = mask
         self._standardised = StandardisedWeights(standardised)
         self._layouts = tuple(layouts)
         self._twins: IdentityWeakMap[Tensor] = IdentityWeakMap(forgets=True)
@@ -173,7 +180,7 @@ class TwinRun(DispatchMode):
             return one if twin is None else twin
 
         other_args, other_kwargs = with_tensors(args, second), with_tensors(kwargs, second)
-        if not standardised and is_plain(func):
+        if not standardised and (is_plain(func) or self._sums_over_all(func, args, twins)):
             result, other = proceed(func, args, kwargs), proceed(func, other_args, other_kwargs)
             if chooses_alike(func, (args, kwargs), (other_args, other_kwargs), result):
                 other = result
@@ -185,6 +192,23 @@ class TwinRun(DispatchMode):
             result, other = run_both(call, its, self._layouts, proceed)
         self._pair(result, other)
         return result
+
+    def _sums_over_all(self, func: Any, args: Any, twins: dict[int, Tensor | None]) -> bool:
+        """Whether it is a linear layer that reads no removed channels of both its input and its weight.
+
+        To see that by the weight takes as long as the layer, and the memory of both of its versions.
+        """
+        if func not in _LINEAR:
+            return False
+        inputs, matrix = args[-2:]
+        weight = view_base(matrix)
+        mask = None if weight is None else self._columns.get(weight)
+        if weight is None or mask is None or weight in self._twins or id(weight) in self._alike:
+            return False  # the network may have written into it
+        twin = twins[id(inputs)]
+        if twin is None or view_of(matrix) != view_of(weight.t()) or inputs.shape != twin.shape:
+            return twin is None
+        return not bool((inputs != twin).any(0)[mask.to(inputs.device)].any())
 
     def _run_standardised(self, call: OpCall, its: OpCall, proceed: Proceed) -> Any:
         """A call on a weight that is standardised: it makes a weight of it, takes a statistic, or uses it."""

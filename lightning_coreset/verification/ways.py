@@ -42,9 +42,9 @@ Way: TypeAlias = Callable[[nn.Module], AbstractContextManager[Usable]]
 @contextmanager
 def on_a_copy_without_weights(model: nn.Module) -> Iterator[Usable]:
     """A copy whose large weights are made of the original's whenever they are read, so that they take no memory."""
-    own, virtual = ParametersUsed(model.parameters()), VirtualWeights()
+    own, virtual = ParametersUsed(model.parameters()), VirtualWeights(model)
     with restored(model, watch=False) as state, virtual:
-        copy = duplicate(model, virtual.in_place_of(model))
+        copy = duplicate(model, virtual.in_place_of_weights())
         yield Usable(copy, PRECISIONS, own, (state.watching(),), virtual)
 
 
