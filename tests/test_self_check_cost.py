@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from lightning_coreset import prune
 from lightning_coreset._compat import DispatchMode
+from lightning_coreset.state import freed_memory
 from lightning_coreset.structure import ChannelGroup, Example, Member, analyse, find_groups
 from lightning_coreset.verification import check, depthwise, failing_groups, saved_activations, tried_groups, virtual
 from lightning_coreset.verification.concerned import WhereConcerned
@@ -337,12 +338,12 @@ def test_groups_pass_on_a_copy_without_weights(name, dtype):
         assert list(failing_groups(model, [planted(group, reader.name, "shifted")], Example.of(x))) == [group.name]
 
 
-def test_what_is_kept_for_a_gradient_is_in_single_precision():
-    """Not parameters, small tensors, and what single precision cannot hold, whose derivatives would be no numbers."""
+def test_what_is_kept_for_a_gradient_takes_two_bytes_a_number():
+    """Not parameters, small tensors, and what bfloat16 cannot hold, whose derivatives would be no numbers."""
     large, wide = (torch.randn(64, 128, dtype=torch.float64) for _ in range(2))
     kept = [_packed(one) for one in (large, wide * 1e200, nn.Parameter(large), nn.Parameter(large).t(), large[0])]
     assert [version is None for _, version in kept] == [True, False, False, False, False]
-    assert kept[0][0].nbytes * 2 == large.nbytes
+    assert kept[0][0].nbytes * 4 == large.nbytes
     torch.manual_seed(0)
     model, x = Noted().double(), torch.randn(1024, 6, dtype=torch.float64)
     groups = analyse(model, x).groups
@@ -358,15 +359,16 @@ def test_what_is_kept_for_a_gradient_is_in_single_precision():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(saved_activations, "_packed", noted)
         trial._influence.look(trial._network.runs[0], groups)
-    assert sum(bytes_of_activations) == 4 * len(x) * (2 * 12 + 2 * 9 + 6)  # each layer's input, and each ReLU's result
+    assert sum(bytes_of_activations) == 2 * len(x) * (2 * 12 + 2 * 9 + 6)  # each layer's input, and each ReLU's result
     assert trial.without_effect(groups) == {}
 
 
 @pytest.mark.usefixtures("every_weight_is_large")
 def test_memory_goes_back_to_the_system_while_a_large_network_is_tried(monkeypatch):
     returned: list[int] = []
-    monkeypatch.setattr(virtual, "return_freed_memory", lambda: returned.append(1))
-    monkeypatch.setattr(virtual, "_MADE", 1 << 12)
+    monkeypatch.setattr(freed_memory, "return_freed_memory", lambda: returned.append(1))
+    monkeypatch.setattr(freed_memory, "_LARGE", 0)
+    monkeypatch.setattr(freed_memory, "_MOST", 1 << 12)
     model, x = make("vgg")
     assert failing_groups(model, find_groups(model, x), Example.of(x)) == {}
     assert len(returned) > 8 * 4
@@ -419,13 +421,15 @@ def test_a_network_that_writes_into_its_weights_is_tried_on_a_real_copy(monkeypa
 
 
 def test_virtual_weights_say_what_cannot_be_written():
-    weights = VirtualWeights()
+    weights = VirtualWeights(nn.Linear(2, 3))
     with weights:
-        one = weights.new((2, 3), torch.float32, lambda: torch.ones(2, 3))
+        one = weights.new((2, 3), torch.float32, lambda which: torch.ones(2, 3)[which])
         assert torch.equal(one.t()[1], torch.ones(2))
         one.mul_(torch.tensor(2.0))
         assert (one + 1).tolist() == [[3.0] * 3] * 2
         with pytest.raises(RuntimeError, match="writes into a weight that has no memory"):
             one.sub_(1)
+        with pytest.raises(NotImplementedError, match="into a part of a weight that has no memory"):
+            one[0].mul_(torch.tensor(2.0))
         with pytest.raises(RuntimeError, match="reads a weight that has no memory"):
             one.tolist()

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from lightning_coreset.state import freed_memory
 from lightning_coreset.structure import Example, analyse
-from lightning_coreset.verification import failing_groups, memory
+from lightning_coreset.verification import failing_groups
 from lightning_coreset.verification.trial import Trial
 
 RUNS: list[bool] = []
@@ -218,9 +219,9 @@ class OfAnotherLibrary:
 @pytest.mark.parametrize("library", [OfAnotherLibrary, lambda name: object()])
 def test_where_the_c_library_cannot_be_told_to_nothing_happens(monkeypatch, library):
     monkeypatch.setattr(ctypes, "CDLL", library)
-    memory._trim.cache_clear()
+    freed_memory._trim.cache_clear()
     try:
-        assert memory._trim() is None
-        memory.return_freed_memory()
+        assert freed_memory._trim() is None
+        freed_memory.return_freed_memory()
     finally:
-        memory._trim.cache_clear()
+        freed_memory._trim.cache_clear()

@@ -29,7 +29,7 @@ class FreedMemory:
 
     def __init__(self, model: nn.Module) -> None:
         own = sum(one.numel() * one.element_size() for one in model.parameters())
-        self._limit = min(own, _MOST) if own >= _LARGE else math.inf
+        self._limit = min(own / 2, _MOST) if own >= _LARGE else math.inf
         self._made = 0
 
     def count(self, made: Tensor) -> None:
