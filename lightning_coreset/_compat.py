@@ -12,6 +12,7 @@ functions that only ``training`` calls.
 from __future__ import annotations
 
 import importlib
+import platform
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
@@ -274,6 +275,22 @@ def outside_of_modes() -> Iterator[None]:
     disable = _found("torch.utils._python_dispatch", "_disable_current_modes")
     with disable() if disable is not None else nullcontext():
         yield
+
+
+def multiplies_in(dtype: torch.dtype) -> bool:
+    """Whether the processor has arithmetic for bfloat16 or float16, so that products need no other precision.
+
+    torch tells that of processors of the x86 family alone; of the others, it counts as so. Where torch does not tell,
+    as in 2.6 of some features, it counts as not.
+    """
+    if platform.machine().lower() not in {"x86_64", "amd64", "x86", "i386", "i686"}:
+        return True
+    names = {
+        torch.bfloat16: ("_is_avx512_bf16_supported", "_is_amx_tile_supported"),
+        torch.float16: ("_is_amx_fp16_supported",),
+    }
+    tests = [_found("torch.cpu", name) for name in names.get(dtype, ())]
+    return dtype not in names or any(test() for test in tests if test is not None)
 
 
 def can_defer() -> bool:

@@ -287,6 +287,24 @@ def test_hyperparameters_read_alike_without_lightnings_functions(monkeypatch: py
     assert _compat.as_logged(params) == expected
 
 
+@pytest.mark.parametrize(
+    ("machine", "supported", "expected"),
+    [
+        ("x86_64", (), (False, False)),
+        ("AMD64", ("_is_avx512_bf16_supported",), (True, False)),
+        ("x86_64", ("_is_amx_tile_supported", "_is_amx_fp16_supported"), (True, True)),
+        ("arm64", (), (True, True)),  # torch does not tell
+    ],
+)
+def test_half_precision_arithmetic_is_that_which_torch_tells(
+    monkeypatch: pytest.MonkeyPatch, machine: str, supported: tuple[str, ...], expected: tuple[bool, bool]
+) -> None:
+    monkeypatch.setattr(_compat.platform, "machine", lambda: machine)
+    monkeypatch.setattr(_compat, "_found", lambda module, name: (lambda: True) if name in supported else None)
+    assert (_compat.multiplies_in(torch.bfloat16), _compat.multiplies_in(torch.float16)) == expected
+    assert _compat.multiplies_in(torch.float32)
+
+
 def test_trees_read_alike_without_torchs_functions() -> None:
     class Pair(dict):
         pass

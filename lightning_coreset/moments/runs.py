@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from lightning_coreset.moments.channel_norms import modules_of_norms
+from lightning_coreset.moments.half_precision import products_in_single
 from lightning_coreset.moments.inputs import LayerInput, MeasuredInputs, NormInput
 from lightning_coreset.moments.joining import Unmeasurable, joined, of_all_calls, of_all_norms, rows_in
 from lightning_coreset.moments.norm_watch import ChannelNorms
@@ -138,7 +139,8 @@ class MeasuringRuns:
                     modules, by_law=self.norms_by_law, seed=number, tensors=own, wanted=share.channel_norms
                 )
                 with suppress(AllSeen):  # of which what the network returns is not known
-                    returned += numbers_of(self._run(example, tensors, reads, outputs, watch))
+                    single = products_in_single(own.values())  # first, so that watches see the weights themselves
+                    returned += numbers_of(self._run(example, tensors, single, reads, outputs, watch))
             if reads_of_one is None and not wanted.norms:  # which may lie behind the last weight
                 reads_of_one = {name: len(found) for name, found in reads.found.items()}
             for name, found in reads.found.items():
