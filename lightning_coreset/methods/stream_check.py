@@ -76,7 +76,7 @@ def _same(
     after = {**before, **turned.updates(view.with_tensors({**view.tensors, **written}))}
     wrong = {**before, **{one.name: after[one.name] for one in parts.writers}}
     try:
-        one, other, third = (runs.measure(wanted, tensors=each) for each in (before, after, wrong))
+        one, other, third = (runs.measure(wanted, tensors=each, to_the_end=True) for each in (before, after, wrong))
     except Unmeasurable:
         return False
     if not len(one.outputs) == len(other.outputs) == len(third.outputs):

@@ -5,7 +5,7 @@ Nothing that a user can see is disturbed: modes, buffers, gradients and random s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -24,6 +24,9 @@ from lightning_coreset.moments.sampling import numbers_of
 from lightning_coreset.moments.watch import AllSeen, BatchNormOutputs, WeightReads
 from lightning_coreset.structure import Example, plain_execution, preserved, run_with_derivatives, set_mode
 from lightning_coreset.surgery import named_tensors
+
+_FEW = 2
+"""Samples of the run that counts rows; one alone has no statistics that a BatchNorm could take."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,8 +65,11 @@ class MeasuringRuns:
         *,
         counted: Mapping[str, tuple[int, int]] | None = None,
         least_runs: int = 1,
+        to_the_end: bool = False,
     ) -> MeasuredInputs:
         """Run the network, and sample what layers read.
+
+        A run ends once it has shown all weights as often as an earlier one has that went to the end, if there is one.
 
         Args:
             weights: For weights by name, the dimension that is contracted, and how many rows to sample of all runs.
@@ -73,12 +79,15 @@ class MeasuringRuns:
             counted: Further weights, as ``weights``, of which nothing is held: as many runs are made as these need too,
                 and what they read is to be finite.
             least_runs: How many runs to make at least where the first are enough for all these weights.
+            to_the_end: Whether the first run of each way goes to the end in any case: for what the network returns.
 
         Raises:
             Unmeasurable: If a run fails, or shows NaN or infinity, on any rank.
         """
         others = {name: rows for name, rows in (counted or {}).items() if name not in weights}
-        wanted = _Wanted({**others, **weights}, norms or {}, channel_norms or {}, frozenset(others), least_runs)
+        wanted = _Wanted(
+            {**others, **weights}, norms or {}, channel_norms or {}, frozenset(others), least_runs, to_the_end
+        )
         if self.gather is None:
             return self._measured(wanted, tensors)
         own: MeasuredInputs | Unmeasurable
@@ -89,7 +98,7 @@ class MeasuringRuns:
         return joined(self.gather(own))
 
     def rows_of_one_run(self, weights: Mapping[str, tuple[int, int]]) -> dict[str, int]:
-        """How many rows the first run gives of each weight that it reads; nothing is held.
+        """About how many rows the first run gives of each weight that it reads, by a run of few of its samples.
 
         Args:
             weights: As for :meth:`measure`.
@@ -97,17 +106,23 @@ class MeasuringRuns:
         Raises:
             Unmeasurable: If it fails.
         """
-        runs = self.examples[0]
-        wanted = _Wanted(weights, {}, {}, frozenset(weights)).share(1 if self.independent else len(runs) * self.ranks)
-        return {name: len(read.rows) for name, read in self._seen(runs[:1], wanted, None).layers.items()}
+        first, parts = self.examples[0][0], 1 if self.independent else len(self.examples[0]) * self.ranks
+        wanted = _Wanted(weights, {}, {}, frozenset(weights)).share(parts)
+        few = first.part(0, _FEW) if first.batch_size > _FEW else first
+        try:
+            found = self._seen([few], wanted, None, {})
+        except Unmeasurable:  # on another number of samples
+            few, found = first, self._seen([first], wanted, None, {})
+        samples = first.batch_size / max(few.batch_size, 1)
+        return {name: round(len(read.rows) * samples) for name, read in found.layers.items()}
 
     def _measured(self, wanted: _Wanted, tensors: Mapping[str, Tensor] | None) -> MeasuredInputs:
         found = MeasuredInputs()
         tensors = None if tensors is None else self._like_own(tensors)
-        for runs in self.examples:
+        for way, runs in enumerate(self.examples):
             left = wanted.besides(found)
             if left.weights or left.norms:
-                seen = self._seen(runs, left, tensors)
+                seen = self._seen(runs, left, tensors, self._reads.setdefault(way, {}))
                 found = MeasuredInputs(
                     {**found.layers, **seen.layers},
                     {**found.normed, **seen.normed},
@@ -119,14 +134,20 @@ class MeasuringRuns:
         held = {name: read for name, read in found.layers.items() if name not in wanted.counted}
         return replace(found, layers=held)
 
-    def _seen(self, runs: Sequence[Example], wanted: _Wanted, tensors: Mapping[str, Tensor] | None) -> MeasuredInputs:
-        """What one way of running the network shows."""
+    def _seen(
+        self,
+        runs: Sequence[Example],
+        wanted: _Wanted,
+        tensors: Mapping[str, Tensor] | None,
+        known: MutableMapping[tuple[str, int], int],
+    ) -> MeasuredInputs:
+        """What one way of running the network shows; how often a run reads each weight becomes ``known``."""
         share = wanted.share(1 if self.independent else len(runs) * self.ranks)
         calls: dict[str, list[LayerInput]] = {}
         normed: dict[str, list[Tensor]] = {}
         channels: dict[str, list[NormInput]] = {}
         returned: list[Tensor] = []
-        reads_of_one: dict[str, int] | None = None
+        reads_of_one = wanted.reads(known)
         number = 0
         for number, example in enumerate(runs):
             with preserved(self.model), plain_execution():  # each run from the state in which the network is
@@ -141,8 +162,11 @@ class MeasuringRuns:
                 with suppress(AllSeen):  # of which what the network returns is not known
                     single = products_in_single(own.values())  # first, so that watches see the weights themselves
                     returned += numbers_of(self._run(example, tensors, single, reads, outputs, watch))
-            if reads_of_one is None and not wanted.norms:  # which may lie behind the last weight
-                reads_of_one = {name: len(found) for name, found in reads.found.items()}
+            if reads_of_one is None:
+                counts = {(name, dim): len(reads.found.get(name, ())) for name, (dim, _) in wanted.weights.items()}
+                known.update(counts)
+                if not wanted.norms:  # which may lie behind the last weight
+                    reads_of_one = {name: count for (name, _), count in counts.items()}
             for name, found in reads.found.items():
                 if not self.independent or rows_in(calls.get(name, ())) < wanted.weights[name][1]:
                     calls.setdefault(name, []).extend(replace(one, norm=watch.behind(one.rows)) for one in found)
@@ -176,6 +200,11 @@ class MeasuringRuns:
                 raise Unmeasurable(f"it cannot be run on {self.source}: {type(error).__name__}: {error}") from error
 
     @cached_property
+    def _reads(self) -> dict[int, dict[tuple[str, int], int]]:
+        """How often a run of each way that went to the end read weights, by name and contracted dimension."""
+        return {}
+
+    @cached_property
     def _norms(self) -> list[nn.Module]:
         return modules_of_norms(self.model)
 
@@ -202,6 +231,7 @@ class _Wanted:
         channel_norms: As there.
         counted: The names of the weights that are only counted.
         least_runs: As there.
+        to_the_end: As there.
     """
 
     weights: Mapping[str, tuple[int, int]]
@@ -209,6 +239,14 @@ class _Wanted:
     channel_norms: Mapping[str, int]
     counted: frozenset[str]
     least_runs: int = 1
+    to_the_end: bool = False
+
+    def reads(self, known: Mapping[tuple[str, int], int]) -> dict[str, int] | None:
+        """How often a run reads each weight; ``None`` if it has to go to the end, or that is not known of all."""
+        names = {name: (name, dim) for name, (dim, _) in self.weights.items()}
+        if self.to_the_end or self.norms or self.channel_norms or not known.keys() >= set(names.values()):
+            return None
+        return {name: known[key] for name, key in names.items()}
 
     def besides(self, found: MeasuredInputs) -> _Wanted:
         """What is not found yet."""

@@ -30,7 +30,7 @@ class WeightReads(TorchDispatchMode):
     Args:
         tensors: Parameters and buffers of the run by name.
         wanted: For weights by name, the dimension that is contracted, and how many rows a run is to give.
-        calls: How often a run like this one reads each, if that is known: then behind the last of them it ends.
+        calls: How often a run like this one reads each, if that is known: then it ends at the last of them.
         only_count: Weights whose samples lose their contents as soon as they are taken: what is left, (R, 1, 1), is
             zero, or NaN if there was NaN or infinity.
 
@@ -63,9 +63,9 @@ class WeightReads(TorchDispatchMode):
         look = _OPERATORS.get(func)
         if look is not None:
             look(self, *args, **(kwargs or {}))
+            if self._left is not None and sum(map(len, self.found.values())) >= self._left:
+                raise AllSeen  # before the last product, which may be that with a large vocabulary
         made = func(*args, **(kwargs or {}))
-        if look is not None and self._left is not None and sum(map(len, self.found.values())) >= self._left:
-            raise AllSeen
         if func is aten._weight_norm_interface.default:
             self._see_weight_made(args[0], made[0])
         return made

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_coreset import Reconstruction, plan_pruning, prune
+from lightning_coreset.methods import rotation_check
 from lightning_coreset.structure import analyse
 
 HEADS, WIDTH, RANK = 4, 8, 3
@@ -150,3 +151,30 @@ def test_nothing_rotates_through_an_activation(options, where):
     assert where in {group.name for group in analyse(model, X[:2], heads="within").groups}
     plan = plan_pruning(model, X[:2], {where: 0.5}, method=Reconstruction(), heads="within")
     assert f"{where}.weight" not in {update.name for update in plan.changes if update.value is not None}
+
+
+def values_that_move(model: nn.Module, example: Tensor) -> set[str]:
+    plan = plan_pruning(model, example, {"1.*": 0.5}, method=Reconstruction(), heads="within")
+    return {update.name for update in plan.changes if update.value is not None}
+
+
+def test_rotations_are_tried_on_few_samples(monkeypatch):
+    seen, original = [], rotation_check.MeasuringRuns.measure
+
+    def spied(self, *args, **options):
+        seen.append([one.batch_size for way in self.examples for one in way])
+        return original(self, *args, **options)
+
+    monkeypatch.setattr(rotation_check.MeasuringRuns, "measure", spied)
+    assert "1.v.weight" in values_that_move(network(Attention), X[:2])
+    assert seen.count([rotation_check._SAMPLES]) == 2
+    assert sum(sum(sizes) > rotation_check._SAMPLES for sizes in seen) == 1
+
+
+def test_rotations_are_tried_on_all_samples_where_few_go_another_way():
+    class Sometimes(Attention):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) if len(x) > rotation_check._SAMPLES else x
+
+    model = network(Sometimes)
+    assert "1.v.weight" in values_that_move(model, X)

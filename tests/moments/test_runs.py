@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from lightning_coreset._compat import DispatchMode
 from lightning_coreset.moments import MeasuringRuns, Unmeasurable
 from lightning_coreset.structure import Example
 
@@ -267,12 +268,15 @@ def test_weights_are_found_under_autocast():
     assert "1.weight" in found.layers
 
 
-def test_later_runs_end_where_they_would_show_nothing_more(capsys):
-    class Tail(nn.Module):
-        def forward(self, x):
-            print(len(x))  # what it keeps would be put back
-            return x
+class Tail(nn.Module):
+    """Prints how many samples reach the end of a network; what it kept would be put back."""
 
+    def forward(self, x):
+        print(len(x))
+        return x
+
+
+def test_later_runs_end_where_they_would_show_nothing_more(capsys):
     model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 6), Tail()).eval()
     x = torch.randn(12, 4)
     runs = MeasuringRuns(model, [[Example.of(part) for part in x.split(4)]], False, "probes")
@@ -313,3 +317,73 @@ def test_independent_rows_are_taken_of_the_first_runs_that_have_enough(capsys):
     assert [len(found.layers[name].rows) for name in ("2.weight", "4.weight")] == [20, 8]
     alone = runs.measure({"4.weight": (1, 8)})
     assert torch.equal(alone.layers["4.weight"].rows, found.layers["4.weight"].rows)
+
+
+def test_a_run_ends_early_where_an_earlier_one_has_shown_how_often_weights_are_read(capsys):
+    model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 6), Tail()).eval()
+    x = torch.randn(12, 4)
+    runs = MeasuringRuns(model, [[Example.of(x)]], False, "probes")
+    first = runs.measure({"0.weight": (1, ALL), "2.weight": (1, ALL)})
+    again = runs.measure({"2.weight": (1, ALL)})
+    assert capsys.readouterr().out == "12\n"
+    assert torch.equal(again.layers["2.weight"].rows, first.layers["2.weight"].rows)
+    assert not again.outputs
+    whole = runs.measure({"2.weight": (1, ALL)}, to_the_end=True)
+    assert len(whole.outputs) == 1
+    assert runs.measure({"0.weight": (0, ALL)}).layers == {}  # along another dimension: not known before
+    assert capsys.readouterr().out == "12\n12\n"
+
+
+def test_norms_behind_the_last_weight_are_seen_in_a_later_measurement():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
+    runs = MeasuringRuns(model, [[Example.of(torch.randn(2, 3, 5, 5))]], False, "probes")
+    runs.measure({"0.weight": (1, ALL)})
+    assert "1.running_mean" in runs.measure({"0.weight": (1, ALL)}, {"1.running_mean": ALL}).normed
+    model = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8)).eval()
+    runs = MeasuringRuns(model, [[Example.of(torch.randn(6, 4))]], False, "probes")
+    runs.measure({"0.weight": (1, ALL)})
+    assert "1.weight" in runs.measure({"0.weight": (1, ALL)}, channel_norms={"1.weight": ALL}).channel_norms
+
+
+def test_the_last_weight_is_not_multiplied_with_where_nothing_is_made_of_the_product():
+    model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 6)).eval()
+    runs = MeasuringRuns(model, [[Example.of(torch.randn(3, 4)), Example.of(torch.randn(3, 4))]], False, "probes")
+    with Products() as products:
+        runs.measure({"0.weight": (1, ALL), "2.weight": (1, ALL)})
+    assert products.made == [(3, 5), (3, 6), (3, 5)]
+
+
+class Products(DispatchMode):
+    """The shapes of what products make."""
+
+    def __init__(self):
+        super().__init__()
+        self.made = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten.addmm.default:
+            self.made.append(tuple(found.shape))
+        return found
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_rows_of_a_run_are_counted_on_few_samples(capsys, fixed):
+    class Fixed(nn.Module):
+        def forward(self, x):
+            return x.reshape(20, *x.shape[1:]) if fixed else x
+
+    class Flat(nn.Module):
+        def forward(self, x):
+            return x.mean(dim=(2, 3))
+
+    body = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), Flat(), nn.Linear(4, 2))
+    model = nn.Sequential(Fixed(), *body, Tail()).eval()
+    examples = [Example.of(x) for x in torch.randn(2, 20, 3, 6, 6)]
+    runs = MeasuringRuns(model, [examples], True, "probes")
+    weights = {"1.weight": (1, ALL), "4.weight": (1, ALL)}
+    assert runs.rows_of_one_run(weights) == {"1.weight": 20 * 36, "4.weight": 20}
+    assert capsys.readouterr().out == ("20\n" if fixed else "2\n")
+    found = runs.measure(weights)  # which takes nothing from the run of few samples
+    assert {name: len(read.rows) for name, read in found.layers.items()} == {"1.weight": 40 * 36, "4.weight": 40}
+    assert capsys.readouterr().out == "20\n"
