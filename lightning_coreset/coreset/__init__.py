@@ -34,6 +34,7 @@ from lightning_coreset.coreset.moved_certificate import certify_moved
 from lightning_coreset.coreset.refined_bounds import failure_probability, refined_error_bound, refined_sample_size
 from lightning_coreset.coreset.refinement import Refinement, refine_producers
 from lightning_coreset.coreset.sample_fit import SampleFit, fit_samples, position_correlation, sample_moments
+from lightning_coreset.coreset.sampled_moment import SampledMoment
 from lightning_coreset.coreset.sampling import Sample, draw_distinct, draw_fixed, draw_pps, inclusion_probabilities
 from lightning_coreset.coreset.sampling_bounds import (
     error_bound,
@@ -59,6 +60,7 @@ __all__ = [
     "Refinement",
     "Sample",
     "SampleFit",
+    "SampledMoment",
     "StreamBasis",
     "activation_moments",
     "any_stream_basis",

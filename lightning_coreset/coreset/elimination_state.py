@@ -7,9 +7,57 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from lightning_coreset.coreset.sampled_moment import SampledMoment
+
+
+class Precision(Protocol):
+    """The inverse of regularised moments of N channels, as a matrix or by samples."""
+
+    def __len__(self) -> int:
+        """N."""
+        ...
+
+    @property
+    def diagonal(self) -> Tensor:
+        """(N,)."""
+        ...
+
+    def block(self, these: Tensor, others: Tensor) -> Tensor:
+        """The entries of some channels with others; a new tensor."""
+        ...
+
+    def blocks(self, members: Tensor) -> Tensor:
+        """The block of each class, (classes, width, width), of channels (classes, width)."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class DensePrecision:
+    """The matrix itself, (N, N)."""
+
+    matrix: Tensor
+
+    def __len__(self) -> int:
+        """N."""
+        return len(self.matrix)
+
+    @property
+    def diagonal(self) -> Tensor:
+        """(N,)."""
+        return self.matrix.diagonal()
+
+    def block(self, these: Tensor, others: Tensor) -> Tensor:
+        """As a :class:`Precision`."""
+        return self.matrix[these][:, others]
+
+    def blocks(self, members: Tensor) -> Tensor:
+        """As a :class:`Precision`."""
+        return self.matrix[members[:, :, None], members[:, None, :]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +70,7 @@ class Solution:
     every round would take several times as many operations, and a copy.
 
     Attributes:
-        precision: :math:`Q = (C + \lambda I)^{-1}` of the N channels that there were at first, (N, N).
+        precision: :math:`Q = (C + \lambda I)^{-1}` of the N channels that there were at first.
         alive: Which of them are left, int64 (A,).
         diagonal: That of the precision of the channels alive, (A,).
         coefficients: :math:`B = W C_{:A} Q_A`, (J, A).
@@ -30,7 +78,7 @@ class Solution:
         shares: :math:`S`: the same by the inverse of the block of those dropped with it, (D, A).
     """
 
-    precision: Tensor
+    precision: Precision
     alive: Tensor
     diagonal: Tensor
     coefficients: Tensor
@@ -38,8 +86,11 @@ class Solution:
     shares: Tensor
 
     @classmethod
-    def of(cls, moment: Tensor, consumers: Tensor, amount: float) -> Solution:
+    def of(cls, moment: Tensor | SampledMoment, consumers: Tensor, amount: float) -> Solution:
         """The solution on all channels, with the ridge in the units of ``moment``."""
+        if isinstance(moment, SampledMoment):
+            of_samples = moment.precision(amount)
+            return cls._whole(of_samples, of_samples.times(consumers))
         shifted = moment.double().clone()
         shifted.diagonal().add_(amount)
         factor = torch.linalg.cholesky(shifted)
@@ -48,12 +99,13 @@ class Solution:
         del factor
         weights = compress_rows(consumers.to(moment))
         # W C Q = W (I - lambda Q) spares a product of N x N matrices.
-        return cls._whole(precision, torch.addmm(weights, weights, precision, alpha=-amount))
+        return cls._whole(DensePrecision(precision), torch.addmm(weights, weights, precision, alpha=-amount))
 
     @classmethod
-    def _whole(cls, precision: Tensor, coefficients: Tensor) -> Solution:
-        alive = torch.arange(len(precision), device=precision.device)
-        return cls(precision, alive, precision.diagonal(), coefficients, precision[:0], precision[:0])
+    def _whole(cls, precision: Precision, coefficients: Tensor) -> Solution:
+        alive = torch.arange(len(precision), device=coefficients.device)
+        none_dropped = coefficients[:0]
+        return cls(precision, alive, precision.diagonal, coefficients, none_dropped, none_dropped)
 
     def without(self, dropped: Tensor, kept: Tensor) -> Solution:
         """The solution on the kept channels alone."""
@@ -71,7 +123,7 @@ class Solution:
         if 2 * len(kept) > len(self.precision):
             return found
         everything = torch.arange(len(kept), device=kept.device)  # few are left: the others are in the way by now
-        return self._whole(found._block(everything, everything), found.coefficients)
+        return self._whole(DensePrecision(found._block(everything, everything)), found.coefficients)
 
     def at(self, candidates: Tensor) -> Candidates:
         """What is needed to drop some of these one at a time, in float64."""
@@ -80,9 +132,8 @@ class Solution:
 
     def blocks(self, members: Tensor) -> Tensor:
         """The precision within each class, (classes, width, width), of positions (classes, width)."""
-        at = self.alive[members]
         taken = torch.einsum("dcv,dcw->cvw", self.rows[:, members], self.shares[:, members])
-        return self.precision[at[:, :, None], at[:, None, :]] - taken
+        return self.precision.blocks(self.alive[members]) - taken
 
     def products(self, members: Tensor) -> Tensor:
         """The coefficients' products within each class, (classes, width, width)."""
@@ -95,7 +146,7 @@ class Solution:
 
     def _block(self, these: Tensor, others: Tensor) -> Tensor:
         """A block of the precision of the channels alive."""
-        block = self.precision[self.alive[these]][:, self.alive[others]]
+        block = self.precision.block(self.alive[these], self.alive[others])
         return block.addmm_(self.rows[:, these].T, self.shares[:, others], alpha=-1)
 
 

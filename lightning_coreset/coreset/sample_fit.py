@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lightning_coreset.coreset.elimination import regularisation
 from lightning_coreset.coreset.gaussian_moments import matrix_dtype
+from lightning_coreset.coreset.sampled_moment import products_of_rows
 
 _USUAL = (2.0**-40, 2.0**40)
 """Between these largest values products of samples are computed as they are."""
@@ -45,7 +46,9 @@ def fit_samples(
     .. math:: \min_U \; \tfrac1R \sum_r \|y_r - U x_r - c\|^2 + \lambda \|U - U_0\|^2
 
     The ridge pulls to a start, the old weights of what is kept, not to zero: where the samples say nothing, a weight
-    stays as it was.
+    stays as it was. Where there are fewer samples than inputs, the equations are solved for the samples: with
+    :math:`E = Y - X U_0^T` and :math:`A = (X X^T / R + \lambda I)^{-1} E` the weights are :math:`U_0 + A^T X / R`, and
+    what is left of the targets is :math:`\lambda A`.
 
     Args:
         inputs: What the new consumer reads, ``(R, M)``.
@@ -69,14 +72,11 @@ def fit_samples(
     if not intercept:
         mean, wanted = torch.zeros_like(mean), torch.zeros_like(wanted)
     centred, rest = inputs - mean.to(inputs), targets - wanted.to(targets)
-    moment = _products(centred, centred) / samples
     lacking = rest - centred @ start.T.to(centred)
-    across = _products(lacking, centred) / samples
-    shifted = moment.clone()
-    shifted.diagonal().add_(regularisation(moment, ridge))
-    weights = start.double() + torch.cholesky_solve(across.T, torch.linalg.cholesky(shifted)).T
-    left = rest - centred @ weights.T.to(centred)
-    before, after = _variances(rest), _variances(centred @ weights.T.to(centred))
+    solve = _by_samples if samples < inputs.shape[1] else _by_inputs
+    change, left = solve(centred, lacking, ridge)
+    weights = start.double() + change
+    before, after = _variances(rest), _variances(rest - left.to(rest))
     return SampleFit(
         weights=weights,
         constant=wanted - weights @ mean,
@@ -84,6 +84,27 @@ def fit_samples(
         energy=_mean_square(rest),
         variance_ratios=torch.where(before > 0, after / before.clamp_min(torch.finfo(torch.float64).tiny), 1.0),
     )
+
+
+def _by_inputs(inputs: Tensor, lacking: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
+    """By how much weights change, float64 (O, M), and what is left of what is lacking, (R, O)."""
+    moment = _products(inputs, inputs) / len(inputs)
+    across = _products(lacking, inputs) / len(inputs)
+    moment.diagonal().add_(regularisation(moment, ridge))
+    change = torch.cholesky_solve(across.T, torch.linalg.cholesky(moment)).T
+    return change, lacking - inputs @ change.T.to(inputs)
+
+
+def _by_samples(inputs: Tensor, lacking: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
+    """The same from a matrix over samples, where these are fewer than the inputs."""
+    samples = len(inputs)
+    within = products_of_rows(inputs).div_(samples)
+    amount = ridge * float(within.diagonal().sum()) / inputs.shape[1] or 1.0
+    within.diagonal().add_(amount)
+    found = torch.cholesky_solve(lacking.double(), torch.linalg.cholesky(within))
+    scale = _power_of_two(found)
+    change = _products((found / scale).to(inputs), inputs) * (scale / samples)
+    return change, found.mul_(amount)
 
 
 def sample_moments(samples: Tensor, *, centred: bool) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_coreset.coreset import SampleFit, fit_samples, position_correlation, sample_moments
+from lightning_coreset.coreset import SampledMoment, SampleFit, fit_samples, position_correlation, sample_moments
 from lightning_coreset.layers.group_view import GroupView, NoCoresetForm
 from lightning_coreset.layers.layer_pair import consumer_matrix, put_consumer, to_cpu_float64
 from lightning_coreset.layers.pairing import constant_target, norm_of_outputs, output_scale
@@ -71,14 +71,17 @@ class MeasuredReader:
         """Whether the measured rows tell the kernel positions apart."""
         return self.read.rows.shape[2] == self.weights.shape[3]
 
-    def selection_moment(self, *, by_position: bool) -> Tensor:
-        """The moments for the choice of channels.
+    def selection_moment(self, *, by_position: bool) -> Tensor | SampledMoment:
+        """The moments for the choice of channels; those of fewer samples than channels by the samples.
 
         Args:
             by_position: Whether the positions of a class are channels of their own, (N q, N q), or are alike, (N, N).
         """
         rows = self._alike(by_position=by_position).transpose(1, 2).flatten(0, 1)
-        return sample_moments(rows[:: -(-len(rows) // _MOST_SAMPLES)], centred=self.centred)[1]
+        rows = rows[:: -(-len(rows) // _MOST_SAMPLES)]
+        if len(rows) < rows.shape[1]:
+            return SampledMoment.of(rows, centred=self.centred)
+        return sample_moments(rows, centred=self.centred)[1]
 
     def selection_rows(self, *, by_position: bool) -> Tensor:
         """The consumer's weights for the choice of channels, (J, N q) or (J, N)."""
@@ -265,7 +268,7 @@ class SelectionForm(NamedTuple):
         labels: Of the classes; ``None`` where every class is one channel.
     """
 
-    moments: list[Tensor]
+    moments: list[Tensor | SampledMoment]
     rows: list[Tensor]
     labels: Tensor | None
 
