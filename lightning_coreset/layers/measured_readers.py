@@ -69,7 +69,7 @@ class MeasuredReader:
     @property
     def per_position(self) -> bool:
         """Whether the measured rows tell the kernel positions apart."""
-        return self.read.rows.shape[2] == self.weights.shape[3]
+        return self.read.stored.shape[2] == self.weights.shape[3]
 
     def selection_moment(self, *, by_position: bool) -> Tensor | SampledMoment:
         """The moments for the choice of channels; those of fewer samples than channels by the samples.
@@ -190,7 +190,7 @@ def _readers(
     layer = replace(layer, bias=layer.bias or read.bias)
     matrix = consumer_matrix(layer, view.tensors)
     outputs, width = matrix.shape[0] // read.groups, shape[member.dim]
-    if read.rows.shape[1] != width * read.groups:
+    if read.stored.shape[1] != width * read.groups:
         raise NoCoresetForm(f"{member.name} reads in a way that is not known")
     norm = norm_of_outputs(view, layer, len(matrix))
     gain = output_scale(view, norm, len(matrix))
@@ -278,7 +278,7 @@ def selection_form(readers: Sequence[MeasuredReader], classes: int) -> Selection
     by_position = _told_apart(readers, classes)
     together: dict[tuple[object, ...], list[MeasuredReader]] = {}
     for reader in readers:
-        key = (id(reader.read.rows), reader.centred, *reader.inputs.flatten().tolist())
+        key = (id(reader.read.stored), reader.centred, *reader.inputs.flatten().tolist())
         together.setdefault(key, []).append(reader)
     positions = readers[0].inputs.shape[1] if by_position else 1
     return SelectionForm(

@@ -107,7 +107,7 @@ def stream_parts(view: GroupView, measured: MeasuredInputs) -> StreamParts | Non
 def _reads_all(view: GroupView, member: Member, read: LayerInput) -> bool:
     """Whether a weight reads the channels of the stream and no others, at one position."""
     plain = read.groups == 1 and not read.transposed and member.dim < 2
-    return plain and tuple(read.rows.shape[1:]) == (view.size, 1) and view.tensors[member.name].dim() > 1
+    return plain and tuple(read.stored.shape[1:]) == (view.size, 1) and view.tensors[member.name].dim() > 1
 
 
 def _shares_constants(norms: list[StreamNorm]) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from math import prod
 
 from lightning_coreset.layers import GroupView
@@ -14,8 +14,6 @@ _LEAST_BUDGET = 2**27
 """Bytes of samples that are held together whatever the size of the network; so small networks are measured once."""
 _SHARE = 0.5
 """Of the network's own bytes that samples may take, if that is more. Every further batch costs up to as many runs."""
-_BYTES = 4
-"""Of a number in a sample."""
 
 
 def in_batches(views: Sequence[GroupView], runs: MeasuringRuns) -> list[list[GroupView]]:
@@ -37,20 +35,21 @@ def in_batches(views: Sequence[GroupView], runs: MeasuringRuns) -> list[list[Gro
     own = sum(one.numel() * one.element_size() for one in named_tensors(runs.model).values())
     budget = max(_LEAST_BUDGET, int(_SHARE * own))
     wanted = all_to_sample(views)
-    most = {name: rows for name, (_, rows) in wanted.items()}
-    if runs.gather is not None or sum(_bytes(view, most) for view in views) <= budget:
+    known: dict[str, tuple[int, Hashable]] = {name: (rows, name) for name, (_, rows) in wanted.items()}
+    if runs.gather is not None or sum(sum(_bytes(view, known).values()) for view in views) <= budget:
         return [list(views)]
-    one_run, count = runs.rows_of_one_run(wanted), len(runs.examples[0])
-    rows = {name: min(most[name], one_run.get(name, most[name]) * count) for name in most}
+    count = len(runs.examples[0])
+    for name, (rows, tensor) in runs.rows_of_one_run(wanted).items():
+        known[name] = min(wanted[name][1], rows * count), tensor
     batches: list[list[GroupView]] = [[]]
-    held = 0
+    held: dict[Hashable, int] = {}
     for view in [*filter(_turns, views), *(view for view in views if not _turns(view))]:
-        more = _bytes(view, rows)
-        if batches[-1] and held + more > budget and not _turns(view):
+        more = _bytes(view, known)
+        if batches[-1] and sum((held | more).values()) > budget and not _turns(view):
             batches.append([])
-            held = 0
+            held = {}
         batches[-1].append(view)
-        held += more
+        held |= more
     return batches
 
 
@@ -59,10 +58,10 @@ def _turns(view: GroupView) -> bool:
     return view.group.pairing is not None and view.group.pairing.heads
 
 
-def _bytes(view: GroupView, rows: Mapping[str, int]) -> int:
-    """How much the samples of a group take."""
-    numbers = 0
+def _bytes(view: GroupView, known: Mapping[str, tuple[int, Hashable]]) -> dict[Hashable, int]:
+    """How much the samples of each tensor take that a group's weights read, by their rows and what they read."""
+    found: dict[Hashable, int] = {}
     for name, (dim, _) in all_to_sample([view]).items():
-        shape = view.tensors[name].shape
-        numbers += rows[name] * shape[dim] * prod(shape[2:])
-    return _BYTES * numbers
+        weight, (rows, tensor) = view.tensors[name], known[name]
+        found[tensor] = rows * weight.shape[dim] * prod(weight.shape[2:]) * weight.element_size()
+    return found

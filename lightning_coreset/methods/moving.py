@@ -76,7 +76,7 @@ def _preactivations(pair: LayerPair, measured: MeasuredInputs) -> Tensor | None:
         return None if made is None or member is None else made[:, member.positions[:, 0]]
     read = measured.layers.get(pair.path.producer.weight)
     rows = pair.rows[:, 0]
-    if read is None or read.transposed or read.groups > 1 or read.rows[0].numel() != rows.shape[1] - 1:
+    if read is None or read.transposed or read.groups > 1 or read.stored[0].numel() != rows.shape[1] - 1:
         return None
     return (read.rows.flatten(1) @ rows[:, :-1].T.to(read.rows)).double() + rows[:, -1]
 

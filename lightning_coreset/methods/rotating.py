@@ -130,7 +130,7 @@ def _of_values(
     covariance, importance = None, None
     for columns in readers:
         read = layers.get(columns.weight)
-        if read is None or read.groups > 1 or read.rows.shape[2] != 1:
+        if read is None or read.groups > 1 or read.stored.shape[2] != 1:
             return None
         rows = read.rows[:, list(columns.places), 0].double()
         rows = rows - rows.mean(dim=0) if read.bias is not None else rows
@@ -148,7 +148,7 @@ def _made_by(block: HeadBlock, view: GroupView, layers: Mapping[str, LayerInput]
     for rows in (*block.queries, *block.others):
         read = layers.get(rows.weight)
         weight, constant = rows.matrix(view.tensors)
-        if read is None or read.groups > 1 or read.rows.shape[1:] != (weight.shape[1], 1):
+        if read is None or read.groups > 1 or read.stored.shape[1:] != (weight.shape[1], 1):
             return None
         found[rows] = read.rows[:, :, 0].double() @ weight.T + constant
     return found

@@ -116,7 +116,7 @@ def stream_rotation(
     if parts is None or size < 1 + parts.centred or not _can_hold_constants(parts):
         return None
     now, was = measured.channel_norms, targets or measured.channel_norms
-    if any(norm.gain not in was or was[norm.gain].rows.shape != now[norm.gain].rows.shape for norm in parts.norms):
+    if any(norm.gain not in was or was[norm.gain].stored.shape != now[norm.gain].stored.shape for norm in parts.norms):
         return None
     covariance, importance = torch.zeros(2, view.size, view.size, dtype=torch.float64)
     weights = {norm.gain: _importance(view, norm, was[norm.gain]) for norm in parts.norms}

@@ -8,7 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
+
+_HALF = (torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True, eq=False)
@@ -16,7 +19,7 @@ class LayerInput:
     """What one weight reads.
 
     Attributes:
-        rows: On the CPU, (R, I, k), float32 unless the network is in float64. Of a transposed convolution k is 1.
+        stored: The rows on the CPU, (R, I, k). What was in half precision stays so, which takes half as much memory.
         groups: Convolution groups; the inputs I are those of all groups.
         transposed: Whether it is a transposed convolution, of which every row meets all kernel positions.
         bias: Qualified name of the bias that is added, if it is a parameter.
@@ -24,11 +27,16 @@ class LayerInput:
             were looked at did.
     """
 
-    rows: Tensor
+    stored: Tensor
     groups: int = 1
     transposed: bool = False
     bias: str | None = None
     norm: str | None = None
+
+    @property
+    def rows(self) -> Tensor:
+        """(R, I, k), float32 unless the network is in float64. Of a transposed convolution k is 1."""
+        return _computable(self.stored)
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,18 +44,32 @@ class NormInput:
     """What a norm over channels reads.
 
     Attributes:
-        rows: On the CPU, (R, N), float32 unless the network is in float64.
+        stored: The rows on the CPU, (R, N), as of a :class:`LayerInput`.
         centred: Whether the norm takes the mean of the channels off, as LayerNorm does.
         epsilon: What is added to the mean square.
         gain: What the norm multiplies with, float64 (N,).
         shift: What it adds, float64 (N,).
     """
 
-    rows: Tensor
+    stored: Tensor
     centred: bool
     epsilon: float
     gain: Tensor
     shift: Tensor
+
+    @property
+    def rows(self) -> Tensor:
+        """(R, N), float32 unless the network is in float64."""
+        return _computable(self.stored)
+
+
+def as_it_was(rows: Tensor, dtype: torch.dtype) -> Tensor:
+    """Rows in the precision of the numbers of which they are, if that was half, so that nothing is lost."""
+    return rows.to(dtype) if dtype in _HALF else rows
+
+
+def _computable(rows: Tensor) -> Tensor:
+    return rows.float() if rows.dtype in _HALF else rows
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,7 +16,7 @@ class Unmeasurable(Exception):  # noqa: N818 - a finding, not an error
 
 def rows_in(calls: Sequence[LayerInput]) -> int:
     """How many samples there are."""
-    return sum(len(one.rows) for one in calls)
+    return sum(len(one.stored) for one in calls)
 
 
 def of_all_calls(calls: dict[str, list[LayerInput]]) -> dict[str, LayerInput]:
@@ -26,13 +26,13 @@ def of_all_calls(calls: dict[str, list[LayerInput]]) -> dict[str, LayerInput]:
     """
     alike: dict[tuple[int, ...], list[str]] = {}
     for name, parts in calls.items():
-        alike.setdefault(tuple(id(part.rows) for part in parts), []).append(name)
+        alike.setdefault(tuple(id(part.stored) for part in parts), []).append(name)
     together = {}
     order = list(calls)
     for names in alike.values():
         parts = [calls.pop(name) for name in names]
-        rows = parts[0][0].rows if len(parts[0]) == 1 else torch.cat([part.rows for part in parts[0]])
-        together |= {name: replace(own[0], rows=rows) for name, own in zip(names, parts, strict=True)}
+        rows = parts[0][0].stored if len(parts[0]) == 1 else torch.cat([part.stored for part in parts[0]])
+        together |= {name: replace(own[0], stored=rows) for name, own in zip(names, parts, strict=True)}
     return {name: together[name] for name in order}
 
 
@@ -42,7 +42,7 @@ def of_all_norms(calls: dict[str, list[NormInput]]) -> dict[str, NormInput]:
     for name in list(calls):
         parts = calls.pop(name)
         if parts:
-            found[name] = replace(parts[0], rows=torch.cat([one.rows for one in parts]))
+            found[name] = replace(parts[0], stored=torch.cat([one.stored for one in parts]))
     return found
 
 

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from lightning_coreset.moments.inputs import NormInput
+from lightning_coreset.moments.inputs import NormInput, as_it_was
 from lightning_coreset.moments.sampling import rows_of
 
 _FUNCTIONS = (F.layer_norm, torch.layer_norm, F.rms_norm, torch.rms_norm)
@@ -129,7 +129,8 @@ class ChannelNorms(TorchFunctionMode):
             self.found.pop(name)
             return
         centred, gain, shift = form
-        calls.append(NormInput(rows_of(given, self._wanted[name], len(calls)), centred, epsilon, gain, shift))
+        rows = as_it_was(rows_of(given, self._wanted[name], len(calls)), given.dtype)
+        calls.append(NormInput(rows, centred, epsilon, gain, shift))
         first = made[:, :_FIRST].to("cpu", copy=True)
         self._made[name] = torch.cat([self._made[name], first]) if name in self._made else first
 

@@ -97,11 +97,14 @@ class MeasuringRuns:
             own = reason  # told to all ranks, which would wait for this one
         return joined(self.gather(own))
 
-    def rows_of_one_run(self, weights: Mapping[str, tuple[int, int]]) -> dict[str, int]:
+    def rows_of_one_run(self, weights: Mapping[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
         """About how many rows the first run gives of each weight that it reads, by a run of few of its samples.
 
         Args:
             weights: As for :meth:`measure`.
+
+        Returns:
+            By the name of the weight, the number of rows, and a number that is the same for all that read one tensor.
 
         Raises:
             Unmeasurable: If it fails.
@@ -114,7 +117,7 @@ class MeasuringRuns:
         except Unmeasurable:  # on another number of samples
             few, found = first, self._seen([first], wanted, None, {})
         samples = first.batch_size / max(few.batch_size, 1)
-        return {name: round(len(read.rows) * samples) for name, read in found.layers.items()}
+        return {name: (round(len(read.stored) * samples), id(read.stored)) for name, read in found.layers.items()}
 
     def _measured(self, wanted: _Wanted, tensors: Mapping[str, Tensor] | None) -> MeasuredInputs:
         found = MeasuredInputs()
@@ -169,7 +172,7 @@ class MeasuringRuns:
                     reads_of_one = {name: count for (name, _), count in counts.items()}
             for name, found in reads.found.items():
                 if not self.independent or rows_in(calls.get(name, ())) < wanted.weights[name][1]:
-                    calls.setdefault(name, []).extend(replace(one, norm=watch.behind(one.rows)) for one in found)
+                    calls.setdefault(name, []).extend(replace(one, norm=watch.behind(one.stored)) for one in found)
             for name, made in outputs.found.items():
                 normed.setdefault(name, []).extend(made)
             for name, given in watch.found.items():
@@ -214,7 +217,7 @@ class MeasuringRuns:
 
     def _check(self, measured: MeasuredInputs) -> None:
         for name, read in measured.layers.items():
-            if not bool(read.rows.isfinite().all()):
+            if not bool(read.stored.isfinite().all()):
                 raise Unmeasurable(f"the {self.source} make NaN or infinity where {name} reads")
         for name, rows in measured.normed.items():
             if not bool(rows.isfinite().all()):

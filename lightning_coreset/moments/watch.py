@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from lightning_coreset._compat import TorchDispatchMode
-from lightning_coreset.moments.inputs import LayerInput
+from lightning_coreset.moments.inputs import LayerInput, as_it_was
 from lightning_coreset.moments.sampling import channels_last, patches_of, rows_of
 
 aten = torch.ops.aten
@@ -56,8 +57,10 @@ class WeightReads(TorchDispatchMode):
         self._left = None if calls is None else sum(calls.values())
         self._weights = {_address(tensors[name]): (name, tensors[name]) for name in wanted if name in tensors}
         self._weights.pop(-1, None)
+        self._dtypes = {name: tensors[name].dtype for name in wanted if name in tensors}
         self._vectors = {_address(tensor): name for name, tensor in tensors.items() if tensor.dim() == 1}
         self._equal: dict[tuple[int, ...], list[Tensor]] = {}
+        self._emptied_ones: dict[tuple[tuple[int, ...], float], Tensor] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         look = _OPERATORS.get(func)
@@ -136,8 +139,8 @@ class WeightReads(TorchDispatchMode):
         calls = self.found.setdefault(name, [])
         if len(calls) >= _MOST_CALLS:
             return
-        rows = sample(self._wanted[name][1], len(calls))
-        rows = _emptied(rows) if name in self._only_count else self._shared(rows)
+        rows = as_it_was(sample(self._wanted[name][1], len(calls)), self._dtypes[name])
+        rows = self._emptied(rows) if name in self._only_count else self._shared(rows)
         added = None if bias is None else self._vectors.get(_address(bias))
         calls.append(LayerInput(rows, groups, transposed, added))
 
@@ -150,6 +153,18 @@ class WeightReads(TorchDispatchMode):
             return rows
         return known
 
+    def _emptied(self, rows: Tensor) -> Tensor:
+        """As many samples, of which only their number and whether they are finite is known, (R, 1, 1).
+
+        The same memory for layers that read one tensor, as far as sums tell.
+        """
+        total = float(rows.sum(dtype=torch.float64))
+        known = (tuple(rows.shape), total)
+        if known not in self._emptied_ones:
+            value = 0.0 if math.isfinite(total) or bool(rows.isfinite().all()) else torch.nan
+            self._emptied_ones[known] = rows.new_full((), value).expand(len(rows), 1, 1)
+        return self._emptied_ones[known]
+
     def _name(self, weight: Tensor, contracted: int) -> str | None:
         """The weight that a matrix is or is a view of, all of whose inputs the product adds up along one dimension."""
         name, known = self._weights.get(_address(weight), (None, None))
@@ -161,11 +176,6 @@ class WeightReads(TorchDispatchMode):
             return None
         ahead = int(weight.storage_offset()) - int(known.storage_offset())
         return name if (ahead // max(int(step), 1)) % length == 0 else None
-
-
-def _emptied(rows: Tensor) -> Tensor:
-    """As many samples, of which only their number and whether they are finite is known, (R, 1, 1)."""
-    return rows.new_full((), 0.0 if bool(rows.isfinite().all()) else torch.nan).expand(len(rows), 1, 1)
 
 
 def _address(tensor: Tensor) -> int:

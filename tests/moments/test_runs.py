@@ -382,7 +382,9 @@ def test_rows_of_a_run_are_counted_on_few_samples(capsys, fixed):
     examples = [Example.of(x) for x in torch.randn(2, 20, 3, 6, 6)]
     runs = MeasuringRuns(model, [examples], True, "probes")
     weights = {"1.weight": (1, ALL), "4.weight": (1, ALL)}
-    assert runs.rows_of_one_run(weights) == {"1.weight": 20 * 36, "4.weight": 20}
+    counted = runs.rows_of_one_run(weights)
+    assert {name: rows for name, (rows, _) in counted.items()} == {"1.weight": 20 * 36, "4.weight": 20}
+    assert counted["1.weight"][1] != counted["4.weight"][1]
     assert capsys.readouterr().out == ("20\n" if fixed else "2\n")
     found = runs.measure(weights)  # which takes nothing from the run of few samples
     assert {name: len(read.rows) for name, read in found.layers.items()} == {"1.weight": 40 * 36, "4.weight": 40}
