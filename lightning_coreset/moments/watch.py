@@ -31,7 +31,7 @@ class WeightReads(TorchDispatchMode):
     Args:
         tensors: Parameters and buffers of the run by name.
         wanted: For weights by name, the dimension that is contracted, and how many rows a run is to give.
-        calls: How often a run like this one reads each, if that is known: then it ends at the last of them.
+        calls: How often a run like this one reads each, if that is known: then behind the last of them it ends.
         only_count: Weights whose samples lose their contents as soon as they are taken: what is left, (R, 1, 1), is
             zero, or NaN if there was NaN or infinity.
 
@@ -54,7 +54,7 @@ class WeightReads(TorchDispatchMode):
         self.found: dict[str, list[LayerInput]] = {}
         self._wanted = wanted
         self._only_count = only_count
-        self._left = None if calls is None else sum(calls.values())
+        self._left = None if calls is None else {name: count for name, count in calls.items() if count}
         self._weights = {_address(tensors[name]): (name, tensors[name]) for name in wanted if name in tensors}
         self._weights.pop(-1, None)
         self._dtypes = {name: tensors[name].dtype for name in wanted if name in tensors}
@@ -64,11 +64,13 @@ class WeightReads(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         look = _OPERATORS.get(func)
+        # What was complete before failed at its last product, and is run again, with gradients, to fail again.
+        failed = bool(self.found) and not self._left
         if look is not None:
             look(self, *args, **(kwargs or {}))
-            if self._left is not None and sum(map(len, self.found.values())) >= self._left:
-                raise AllSeen  # before the last product, which may be that with a large vocabulary
-        made = func(*args, **(kwargs or {}))
+        made = func(*args, **(kwargs or {}))  # the last product too, which fails where what is read does not fit
+        if look is not None and self._left is not None and not self._left and not failed:
+            raise AllSeen
         if func is aten._weight_norm_interface.default:
             self._see_weight_made(args[0], made[0])
         return made
@@ -143,6 +145,8 @@ class WeightReads(TorchDispatchMode):
         rows = self._emptied(rows) if name in self._only_count else self._shared(rows)
         added = None if bias is None else self._vectors.get(_address(bias))
         calls.append(LayerInput(rows, groups, transposed, added))
+        if self._left is not None and len(calls) >= self._left.get(name, _MOST_CALLS):
+            self._left.pop(name, None)
 
     def _shared(self, rows: Tensor) -> Tensor:
         """The same memory for layers that read one tensor."""

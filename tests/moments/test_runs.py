@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lightning_coreset._compat import DispatchMode
 from lightning_coreset.moments import MeasuringRuns, Unmeasurable
 from lightning_coreset.structure import Example
 
@@ -345,28 +344,6 @@ def test_norms_behind_the_last_weight_are_seen_in_a_later_measurement():
     assert "1.weight" in runs.measure({"0.weight": (1, ALL)}, channel_norms={"1.weight": ALL}).channel_norms
 
 
-def test_the_last_weight_is_not_multiplied_with_where_nothing_is_made_of_the_product():
-    model = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 6)).eval()
-    runs = MeasuringRuns(model, [[Example.of(torch.randn(3, 4)), Example.of(torch.randn(3, 4))]], False, "probes")
-    with Products() as products:
-        runs.measure({"0.weight": (1, ALL), "2.weight": (1, ALL)})
-    assert products.made == [(3, 5), (3, 6), (3, 5)]
-
-
-class Products(DispatchMode):
-    """The shapes of what products make."""
-
-    def __init__(self):
-        super().__init__()
-        self.made = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        found = func(*args, **(kwargs or {}))
-        if func is torch.ops.aten.addmm.default:
-            self.made.append(tuple(found.shape))
-        return found
-
-
 @pytest.mark.parametrize("fixed", [False, True])
 def test_rows_of_a_run_are_counted_on_few_samples(capsys, fixed):
     class Fixed(nn.Module):
@@ -389,3 +366,19 @@ def test_rows_of_a_run_are_counted_on_few_samples(capsys, fixed):
     found = runs.measure(weights)  # which takes nothing from the run of few samples
     assert {name: len(read.rows) for name, read in found.layers.items()} == {"1.weight": 40 * 36, "4.weight": 40}
     assert capsys.readouterr().out == "20\n"
+
+
+def test_a_run_that_fails_half_way_is_not_taken_for_one_that_has_shown_everything():
+    class Fixed(nn.Module):
+        def forward(self, x):
+            return x.reshape(-1, 5)
+
+    model = nn.Sequential(nn.Linear(4, 5), Fixed(), nn.Linear(5, 5), nn.Linear(5, 2)).eval()
+    runs = MeasuringRuns(model, [[Example.of(torch.randn(6, 4))]], False, "probes")
+    weights = {"0.weight": (1, ALL), "2.weight": (1, ALL)}
+    runs.measure(weights)
+    wide = {"0.weight": torch.randn(7, 4), "0.bias": torch.randn(7), "2.weight": torch.randn(5, 7)}
+    with pytest.raises(Unmeasurable):  # which is tried a second time, with gradients
+        runs.measure(weights, tensors=wide)
+    with pytest.raises(Unmeasurable):  # at the product behind which all would have been seen
+        runs.measure(weights, tensors={"2.weight": torch.randn(5, 7)})
