@@ -163,26 +163,25 @@ def _tried(
         return groups, trial.failing_in_halves(groups)  # all at once do not fit: fewer at a time
     if reason is None:
         return groups, {}
-    alike = _completed_alike(trial, groups)
+    search = Search(trial.model, trial.attempt)
+    alike = _completed_alike(trial, search, groups)
     if alike is not None:
         return alike, {}
     failures = trial.failing(groups, reason)
-    return _completed(trial, _search(trial), groups, failures) if failures else (groups, failures)
+    if not failures:
+        return groups, {}
+    search.read(trial.run)
+    return _completed(trial, search, groups, failures)
 
 
-def _search(trial: Trial) -> Search:
-    """Knows the numbers that the network reads in the runs of a trial."""
-    return Search(trial.model, trial.attempt, trial.run)
-
-
-def _completed_alike(trial: Trial, groups: tuple[ChannelGroup, ...]) -> tuple[ChannelGroup, ...] | None:
+def _completed_alike(trial: Trial, search: Search, groups: tuple[ChannelGroup, ...]) -> tuple[ChannelGroup, ...] | None:
     """The groups, each completed as one of its kind, if they pass together; else ``None``.
 
     What one of each kind needs is looked for in the first run alone: its trials prove nothing, the last one does.
     """
     for way in (trial.screening, nullcontext) if trial.has_several_runs else (nullcontext,):
         with way():
-            search = _search(trial)
+            search.read(trial.run)
             found = completed_alike(groups, search, trial.failing, partial(_completed, trial, search))
         if found is None:
             return None

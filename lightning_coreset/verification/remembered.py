@@ -33,19 +33,21 @@ _MOST_SINGLY = 24
 
 
 class Search:
-    """Completes groups by the numbers that have to change with them.
+    """Completes groups by the numbers that have to change with them; :meth:`read` comes first.
 
     Args:
         model: The network on which ``attempt`` tries groups.
         attempt: Tries groups, with the numbers that they count.
-        run: Runs the network as it is.
     """
 
-    def __init__(self, model: nn.Module, attempt: Attempt, run: Callable[[], object]) -> None:
-        self._attempt = attempt
-        self._numbers = RememberedNumbers(model, run)
+    def __init__(self, model: nn.Module, attempt: Attempt) -> None:
+        self._model, self._attempt = model, attempt
         self._solved: dict[frozenset[Key], None] = {}
         self._hopeless: set[Key] = set()
+
+    def read(self, run: Callable[[], object]) -> None:
+        """Note which numbers the network reads when ``run`` runs it as it is; these are looked through from now on."""
+        self._numbers = RememberedNumbers(self._model, run)
 
     def completed(
         self, groups: Sequence[ChannelGroup], failures: Mapping[str, str]
