@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -14,9 +15,17 @@ from torch.nn import functional
 
 from lightning_coreset import prune
 from lightning_coreset._compat import DispatchMode
-from lightning_coreset.state import freed_memory
+from lightning_coreset.state import FreedMemory, freed_memory
 from lightning_coreset.structure import ChannelGroup, Example, Member, analyse, find_groups
-from lightning_coreset.verification import check, depthwise, failing_groups, saved_activations, tried_groups, virtual
+from lightning_coreset.verification import (
+    check,
+    depthwise,
+    failing_groups,
+    runs,
+    saved_activations,
+    tried_groups,
+    virtual,
+)
 from lightning_coreset.verification.concerned import WhereConcerned
 from lightning_coreset.verification.layers_of_modes import LayeredMode
 from lightning_coreset.verification.saved_activations import _packed
@@ -433,3 +442,161 @@ def test_virtual_weights_say_what_cannot_be_written():
             one[0].mul_(torch.tensor(2.0))
         with pytest.raises(RuntimeError, match="reads a weight that has no memory"):
             one.tolist()
+
+
+# ---- what is looked up once
+
+
+class States:
+    """Counts how often it is looked up what a network holds."""
+
+    def __init__(self, monkeypatch) -> None:
+        self.count = 0
+        own = runs.ModuleState
+
+        def counted(model):
+            self.count += 1
+            return own(model)
+
+        monkeypatch.setattr(runs, "ModuleState", counted)
+
+
+class Remembering(Noted):
+    """Keeps something of a run, or changes its weights in it."""
+
+    def __init__(self, keeps: bool, writes: bool) -> None:
+        super().__init__()
+        self.keeps, self.writes, self.kept = keeps, writes, torch.zeros(())
+        self.register_buffer("scale", torch.ones(9))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.keeps:
+            self.kept = x.sum().detach()
+        if self.writes:
+            with torch.no_grad():
+                self.second.weight.mul_(0.5)
+        return self.last(self.second(self.first(x).relu()).relu() * self.scale)
+
+
+@pytest.mark.parametrize("keeps", [False, True])
+def test_what_a_network_holds_is_looked_up_once_for_all_its_runs(monkeypatch, keeps):
+    """And once for every run without some channels, of which nothing is kept."""
+    torch.manual_seed(0)
+    states, x = States(monkeypatch), torch.randn(4, 6, dtype=torch.float64)
+    model = Remembering(keeps, writes=False).double()
+    trial = Trial(model, Example.of(x))
+    assert states.count == 1
+    groups = analyse(model, x).groups
+    with trial.screening():
+        for _ in range(3):
+            assert trial.attempt(groups) is None
+    assert states.count == 1 + 3
+
+
+def test_a_network_that_changes_its_weights_is_looked_at_anew(monkeypatch):
+    torch.manual_seed(0)
+    states, x = States(monkeypatch), torch.randn(4, 6, dtype=torch.float64)
+    model = Remembering(False, writes=True).double()
+    trial = Trial(model, Example.of(x))
+    groups = [one for one in analyse(model, x).groups if one.name == "first"]
+    expected = trial.run()
+    for _ in range(2):
+        assert trial.attempt(groups) is None
+        for one, other in zip(trial.run(), expected, strict=True):
+            assert torch.equal(one, other)
+    assert states.count > 4
+
+
+def test_a_group_with_which_a_network_does_not_run_is_tried_once(monkeypatch):
+    """In the first trial of all groups: the second would raise the same."""
+    torch.manual_seed(0)
+    model, x = Counting().double(), torch.randn(4, 6, dtype=torch.float64)
+    groups = tuple(one for one in analyse(model, x).groups if one.name == "first")
+    trial = Trial(model, Example.of(x), prepare=False)
+    assert not trial.passes(groups)
+    trial.prepare()
+    RUNS.clear()
+    reason = trial.attempt_after(groups)
+    assert reason is not None
+    assert RUNS == []
+    assert trial.attempt(groups) == reason
+
+
+class OneModeOnly(Counting):
+    """The width is read in training mode alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x).relu()
+        return self.last(self.second(y.reshape(-1, 12) if self.training else y).relu())
+
+
+class Drawing(Counting):
+    """Draws random numbers."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + 0 * torch.rand(1, dtype=x.dtype)
+
+
+@pytest.mark.parametrize("kind", [OneModeOnly, Drawing])
+def test_it_is_tried_again_where_that_may_show_something_else(kind):
+    torch.manual_seed(0)
+    model, x = kind().double(), torch.randn(4, 6, dtype=torch.float64)
+    groups = tuple(one for one in analyse(model, x).groups if one.name == "first")
+    trial = Trial(model, Example.of(x), prepare=False)
+    assert not trial.passes(groups)
+    trial.prepare()
+    before = trial.runner.count
+    assert (trial.attempt_after(groups) is None) == (kind is OneModeOnly)
+    assert trial.runner.count > before
+
+
+class Gates(nn.Module):
+    """Small results that their own derivatives need, beside large activations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.gate, self.last = nn.Linear(6, 12), nn.Linear(12, 12), nn.Linear(12, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x).relu()
+        return self.last(y * self.gate(y.mean(0, keepdim=True)).sigmoid())
+
+
+def test_nothing_is_left_of_a_run_for_derivatives(monkeypatch):
+    """Also where derivatives are asked of few parameters, so that backward does not go through all of it."""
+    torch.manual_seed(0)
+    model, x = Gates().double(), torch.randn(1024, 6, dtype=torch.float64)
+    groups = analyse(model, x).groups
+    trial = Trial(model, Example.of(x))
+    kept: list[weakref.ref[Tensor]] = []
+    own = saved_activations._packed
+
+    def noted(tensor: Tensor) -> tuple[Tensor, int | None]:
+        result = own(tensor)
+        if result[0].dtype is torch.bfloat16:
+            kept.append(weakref.ref(result[0]))
+        return result
+
+    monkeypatch.setattr(saved_activations, "_packed", noted)
+    last = [one for one in groups if one.by_role("consumer")[0].name.startswith("last")] or groups[-1:]
+    trial._influence.look(trial._network.runs[0], last)
+    assert kept
+    assert not any(one() is not None for one in kept)
+
+
+def test_memory_goes_back_once_as_much_was_made_as_a_large_network_has(monkeypatch):
+    returned: list[int] = []
+    monkeypatch.setattr(freed_memory, "return_freed_memory", lambda: returned.append(1))
+    monkeypatch.setattr(freed_memory, "_LARGE", 400)
+    small, large = FreedMemory(nn.Linear(9, 9)), FreedMemory(nn.Linear(9, 10))  # 360 and 400 bytes
+    for _ in range(10):
+        small.count(torch.zeros(50))
+    assert returned == []
+    large.count(torch.zeros(50))
+    assert returned == []
+    large.count(torch.zeros(1))  # more than half of its bytes
+    assert returned == [1]
+    with large.sparing():
+        large.count(torch.zeros(13))
+        assert returned == [1, 1]
+    assert returned == [1, 1, 1]
