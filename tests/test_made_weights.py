@@ -129,6 +129,14 @@ def test_products_and_lookups(dtype):
             torch.testing.assert_close(its, expected, msg=f"product {number}")
 
 
+def test_a_square_weight_is_not_taken_for_its_transpose():
+    weights, one, real = pair((5, 5))
+    x = torch.randn(4, 5, dtype=torch.float64)
+    with weights, torch.no_grad():
+        for its, expected in ((x @ one, x @ real), (x @ one.t(), x @ real.t()), (one @ x.t(), real @ x.t())):
+            torch.testing.assert_close(its, expected)
+
+
 def test_what_does_not_fit_raises_what_torch_does():
     weights, one, _ = pair()
     with weights, torch.no_grad():
