@@ -30,6 +30,7 @@ from lightning_coreset.verification.concerned import WhereConcerned
 from lightning_coreset.verification.layers_of_modes import LayeredMode
 from lightning_coreset.verification.saved_activations import _packed
 from lightning_coreset.verification.trial import Trial
+from lightning_coreset.verification.twin import TwinRun
 from lightning_coreset.verification.virtual import VirtualWeights
 from lightning_coreset.verification.ways import on_a_copy_without_weights, ways_for
 
@@ -600,3 +601,51 @@ def test_memory_goes_back_once_as_much_was_made_as_a_large_network_has(monkeypat
         large.count(torch.zeros(13))
         assert returned == [1, 1]
     assert returned == [1, 1, 1]
+
+
+# ---- products of two versions
+
+
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("meet", [False, True])
+def test_a_product_leaves_out_what_differs_in_both_of_its_factors(with_bias, meet):
+    """As queries and keys that lose dimensions; a column in which a weight does not differ is read as it is."""
+    torch.manual_seed(0)
+    x, other = torch.randn(2, 6, 5, dtype=torch.float64)
+    weight, its = torch.randn(2, 4, 5, dtype=torch.float64)
+    other[:, 2:] = x[:, 2:]  # the first two differ
+    column = 1 if meet else 3
+    its[:, column + 1 :], its[:, :column] = weight[:, column + 1 :], weight[:, :column]
+    mask = torch.arange(5) == column
+    bias = torch.ones(4, dtype=torch.float64)
+    twins = TwinRun([(x, lambda: other), (weight, lambda: its)], [], columns=[(weight, mask)])
+    with LayeredMode([twins]):
+        made = functional.linear(x, weight, bias if with_bias else None)
+        twin = twins.twin(made)
+    kept = ~mask if meet else torch.ones(5, dtype=torch.bool)
+    assert twin is not None
+    for found, one, two in ((made, x, weight), (twin, other, its)):
+        expected = one[:, kept] @ two[:, kept].T + (bias if with_bias else 0)
+        torch.testing.assert_close(found, expected)
+
+
+def test_a_weight_that_was_written_into_is_compared(monkeypatch):
+    torch.manual_seed(0)
+    x, other = torch.randn(2, 6, 5, dtype=torch.float64)
+    weight = torch.randn(4, 5, dtype=torch.float64)
+    its = weight.clone()
+    twins = TwinRun([(x, lambda: other), (weight, its.clone)], [], columns=[(weight, torch.zeros(5, dtype=torch.bool))])
+    seen: list[bool] = []
+    own = TwinRun._sums_over_all
+
+    def noted(self, func, args, twins):
+        found = own(self, func, args, twins)
+        seen.extend([found] if func.overloadpacket is torch.ops.aten.mm else [])
+        return found
+
+    monkeypatch.setattr(TwinRun, "_sums_over_all", noted)
+    with LayeredMode([twins]):
+        functional.linear(x, weight)
+        weight[:, 1].add_(x[:4, 1])
+        functional.linear(x, weight)
+    assert seen == [True, False]
