@@ -612,7 +612,7 @@ def test_a_product_leaves_out_what_differs_in_both_of_its_factors(with_bias, mee
     """As queries and keys that lose dimensions; a column in which a weight does not differ is read as it is."""
     torch.manual_seed(0)
     x, other = torch.randn(2, 6, 5, dtype=torch.float64)
-    weight, its = torch.randn(2, 4, 5, dtype=torch.float64)
+    weight, its = torch.randn(4, 5, dtype=torch.float64), torch.randn(4, 5, dtype=torch.float64)
     other[:, 2:] = x[:, 2:]  # the first two differ
     column = 1 if meet else 3
     its[:, column + 1 :], its[:, :column] = weight[:, column + 1 :], weight[:, :column]
