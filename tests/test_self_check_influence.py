@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from lightning_coreset.state import freed_memory
 from lightning_coreset.structure import Example, analyse
-from lightning_coreset.verification import failing_groups
+from lightning_coreset.verification import failing_groups, tried_groups
 from lightning_coreset.verification.trial import Trial
 
 RUNS: list[bool] = []
@@ -152,6 +152,28 @@ def test_a_network_that_cannot_run_without_one_of_few_groups_is_tried_by_its_gra
 
 def everything(groups, unlike=None):
     return {group.name: set(range(group.size)) for group in groups}
+
+
+class TakesArrays(nn.Module):
+    """Runs without gradients alone, as torch makes no array of what has one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(6, 12), nn.Linear(12, 9), nn.Linear(9, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.last(self.second(self.first(x).relu()).relu())
+        return x[torch.from_numpy(x.sum(1).numpy().argsort())]
+
+
+def test_a_network_that_has_no_gradients_does_not_fail_for_it():
+    torch.manual_seed(0)
+    model, x = TakesArrays(), torch.randn(4, 6)
+    groups = analyse(model, x).groups
+    assert len(groups) == 2
+    assert failing_groups(model, groups, Example.of(x)) == {}
+    assert tried_groups(model, groups, Example.of(x)) == (groups, {})
+    assert tried_groups(model, groups[:1], Example.of(x)) == (groups[:1], {})
 
 
 class Statistics(nn.Module):

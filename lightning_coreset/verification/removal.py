@@ -201,10 +201,24 @@ class Removal:
                     cut=partial(cut, virtual=self._network.virtual),
                     record=False,
                 )
-                found = [output for run in first for output in self._influence.look(run, groups, choices, **options)]
+                found = [output for run in first for output in self._looked_at(run, groups, choices, options)]
                 return found + self._network.outputs(runs[len(first) :], concerned=[choices.repeated()], **options)
             finally:
                 before.restore()
+
+    def _looked_at(
+        self, run: Run, groups: Sequence[ChannelGroup], choices: MadeChoices, options: dict[str, Any]
+    ) -> list[Tensor]:
+        """What a run computes, with a look at its gradient if it has one.
+
+        Code that makes arrays of its activations, or writes into leaves, runs without gradients alone.
+        """
+        try:
+            return self._influence.look(run, groups, choices, **options)
+        except Exception as error:
+            if ran_out_of_memory(error):
+                raise
+        return self._network.outputs([run], concerned=[choices.repeated()], **options)
 
     def _forgetting(self) -> AbstractContextManager[None]:
         """In the block, weights may be made that nothing needs afterwards."""
