@@ -109,3 +109,56 @@ def test_what_cannot_be_compared_counts_as_changed(held):
     model = Holder()
     model.held = held()
     assert not ModuleState(model).is_as_it_was()
+
+
+def test_a_dict_whose_keys_are_tensors_is_put_back():
+    """Tensors as keys are found by what they are, and cannot be compared."""
+    module, key = nn.Identity(), torch.zeros(3)
+    module.memo = {key: 1}
+    state = ModuleState(module)
+    module.memo.clear()
+    module.memo[torch.ones(3)] = 1
+    assert not state.is_as_it_was()
+    state.restore()
+    assert list(module.memo) == [key]
+    assert state.is_as_it_was()
+
+
+def of_a_slot() -> tuple[Any, Any]:
+    holder = Slotted()
+    del holder.value
+    return holder, lambda: setattr(holder, "value", 1)
+
+
+def of_a_function() -> tuple[Any, Any]:
+    def function() -> None:
+        function.value = 1
+
+    return function, function
+
+
+def of_a_cell() -> tuple[Any, Any]:
+    def function() -> None:
+        nonlocal value
+        value = 1
+
+    if not function:
+        value = 0
+    return function, function
+
+
+@pytest.mark.parametrize("place", [of_a_slot, of_a_function, of_a_cell])
+def test_what_comes_where_there_was_nothing_goes_again(place):
+    module = nn.Identity()
+    module.held, write = place()
+    state = ModuleState(module)
+    assert state.is_as_it_was()
+    write()
+    assert not state.is_as_it_was()
+    state.restore()
+    assert state.is_as_it_was()
+    assert ModuleState(module).is_as_it_was()
+    assert not hasattr(module.held, "value")
+    if place is of_a_cell:
+        with pytest.raises(ValueError, match="empty"):
+            module.held.__closure__[0].cell_contents  # noqa: B018

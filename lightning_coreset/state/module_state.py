@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from lightning_coreset.state.iterators import ReplayedIterator, is_iterator_type
 from lightning_coreset.state.reach import (
     ATOMS,
-    contents,
     has_own_state,
     is_array,
     is_shared,
@@ -197,7 +196,7 @@ class ModuleState:
             add(SavedSet(value))
         elif isinstance(value, FunctionType):
             for cell in value.__closure__ or ():
-                add(SavedPlace(partial(contents, cell), partial(setattr, cell, "cell_contents")))
+                add(SavedPlace(cell, "cell_contents"))
         elif isinstance(value, type):
             if has_own_state(value):
                 add(SavedClass(value))
@@ -216,9 +215,7 @@ class ModuleState:
             get, put = generator
             self._others.append(SavedNumbers(get(), put))
         for name in slots_of(type(value)):
-            if hasattr(value, name):
-                put = partial(object.__setattr__, value, name)
-                self._others.append(SavedPlace(partial(getattr, value, name, None), put))
+            self._others.append(SavedPlace(value, name))
 
     def _replayed(self, items: list[tuple[Any, Any]]) -> list[tuple[Any, ReplayedIterator]]:
         """What takes the place of iterators among the values of a container."""
@@ -241,7 +238,11 @@ def _is_tensor_type(kind: type) -> bool:
 
 def _differ(container: dict[Any, Any], content: dict[Any, Any]) -> bool:
     """Whether dicts have other keys, keys in another order, or other objects under them."""
-    return list(container) != list(content) or any(map(operator.is_not, container.values(), content.values()))
+    return (
+        len(container) != len(content)
+        or any(map(operator.is_not, container, content))  # tensors as keys cannot be compared
+        or any(map(operator.is_not, container.values(), content.values()))
+    )
 
 
 def _are_others(sequence: Collection[Any], items: Collection[Any]) -> bool:

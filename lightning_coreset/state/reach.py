@@ -80,8 +80,8 @@ def parts_of(value: Any) -> Iterable[Any]:
     if isinstance(value, type):
         return _held_by_class(value)
     if isinstance(value, types.FunctionType):
-        held = (value.__defaults__, value.__kwdefaults__, value.__dict__)
-        return (*(part for part in held if part), *map(contents, value.__closure__ or ()))
+        held = (value.__defaults__, value.__kwdefaults__)
+        return (value.__dict__, *(part for part in held if part), *map(contents, value.__closure__ or ()))
     if isinstance(value, types.MethodType):
         return value.__self__, value.__func__
     if isinstance(value, functools.partial):

@@ -13,6 +13,7 @@ from lightning_coreset.state.iterators import ReplayedIterator
 from lightning_coreset.state.reach import data_of_class, is_array
 
 _WITHOUT_NUMBERS = (bool, int, str, bytes, type, FunctionType, ReplayedIterator, torch.dtype, torch.device)
+_NOTHING = object()
 
 
 class Saved(Protocol):
@@ -32,28 +33,40 @@ class Saved(Protocol):
 
 
 class SavedPlace:
-    """What stands at one place, such as a slot of an object or a cell of a function.
+    """What stands at one place, a slot of an object or the content of a cell of a function; or that nothing does.
 
     Args:
-        get: Returns it.
-        put: Puts another thing there.
+        owner: The object or the cell.
+        name: The name of the place.
     """
 
-    def __init__(self, get: Callable[[], Any], put: Callable[[Any], object]) -> None:
-        self._get, self._put, self._value = get, put, get()
+    def __init__(self, owner: Any, name: str) -> None:
+        self._owner, self._name = owner, name
+        self._value = self._get()
 
     def restore(self) -> None:
         """Put it back."""
-        if self._get() is not self._value:
-            self._put(self._value)
+        if self.is_as_it_was():
+            return
+        if self._value is _NOTHING:
+            object.__delattr__(self._owner, self._name)
+        else:
+            object.__setattr__(self._owner, self._name, self._value)
 
     def new(self) -> Iterable[Any]:
         """What stands there now."""
-        return () if self.is_as_it_was() else (self._get(),)
+        now = self._get()
+        return () if now is self._value or now is _NOTHING else (now,)
 
     def is_as_it_was(self) -> bool:
         """Whether the same thing stands there."""
         return self._get() is self._value
+
+    def _get(self) -> Any:
+        try:
+            return getattr(self._owner, self._name, _NOTHING)
+        except ValueError:  # an empty cell
+            return _NOTHING
 
 
 class SavedNumbers:
