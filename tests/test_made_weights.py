@@ -13,8 +13,9 @@ from torch.nn import functional
 from lightning_coreset.plan import ParameterChange
 from lightning_coreset.structure import Example, Member, find_groups
 from lightning_coreset.surgery import new_value
-from lightning_coreset.verification import made_weights, virtual
+from lightning_coreset.verification import failing_groups, made_weights, virtual
 from lightning_coreset.verification.cut_weights import cut
+from lightning_coreset.verification.depthwise import DepthwiseConvolutions
 from lightning_coreset.verification.disturbed import columns_that_differ, disturbed
 from lightning_coreset.verification.trial import Trial
 from lightning_coreset.verification.virtual import VirtualWeights
@@ -268,3 +269,48 @@ def test_other_precisions(monkeypatch):
         model.weight.data = new.data
         weights.convert(model, torch.float64)
         assert torch.equal(model.weight + 0, expected)
+
+
+def test_what_a_mode_copies_of_a_view_is_real():
+    """In the code of a mode, ``contiguous`` is one operator, which is a view or a copy."""
+    weights, one, real = pair((8, 1, 3, 3))
+    x = torch.randn(2, 8, 5, 5, dtype=torch.float64)
+    with weights, torch.no_grad(), DepthwiseConvolutions():
+        its = functional.conv2d(x, one, padding=1, groups=8)
+    torch.testing.assert_close(its, functional.conv2d(x, real, padding=1, groups=8))
+
+
+@pytest.mark.parametrize("view", [torch.view_as_complex, lambda w: w.view(torch.int64)])
+def test_a_view_in_another_dtype_is_refused(view):
+    """Another copy has the numbers, and is tried then."""
+    weights, one, _ = pair((8, 2))
+    with weights, torch.no_grad(), pytest.raises(NotImplementedError, match="no memory"):
+        view(one)
+
+
+class Filters(nn.Module):
+    """Multiplies by complex numbers, which are kept as pairs of real ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(6, 12), nn.Linear(12, 8), nn.Linear(8, 3)
+        self.filters = nn.Parameter(torch.randn(3, 8, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.fft.rfft(self.second(self.first(x).relu()).relu()[:, None].expand(-1, 4, -1), dim=1)
+        return self.last(torch.fft.irfft(x * torch.view_as_complex(self.filters), n=4, dim=1).mean(1))
+
+
+def depthwise() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=8), nn.ReLU(), nn.Conv2d(8, 5, 1))
+
+
+@pytest.mark.parametrize(("make", "x"), [(Filters, torch.randn(4, 6)), (depthwise, torch.randn(2, 3, 8, 8))])
+def test_right_groups_pass_whatever_reads_the_weights(make, x, monkeypatch):
+    monkeypatch.setattr(virtual, "MANY", 0)
+    monkeypatch.setattr(virtual, "LARGE", 0)
+    torch.manual_seed(0)
+    model = make()
+    groups = find_groups(model, x)
+    assert groups
+    assert failing_groups(model, groups, Example.of(x)) == {}

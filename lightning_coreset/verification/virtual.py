@@ -59,7 +59,7 @@ class VirtualWeights(DispatchMode):
         freed: Gives memory back to the system.
 
     Raises:
-        NotImplementedError: In the mode, where code writes into such a weight, or reads its memory.
+        NotImplementedError: In the mode, where code writes into such a weight, reads its memory, or views it in another dtype.
     """
 
     supports_higher_order_operators = True
@@ -141,7 +141,9 @@ class VirtualWeights(DispatchMode):
         """Run the operation on what its arguments should contain."""
         kwargs = kwargs or {}
         if getattr(func, "is_view", False):
-            return func(*args, **kwargs)
+            result = func(*args, **kwargs)
+            if self._shows_what(args[0], result):
+                return result
         if not any(map(self._is_virtual, (*args, *kwargs.values()))):
             result = func(*args, **kwargs)
             if isinstance(result, Tensor):
@@ -157,6 +159,18 @@ class VirtualWeights(DispatchMode):
             return result
         real_args, real_kwargs = tree_map(self._real, (args, kwargs))
         return func(*real_args, **real_kwargs)
+
+    def _shows_what(self, tensor: Any, result: Any) -> bool:
+        """Whether a view is right as it is: of no such weight, or on its memory, which ``contiguous`` may have copied.
+
+        Raises:
+            NotImplementedError: If it shows the numbers of such a weight in another form, such as complex ones.
+        """
+        if not self._is_virtual(tensor):
+            return True
+        if isinstance(result, Tensor) and result.dtype != tensor.dtype and self._is_virtual(result):
+            raise NotImplementedError(f"a weight that has no memory is read as {result.dtype}")
+        return self._is_virtual(result)
 
     def _write(self, func: Any, args: Any, kwargs: Any) -> Any:
         """Note a small write."""
