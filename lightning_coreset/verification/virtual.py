@@ -59,7 +59,8 @@ class VirtualWeights(DispatchMode):
         freed: Gives memory back to the system.
 
     Raises:
-        NotImplementedError: In the mode, where code writes into such a weight, reads its memory, or views it in another dtype.
+        NotImplementedError: In the mode, where code writes into such a weight, reads its memory, or views it in another
+            dtype.
     """
 
     supports_higher_order_operators = True
