@@ -154,6 +154,37 @@ def everything(groups, unlike=None):
     return {group.name: set(range(group.size)) for group in groups}
 
 
+NEARLY_EQUAL: dict[str, Any] = {
+    "maximum": torch.maximum,
+    "clamp": lambda base, below: (1.0 + (base - below)).clamp(max=1.0) + base,
+}
+
+
+class JustBelow(nn.Module):
+    """What ``idle`` makes is less than what it is compared with, by less than bfloat16 tells apart."""
+
+    def __init__(self, joined: str) -> None:
+        super().__init__()
+        self.idle, self.reader, self.other = nn.Linear(6, 40), nn.Linear(40, 300), nn.Linear(6, 300)
+        self.more = nn.Sequential(*(nn.Linear(6 if place == 0 else 8, 8) for place in range(5)))
+        self.last = nn.Linear(8, 300)
+        self.joined = NEARLY_EQUAL[joined]
+
+    def forward(self, x: Tensor) -> Tensor:
+        base = self.other(x).abs() + 1
+        below = base - 1e-3 * (1 + self.reader(self.idle(x).relu()).sigmoid())
+        return self.joined(base, below) + self.last(self.more(x))
+
+
+@pytest.mark.parametrize("joined", NEARLY_EQUAL)
+def test_what_rounding_makes_equal_shows_no_influence(joined):
+    torch.manual_seed(0)
+    model, x = JustBelow(joined), torch.randn(64, 6)
+    found = failing_groups(model, analyse(model, x).groups, Example.of(x))
+    assert found.keys() == {"idle"}
+    assert "no influence on the outputs" in found["idle"]
+
+
 class TakesArrays(nn.Module):
     """Runs without gradients alone, as torch makes no array of what has one."""
 

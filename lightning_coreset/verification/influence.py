@@ -18,7 +18,7 @@ from lightning_coreset.verification.randomised import noise
 from lightning_coreset.verification.reference import FixedWeights, kept_weights, readers, zero_
 from lightning_coreset.verification.removed import removed_classes
 from lightning_coreset.verification.runs import Run
-from lightning_coreset.verification.saved_activations import forbids_hooks, kept_in_two_bytes
+from lightning_coreset.verification.saved_activations import compares, forbids_hooks, kept_in_two_bytes
 from lightning_coreset.verification.tried_network import TriedNetwork
 
 _FEW = 3
@@ -106,7 +106,7 @@ class Influence:
         """Note what the gradients in a run show, with what is kept for them in a context.
 
         Returns:
-            The outputs, and whether all gradients are finite.
+            The outputs, and whether all gradients are finite; not if rounding could make others of them.
         """
         consumers = {member.name for group in groups for member in readers(group)}
         parameters = {
@@ -114,7 +114,7 @@ class Influence:
             for name, tensor in named_tensors(self._network.model).items()
             if name in consumers and tensor.is_floating_point()
         }
-        finite = True
+        finite, rounded = True, not isinstance(kept, nullcontext)
         with ExitStack() as stack:
             if self._network.virtual is not None:
                 stack.enter_context(self._network.virtual.freed.sparing())
@@ -125,8 +125,11 @@ class Influence:
             if differentiable and parameters:
                 for mode in depthwise_convolutions(self._network.model):
                     stack.enter_context(mode)
-                found, finite = _with_gradients(differentiable, parameters)
-                self._readers |= found
+                if rounded and compares(differentiable):
+                    finite = False
+                else:
+                    found, finite = _with_gradients(differentiable, parameters)
+                    self._readers |= found
             outputs = [tensor.detach() for tensor in outputs]
             del differentiable
         return outputs, finite

@@ -211,14 +211,13 @@ class Removal:
     ) -> list[Tensor]:
         """What a run computes, with a look at its gradient if it has one.
 
-        Code that makes arrays of its activations, or writes into leaves, runs without gradients alone.
+        Code that makes arrays of its activations, or writes into leaves, runs without gradients alone; so does a
+        network for whose gradients there is no memory.
         """
         try:
             return self._influence.look(run, groups, choices, **options)
-        except Exception as error:
-            if ran_out_of_memory(error):
-                raise
-        return self._network.outputs([run], concerned=[choices.repeated()], **options)
+        except Exception:
+            return self._network.outputs([run], concerned=[choices.repeated()], **options)
 
     def _forgetting(self) -> AbstractContextManager[None]:
         """In the block, weights may be made that nothing needs afterwards."""

@@ -8,6 +8,7 @@ computed of. The run itself computes in double precision as any other.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -18,6 +19,12 @@ from lightning_coreset._compat import times_written, view_base
 
 _LARGE = 1 << 12
 """Elements from which on a tensor is converted."""
+_COMPARING = frozenset(
+    f"{name}Backward{number}"
+    for name in ("Maximum", "Minimum", "Fmax", "Fmin", "Amax", "Amin", "Clamp", "ClampMin", "ClampMax", "Aminmax")
+    for number in range(3)
+) | {"MaxBackward1", "MinBackward1", "LinalgVectorNormBackward0", "NormBackward0", "NormBackward1", "CdistBackward0"}
+"""Derivatives that ask which of two numbers is larger, and share where they are equal."""
 
 
 def kept_in_two_bytes() -> AbstractContextManager[Any]:
@@ -35,6 +42,21 @@ def kept_in_two_bytes() -> AbstractContextManager[Any]:
         True
     """
     return torch.autograd.graph.saved_tensors_hooks(_packed, _unpacked)
+
+
+def compares(outputs: Iterable[Tensor]) -> bool:
+    """Whether derivatives depend on comparisons of what is kept, in which rounding makes unequal numbers equal."""
+    pending = [one.grad_fn for one in outputs]
+    seen: set[Any] = set()
+    while pending:
+        node = pending.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if node.name() in _COMPARING:
+            return True
+        pending += [following for following, _ in node.next_functions]
+    return False
 
 
 def forbids_hooks(error: Exception) -> bool:
