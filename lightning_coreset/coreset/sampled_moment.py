@@ -65,7 +65,7 @@ class SampledMoment:
 
     @property
     def dtype(self) -> torch.dtype:
-        """In which blocks of the precision are told: that of a matrix over as many channels."""
+        """That of blocks of the precision, as of a matrix over as many channels."""
         return matrix_dtype(len(self))
 
     @property
