@@ -103,7 +103,7 @@ def test_both_sides_of_an_event_come_to_the_same_shapes(load, name):
     found = {part: event_cost.measured(work, part, tiny=True) for part in ("sensitivity", "reconstruction")}
 
     for seconds, shapes in found.values():
-        assert seconds.keys() == {"structure", "planning", "surgery", "optimizer", "groups", "ranked"}
+        assert seconds.keys() == {*event_cost.STEPS, "groups", "ranked"}
         assert shapes != whole
     assert found["sensitivity"][1] == found["reconstruction"][1]
 

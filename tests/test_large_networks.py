@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_coreset.structure import Example, analyse
 from lightning_coreset.verification import failing_groups, tried_groups
-from lightning_coreset.verification.trial import Trial
+from lightning_coreset.verification.removal import Removal
 from lightning_coreset.verification.twin import TwinRun
 
 SEEN: list[torch.dtype] = []
@@ -80,14 +80,14 @@ def test_few_trials_find_the_one_group_among_many_that_needs_a_number(monkeypatc
     model = nn.Sequential(*(Block(8 + number % 16, remembers=number == 11) for number in range(24)))
     groups = [group for group in analyse(model, torch.randn(2, 6)).groups if group.name != "0.second"]
     count = 0
-    attempt = Trial._attempt
+    attempt = Removal._attempt
 
     def counted(self, *args):
         nonlocal count
         count += 1
         return attempt(self, *args)
 
-    monkeypatch.setattr(Trial, "_attempt", counted)
+    monkeypatch.setattr(Removal, "_attempt", counted)
     completed, failures = tried_groups(model, groups, Example.of(torch.randn(2, 6)))
     assert not failures
     assert [count.name for group in completed for count in group.counts] == ["width"]
