@@ -12,7 +12,6 @@ from lightning_coreset.coreset.activations import Activation, PiecewiseLinear, l
 from lightning_coreset.coreset.certificate import Certificate, certify, output_radius
 from lightning_coreset.coreset.draw_law import DrawLaw, draw_law
 from lightning_coreset.coreset.elimination import eliminate, elimination_curve
-from lightning_coreset.coreset.elimination_state import compress_rows
 from lightning_coreset.coreset.gaussian_moments import (
     Gaussian,
     Moments,
@@ -31,6 +30,7 @@ from lightning_coreset.coreset.least_squares import (
     variance_ratios,
 )
 from lightning_coreset.coreset.moved_certificate import certify_moved
+from lightning_coreset.coreset.precision import compress_rows
 from lightning_coreset.coreset.refined_bounds import failure_probability, refined_error_bound, refined_sample_size
 from lightning_coreset.coreset.refinement import Refinement, refine_producers
 from lightning_coreset.coreset.sample_fit import SampleFit, fit_samples, position_correlation, sample_moments

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_coreset.coreset.precision import DensePrecision, Precision
+from lightning_coreset.coreset.precision import DensePrecision, Precision, compress_rows
 from lightning_coreset.coreset.sampled_moment import SampledMoment
 
 
@@ -145,28 +145,6 @@ class Candidates:
     def norms(self) -> Tensor:
         """The squared norms of the coefficients, (c,)."""
         return self.squares.diagonal()
-
-
-def compress_rows(consumers: Tensor) -> Tensor:
-    r"""At most N rows that say as much as all J: an :math:`R` with :math:`R^T R = W^T W`.
-
-    Errors and energies of the consumers, :math:`\mathrm{tr}(W A W^T)`, are those of :math:`R`, and choices with them.
-
-    Args:
-        consumers: The consumers' weights :math:`W`, ``(J, N)``.
-
-    Returns:
-        The rows, ``(min(J, N), N)``, in the dtype of ``consumers``.
-
-    Example:
-        >>> rows = compress_rows(torch.tensor([[3.0], [4.0]]))
-        >>> rows.shape, (rows.T @ rows).round(decimals=4)
-        (torch.Size([1, 1]), tensor([[25.]]))
-
-    """
-    if consumers.shape[0] <= consumers.shape[1]:
-        return consumers
-    return torch.linalg.qr(consumers, mode="r").R
 
 
 def drop_one_by_one(readers: Sequence[Candidates], labels: Tensor, surplus: int, last: bool) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_coreset.coreset.elimination import eliminate, regularisation
-from lightning_coreset.coreset.elimination_state import compress_rows
+from lightning_coreset.coreset.precision import compress_rows
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,10 +1,11 @@
-"""The inverse of regularised second moments, of which an elimination asks for a few entries."""
+"""The inverse of regularised second moments, of which an elimination asks for few entries, and rows that read it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 
@@ -51,3 +52,25 @@ class DensePrecision:
     def blocks(self, members: Tensor) -> Tensor:
         """As a :class:`Precision`."""
         return self.matrix[members[:, :, None], members[:, None, :]]
+
+
+def compress_rows(consumers: Tensor) -> Tensor:
+    r"""At most N rows that say as much as all J: an :math:`R` with :math:`R^T R = W^T W`.
+
+    Errors and energies of the consumers, :math:`\mathrm{tr}(W A W^T)`, are those of :math:`R`, and choices with them.
+
+    Args:
+        consumers: The consumers' weights :math:`W`, ``(J, N)``.
+
+    Returns:
+        The rows, ``(min(J, N), N)``, in the dtype of ``consumers``.
+
+    Example:
+        >>> rows = compress_rows(torch.tensor([[3.0], [4.0]]))
+        >>> rows.shape, (rows.T @ rows).round(decimals=4)
+        (torch.Size([1, 1]), tensor([[25.]]))
+
+    """
+    if consumers.shape[0] <= consumers.shape[1]:
+        return consumers
+    return torch.linalg.qr(consumers, mode="r").R

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from lightning_coreset.coreset.activations import Activation
 from lightning_coreset.coreset.elimination import regularisation
-from lightning_coreset.coreset.elimination_state import compress_rows
 from lightning_coreset.coreset.hermite import hermite_coefficients
+from lightning_coreset.coreset.precision import compress_rows
 
 _TERMS = 13
 _AT_ONCE = 2**14

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_coreset.coreset.gaussian_moments import matrix_dtype
+from lightning_coreset.coreset.precision import compress_rows
 
 _BLOCK = 512
 """Samples whose products are computed at once; of two blocks only one order is, since products are symmetric."""
@@ -129,7 +130,7 @@ class SampledPrecision:
         r""":math:`W C Q` of consumers ``(J, N)``, or as many rows with the same products as there are samples."""
         whitened = self.whitened.to(self.dtype)
         seen = consumers.to(whitened) @ whitened.T
-        return (seen if len(seen) <= len(whitened) else torch.linalg.qr(seen, mode="r").R) @ whitened
+        return compress_rows(seen) @ whitened
 
 
 def products_of_rows(rows: Tensor) -> Tensor:

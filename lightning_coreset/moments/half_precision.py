@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from lightning_coreset._compat import DispatchMode, multiplies_in
+from lightning_coreset.moments.inputs import HALF
 
 aten = torch.ops.aten
 
-_HALF = (torch.bfloat16, torch.float16)
 _FEWEST_ROWS = 32
 """Of what meets a matrix: with 16, rounding its numbers takes as long as is gained."""
 _NUMBERS = 2**22
@@ -33,7 +33,7 @@ def products_in_single(tensors: Iterable[Tensor]) -> AbstractContextManager[Any]
     Args:
         tensors: Parameters and buffers of the network that is run.
     """
-    kinds = {one.dtype for one in tensors if one.dtype in _HALF and one.device.type == "cpu"}
+    kinds = {one.dtype for one in tensors if one.dtype in HALF and one.device.type == "cpu"}
     slow = {dtype for dtype in kinds if not multiplies_in(dtype)}
     return _SinglePrecision(slow) if slow else nullcontext()
 

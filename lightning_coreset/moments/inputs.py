@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-_HALF = (torch.bfloat16, torch.float16)
+HALF = (torch.bfloat16, torch.float16)
+"""What is called half precision."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,11 +66,11 @@ class NormInput:
 
 def as_it_was(rows: Tensor, dtype: torch.dtype) -> Tensor:
     """Rows in the precision of the numbers of which they are, if that was half, so that nothing is lost."""
-    return rows.to(dtype) if dtype in _HALF else rows
+    return rows.to(dtype) if dtype in HALF else rows
 
 
 def _computable(rows: Tensor) -> Tensor:
-    return rows.float() if rows.dtype in _HALF else rows
+    return rows.float() if rows.dtype in HALF else rows
 
 
 @dataclass(frozen=True, eq=False)

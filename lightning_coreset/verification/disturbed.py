@@ -66,11 +66,15 @@ def _copy(tensor: Tensor, places: Places, zeros: Places) -> Tensor:
         part = result.index_select(member.dim, index)
         # Of the other sign, so that one of both passes a ReLU; and random, or it could cancel out in a norm.
         affine = member.role == "channelwise"
-        other = part * 1.7 + 0.1 if affine else _size(part) * noise(part, generator) - part
+        other = _scaled(part) if affine else _size(part) * noise(part, generator) - part
         result.index_copy_(member.dim, index, other)
     for member, index in zeros:
         result.index_fill_(member.dim, index.to(tensor.device), 0.0)
     return result
+
+
+def _scaled(part: Tensor) -> Tensor:
+    return part * 1.7 + 0.1
 
 
 def _size(part: Tensor) -> Tensor:
@@ -88,7 +92,7 @@ def _other_values(made: MadeWeight, member: Member, index: Tensor, generator: to
     """The same on some rows; the noise is a product of two vectors, which are all that has to be kept of it."""
     shape, dim = made.memory.shape, member.dim
     if member.role == "channelwise":
-        return _at(shape, dim, index, lambda part, which: part * 1.7 + 0.1)
+        return _at(shape, dim, index, lambda part, which: _scaled(part))
     seen = index if dim == 0 else torch.arange(shape[0])
     part = made.rows(seen[:: max(len(seen) // _SEEN, 1)])
     along, across = (torch.randn(length, generator=generator, dtype=part.dtype) for length in shape)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from functools import partial
 from typing import Any
 
@@ -86,24 +86,25 @@ class Influence:
             options: How to run it.
         """
         try:
-            outputs, finite = self._differentiated(run, groups, kept_in_two_bytes(), choices, **options)
+            outputs, finite = self._differentiated(run, groups, choices, rounded=True, **options)
         except Exception as error:
             if not forbids_hooks(error):
                 raise
-            return self._differentiated(run, groups, nullcontext(), choices, **options)[0]
+            return self._differentiated(run, groups, choices, rounded=False, **options)[0]
         if not finite:  # rounding may be the cause: it makes equal numbers unequal, and small ones zero
-            self._differentiated(run, groups, nullcontext(), choices, **options)
+            self._differentiated(run, groups, choices, rounded=False, **options)
         return outputs
 
     def _differentiated(
         self,
         run: Run,
         groups: Sequence[ChannelGroup],
-        kept: AbstractContextManager[Any],
         choices: MadeChoices | None,
+        *,
+        rounded: bool,
         **options: Any,
     ) -> tuple[list[Tensor], bool]:
-        """Note what the gradients in a run show, with what is kept for them in a context.
+        """Note what the gradients in a run show, with what is kept for them rounded or as it is.
 
         Returns:
             The outputs, and whether all gradients are finite; not if rounding could make others of them.
@@ -114,12 +115,12 @@ class Influence:
             for name, tensor in named_tensors(self._network.model).items()
             if name in consumers and tensor.is_floating_point()
         }
-        finite, rounded = True, not isinstance(kept, nullcontext)
+        finite = True
         with ExitStack() as stack:
             if self._network.virtual is not None:
                 stack.enter_context(self._network.virtual.freed.sparing())
             concerned = [] if choices is None else [choices.repeated()]
-            with kept:
+            with kept_in_two_bytes() if rounded else nullcontext():
                 outputs = self._network.outputs([run], gradients=True, concerned=concerned, **options)
             differentiable = [tensor for tensor in outputs if tensor.requires_grad]
             if differentiable and parameters:
